@@ -1,0 +1,199 @@
+"""Top and stratified activating contexts of every feature, with exact counts and histograms, in one pass of a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+N_BINS = 32
+N_STRATA = 8
+BEFORE, AFTER = 20, 11
+HASH_BEFORE, HASH_AFTER = 8, 3
+NO_CONTEXT = np.uint32(0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class ContextLimits:
+    """How many contexts a feature keeps."""
+
+    n_top: int = 20
+    n_per_stratum: int = 3
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Everything the pass found; the first axis is the feature, `NO_CONTEXT` marks an empty slot.
+
+    Top contexts are ordered by activation (falling), then by place in the stream; at most one per different text
+    around its peak, `top_copies` counts how often that text was met while listed. Stratum slots are a uniform
+    sample without replacement of the contexts whose peak lies in the stratum; `stratum_contexts` counts those.
+    """
+
+    n_tokens: int
+    log2_edges: np.ndarray
+    n_fired: np.ndarray
+    total: np.ndarray
+    maximum: np.ndarray
+    histogram: np.ndarray
+    top_act: np.ndarray
+    top_context: np.ndarray
+    top_position: np.ndarray
+    top_copies: np.ndarray
+    stratum_act: np.ndarray
+    stratum_context: np.ndarray
+    stratum_position: np.ndarray
+    stratum_contexts: np.ndarray
+
+
+@njit(cache=True)
+def _mix(value):  # pragma: no cover (compiled)
+    """A 64-bit hash (the finaliser of splitmix64, Steele et al. 2014)."""
+    value = np.uint64(value)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True)
+def _text_hash(row, position):  # pragma: no cover (compiled)
+    value = np.uint64(0x9E3779B97F4A7C15)
+    for p in range(max(0, position - HASH_BEFORE), min(row.size, position + HASH_AFTER + 1)):
+        value = _mix(value + np.uint64(row[p]) + np.uint64(1))
+    return value
+
+
+@njit(cache=True)
+def _bin(act, low, width):  # pragma: no cover (compiled)
+    return min(max(int((np.log2(act) - low) / width), 0), N_BINS - 1)
+
+
+@njit(cache=True)
+def _offer_top(act, context, position, text, acts, contexts, positions, hashes, copies):  # pragma: no cover
+    """Inserts a candidate into one feature's list, ordered by (falling act, context); one entry per text."""
+    size = acts.size
+    worst = size - 1
+    for slot in range(size):
+        if contexts[slot] == NO_CONTEXT:
+            break
+        if hashes[slot] == text:
+            copies[slot] += 1
+            if act <= acts[slot]:
+                return
+            worst = slot
+            break
+    seen = copies[worst] if contexts[worst] != NO_CONTEXT and hashes[worst] == text else 1
+    if contexts[worst] != NO_CONTEXT and act <= acts[worst]:
+        return
+    slot = worst
+    while slot > 0 and (contexts[slot - 1] == NO_CONTEXT or acts[slot - 1] < act):
+        acts[slot], contexts[slot], positions[slot] = acts[slot - 1], contexts[slot - 1], positions[slot - 1]
+        hashes[slot], copies[slot] = hashes[slot - 1], copies[slot - 1]
+        slot -= 1
+    acts[slot], contexts[slot], positions[slot], hashes[slot], copies[slot] = act, context, position, text, seen
+
+
+@njit(cache=True)
+def _offer_sample(act, context, position, key, acts, contexts, positions, keys):  # pragma: no cover (compiled)
+    """Keeps the candidates with the smallest keys: a uniform sample that does not depend on the order of arrival."""
+    slot = keys.size - 1
+    if key >= keys[slot]:
+        return
+    while slot > 0 and keys[slot - 1] > key:
+        acts[slot], contexts[slot], positions[slot] = acts[slot - 1], contexts[slot - 1], positions[slot - 1]
+        keys[slot] = keys[slot - 1]
+        slot -= 1
+    acts[slot], contexts[slot], positions[slot], keys[slot] = act, context, position, key
+
+
+@njit(cache=True)
+def _collect(ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample):  # pragma: no cover
+    best_act, best_position, touched = scratch
+    n_fired, total, maximum, histogram, stratum_contexts = counts
+    top_act, top_context, top_position, top_hash, top_copies = top
+    stratum_act, stratum_context, stratum_position, stratum_key = sample
+    for c in range(ids.shape[0]):
+        n_touched = 0
+        for p in range(ids.shape[1]):
+            for j in range(indices.shape[2]):
+                act, f = acts[c, p, j], indices[c, p, j]
+                if act <= 0:
+                    continue
+                n_fired[f] += 1
+                total[f] += act
+                maximum[f] = max(maximum[f], act)
+                histogram[f, _bin(act, low, width)] += 1
+                if best_act[f] == 0:
+                    touched[n_touched] = f
+                    n_touched += 1
+                if act > best_act[f]:
+                    best_act[f], best_position[f] = act, p
+        context = np.uint32(first_context + c)
+        for t in range(n_touched):
+            f = touched[t]
+            act, p = best_act[f], best_position[f]
+            best_act[f] = 0
+            if top_context[f, -1] == NO_CONTEXT or act > top_act[f, -1]:
+                text = _text_hash(ids[c], p)
+                _offer_top(act, context, p, text, top_act[f], top_context[f], top_position[f], top_hash[f], top_copies[f])
+            s = _bin(act, low, width) * N_STRATA // N_BINS
+            stratum_contexts[f, s] += 1
+            key = _mix(_mix(np.uint64(seed) + np.uint64(f)) + np.uint64(context))
+            _offer_sample(act, context, p, key, stratum_act[f, s], stratum_context[f, s], stratum_position[f, s], stratum_key[f, s])
+
+
+class ContextCollector:
+    """Feed it batches of contexts in stream order, then `finish`.
+
+    `pilot_acts` are positive activations of a small sample; they fix the log-spaced bins for the whole pass.
+    Memory: d_sae * (n_top * 23 + 8 * n_per_stratum * 18 + 180) bytes.
+    """
+
+    def __init__(self, d_sae: int, limits: ContextLimits, pilot_acts: np.ndarray, seed: int = 0):
+        low, high = np.log2(np.quantile(pilot_acts, [0.001, 1.0])) if pilot_acts.size else (0.0, 1.0)
+        self._low, self._width = float(low), max(float(high - low) * 1.05, 1e-3) / N_BINS
+        self._seed, self.n_tokens = seed, 0
+        self._scratch = np.zeros(d_sae, np.float32), np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
+        self._counts = (
+            np.zeros(d_sae, np.int64),
+            np.zeros(d_sae, np.float64),
+            np.zeros(d_sae, np.float32),
+            np.zeros((d_sae, N_BINS), np.int64),
+            np.zeros((d_sae, N_STRATA), np.int64),
+        )
+        shape = (d_sae, limits.n_top)
+        self._top = (*_slots(shape), np.zeros(shape, np.uint64), np.zeros(shape, np.uint32))
+        shape = (d_sae, N_STRATA, limits.n_per_stratum)
+        self._sample = (*_slots(shape), np.full(shape, np.iinfo(np.uint64).max, np.uint64))
+
+    def add(self, ids: np.ndarray, indices: np.ndarray, acts: np.ndarray, first_context: int, n_tokens: int) -> None:
+        """Token ids [contexts, ctx_len], latents and activations [contexts, ctx_len, k] of consecutive contexts.
+
+        Positions that the dictionary does not read carry zeros; `n_tokens` counts those it does.
+        """
+        self.n_tokens += n_tokens
+        arrays = np.ascontiguousarray(ids), np.ascontiguousarray(indices), np.ascontiguousarray(acts, np.float32)
+        _collect(*arrays, first_context, self._seed, self._low, self._width, self._scratch, self._counts, self._top, self._sample)
+
+    def finish(self) -> Collected:
+        """What was found so far."""
+        n_fired, total, maximum, histogram, stratum_contexts = self._counts
+        edges = self._low + self._width * np.arange(N_BINS + 1)
+        top_act, top_context, top_position, _, top_copies = self._top
+        top = top_act, top_context, top_position, top_copies
+        return Collected(self.n_tokens, edges, n_fired, total, maximum, histogram, *top, *self._sample[:3], stratum_contexts)
+
+
+def _slots(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.zeros(shape, np.float32), np.full(shape, NO_CONTEXT, np.uint32), np.zeros(shape, np.uint16)
+
+
+@njit(cache=True)
+def window_acts(feature, indices, acts, out):  # pragma: no cover (compiled)
+    """Fills out[p] with the activation of `feature` at every position of a window [length, k]."""
+    for p in range(indices.shape[0]):
+        out[p] = 0
+        for j in range(indices.shape[1]):
+            if indices[p, j] == feature:
+                out[p] = acts[p, j]

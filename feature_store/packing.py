@@ -1,0 +1,68 @@
+"""Compact bytes of a feature's windows, and back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+WINDOW = np.dtype(
+    [
+        ("is_stratum", "<u1"),
+        ("rank", "<u1"),
+        ("stratum", "<u1"),
+        ("length", "<u1"),
+        ("peak", "<u1"),
+        ("n_acts", "<u1"),
+        ("copies", "<u2"),
+        ("document", "<u4"),
+        ("context", "<u4"),
+        ("percentile", "<f4"),
+        ("inclusion", "<f4"),
+    ]
+)
+ACT_LEVELS = 65535
+
+
+class Pack(NamedTuple):
+    """One feature's windows: records, token ids and non-zero activations, each window after the other."""
+
+    windows: np.ndarray
+    token_ids: np.ndarray
+    act_places: np.ndarray
+    act_values: np.ndarray
+
+
+def quantise(acts: np.ndarray, max_act: float) -> np.ndarray:
+    """Activations as uint16 shares of the feature's maximum; an error of at most max_act / 131070."""
+    return np.rint(acts / max_act * ACT_LEVELS).clip(1, ACT_LEVELS).astype("<u2")
+
+
+def pack_columns(pack: Pack, id_dtype: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """The four blobs of a row of `context_pack`."""
+    return (
+        pack.windows.astype(WINDOW).tobytes(),
+        pack.token_ids.astype(id_dtype).tobytes(),
+        pack.act_places.astype("<u1").tobytes(),
+        pack.act_values.astype("<u2").tobytes(),
+    )
+
+
+def unpack_columns(columns: tuple[bytes, bytes, bytes, bytes], id_bytes: int, max_act: float) -> Pack:
+    """The inverse of `pack_columns`, activations in their own units again."""
+    windows, ids, places, values = columns
+    acts = np.frombuffer(values, "<u2").astype(np.float32) * (max_act / ACT_LEVELS)
+    return Pack(
+        np.frombuffer(windows, WINDOW), np.frombuffer(ids, f"<u{id_bytes}"), np.frombuffer(places, "<u1"), acts
+    )
+
+
+def dense_window(pack: Pack, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """(token ids, activations) of one window, both as long as the window."""
+    starts = np.concatenate([[0], np.cumsum(pack.windows["length"], dtype=np.int64)])
+    act_starts = np.concatenate([[0], np.cumsum(pack.windows["n_acts"], dtype=np.int64)])
+    ids = pack.token_ids[starts[number] : starts[number + 1]]
+    acts = np.zeros(len(ids), np.float32)
+    part = slice(act_starts[number], act_starts[number + 1])
+    acts[pack.act_places[part]] = pack.act_values[part]
+    return ids, acts

@@ -1,0 +1,297 @@
+"""Every read of the store: one named function each, returning records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+
+from feature_store import schema
+from feature_store.packing import dense_window, unpack_columns
+from feature_store.records import Explanation, Feature, FeatureRow, Page, Score, Window
+from feature_store.writer import read_pointer
+
+SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "label"]
+_SORT_SQL: dict[str, str] = {
+    "feature": "f.feature",
+    "density": "f.density",
+    "max_act": "f.max_act",
+    "mean_act": "f.mean_act",
+    "n_documents": "f.n_documents",
+    "score": "l.score",
+    "label": "l.text",
+}
+_ROW = "f.feature, f.density, f.n_fired, f.mean_act, f.max_act, f.n_documents, l.text, l.explainer, l.score"
+_FROM = "from contexts.feature f left join explanations.label l using (feature)"
+
+
+class StoreError(Exception):
+    """A store that is missing, of a newer format, or not a store."""
+
+
+class Store:
+    """The published generations of one dictionary, opened read-only; make a cursor per request."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.pointer = read_pointer(folder)
+        if "contexts" not in self.pointer:
+            raise StoreError(f"{folder}: no published generation. Run sae-train to its end first.")
+        self.connection = duckdb.connect()
+        self.connection.execute("set autoinstall_known_extensions=false; set autoload_known_extensions=false")
+        self.connection.execute("set threads=1")
+        for kind in ("contexts", "explanations"):
+            self._attach(kind)
+        self.connection.execute("set enable_external_access=false; set lock_configuration=true")
+        self.meta = dict(self.connection.execute("select key, value from contexts.meta").fetchall())
+        self.meta = {key: json.loads(value) for key, value in self.meta.items()}
+        self.generation = "-".join(self.pointer[k]["sha256"][:12] for k in sorted(self.pointer))
+        self._names = dict(self.connection.execute("select document, name from contexts.document").fetchall())
+        self.token_bytes: dict[int, bytes] = dict(
+            self.connection.execute("select token, text from contexts.token").fetchall()
+        )
+
+    def _attach(self, kind: str) -> None:
+        """Attaches one generation, or an empty one of its kind in memory where none is published."""
+        if kind in self.pointer:
+            path = self.folder / self.pointer[kind]["file"]
+            try:
+                self.connection.execute(f"attach '{path}' as {kind} (read_only)")
+                found = self.connection.execute(f"select value from {kind}.meta where key = 'format_version'").fetchall()
+            except duckdb.Error as error:
+                raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
+            if not found or int(found[0][0]) != schema.FORMAT_VERSION:
+                raise StoreError(f"{path}: format {found}, this saedex reads format {schema.FORMAT_VERSION}.")
+        else:
+            self.connection.execute(f"attach ':memory:' as {kind}; use {kind}")
+            for statement in schema.EXPLANATIONS:
+                self.connection.execute(statement)
+            self.connection.execute("use memory")
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self.connection.close()
+
+    def text_of(self, tokens: list[int]) -> list[str]:
+        """Display text of each token. A character split over tokens is shown whole on its last one."""
+        pieces, pending = [], b""
+        for token in tokens:
+            pending += self.token_bytes.get(token, b"")
+            try:
+                pieces.append(pending.decode("utf-8"))
+                pending = b""
+            except UnicodeDecodeError:
+                if len(pending) < 4:
+                    pieces.append("")
+                else:
+                    pieces.append(pending.decode("utf-8", "replace"))
+                    pending = b""
+        if pending and pieces:
+            pieces[-1] += pending.decode("utf-8", "replace")
+        return pieces
+
+    def tokens_like(self, text: str) -> list[int]:
+        """Ids of tokens whose text, stripped and lower-cased, equals the given text so treated."""
+        wanted = text.strip().lower()
+        return [t for t, b in self.token_bytes.items() if b.decode("utf-8", "replace").strip().lower() == wanted]
+
+
+def _row(values: tuple[Any, ...]) -> FeatureRow:
+    return FeatureRow(*values)
+
+
+def features(
+    store: Store,
+    *,
+    sort: SortKey = "feature",
+    descending: bool = False,
+    limit: int = 50,
+    offset: int = 0,
+    min_density: float | None = None,
+    max_density: float | None = None,
+    min_score: float | None = None,
+    explainer: str | None = None,
+    query: str | None = None,
+    alive: bool = False,
+) -> Page:
+    """Features that pass every given filter, sorted (nulls last, then by id), one page of them."""
+    conditions, values = ["true"], []
+    for sql, value in (
+        ("f.density >= ?", min_density),
+        ("f.density <= ?", max_density),
+        ("l.score >= ?", min_score),
+        ("l.explainer = ?", explainer),
+    ):
+        if value is not None:
+            conditions.append(sql)
+            values.append(value)
+    if alive:
+        conditions.append("f.n_fired > 0")
+    if query:
+        conditions.append("contains(lower(l.text), lower(?))")
+        values.append(query)
+    where = " and ".join(conditions)
+    order = f"{_SORT_SQL[sort]} {'desc' if descending else 'asc'} nulls last, f.feature"
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        f"select {_ROW} {_FROM} where {where} order by {order} limit ? offset ?", [*values, limit, offset]
+    ).fetchall()
+    total = cursor.execute(f"select count(*) {_FROM} where {where}", values).fetchall()[0][0]
+    return Page([_row(r) for r in rows], total)
+
+
+def feature(store: Store, number: int) -> Feature | None:
+    """One feature with its histogram, logits, neighbours and explanations; None where there is no such id."""
+    cursor = store.connection.cursor()
+    found = cursor.execute(
+        f"""select {_ROW}, histogram, promoted_tokens, promoted_logits, suppressed_tokens, suppressed_logits,
+            neighbours, neighbour_cosines {_FROM} where f.feature = ?""",
+        [number],
+    ).fetchall()
+    if not found:
+        return None
+    row, blobs = _row(found[0][:9]), found[0][9:]
+    pairs = [
+        list(zip(np.frombuffer(a, "<u4").tolist(), np.frombuffer(b, "<f4").tolist(), strict=True))
+        for a, b in zip(blobs[1::2], blobs[2::2], strict=True)
+    ]
+    histogram = np.frombuffer(blobs[0], "<u4").tolist()
+    return Feature(row, histogram, store.meta["log2_edges"], *pairs, explanations(store, number))
+
+
+def explanations(store: Store, number: int) -> list[Explanation]:
+    """All explanations of a feature with their scores, the chosen one first."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        """select e.id, e.explainer, e.text, e.chosen, s.scorer, s.metric, s.value, s.chance, s.n_pos, s.n_neg, s.split
+        from explanations.explanation e left join explanations.score s on s.explanation = e.id
+        where e.feature = ? order by e.chosen desc, e.id, s.scorer""",
+        [number],
+    ).fetchall()
+    found: dict[int, Explanation] = {}
+    for key, explainer, text, chosen, *score in rows:
+        explanation = found.setdefault(key, Explanation(explainer, text, chosen))
+        if score[0] is not None:
+            explanation.scores.append(Score(*score))
+    return list(found.values())
+
+
+def windows(store: Store, number: int) -> list[Window]:
+    """All stored windows of a feature: the top ones by rank, then the strata from the strongest down."""
+    cursor = store.connection.cursor()
+    found = cursor.execute(
+        """select windows, token_ids, act_places, act_values, max_act from contexts.context_pack
+        join contexts.feature using (feature) where feature = ?""",
+        [number],
+    ).fetchall()
+    if not found:
+        return []
+    pack = unpack_columns(found[0][:4], store.meta["id_bytes"], found[0][4])
+    out = []
+    for index, w in enumerate(pack.windows):
+        ids, acts = dense_window(pack, index)
+        document = int(w["document"])
+        out.append(
+            Window(
+                group="stratum" if w["is_stratum"] else "top",
+                rank=int(w["rank"]),
+                stratum=int(w["stratum"]),
+                document=document,
+                document_name=store._names.get(document, ""),
+                context=int(w["context"]),
+                peak=int(w["peak"]),
+                token_ids=ids.tolist(),
+                acts=acts.tolist(),
+                copies=int(w["copies"]),
+                percentile=float(w["percentile"]),
+                inclusion=float(w["inclusion"]),
+            )
+        )
+    return sorted(out, key=lambda w: (w.group == "stratum", -w.stratum if w.group == "stratum" else 0, w.rank))
+
+
+def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) -> list[tuple[FeatureRow, int]]:
+    """(row, times) of the features that fire most often on, or just before, any of the tokens."""
+    if not tokens:
+        return []
+    cursor = store.connection.cursor()
+    marks = ", ".join("?" * len(tokens))
+    rows = cursor.execute(
+        f"""with hits as (
+            select feature, sum(n_explain + n_test) as times from contexts.feature_token
+            where kind = ? and token in ({marks}) group by feature)
+        select {_ROW}, hits.times {_FROM} join hits using (feature) order by hits.times / f.n_fired desc, f.feature limit ?""",
+        [kind, *tokens, limit],
+    ).fetchall()
+    return [(_row(r[:9]), int(r[9])) for r in rows]
+
+
+def token_table(store: Store, kind: str) -> list[tuple[int, int, int, int]]:
+    """(feature, token, times in explain documents, times in test documents) of one kind, by feature."""
+    cursor = store.connection.cursor()
+    return cursor.execute(
+        "select feature, token, n_explain, n_test from contexts.feature_token where kind = ? order by all", [kind]
+    ).fetchall()
+
+
+def random_windows(store: Store) -> list[tuple[int, list[int], set[int]]]:
+    """(document, token ids, features that fire) of the stored random windows."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select document, token_ids, latents from contexts.random_window order by id").fetchall()
+    dtype = f"<u{store.meta['id_bytes']}"
+    return [(d, np.frombuffer(i, dtype).tolist(), set(np.frombuffer(x, "<u4").tolist())) for d, i, x in rows]
+
+
+def firing_counts(store: Store) -> list[tuple[int, int, int]]:
+    """(feature, firings in all documents, firings in test documents), by feature."""
+    cursor = store.connection.cursor()
+    return cursor.execute("select feature, n_fired, n_fired_test from contexts.feature order by feature").fetchall()
+
+
+def token_counts(store: Store) -> list[tuple[int, int, int]]:
+    """(token, occurrences in explain documents, in test documents), by token."""
+    cursor = store.connection.cursor()
+    return cursor.execute("select token, n_explain, n_test from contexts.token order by token").fetchall()
+
+
+def promoted_tokens(store: Store) -> dict[int, list[int]]:
+    """Tokens that every feature promotes, strongest first."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select feature, promoted_tokens from contexts.feature").fetchall()
+    return {f: np.frombuffer(blob, "<u4").tolist() for f, blob in rows}
+
+
+def test_documents(store: Store) -> set[int]:
+    """Documents kept for testing explanations."""
+    cursor = store.connection.cursor()
+    return {r[0] for r in cursor.execute("select document from contexts.document where is_test").fetchall()}
+
+
+def document_latents(store: Store, document: int) -> tuple[str, list[tuple[int, float, float]]] | None:
+    """(name, [(feature, mean, maximum)]) of a document's strongest features; None where there is no such document."""
+    cursor = store.connection.cursor()
+    found = cursor.execute(
+        "select name, latents, means, maxima from contexts.document where document = ?", [document]
+    ).fetchall()
+    if not found:
+        return None
+    name, latents, means, maxima = found[0]
+    columns = (np.frombuffer(latents, "<u4"), np.frombuffer(means, "<f4"), np.frombuffer(maxima, "<f4"))
+    return name, list(zip(*(c.tolist() for c in columns), strict=True))
+
+
+def densities(store: Store) -> np.ndarray:
+    """Density of every feature, by id."""
+    cursor = store.connection.cursor()
+    return np.array([r[0] for r in cursor.execute("select density from contexts.feature order by feature").fetchall()])
+
+
+def counts(store: Store) -> dict[str, int]:
+    """Features in all, alive, and labelled."""
+    cursor = store.connection.cursor()
+    total, alive = cursor.execute("select count(*), count(*) filter (n_fired > 0) from contexts.feature").fetchall()[0]
+    labelled = cursor.execute("select count(*) from explanations.label").fetchall()[0][0]
+    return {"features": total, "alive": alive, "labelled": labelled}

@@ -1,0 +1,92 @@
+"""The frozen types that pass through the store's doors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Window:
+    """One activating context, cut around its peak."""
+
+    group: str  # "top", or "stratum"
+    rank: int
+    stratum: int
+    document: int
+    document_name: str
+    context: int
+    peak: int  # index of the peak inside the window
+    token_ids: list[int]
+    acts: list[float]
+    copies: int
+    percentile: float
+    inclusion: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number about an explanation."""
+
+    scorer: str
+    metric: str
+    value: float | None
+    chance: float
+    n_pos: int
+    n_neg: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A text about a feature, who made it, and its scores; `chosen` marks the feature's label."""
+
+    explainer: str
+    text: str
+    chosen: bool
+    scores: list[Score] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """A feature as a table shows it."""
+
+    feature: int
+    density: float
+    n_fired: int
+    mean_act: float
+    max_act: float
+    n_documents: int
+    label: str | None
+    explainer: str | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Everything about a feature but its contexts."""
+
+    row: FeatureRow
+    histogram: list[int]
+    histogram_log2_edges: list[float]
+    promoted: list[tuple[int, float]]
+    suppressed: list[tuple[int, float]]
+    neighbours: list[tuple[int, float]]
+    explanations: list[Explanation]
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of feature rows and how many match in all."""
+
+    rows: list[FeatureRow]
+    total: int
+
+
+@dataclass(frozen=True)
+class DictionaryCard:
+    """card.json as the server hands it out, and where the dictionary lies."""
+
+    name: str
+    card: dict[str, Any]
+    metrics: dict[str, Any]

@@ -1,0 +1,212 @@
+"""Counts over sparse codes: tokens of every feature, strongest features of every document, windows to keep."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected, window_acts
+from feature_store.packing import WINDOW, Pack, quantise
+
+TOKENS_PER_FEATURE = 32
+
+
+class Codes(NamedTuple):
+    """A stream of contexts and its sparse codes: ids [contexts, ctx_len], latents and acts [contexts, ctx_len, k]."""
+
+    ids: np.ndarray
+    documents: np.ndarray
+    indices: np.ndarray
+    acts: np.ndarray
+
+
+def test_documents(n_documents: int) -> np.ndarray:
+    """Which documents are kept for testing explanations: half of them, by a hash of their index."""
+    x = np.arange(n_documents, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) & np.uint64(1)).astype(bool)
+
+
+@njit(cache=True)
+def _firings_by_feature(indices, acts, d_sae):  # pragma: no cover (compiled)
+    """(offsets, flat token places) of all firings, by feature, in stream order."""
+    offsets = np.zeros(d_sae + 1, np.int64)
+    n_tokens, k = indices.shape
+    for t in range(n_tokens):
+        for j in range(k):
+            if acts[t, j] > 0:
+                offsets[indices[t, j] + 1] += 1
+    for f in range(d_sae):
+        offsets[f + 1] += offsets[f]
+    place = offsets[:-1].copy()
+    tokens = np.empty(offsets[-1], np.uint32)
+    for t in range(n_tokens):
+        for j in range(k):
+            if acts[t, j] > 0:
+                f = indices[t, j]
+                tokens[place[f]] = t
+                place[f] += 1
+    return offsets, tokens
+
+
+@njit(cache=True)
+def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, keep):  # pragma: no cover
+    """Per feature the tokens (`shift` places after each firing) seen most often in explain documents.
+
+    `wanted` [d_sae, n] are tokens that are reported whatever their rank. Returns rows (feature, token, explain, test).
+    """
+    explain, test = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    touched = np.empty(size, np.int64)
+    d_sae = offsets.size - 1
+    rows = np.empty((d_sae * (keep + wanted.shape[1]), 4), np.int64)
+    n_rows = 0
+    for f in range(d_sae):
+        n_touched = 0
+        for p in range(offsets[f], offsets[f + 1]):
+            t = firings[p]
+            if t % ctx_len + shift >= ctx_len:
+                continue
+            token = ids[t + shift]
+            if explain[token] == 0 and test[token] == 0:
+                touched[n_touched] = token
+                n_touched += 1
+            if is_test[t]:
+                test[token] += 1
+            else:
+                explain[token] += 1
+        seen = touched[:n_touched]
+        order = np.argsort(-explain[seen] * size + seen)
+        for r in range(n_touched):
+            token = seen[order[r]]
+            if (r < keep and explain[token] > 0) or (wanted.shape[1] and np.any(wanted[f] == token)):
+                rows[n_rows] = f, token, explain[token], test[token]
+                n_rows += 1
+        for r in range(n_touched):
+            explain[seen[r]] = test[seen[r]] = 0
+    return rows[:n_rows].copy()
+
+
+@njit(cache=True)
+def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (compiled)
+    """(n_documents [d_sae], rows of (document, feature), their mean and maximum); `owner` rises along the stream."""
+    total, peak = np.zeros(d_sae, np.float64), np.zeros(d_sae, np.float32)
+    touched = np.empty(d_sae, np.int64)
+    n_documents = np.zeros(d_sae, np.int64)
+    size = (owner[-1] + 1) * keep
+    rows, means, maxima = np.empty((size, 2), np.uint32), np.empty(size, np.float32), np.empty(size, np.float32)
+    n_rows, start = 0, 0
+    while start < owner.size:
+        end, n_touched = start, 0
+        while end < owner.size and owner[end] == owner[start]:
+            for j in range(indices.shape[1]):
+                act = acts[end, j]
+                if act > 0:
+                    f = indices[end, j]
+                    if total[f] == 0:
+                        touched[n_touched] = f
+                        n_touched += 1
+                    total[f] += act
+                    peak[f] = max(peak[f], act)
+            end += 1
+        seen = np.sort(touched[:n_touched])
+        order = np.argsort(-total[seen], kind="mergesort")
+        for r in range(n_touched):
+            f = seen[order[r]]
+            n_documents[f] += 1
+            if r < keep:
+                rows[n_rows, 0], rows[n_rows, 1] = owner[start], f
+                means[n_rows], maxima[n_rows] = total[f] / (end - start), peak[f]
+                n_rows += 1
+        for r in range(n_touched):
+            total[seen[r]], peak[seen[r]] = 0, 0
+        start = end
+    return n_documents, rows[:n_rows].copy(), means[:n_rows].copy(), maxima[:n_rows].copy()
+
+
+class Tables(NamedTuple):
+    """Counts of one pass over the codes."""
+
+    n_fired_test: np.ndarray
+    current: np.ndarray
+    following: np.ndarray
+    n_documents: np.ndarray
+    document_rows: np.ndarray
+    document_means: np.ndarray
+    document_maxima: np.ndarray
+
+
+def count(codes: Codes, d_sae: int, n_vocabulary: int, is_test: np.ndarray, promoted: np.ndarray, keep: int) -> Tables:
+    """Token tables, firings in test documents and the strongest `keep` features of every document.
+
+    `is_test` [documents]; `promoted` [d_sae, n] are tokens whose following-counts are always reported.
+    """
+    ctx_len = codes.ids.shape[1]
+    flat_ids = np.ascontiguousarray(codes.ids).reshape(-1)
+    owner = np.ascontiguousarray(codes.documents).reshape(-1)
+    indices = codes.indices.reshape(flat_ids.size, -1)
+    acts = codes.acts.reshape(flat_ids.size, -1)
+    token_is_test = is_test[owner]
+    offsets, firings = _firings_by_feature(indices, acts, d_sae)
+    firing_is_test = np.concatenate([[0], np.cumsum(token_is_test[firings])])
+    n_fired_test = firing_is_test[offsets[1:]] - firing_is_test[offsets[:-1]]
+    nothing = np.empty((d_sae, 0), np.int64)
+    shared = (offsets, firings, flat_ids, token_is_test, ctx_len)
+    current = _token_counts(*shared, 0, n_vocabulary, nothing, TOKENS_PER_FEATURE)
+    following = _token_counts(*shared, 1, n_vocabulary, promoted.astype(np.int64), TOKENS_PER_FEATURE)
+    return Tables(n_fired_test, current, following, *_document_latents(indices, acts, owner, d_sae, keep))
+
+
+def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:
+    """Share of a feature's firings below each activation, by its histogram, linear inside a bin."""
+    below = np.concatenate([[0], np.cumsum(collected.histogram[feature])]) / max(collected.n_fired[feature], 1)
+    return np.interp(np.log2(np.maximum(acts, 1e-30)), collected.log2_edges, below)
+
+
+def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
+    """The kept windows of one feature, cut around their peaks, with the feature's activations in them."""
+    kept = [(0, r, 0, *slot) for r, slot in enumerate(_filled(collected, "top", feature))]
+    for s in range(collected.stratum_act.shape[1]):
+        kept += [(1, r, s, *slot) for r, slot in enumerate(_filled(collected, "stratum", (feature, s)))]
+    windows = np.zeros(len(kept), WINDOW)
+    ids, places, values = [], [], []
+    percentiles = _percentiles(collected, feature, np.array([slot[3] for slot in kept]))
+    for number, (is_stratum, rank, stratum, _, context, position) in enumerate(kept):
+        cut = slice(max(0, position - BEFORE), min(codes.ids.shape[1], position + AFTER + 1))
+        acts = np.empty(cut.stop - cut.start, np.float32)
+        window_acts(feature, codes.indices[context, cut], codes.acts[context, cut], acts)
+        fired = acts.nonzero()[0]
+        ids.append(codes.ids[context, cut])
+        places.append(fired)
+        values.append(quantise(acts[fired], collected.maximum[feature]))
+        available = collected.stratum_contexts[feature, stratum]
+        inclusion = min(1.0, collected.stratum_act.shape[2] / available) if is_stratum else 1.0
+        copies = 1 if is_stratum else min(int(collected.top_copies[feature, rank]), 65535)
+        windows[number] = (
+            is_stratum, rank, stratum, cut.stop - cut.start, position - cut.start, len(fired), copies,
+            codes.documents[context, position], context, percentiles[number], inclusion,
+        )  # fmt: skip
+    join = lambda parts: np.concatenate(parts) if parts else np.empty(0, np.int64)  # noqa: E731
+    return Pack(windows, join(ids), join(places), join(values))
+
+
+def random_windows(codes: Codes, n_windows: int, seed: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(document, token ids, features that fire) of windows drawn uniformly, each as wide as a context's window."""
+    width = min(BEFORE + 1 + AFTER, codes.ids.shape[1])
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, len(codes.ids), n_windows)
+    starts = generator.integers(0, codes.ids.shape[1] - width + 1, n_windows)
+    found = []
+    for context, start in zip(drawn.tolist(), starts.tolist(), strict=True):
+        cut = slice(start, start + width)
+        fired = codes.indices[context, cut][codes.acts[context, cut] > 0]
+        middle = int(codes.documents[context, start + width // 2])
+        found.append((middle, codes.ids[context, cut], np.unique(fired)))
+    return found
+
+
+def _filled(collected: Collected, kind: str, where: int | tuple[int, int]) -> list[tuple[float, int, int]]:
+    arrays = [getattr(collected, f"{kind}_{name}")[where] for name in ("act", "context", "position")]
+    return [(float(a), int(c), int(p)) for a, c, p in zip(*arrays, strict=True) if c != NO_CONTEXT]

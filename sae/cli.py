@@ -1,0 +1,136 @@
+"""The commands `sae-train` and `sae`: argument parsing, exit codes, and the only words on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sae.errors import EXIT_CODES, SaedexError
+
+EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Runs `work`; an error that saedex expects becomes one clear message and its exit code."""
+    try:
+        return work()
+    except SaedexError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 75
+    except OSError as error:
+        print(f"error: {error}. Check the disk and the permissions.", file=sys.stderr)
+        return 74
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in saedex; please report the lines above.", file=sys.stderr)
+        return 70
+
+
+def _train_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="YAML file, for example training_configs/quickstart.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, for example train.tokens=1e6"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from sae.config import load_config
+
+    config = load_config(arguments.config, tuple(arguments.set))
+    from sae.progress import Screen
+    from sae.run import run
+
+    print_summary(run(config, Screen()))
+    return 0
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The figures of a finished run and what to do next."""
+    print(f"\nrun {summary['run']}, {summary['seconds_total']:.0f} s in all")
+    for name, found in summary["dictionaries"].items():
+        metrics, labels = found["metrics"], found["labels"]
+        recovered = metrics["loss_recovered"]
+        print(f"  dictionary {name}: {found['folder']}")
+        print(f"    fvu             {metrics['fvu']:.4f}   (typical positions {metrics['fvu_typical']:.4f})")
+        print(f"    l0              {metrics['l0']:.1f}")
+        print(f"    CE increase     {metrics['ce_increase']:.3f} nats over {metrics['ce']['clean']:.3f}")
+        print(f"    loss recovered  {recovered['mean']:.4f} against mean ablation, {recovered['zero']:.4f} against zero")
+        print(f"    dead            {metrics['dead']} of {metrics['d_sae']}")
+        median = labels["median_balanced_accuracy"]
+        scored = f", median held-out balanced accuracy {median:.3f} (chance {labels['chance']})" if median else ""
+        print(f"    labelled        {labels['features_labelled']} of {labels['features_alive']} live features{scored}")
+    rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in summary["tokens_per_s"].items())
+    times = ", ".join(f"{stage} {s:.0f}" for stage, s in summary["seconds"].items() if stage != "harvest_tokens")
+    print(f"  tokens/s: {rates}")
+    print(f"  seconds:  {times}")
+    print(f"\nTo look at the features:  sae serve {summary['folder']}\n")
+
+
+def _explain(_: argparse.Namespace) -> int:
+    from sae.config import explain
+
+    for key, default, text in explain():
+        print(f"{key:<52} {default:<22} {text}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from sae.config import load_config
+
+    config = load_config(arguments.config, tuple(arguments.set))
+    print(json.dumps(config.model_dump(mode="json"), indent=1))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from server.run import serve
+
+    return serve(arguments.paths, arguments.host, arguments.port)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`sae`: everything but training has a subcommand; `sae train` is `sae-train`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="sae", description="Sparse dictionaries of what a network has learned.", epilog=EPILOG, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    train = commands.add_parser("train", help="train, evaluate, index and label dictionaries", epilog=EPILOG, formatter_class=raw)
+    _train_parser(train)
+    train.set_defaults(work=_train)
+    serve = commands.add_parser("serve", help="open the feature explorer of finished runs")
+    serve.add_argument("paths", nargs="+", type=Path, help="run folders or dictionary folders, for example runs/quickstart")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    serve.set_defaults(work=_serve)
+    config = commands.add_parser("config", help="explain or check a configuration")
+    config_commands = config.add_subparsers(required=True, metavar="command")
+    config_commands.add_parser("explain", help="every setting with its default and meaning").set_defaults(work=_explain)
+    check = config_commands.add_parser("check", help="read a configuration and print it with all defaults")
+    _train_parser(check)
+    check.set_defaults(work=_check)
+    arguments = parser.parse_args(argv)
+    return _guarded(lambda: arguments.work(arguments))
+
+
+def train_main(argv: list[str] | None = None) -> int:
+    """`sae-train config.yaml`."""
+    parser = argparse.ArgumentParser(
+        prog="sae-train",
+        description="Train, evaluate, index and label the dictionaries of a configuration. The same command resumes.",
+        epilog="example: sae-train training_configs/quickstart.yaml --set train.tokens=1e6\n\n" + EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _train_parser(parser)
+    arguments = parser.parse_args(argv)
+    return _guarded(lambda: _train(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

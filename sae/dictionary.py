@@ -1,0 +1,112 @@
+"""The published dictionary: a folder with card.json and weights; written whole, loaded from a path or an address."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sae.architectures import SaeConfig, SparseAutoencoder, build
+from sae.errors import ArtefactError, UnavailableError
+from sae.files import write_folder, write_json
+from sae.sources import cache_dir, check_sha256, sha256_of
+
+CARD_VERSION = 1
+WEIGHTS = "weights.safetensors"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what produced a dictionary."""
+    names = ("saedex", "torch", "transformers", "datasets", "numpy", "numba", "duckdb")
+    found = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def publish(folder: Path, sae: SparseAutoencoder, scale: float, facts: dict[str, Any]) -> None:
+    """Writes the dictionary with the input scale folded in; `facts` go into its card.
+
+    The module itself is changed: after the call it takes activations in the language model's own units.
+    """
+    sae.fold_scale(scale)
+
+    def fill(target: Path) -> None:
+        tensors = {name: value.detach().contiguous().cpu() for name, value in sae.state_dict().items()}
+        save_file(tensors, target / WEIGHTS, metadata={"format": "saedex"})
+        card = {
+            "card_version": CARD_VERSION,
+            "name": sae.config.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "d_model": sae.d_model,
+            "sae": sae.config.model_dump(mode="json"),
+            "selection_dtype": str(sae.selection_dtype).removeprefix("torch."),
+            "input_scale_folded": scale,
+            "weights_sha256": sha256_of(target / WEIGHTS),
+            "versions": versions(),
+            **facts,
+        }
+        write_json(target / "card.json", card)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_folder(folder, fill)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """card.json of a dictionary folder; raises `ArtefactError` where there is none or it is newer than we know."""
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ArtefactError(f"{folder}: no card.json there. Give a dictionary folder such as runs/x/dictionaries/y.")
+    except ValueError as error:
+        raise ArtefactError(f"{path}: not valid JSON ({error}).")
+    if card.get("card_version") != CARD_VERSION:
+        raise ArtefactError(f"{path}: card version {card.get('card_version')}, this saedex reads {CARD_VERSION}.")
+    return card
+
+
+def load(path_or_url: str | Path) -> SparseAutoencoder:
+    """The module of a dictionary folder, or of a server's `/api/v1/dictionaries/{name}` address; hash checked."""
+    text = str(path_or_url)
+    folder = _download(text) if text.startswith(("http://", "https://")) else Path(text)
+    card = read_card(folder)
+    check_sha256(folder / WEIGHTS, card["weights_sha256"])
+    try:
+        config = TypeAdapter(SaeConfig).validate_python(card["sae"])
+        sae = build(config, card["d_model"], getattr(torch, card["selection_dtype"]))
+        sae.load_state_dict(load_file(folder / WEIGHTS))
+    except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
+        raise ArtefactError(f"{folder}: the weights do not fit the card: {error}")
+    return sae.eval().requires_grad_(False)
+
+
+def _download(url: str) -> Path:
+    """Folder in the cache with the card and weights behind a server's dictionary address."""
+    import httpx
+
+    base = url.rstrip("/")
+    try:
+        with httpx.Client(timeout=60, follow_redirects=False) as client:
+            card = client.get(f"{base}/download/card.json").raise_for_status()
+            expected = card.json()["weights_sha256"]
+            folder = cache_dir() / "dictionaries" / expected
+            if not folder.is_dir():
+                weights = client.get(f"{base}/download/{WEIGHTS}").raise_for_status()
+
+                def fill(target: Path) -> None:
+                    (target / WEIGHTS).write_bytes(weights.content)
+                    (target / "card.json").write_bytes(card.content)
+                    check_sha256(target / WEIGHTS, expected)
+
+                folder.parent.mkdir(exist_ok=True)
+                write_folder(folder, fill)
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise UnavailableError(f"{url}: no dictionary could be downloaded ({error}). Is the server running?")
+    return folder

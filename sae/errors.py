@@ -1,0 +1,69 @@
+"""The exceptions that saedex raises on purpose, each with its exit code."""
+
+
+class SaedexError(Exception):
+    """A problem that the user can act on: what happened, what was given, what is allowed, what to do next."""
+
+    exit_code = 70
+
+
+class ConfigError(SaedexError):
+    """Bad command line or configuration; lists every problem that was found."""
+
+    exit_code = 2
+
+
+class DataError(SaedexError):
+    """The input data is wrong: empty, too short, of another encoding or tokenizer."""
+
+    exit_code = 65
+
+
+class ArtefactError(SaedexError):
+    """A model, checkpoint, dictionary or store is missing or damaged."""
+
+    exit_code = 66
+
+
+class UnavailableError(SaedexError):
+    """A port is taken, a device is absent or a network source did not answer."""
+
+    exit_code = 69
+
+
+class NumericError(SaedexError):
+    """A loss or an activation was not finite."""
+
+    exit_code = 71
+
+
+class LockedError(SaedexError):
+    """Another process holds the run folder."""
+
+    exit_code = 73
+
+
+class DiskError(SaedexError):
+    """A read or write failed: disk full, permission, I/O error."""
+
+    exit_code = 74
+
+
+class Interrupted(SaedexError):
+    """The run was asked to stop; it wrote a checkpoint and the same command resumes it."""
+
+    exit_code = 75
+
+
+EXIT_CODES = {
+    0: "done (also when the run was complete already)",
+    2: ConfigError.__doc__,
+    65: DataError.__doc__,
+    66: ArtefactError.__doc__,
+    69: UnavailableError.__doc__,
+    70: "a bug in saedex; the traceback is in the log",
+    71: NumericError.__doc__,
+    73: LockedError.__doc__,
+    74: DiskError.__doc__,
+    75: Interrupted.__doc__,
+}

@@ -1,0 +1,150 @@
+"""Language model and contexts in, activations of several hook points out, from one truncated forward pass."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae.errors import NumericError
+from sae.hookpoints import HookPoint, Place, resolve, run_order
+from sae.language_model import LanguageModel
+from sae.section import Count, Section
+
+
+class HarvestConfig(Section):
+    """How the model is run and which positions are left out of training."""
+
+    batch_contexts: Count = Field(16, ge=1, description="Contexts per forward pass (a fixed shape).")
+    drop_positions: Count = Field(
+        1, ge=0, description="Leading positions of every context left out: the first token often holds a huge norm."
+    )
+    drop_special: bool = Field(True, description="Leave out special tokens (BOS, EOS, padding).")
+    max_norm_multiple: float | None = Field(
+        None, gt=1, description="Leave out positions whose norm exceeds this multiple of the median; none: keep all."
+    )
+    cache: bool = Field(True, description="Keep harvested activations on disk until the run ends (2 bytes a number).")
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Activations of whole contexts: x[hook] is [contexts, ctx_len, d_model]; `keep` marks the positions to use."""
+
+    x: dict[HookPoint, Tensor]
+    keep: Tensor
+
+
+class _Reached(Exception):
+    """Stops the forward pass at the deepest hook point."""
+
+
+class Harvester:
+    """Runs the model up to the deepest hook point, without its head, on batches of one fixed shape."""
+
+    def __init__(self, lm: LanguageModel, hooks: tuple[HookPoint, ...], config: HarvestConfig, packing: str):
+        self.lm, self.config, self.packing = lm, config, packing
+        self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(hooks))))
+        self.places: dict[HookPoint, Place] = {hook: resolve(lm, hook) for hook in self.hooks}
+        self._special = torch.tensor(lm.special_ids, device=lm.device)
+
+    def width(self, hook: HookPoint) -> int:
+        """Numbers per activation at a hook point."""
+        weight = getattr(self.places[hook].module, "weight", None)
+        if self.places[hook].side == "input" and isinstance(weight, Tensor) and hook.site in ("attn_z", "mlp_hidden"):
+            sides = set(weight.shape) - {self.lm.d_model}
+            return sides.pop() if sides else self.lm.d_model
+        return self.lm.d_model
+
+    @torch.no_grad()
+    def harvest(self, ids: np.ndarray, documents: np.ndarray) -> ActivationBatch:
+        """Activations of the contexts `ids` [contexts, ctx_len], in the model's own dtype."""
+        outputs: dict[HookPoint, Tensor] = {}
+        keeps = []
+        step = self.config.batch_contexts
+        for start in range(0, len(ids), step):
+            part, part_documents = _padded(ids[start : start + step], documents[start : start + step], step)
+            tokens = torch.from_numpy(part.astype(np.int64)).to(self.lm.device)
+            found = self._forward(tokens, part_documents)
+            n = min(step, len(ids) - start)
+            for hook, x in found.items():
+                if hook not in outputs:
+                    outputs[hook] = x.new_empty((len(ids), *x.shape[1:]))
+                outputs[hook][start : start + n] = x[:n]
+            keeps.append(self.keep(tokens[:n]))
+        return ActivationBatch(outputs, torch.cat(keeps))
+
+    def keep(self, tokens: Tensor) -> Tensor:
+        """Which positions of `tokens` [contexts, ctx_len] are trained on: a boolean tensor of the same shape."""
+        kept = torch.ones_like(tokens, dtype=torch.bool)
+        kept[:, : self.config.drop_positions] = False
+        if self.config.drop_special and len(self._special):
+            kept &= ~torch.isin(tokens, self._special)
+        return kept
+
+    def _forward(self, tokens: Tensor, documents: np.ndarray) -> dict[HookPoint, Tensor]:
+        found: dict[HookPoint, Tensor] = {}
+        last = self.hooks[-1]
+        batch, length = tokens.shape
+
+        def take(hook: HookPoint, x: Tensor) -> None:
+            found[hook] = x.reshape(batch, length, -1).detach()
+            if hook == last:
+                raise _Reached
+
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
+            try:
+                self.lm.body(input_ids=tokens, use_cache=False, **attention_inputs(documents, self.packing, self.lm))
+            except _Reached:
+                pass
+        for hook, x in found.items():
+            if not torch.isfinite(x).all():
+                raise NumericError(f"harvest: activations at {hook} are not finite in {x.dtype}. Use dtype: float32.")
+        return found
+
+
+def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays with their last row repeated up to `rows`, so that every forward pass has one shape."""
+    missing = rows - len(ids)
+    if missing <= 0:
+        return np.asarray(ids), np.asarray(documents)
+    return tuple(np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in (ids, documents))
+
+
+def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> dict[str, Tensor]:
+    """Extra inputs of the forward pass: for `separate` packing a block-diagonal causal mask and restarted positions."""
+    if packing == "joined":
+        return {}
+    owner = torch.from_numpy(documents.astype(np.int64)).to(lm.device)
+    length = owner.shape[1]
+    same = owner[:, :, None] == owner[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=owner.device).tril()
+    allowed = (same & causal)[:, None]
+    dtype = next(lm.model.parameters()).dtype
+    mask = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    first = (owner[:, :, None] == owner[:, None, :]).int().argmax(dim=2)
+    return {"attention_mask": mask, "position_ids": torch.arange(length, device=owner.device) - first}
+
+
+def choose_dtype(lm: LanguageModel, asked: str, ids: np.ndarray) -> torch.dtype:
+    """float32 or bfloat16: as asked; auto means bfloat16 on a GPU and the faster of two timed passes on a CPU."""
+    if asked != "auto":
+        return getattr(torch, asked)
+    if lm.device.type == "cuda":
+        return torch.bfloat16
+    block_count = min(4, lm.n_layers)
+    harvester = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        lm.model.to(dtype)
+        probe = Harvester(lm, (HookPoint("resid_post", block_count - 1),), HarvestConfig(), "joined")
+        probe.harvest(ids, ids)
+        start = time.perf_counter()
+        probe.harvest(ids, ids)
+        harvester[dtype] = time.perf_counter() - start
+    return min(harvester, key=lambda d: harvester[d])

@@ -1,0 +1,21 @@
+"""Explains a feature by the tokens that follow where it fires."""
+
+from __future__ import annotations
+
+from typing import final
+
+from sae.interpret.evidence import Evidence
+from sae.interpret.explainers.base import Explainer, Proposal, token_proposal
+
+
+@final
+class NextToken(Explainer):
+    """Rule: the feature fires exactly before these tokens."""
+
+    name = "next_token"
+    order = 1
+    margin = 0.02
+
+    def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
+        """Up to three token texts, scored on every token of the test documents."""
+        return token_proposal(evidence, feature, "next", "before ")

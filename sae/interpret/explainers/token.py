@@ -1,0 +1,19 @@
+"""Explains a feature by the tokens that it fires on."""
+
+from __future__ import annotations
+
+from typing import final
+
+from sae.interpret.evidence import Evidence
+from sae.interpret.explainers.base import Explainer, Proposal, token_proposal
+
+
+@final
+class Token(Explainer):
+    """Rule: the feature fires exactly on these tokens."""
+
+    name = "token"
+
+    def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
+        """Up to three token texts, scored on every token of the test documents."""
+        return token_proposal(evidence, feature, "current", "token ")

@@ -1,0 +1,103 @@
+"""The sparse products and the top-k selection on a CPU: no dense matrix, a fixed order of sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit, prange
+from torch import Tensor
+
+GROUP = 16
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def _gather_dot(rows, table, indices, out):  # pragma: no cover (compiled)
+    for n in prange(indices.shape[0]):
+        for j in range(indices.shape[1]):
+            i = indices[n, j]
+            total = np.float32(0.0)
+            for d in range(rows.shape[1]):
+                total += rows[n, d] * table[i, d]
+            out[n, j] = total
+
+
+def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    """See `reference.gather_dot`."""
+    out = rows.new_empty(indices.shape)
+    arrays = [t.detach().contiguous().numpy() for t in (rows, table, indices)]
+    _gather_dot(*arrays, out.numpy())
+    return out
+
+
+def gather_sum(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    """See `reference.gather_sum`."""
+    with torch.no_grad():
+        return F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
+
+
+def scatter_rows(weights: Tensor, rows: Tensor, indices: Tensor, n_latents: int) -> Tensor:
+    """See `reference.scatter_rows`: every latent is a bag of the tokens that name it."""
+    flat = indices.reshape(-1)
+    order = flat.argsort(stable=True)
+    offsets = F.pad(torch.bincount(flat, minlength=n_latents).cumsum(0), (1, 0))
+    tokens = torch.div(order, indices.shape[1], rounding_mode="floor")
+    weights = weights.reshape(-1)[order]
+    with torch.no_grad():
+        return F.embedding_bag(
+            tokens, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+        )
+
+
+@njit(parallel=True, cache=True)
+def _top_k(keys, k, out):  # pragma: no cover (compiled)
+    n_groups = keys.shape[1] // GROUP
+    for n in prange(keys.shape[0]):
+        row = keys[n]
+        maxima = np.empty(n_groups, keys.dtype)
+        for g in range(n_groups):
+            best = row[g * GROUP]
+            for e in range(1, GROUP):
+                best = max(best, row[g * GROUP + e])
+            maxima[g] = best
+        # k groups reach `bound`, so the k-th largest key does too: only such groups can hold a winner.
+        bound = np.partition(maxima, n_groups - k)[n_groups - k]
+        candidates = np.empty(row.size, np.int64)
+        count = 0
+        for g in range(n_groups):
+            if maxima[g] >= bound:
+                for e in range(g * GROUP, (g + 1) * GROUP):
+                    if row[e] >= bound:
+                        candidates[count] = e
+                        count += 1
+        values = np.empty(count, keys.dtype)
+        for c in range(count):
+            values[c] = row[candidates[c]]
+        last = np.partition(values, count - k)[count - k]
+        above = 0
+        for c in range(count):
+            above += values[c] > last
+        ties, filled = k - above, 0
+        for c in range(count):
+            take = values[c] > last
+            if values[c] == last and ties > 0:
+                take = True
+                ties -= 1
+            if take:
+                out[n, filled] = candidates[c]
+                filled += 1
+
+
+def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
+    """Indices [tokens, k], ascending, of the k largest of ReLU(pre_acts); ties go to the smaller index.
+
+    The bits of a float, read as a signed integer, order all positive numbers and put the negative ones below.
+    Falls back to `torch.topk` where the row is too short for the group bound.
+    """
+    n_latents = pre_acts.shape[1]
+    if n_latents % GROUP or k > n_latents // GROUP:
+        return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+    as_integers = pre_acts.contiguous().view(torch.int16 if pre_acts.dtype == torch.bfloat16 else torch.int32)
+    out = torch.empty(len(pre_acts), k, dtype=torch.int64)
+    _top_k(as_integers.numpy(), k, out.numpy())
+    return out

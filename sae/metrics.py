@@ -1,0 +1,56 @@
+"""One formula for every metric name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class FvuMeter:
+    """fvu = sum ||x - x_hat||^2 / sum ||x - mean x||^2 over everything added; sums in float64.
+
+    The mean is over all rows added (the global mean), so batches may be of any size and order.
+    """
+
+    def __init__(self, d_model: int, device: torch.device | str = "cpu"):
+        self.error = torch.zeros((), dtype=torch.float64, device=device)
+        self.square = torch.zeros((), dtype=torch.float64, device=device)
+        self.total = torch.zeros(d_model, dtype=torch.float64, device=device)
+        self.rows = 0
+
+    @torch.no_grad()
+    def add(self, x: Tensor, x_hat: Tensor) -> None:
+        """Adds rows x [rows, d_model] and their reconstruction."""
+        self.error += (x - x_hat).square().sum(dtype=torch.float64)
+        self.square += x.square().sum(dtype=torch.float64)
+        self.total += x.sum(0, dtype=torch.float64)
+        self.rows += len(x)
+
+    def value(self) -> float:
+        """The fraction of variance unexplained; nan before two different rows."""
+        variance = self.square - self.total.square().sum() / max(self.rows, 1)
+        return float(self.error / variance) if variance > 0 else float("nan")
+
+
+def l0(top_acts: Tensor) -> Tensor:
+    """Mean number of non-zero latents per token."""
+    return (top_acts > 0).sum(1).float().mean()
+
+
+def density(fired: Tensor, n_tokens: int) -> Tensor:
+    """Fraction of tokens on which each latent's activation is above 0; densities sum to l0."""
+    return fired.double() / n_tokens
+
+
+def loss_recovered(clean: float, spliced: float, ablated: float) -> float:
+    """(CE_ablated - CE_spliced) / (CE_ablated - CE_clean): 1 for the identity, 0 for the ablation."""
+    return (ablated - spliced) / (ablated - clean)
+
+
+def geometric_median(rows: Tensor, iterations: int = 50) -> Tensor:
+    """The point with the least sum of distances to `rows`, by Weiszfeld's iteration; outliers hardly move it."""
+    centre = rows.median(dim=0).values
+    for _ in range(iterations):
+        weights = 1 / (rows - centre).norm(dim=1).clamp_min(1e-8)
+        centre = (weights[:, None] * rows).sum(0) / weights.sum()
+    return centre

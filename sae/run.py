@@ -1,0 +1,286 @@
+"""A whole run, room by room; every room's result is kept, so the same command goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from feature_store.writer import drop, read_pointer
+from sae import dictionary, language_model, plots, tokens
+from sae.activations import Activations
+from sae.architectures import ArchitectureConfig
+from sae.config import TrainConfig
+from sae.errors import ConfigError, UnavailableError
+from sae.evaluate import evaluate
+from sae.files import owned, write_json
+from sae.harvest import Harvester, choose_dtype
+from sae.index import index
+from sae.interpret.label import label
+from sae.language_model import LanguageModel
+from sae.progress import Screen
+from sae.run_log import MetricsLog
+from sae.shuffle import segment_contexts
+from sae.tokens import Contexts
+from sae.train import SaeTrainer, TrainingRun, truncate_log
+
+
+@dataclass
+class Rooms:
+    """What the first rooms made and the later ones use."""
+
+    lm: LanguageModel
+    dtype: torch.dtype
+    train: Activations
+    held_out: Activations
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """The device that the config asks for; raises `UnavailableError` where there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError("device: cuda was asked, torch sees no GPU. Use device: cpu or auto.")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(auto if config.device == "auto" else config.device)
+
+
+def run(config: TrainConfig, screen: Screen) -> dict[str, Any]:
+    """Trains, evaluates, indexes, labels and publishes every dictionary of the config; returns the summary."""
+    folder = config.folder
+    with owned(folder), _stoppable() as stopping:
+        _check_same_config(config, folder)
+        summary_file = folder / "summary.json"
+        if summary_file.exists():
+            screen.say(f"{folder}: this run is complete already. Use another `name`, or remove the folder.")
+            return json.loads(summary_file.read_text())
+        seconds_file = folder / "seconds.json"
+        screen.seconds = json.loads(seconds_file.read_text()) if seconds_file.exists() else {}
+        try:
+            rooms = _prepare(config, folder, screen)
+            log = MetricsLog(config.log, folder, config.name, config.model_dump(mode="json"))
+            _train(config, folder, rooms, log, screen, stopping)
+            for sae_config in config.sae:
+                _finish_dictionary(config, folder / "dictionaries" / sae_config.name, sae_config, rooms, log, screen)
+        finally:
+            write_json(seconds_file, screen.seconds)
+        summary = _summarise(config, folder, rooms, screen)
+        metrics = {name: json.loads((path / "metrics.json").read_text()) for name, path in _folders(config).items()}
+        log.finish(metrics, {f"{n}/curves": p / "curves.png" for n, p in _folders(config).items()})
+        for leftover in ("checkpoints", "activations", "codes"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+        write_json(summary_file, summary)
+    return summary
+
+
+def _folders(config: TrainConfig) -> dict[str, Path]:
+    return {sae.name: config.folder / "dictionaries" / sae.name for sae in config.sae}
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """A question "was a stop asked for?"; the first Ctrl-C or SIGTERM asks, the second stops at once."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def handler(number: int, _frame: Any) -> None:
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handler)
+    except ValueError:
+        pass  # not in the main thread: nobody can press Ctrl-C here
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _check_same_config(config: TrainConfig, folder: Path) -> None:
+    """Writes config.yaml, or compares with the one the folder was begun with."""
+    path = folder / "config.yaml"
+    new = config.model_dump(mode="json")
+    if not path.exists():
+        path.write_text(yaml.safe_dump(new, sort_keys=False))
+        return
+    old = yaml.safe_load(path.read_text())
+    differing = sorted(key for key in {*new, *old} if new.get(key) != old.get(key) and key not in ("log", "runs_dir"))
+    if differing:
+        raise ConfigError(
+            f"{folder}: begun with another config; these sections differ: {', '.join(differing)}. "
+            "Use another `name`, or remove the folder."
+        )
+
+
+def _prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
+    """Rooms 1 to 4: the model, the tokens, and activations that are harvested when they are first asked for."""
+    language_model.set_quiet()
+    with screen.stage("model", 1, "model") as stage:
+        lm = language_model.load(config.model, device_of(config))
+        limit = getattr(lm.text_config, "max_position_embeddings", None)
+        if limit is not None and config.text.ctx_len > limit:
+            raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
+        stage.update(1)
+    hooks = tuple(sae.hook for sae in config.sae)
+    Harvester(lm, hooks, config.harvest, config.text.packing)  # a wrong hook point is refused before the text is read
+    with screen.stage("tokens", config.train.tokens) as stage:
+        contexts, held_out = tokens.build(
+            config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update
+        )
+    dtype = _dtype(config, folder, lm, contexts)
+    lm.model.to(dtype)
+    harvester = Harvester(lm, hooks, config.harvest, config.text.packing)
+    n_hooks = len(set(hooks))
+    width = max(harvester.width(hook) for hook in hooks)
+    bytes_per_context = config.text.ctx_len * width * 2 * n_hooks
+    size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts)
+    cache = folder / "activations" if config.harvest.cache else None
+    return Rooms(
+        lm,
+        dtype,
+        Activations(harvester, contexts, size, cache),
+        Activations(harvester, held_out, min(size, held_out.n_contexts), folder / "activations" / "held_out"),
+    )
+
+
+def _dtype(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
+    """The run's arithmetic, measured once and remembered, so that a resumed run computes the same bits."""
+    path = folder / "dtype.json"
+    if not path.exists():
+        chosen = choose_dtype(lm, config.model.dtype, contexts.ids[: config.harvest.batch_contexts])
+        write_json(path, str(chosen).removeprefix("torch."))
+    return getattr(torch, json.loads(path.read_text()))
+
+
+def _train(
+    config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, screen: Screen, stopping: Callable[[], bool]
+) -> None:
+    """Room 5: trains what is not published yet and publishes it."""
+    if all((path / "card.json").exists() for path in _folders(config).values()):
+        return
+    selection = rooms.dtype if config.train.dtype == "auto" else getattr(torch, config.train.dtype)
+
+    def write(name: str, line: dict[str, Any], trainer: SaeTrainer) -> None:
+        histograms = {}
+        if log.wants_histograms:
+            histograms["tokens_since_fired"] = trainer.sae.tokens_since_fired.cpu().numpy()
+            histograms["encoder_bias"] = trainer.sae.b_enc.detach().cpu().numpy()
+        log.line(name, line, histograms)
+
+    with screen.stage("train", config.train.tokens * config.shuffle.reuse) as stage:
+        training = TrainingRun(
+            config.train, config.shuffle, config.sae, rooms.train, config.seed, selection, folder / "checkpoints", write
+        )
+        done = training.resume(screen.say)
+        if done:
+            screen.say(f"resuming after {done:,} of {training.total:,} activations")
+        for trainer in training.trainers:
+            truncate_log(log.path(trainer.config.name), trainer.tokens_seen)
+
+        def report(seen: int, line: dict[str, Any]) -> None:
+            stage.update(seen, training.total, fvu=line["fvu"], l0=line["l0"], dead=line["dead"])
+
+        stage.update(done, training.total)
+        training.run(report, stopping)
+    harvested = rooms.train.harvested_tokens
+    screen.seconds["train"] -= (harvest_s := rooms.train.harvest_s)
+    screen.seconds["harvest"] = screen.seconds.get("harvest", 0.0) + harvest_s
+    screen.seconds["harvest_tokens"] = screen.seconds.get("harvest_tokens", 0.0) + harvested
+    for trainer in training.trainers:
+        _publish(config, folder, rooms, trainer)
+
+
+def _publish(config: TrainConfig, folder: Path, rooms: Rooms, trainer: SaeTrainer) -> None:
+    lm, statistics = rooms.lm, trainer.statistics
+    facts = {
+        "run": config.name,
+        "config_sha256": config.sha256(),
+        "seed": config.seed,
+        "model": {
+            "name": lm.name,
+            "sha256": lm.sha256,
+            "licence": lm.licence,
+            "dtype": str(rooms.dtype).removeprefix("torch."),
+            "n_layers": lm.n_layers,
+            "prepend_bos": lm.prepend_bos,
+        },
+        "tokenizer": {"sha256": language_model.tokenizer_sha256(lm.tokenizer), "size": len(lm.tokenizer)},
+        "corpus": tokens.manifest(config.text, folder / "tokens"),
+        "text": {"ctx_len": config.text.ctx_len, "packing": config.text.packing},
+        "filters": {
+            "drop_positions": config.harvest.drop_positions,
+            "special_ids_dropped": lm.special_ids if config.harvest.drop_special else [],
+            "max_norm": statistics.max_norm,
+            "median_norm": statistics.median_norm,
+            "positions_read": rooms.train.contexts.n_contexts * config.text.ctx_len,
+            "positions_kept": rooms.train.kept_rows(trainer.config.hook),
+        },
+        "training": {
+            "activations_seen": trainer.tokens_seen,
+            "reuse": config.shuffle.reuse,
+            "optimiser": config.train.model_dump(mode="json"),
+            "dead_at_end": int(trainer.sae.dead().sum()),
+        },
+    }
+    dictionary.publish(folder / "dictionaries" / trainer.config.name, trainer.sae, statistics.scale, facts)
+
+
+def _finish_dictionary(
+    config: TrainConfig, folder: Path, sae_config: ArchitectureConfig, rooms: Rooms, log: MetricsLog, screen: Screen
+) -> None:
+    """Rooms 5 (evaluation) to 7 for one dictionary; each step is skipped where its result is there."""
+    sae = dictionary.load(folder).to(rooms.lm.device)
+    statistics = rooms.train.statistics(sae_config.hook)
+    if not (folder / "metrics.json").exists():
+        drop(folder / "store", ("contexts", "explanations"))
+        with screen.stage("evaluate", 1, "contexts") as stage:
+            metrics = evaluate(sae, rooms.held_out, statistics, config.evaluate, stage.update)
+        lines = log.read(sae_config.name)
+        card = dictionary.read_card(folder)
+        metrics = {"dead": card["training"]["dead_at_end"], "d_sae": sae.d_sae, **metrics}
+        (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        plots.curves(lines, f"{config.name} / {sae_config.name}", folder / "curves.png")
+        plots.densities(metrics["density_histogram"], f"{config.name} / {sae_config.name}", folder / "density.png")
+        write_json(folder / "metrics.json", metrics)
+    if "contexts" not in read_pointer(folder / "store"):
+        weights = dictionary.read_card(folder)["weights_sha256"]
+        facts = {"weights_sha256": weights, "hook": str(sae_config.hook)}
+        scratch = config.folder / "codes" / sae_config.name
+        with screen.stage("index", config.train.tokens) as stage:
+            index(sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update)
+    if "explanations" not in read_pointer(folder / "store"):
+        with screen.stage("label", sae.d_sae, "features") as stage:
+            summary = label(folder, config.interpret, stage.update)
+        write_json(folder / "labels.json", summary)
+
+
+def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) -> dict[str, Any]:
+    seconds = dict(screen.seconds)
+    harvested = seconds.pop("harvest_tokens", 0.0)
+    n_tokens = rooms.train.contexts.n_contexts * config.text.ctx_len
+    found: dict[str, Any] = {"run": config.name, "folder": str(folder), "dictionaries": {}}
+    for name, path in _folders(config).items():
+        found["dictionaries"][name] = {
+            "folder": str(path),
+            "metrics": json.loads((path / "metrics.json").read_text()),
+            "labels": json.loads((path / "labels.json").read_text()),
+        }
+    activations = sum(
+        dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values()
+    )
+    work = {"tokens": n_tokens, "harvest": harvested, "train": activations, "index": n_tokens * len(config.sae)}
+    found["tokens_per_s"] = {k: v / seconds[k] for k, v in work.items() if seconds.get(k, 0) > 0 and v}
+    found["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    found["seconds_total"] = round(sum(seconds.values()), 1)
+    return found
+
+

@@ -1,0 +1,84 @@
+"""Metrics of a run: JSON lines always, Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sae.errors import UnavailableError
+from sae.section import Section
+
+
+class LogConfig(Section):
+    """Where metrics go besides the run folder."""
+
+    wandb: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases: off, offline or online.")
+    project: str = Field("saedex", min_length=1, description="Weights & Biases project.")
+    entity: str | None = Field(None, description="Weights & Biases team or user; none: your default.")
+
+
+class MetricsLog:
+    """Appends lines to training.jsonl of each dictionary and mirrors them to Weights & Biases when that is on."""
+
+    def __init__(self, config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any]):
+        self.folder = folder
+        self._run = None if config.wandb == "off" else _start_wandb(config, folder, run_name, facts)
+
+    def path(self, name: str) -> Path:
+        """File with the training metrics of one dictionary."""
+        return self.folder / f"training-{name}.jsonl"
+
+    def line(self, name: str, values: dict[str, Any], histograms: dict[str, Any]) -> None:
+        """One line of figures; `histograms` (name to array) go to Weights & Biases only."""
+        with self.path(name).open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._run is not None:
+            import wandb
+
+            made = {f"{name}/{key}": wandb.Histogram(array) for key, array in histograms.items()}
+            self._run.log({**{f"{name}/{key}": value for key, value in values.items()}, **made})
+
+    @property
+    def wants_histograms(self) -> bool:
+        """Whether histograms are worth computing."""
+        return self._run is not None
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """All lines of one dictionary."""
+        path = self.path(name)
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def finish(self, name_to_metrics: dict[str, dict[str, Any]], pictures: dict[str, Path]) -> None:
+        """Sends the final metrics and pictures, and closes."""
+        if self._run is not None:
+            import wandb
+
+            for name, metrics in name_to_metrics.items():
+                self._run.summary.update({f"{name}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
+            self._run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
+            self._run.finish()
+
+
+def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any]) -> Any:
+    import wandb
+
+    id_file = folder / "wandb-run-id.txt"
+    run_id = id_file.read_text() if id_file.exists() else wandb.util.generate_id()
+    id_file.write_text(run_id)
+    try:
+        return wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=run_name,
+            id=run_id,
+            resume="allow",
+            dir=folder,
+            mode=config.wandb,
+            config={**facts, "run_folder": str(folder)},
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.Error as error:
+        raise UnavailableError(f"log.wandb: {error}. Log in, or set log.wandb to offline or off.") from None

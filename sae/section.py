@@ -1,0 +1,80 @@
+"""What every section of the configuration shares: frozen values, unknown keys refused, readable numbers."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def _whole_number(value: Any) -> Any:
+    """`value` as an int where it is a whole number written as 2e6, 2_000_000 or "2e6"; bool is refused."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("whole_number", "a whole number is wanted, not true or false")
+    if isinstance(value, str):
+        try:
+            value = float(value.replace("_", ""))
+        except ValueError:
+            return value
+    if isinstance(value, float):
+        if not math.isfinite(value) or value != int(value):
+            raise PydanticCustomError("whole_number", "a whole number is wanted")
+        return int(value)
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_whole_number)]
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The keys allowed beside the last element of `location`, found by walking the config classes."""
+    classes: list[type[BaseModel]] = [model]
+    for part in location[:-1]:
+        following = []
+        for cls in classes:
+            if part in cls.model_fields:
+                following += classes_in(cls.model_fields[part].annotation)
+        tagged = [c for c in classes if any(_tag_is(f.annotation, part) for f in c.model_fields.values())]
+        classes = following or tagged or classes
+    return sorted({name for cls in classes for name in cls.model_fields})
+
+
+def classes_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every config class inside a type such as `tuple[A | B, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [cls for arg in getattr(annotation, "__args__", ()) for cls in classes_in(arg)]
+
+
+def _tag_is(annotation: Any, tag: Any) -> bool:
+    return tag in getattr(annotation, "__args__", ()) and isinstance(tag, str)
+
+
+def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line per problem: the dotted key, what was given, what is allowed, the nearest key for a typo."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        location = tuple(problem["loc"])
+        key = ".".join(str(part) for part in location) or "config"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(model, location)
+            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"{key}: unknown key; {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing; this key is required")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = problem.get("input")
+            shown = "" if isinstance(given, dict | list | tuple | BaseModel) else f" (given: {given!r})"
+            lines.append(f"{key}: {message[0].lower() + message[1:]}{shown}")
+    return lines

@@ -1,0 +1,106 @@
+"""Mixes activations across contexts: a ring of segments with a stated byte budget and a plan that is pure arithmetic.
+
+The contexts are cut into segments. The ring holds `reuse * SPREAD` segments; in every cycle one new segment
+enters, the oldest leaves, and a part of each segment in the ring is emitted in a random order. Every row is
+emitted exactly `reuse` times, once in each group of SPREAD cycles of its stay, so nothing is dropped or doubled
+and every batch mixes the whole ring. What a cycle emits depends on (seed, cycle) alone, so a position is two
+numbers and a resumed run draws the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae.hookpoints import HookPoint
+from sae.section import Count, Section
+
+SPREAD = 2
+
+
+class ShuffleConfig(Section):
+    """How much memory the mixing may take and how often an activation is used."""
+
+    buffer_bytes: Count = Field(1_000_000_000, ge=1_000, description="Memory of the ring, all hook points together.")
+    reuse: Count = Field(1, ge=1, le=64, description="Times that every harvested activation is trained on.")
+
+
+def segment_contexts(config: ShuffleConfig, bytes_per_context: int, n_contexts: int) -> int:
+    """Contexts per segment such that the whole ring fits the budget; at least 1."""
+    slots = config.reuse * SPREAD
+    fitting = max(1, config.buffer_bytes // (slots * bytes_per_context))
+    return min(fitting, max(1, -(-n_contexts // slots)))
+
+
+def _generator(seed: int, *stream: int) -> torch.Generator:
+    """A generator that depends on the run's seed and a place in it only."""
+    mixed = seed
+    for number in stream:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % (1 << 63)
+    return torch.Generator().manual_seed(mixed)
+
+
+class ShufflePlan:
+    """Which rows of which segments each cycle emits; `rows[g]` is the number of rows of segment g."""
+
+    def __init__(self, n_segments: int, reuse: int, seed: int):
+        self.n_segments, self.reuse, self.seed = n_segments, reuse, seed
+        self.slots = reuse * SPREAD
+        self.n_cycles = n_segments + self.slots - 1
+
+    def segments_in(self, cycle: int) -> range:
+        """Segments that are in the ring during a cycle."""
+        return range(max(0, cycle - self.slots + 1), min(cycle + 1, self.n_segments))
+
+    def emitted(self, segment: int, cycle: int, n_rows: int) -> Tensor:
+        """Rows of one segment that a cycle emits: part `age % SPREAD` of the permutation of this use."""
+        use, part = divmod(cycle - segment, SPREAD)
+        order = torch.randperm(n_rows, generator=_generator(self.seed, 1, segment, use))
+        return order[part::SPREAD]
+
+
+class RingBuffer:
+    """The activations of the segments in the ring, in one preallocated tensor per hook point."""
+
+    def __init__(
+        self,
+        widths: dict[HookPoint, int],
+        slots: int,
+        max_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.slots, self.max_rows = slots, max_rows
+        self.data = {
+            hook: torch.empty(slots * max_rows, width, dtype=dtype, device=device) for hook, width in widths.items()
+        }
+        self.held: list[int | None] = [None] * slots
+        self.n_rows: dict[int, int] = {}
+
+    def put(self, segment: int, x: dict[HookPoint, Tensor]) -> None:
+        """Writes a segment into its slot, over the one that left the ring."""
+        slot = segment % self.slots
+        evicted = self.held[slot]
+        if evicted is not None:
+            self.n_rows.pop(evicted, None)
+        for hook, rows in x.items():
+            self.data[hook][slot * self.max_rows : slot * self.max_rows + len(rows)].copy_(rows)
+            self.n_rows[segment] = len(rows)
+        self.held[slot] = segment
+
+    def cycle_order(self, plan: ShufflePlan, cycle: int) -> Tensor:
+        """Places in the ring of everything that a cycle emits, in the order of emission."""
+        places = [
+            plan.emitted(g, cycle, self.n_rows[g]) + (g % self.slots) * self.max_rows for g in plan.segments_in(cycle)
+        ]
+        joined = torch.cat(places)
+        return joined[torch.randperm(len(joined), generator=_generator(plan.seed, 2, cycle))]
+
+    def batches(self, order: Tensor, batch_tokens: int, skip: int) -> Iterator[dict[HookPoint, Tensor]]:
+        """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches."""
+        n_batches = -(-len(order) // batch_tokens)
+        for places in torch.tensor_split(order, n_batches)[skip:] if n_batches else ():
+            yield {hook: data.index_select(0, places.to(data.device)) for hook, data in self.data.items()}

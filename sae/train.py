@@ -1,0 +1,229 @@
+"""The training loop: shuffled activations in, trained dictionaries out; several dictionaries share one stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae import checkpoint
+from sae.activations import Activations, Statistics
+from sae.architectures import ArchitectureConfig, SparseAutoencoder, build
+from sae.errors import Interrupted, NumericError
+from sae.hookpoints import HookPoint
+from sae.metrics import FvuMeter, l0
+from sae.section import Count, Section
+from sae.shuffle import RingBuffer, ShuffleConfig, ShufflePlan
+
+
+class OptimiserConfig(Section):
+    """Length of training and the optimiser; every schedule is in tokens."""
+
+    tokens: Count = Field(2_000_000, ge=2, description="Tokens read from the text for training.")
+    batch_tokens: Count = Field(1024, ge=2, description="Activations per update.")
+    lr: float | None = Field(None, gt=0, lt=1, description="Adam's learning rate; none: 2e-4 / sqrt(d_sae / 2^14).")
+    warmup_tokens: Count = Field(100_000, ge=0, description="Activations over which the learning rate rises from 0.")
+    decay_tokens: Count | None = Field(
+        None, ge=0, description="Activations over which it falls to 0 at the end; none: the last fifth of training."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of the selection of latents; auto: the language model's. All else is float32."
+    )
+    checkpoint_tokens: Count = Field(500_000, ge=1, description="Activations between two checkpoints.")
+    log_tokens: Count = Field(20_000, ge=1, description="Activations between two lines of metrics.")
+
+
+def learning_rate(config: OptimiserConfig, d_sae: int, tokens_seen: int, total_tokens: int) -> float:
+    """Linear warm-up, constant, linear decay to 0: as a function of activations trained on."""
+    peak = config.lr or 2e-4 / (d_sae / 2**14) ** 0.5
+    decay = total_tokens // 5 if config.decay_tokens is None else config.decay_tokens
+    rise = min(1.0, (tokens_seen + config.batch_tokens) / max(config.warmup_tokens, 1))
+    fall = min(1.0, (total_tokens - tokens_seen) / max(decay, 1))
+    return peak * rise * max(fall, 0.0)
+
+
+class SaeTrainer:
+    """One dictionary under training: module, optimiser, and the figures since the last log line."""
+
+    def __init__(self, config: ArchitectureConfig, statistics: Statistics, seed: int, dtype: torch.dtype, device: Any):
+        self.config, self.statistics = config, statistics
+        self.sae: SparseAutoencoder = build(config, len(statistics.centre), dtype)
+        generator = torch.Generator().manual_seed(seed)
+        self.sae.initialise(generator, torch.tensor(statistics.centre) * statistics.scale)
+        self.sae.to(device)
+        self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=0.0, fused=True)
+        self.variance = torch.tensor(statistics.variance * statistics.scale**2, device=device)
+        self.tokens_seen = 0
+        self.reset_log()
+
+    def reset_log(self) -> None:
+        """Begins a new window of logged figures."""
+        self.fvu = FvuMeter(self.sae.d_model, self.sae.b_dec.device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.sae.b_dec.device)
+        self.steps = 0
+
+    def step(self, raw: Tensor, lr: float) -> None:
+        """One update on activations [tokens, d_model] in the language model's own units."""
+        x = raw.float() * self.statistics.scale
+        losses = self.sae.losses(x, self.variance)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        self.sae.project_decoder_gradient()
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        self.sae.normalise_decoder()
+        self.sae.count_firings(losses.encoding)
+        with torch.no_grad():
+            self.fvu.add(x, losses.x_hat)
+            self.sums += torch.stack([losses.total, losses.aux, l0(losses.encoding.top_acts)]).double()
+        self.steps += 1
+        self.tokens_seen += len(x)
+
+    def log_line(self, lr: float) -> dict[str, float | int]:
+        """Figures since the last line; raises `NumericError` where the loss is not finite."""
+        loss, aux, mean_l0 = (self.sums / max(self.steps, 1)).tolist()
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise NumericError(
+                f"{self.config.name}: the loss is {loss} after {self.tokens_seen:,} tokens. Lower train.lr; "
+                "the last checkpoint is sound."
+            )
+        line = {"tokens_seen": self.tokens_seen, "loss": loss, "fvu": self.fvu.value(), "l0": mean_l0}
+        line |= {"dead": int(self.sae.dead().sum()), "aux_loss": aux, "lr": lr}
+        self.reset_log()
+        return line
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resume needs, by name."""
+        found = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
+        found["tokens_since_fired"] = self.sae.tokens_since_fired
+        for index, state in self.optimiser.state_dict()["state"].items():
+            found |= {f"adam.{index}.{name}": value for name, value in state.items()}
+        found |= {"fvu.error": self.fvu.error, "fvu.square": self.fvu.square, "fvu.total": self.fvu.total}
+        found |= {"sums": self.sums, "counts": torch.tensor([self.tokens_seen, self.steps, self.fvu.rows])}
+        return {f"{self.config.name}/{name}": value for name, value in found.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`, in place."""
+        own = {n.removeprefix(f"{self.config.name}/"): t for n, t in tensors.items()}
+        self.sae.load_state_dict({n.removeprefix("sae."): t for n, t in own.items() if n.startswith("sae.")})
+        self.sae.tokens_since_fired.copy_(own["tokens_since_fired"])
+        for index, parameter in enumerate(self.sae.parameters()):
+            if f"adam.{index}.step" in own:
+                moments = {n: own[f"adam.{index}.{n}"].to(parameter.device) for n in ("step", "exp_avg", "exp_avg_sq")}
+                for name in ("exp_avg", "exp_avg_sq"):
+                    moments[name] = torch.empty_like(parameter).copy_(moments[name])
+                self.optimiser.state[parameter] = moments
+        self.fvu.error, self.fvu.square, self.fvu.total = (
+            own[f"fvu.{n}"].to(self.sums.device) for n in ("error", "square", "total")
+        )
+        self.sums = own["sums"].to(self.sums.device)
+        self.tokens_seen, self.steps, self.fvu.rows = own["counts"].tolist()
+
+
+@dataclass
+class Position:
+    """Where the loop is: everything before (cycle, hook, batch) has been trained on."""
+
+    cycle: int = 0
+    hook: int = 0
+    batch: int = 0
+    next_checkpoint: int = 0
+    next_log: dict[str, int] = field(default_factory=dict)
+
+
+class TrainingRun:
+    """All dictionaries of a run on one stream of activations."""
+
+    def __init__(
+        self,
+        config: OptimiserConfig,
+        shuffle: ShuffleConfig,
+        saes: tuple[ArchitectureConfig, ...],
+        activations: Activations,
+        seed: int,
+        dtype: torch.dtype,
+        folder: Path,
+        log: Callable[[str, dict[str, Any], SaeTrainer], None],
+    ):
+        self.config, self.activations, self.folder, self.log = config, activations, folder, log
+        self.hooks = list(dict.fromkeys(c.hook for c in saes))
+        device = activations.harvester.lm.device
+        self.trainers = [SaeTrainer(c, activations.statistics(c.hook), seed, dtype, device) for c in saes]
+        self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed)
+        max_rows = activations.segment_contexts * activations.contexts.ctx_len
+        self.rings = {
+            hook: RingBuffer({hook: len(activations.statistics(hook).centre)}, self.plan.slots, max_rows, torch.bfloat16, device)
+            for hook in self.hooks
+        }
+        self.total = activations.trained_rows() * shuffle.reuse
+        self.position = Position(next_checkpoint=config.checkpoint_tokens)
+        self.train_s = 0.0
+
+    def resume(self, warn: Callable[[str], None]) -> int:
+        """Loads the newest checkpoint, if there is one; returns the activations already trained on."""
+        found = checkpoint.newest(self.folder, warn)
+        if found is None:
+            return 0
+        tensors, facts = found
+        for trainer in self.trainers:
+            trainer.load_tensors({n: t for n, t in tensors.items() if n.startswith(f"{trainer.config.name}/")})
+        self.position = Position(**facts["position"])
+        return self.trainers[0].tokens_seen
+
+    def save(self) -> None:
+        """Writes a checkpoint of this moment."""
+        tensors = {name: t for trainer in self.trainers for name, t in trainer.tensors().items()}
+        checkpoint.save(self.folder, self.trainers[0].tokens_seen, tensors, {"position": vars(self.position)})
+
+    def run(self, report: Callable[[int, dict[str, Any]], None], stopping: Callable[[], bool]) -> None:
+        """Trains to the end of the plan; a stop that is asked for writes a checkpoint and raises `Interrupted`."""
+        position = self.position
+        for cycle in range(position.cycle, self.plan.n_cycles):
+            for hook_number in range(position.hook, len(self.hooks)):
+                hook = self.hooks[hook_number]
+                ring = self.rings[hook]
+                for g in self.plan.segments_in(cycle):
+                    if g not in ring.n_rows:
+                        ring.put(g, {hook: self.activations.segment(hook, g).x})
+                order = ring.cycle_order(self.plan, cycle)
+                for batch in ring.batches(order, self.config.batch_tokens, position.batch):
+                    self._train_on(hook, batch[hook], report)
+                    position.batch += 1
+                    if stopping():
+                        self.save()
+                        raise Interrupted("stopped; a checkpoint is written. The same command goes on from here.")
+                    if self.trainers[0].tokens_seen >= position.next_checkpoint:
+                        position.next_checkpoint = self.trainers[0].tokens_seen + self.config.checkpoint_tokens
+                        self.save()
+                position.batch, position.hook = 0, hook_number + 1
+            position.hook, position.cycle = 0, cycle + 1
+
+    def _train_on(self, hook: HookPoint, raw: Tensor, report: Callable[[int, dict[str, Any]], None]) -> None:
+        start = time.perf_counter()
+        for trainer in self.trainers:
+            if trainer.config.hook != hook:
+                continue
+            name = trainer.config.name
+            lr = learning_rate(self.config, trainer.config.d_sae, trainer.tokens_seen, self.total)
+            trainer.step(raw, lr)
+            if trainer.tokens_seen >= self.position.next_log.get(name, self.config.log_tokens):
+                self.position.next_log[name] = trainer.tokens_seen + self.config.log_tokens
+                line = trainer.log_line(lr)
+                self.log(name, line, trainer)
+                report(trainer.tokens_seen, line)
+        self.train_s += time.perf_counter() - start
+
+
+def truncate_log(path: Path, tokens_seen: int) -> None:
+    """Drops the lines of metrics that a resumed run will write again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["tokens_seen"] <= tokens_seen]
+        path.write_text("".join(line + "\n" for line in lines))
