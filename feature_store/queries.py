@@ -223,7 +223,7 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
         f"""with hits as (
             select feature, sum(n_explain + n_test) as times from contexts.feature_token
             where kind = ? and token in ({marks}) group by feature)
-        select {_ROW}, hits.times {_FROM} join hits using (feature) order by hits.times / f.n_fired desc, f.feature limit ?""",
+        select {_ROW}, hits.times {_FROM} join hits using (feature) order by hits.times / f.n_strong desc, f.feature limit ?""",
         [kind, *tokens, limit],
     ).fetchall()
     return [(_row(r[:9]), int(r[9])) for r in rows]
@@ -246,9 +246,9 @@ def random_windows(store: Store) -> list[tuple[int, list[int], set[int]]]:
 
 
 def firing_counts(store: Store) -> list[tuple[int, int, int]]:
-    """(feature, firings in all documents, firings in test documents), by feature."""
+    """(feature, strong firings in all documents, strong firings in test documents), by feature."""
     cursor = store.connection.cursor()
-    return cursor.execute("select feature, n_fired, n_fired_test from contexts.feature order by feature").fetchall()
+    return cursor.execute("select feature, n_strong, n_strong_test from contexts.feature order by feature").fetchall()
 
 
 def token_counts(store: Store) -> list[tuple[int, int, int]]:

@@ -16,7 +16,8 @@ CONTEXTS = (
         mean_act float not null,
         max_act float not null,
         n_documents uinteger not null,
-        n_fired_test ubigint not null,
+        n_strong ubigint not null,      -- firings of at least a third of max_act
+        n_strong_test ubigint not null, -- those in test documents
         histogram blob not null,       -- uint32 [32], bins of log2(activation): see meta 'log2_edges'
         promoted_tokens blob not null, -- uint32
         promoted_logits blob not null, -- float32
@@ -32,7 +33,7 @@ CONTEXTS = (
         act_places blob not null, -- uint8: places inside the window where the feature fires
         act_values blob not null  -- uint16: activation / max_act * 65535
     )""",
-    """create table feature_token (
+    """create table feature_token ( -- strong firings only
         feature uinteger not null, kind varchar not null, token uinteger not null,
         n_explain uinteger not null, n_test uinteger not null
     )""",

@@ -11,6 +11,7 @@ from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected, window_
 from feature_store.packing import WINDOW, Pack, quantise
 
 TOKENS_PER_FEATURE = 32
+STRONG = 1 / 3
 
 
 class Codes(NamedTuple):
@@ -31,13 +32,14 @@ def test_documents(n_documents: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _firings_by_feature(indices, acts, d_sae):  # pragma: no cover (compiled)
-    """(offsets, flat token places) of all firings, by feature, in stream order."""
+def _firings_by_feature(indices, acts, least):  # pragma: no cover (compiled)
+    """(offsets, flat token places) of the firings of at least `least` [d_sae], by feature, in stream order."""
+    d_sae = least.size
     offsets = np.zeros(d_sae + 1, np.int64)
     n_tokens, k = indices.shape
     for t in range(n_tokens):
         for j in range(k):
-            if acts[t, j] > 0:
+            if acts[t, j] > 0 and acts[t, j] >= least[indices[t, j]]:
                 offsets[indices[t, j] + 1] += 1
     for f in range(d_sae):
         offsets[f + 1] += offsets[f]
@@ -45,8 +47,8 @@ def _firings_by_feature(indices, acts, d_sae):  # pragma: no cover (compiled)
     tokens = np.empty(offsets[-1], np.uint32)
     for t in range(n_tokens):
         for j in range(k):
-            if acts[t, j] > 0:
-                f = indices[t, j]
+            f = indices[t, j]
+            if acts[t, j] > 0 and acts[t, j] >= least[f]:
                 tokens[place[f]] = t
                 place[f] += 1
     return offsets, tokens
@@ -129,7 +131,8 @@ def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (c
 class Tables(NamedTuple):
     """Counts of one pass over the codes."""
 
-    n_fired_test: np.ndarray
+    n_strong: np.ndarray
+    n_strong_test: np.ndarray
     current: np.ndarray
     following: np.ndarray
     n_documents: np.ndarray
@@ -138,25 +141,29 @@ class Tables(NamedTuple):
     document_maxima: np.ndarray
 
 
-def count(codes: Codes, d_sae: int, n_vocabulary: int, is_test: np.ndarray, promoted: np.ndarray, keep: int) -> Tables:
-    """Token tables, firings in test documents and the strongest `keep` features of every document.
+def count(
+    codes: Codes, maximum: np.ndarray, n_vocabulary: int, is_test: np.ndarray, promoted: np.ndarray, keep: int
+) -> Tables:
+    """Token tables of the strong firings and the strongest `keep` features of every document.
 
-    `is_test` [documents]; `promoted` [d_sae, n] are tokens whose following-counts are always reported.
+    A firing is strong at `STRONG` of the feature's `maximum` [d_sae] or more. `is_test` [documents]; `promoted`
+    [d_sae, n] are tokens whose following-counts are always reported.
     """
+    d_sae = len(maximum)
     ctx_len = codes.ids.shape[1]
     flat_ids = np.ascontiguousarray(codes.ids).reshape(-1)
     owner = np.ascontiguousarray(codes.documents).reshape(-1)
     indices = codes.indices.reshape(flat_ids.size, -1)
     acts = codes.acts.reshape(flat_ids.size, -1)
     token_is_test = is_test[owner]
-    offsets, firings = _firings_by_feature(indices, acts, d_sae)
+    offsets, firings = _firings_by_feature(indices, acts, (maximum * STRONG).astype(np.float32))
     firing_is_test = np.concatenate([[0], np.cumsum(token_is_test[firings])])
-    n_fired_test = firing_is_test[offsets[1:]] - firing_is_test[offsets[:-1]]
+    n_strong_test = firing_is_test[offsets[1:]] - firing_is_test[offsets[:-1]]
     nothing = np.empty((d_sae, 0), np.int64)
     shared = (offsets, firings, flat_ids, token_is_test, ctx_len)
     current = _token_counts(*shared, 0, n_vocabulary, nothing, TOKENS_PER_FEATURE)
     following = _token_counts(*shared, 1, n_vocabulary, promoted.astype(np.int64), TOKENS_PER_FEATURE)
-    return Tables(n_fired_test, current, following, *_document_latents(indices, acts, owner, d_sae, keep))
+    return Tables(np.diff(offsets), n_strong_test, current, following, *_document_latents(indices, acts, owner, d_sae, keep))
 
 
 def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:

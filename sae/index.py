@@ -105,7 +105,7 @@ def index(
     is_test = tables.test_documents(len(names))
     vocabulary = token_bytes(lm.tokenizer)
     counted = tables.count(
-        codes, sae.d_sae, len(vocabulary), is_test, logits.promoted.numpy(), config.features_per_document
+        codes, collected.maximum, len(vocabulary), is_test, logits.promoted.numpy(), config.features_per_document
     )
     writer = GenerationWriter(folder / "store", "contexts")
     id_bytes = codes.ids.dtype.itemsize
@@ -136,7 +136,8 @@ def _write_features(writer: GenerationWriter, sae: Any, collected: Collected, co
         "mean_act": (collected.total / np.maximum(n_fired, 1)).astype(np.float32),
         "max_act": collected.maximum,
         "n_documents": counted.n_documents,
-        "n_fired_test": counted.n_fired_test,
+        "n_strong": counted.n_strong,
+        "n_strong_test": counted.n_strong_test,
         "histogram": _blobs(collected.histogram, "<u4"),
         "promoted_tokens": _blobs(logits.promoted, "<u4"),
         "promoted_logits": _blobs(logits.promoted_logits, "<f4"),

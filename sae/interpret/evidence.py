@@ -8,28 +8,29 @@ from functools import cached_property
 import numpy as np
 
 from feature_store import queries
-from feature_store.records import Window
 from feature_store.queries import Store
+from feature_store.records import Window
+from feature_store.tables import STRONG
 
 SPLIT_ID = "document-hash-half-v1"
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How often a feature fired on (or before) a token, and how often the token occurs, in one part of the corpus."""
+    """How often a feature fired strongly on (or before) a token, and how often the token occurs, in one part."""
 
     hits: dict[int, int]
     occurrences: np.ndarray
-    n_fired: int
+    n_strong: int
     n_tokens: int
 
     def balanced_accuracy(self, tokens: set[int]) -> float:
-        """(recall + 1 - false positive rate) / 2 of the rule "fires exactly on these tokens"; chance is 0.5."""
-        if self.n_fired == 0 or self.n_fired >= self.n_tokens:
+        """(recall + 1 - false positive rate) / 2 of the rule "fires strongly exactly on these tokens"; chance is 0.5."""
+        if self.n_strong == 0 or self.n_strong >= self.n_tokens:
             return float("nan")
         hits = sum(self.hits.get(t, 0) for t in tokens)
         false = sum(int(self.occurrences[t]) for t in tokens) - hits
-        return (hits / self.n_fired + 1 - max(false, 0) / (self.n_tokens - self.n_fired)) / 2
+        return (hits / self.n_strong + 1 - max(false, 0) / (self.n_tokens - self.n_strong)) / 2
 
 
 class Evidence:
@@ -55,15 +56,15 @@ class Evidence:
         return found
 
     def alive(self) -> list[int]:
-        """Features that fire in both parts of the corpus: the ones that can be labelled and tested."""
-        return [f for f, n_fired, n_test in self.firings if 0 < n_test < n_fired]
+        """Features that fire strongly somewhere in the explain part: the ones that can be labelled."""
+        return [f for f, n_strong, n_test in self.firings if n_test < n_strong]
 
     def counts(self, feature: int, kind: str) -> tuple[TokenCounts, TokenCounts]:
         """(explain part, test part) of the counts of one feature; kind "current" or "next"."""
-        _, n_fired, n_test = self.firings[feature]
+        _, n_strong, n_test = self.firings[feature]
         explain, test = self._hits[kind].get(feature, ({}, {}))
         return (
-            TokenCounts(explain, self._occurrences["explain"], n_fired - n_test, self._n_tokens["explain"]),
+            TokenCounts(explain, self._occurrences["explain"], n_strong - n_test, self._n_tokens["explain"]),
             TokenCounts(test, self._occurrences["test"], n_test, self._n_tokens["test"]),
         )
 
@@ -84,11 +85,9 @@ class Evidence:
         ]
 
     def windows(self, feature: int) -> tuple[list[Window], list[Window]]:
-        """(explain windows, test windows) of a feature: all in explain documents, the sampled ones in test documents."""
-        explain, test = [], []
-        for window in queries.windows(self.store, feature):
-            if window.document not in self.test_documents:
-                explain.append(window)
-            elif window.group == "stratum":
-                test.append(window)
-        return explain, test
+        """(explain windows, test windows) with a strong peak, of one feature."""
+        found = queries.windows(self.store, feature)
+        least = STRONG * max((w.acts[w.peak] for w in found), default=0.0)
+        strong = [w for w in found if w.acts[w.peak] >= least]
+        test = [w for w in strong if w.document in self.test_documents]
+        return [w for w in strong if w.document not in self.test_documents], test

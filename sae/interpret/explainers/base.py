@@ -66,4 +66,4 @@ def token_proposal(evidence: Evidence, feature: int, kind: str, prefix: str) -> 
     tokens = set().union(*(ids for _, ids in chosen))
     text = prefix + quoted([text for text, _ in chosen])
     scores = explain.balanced_accuracy(tokens), test.balanced_accuracy(tokens)
-    return Proposal(text, *scores, test.n_fired, test.n_tokens - test.n_fired)
+    return Proposal(text, *scores, test.n_strong, test.n_tokens - test.n_strong)

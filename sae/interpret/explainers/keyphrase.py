@@ -48,14 +48,14 @@ def _accuracy(chosen: set[str], positive: list[set[str]], negative: list[set[str
 
 @final
 class Keyphrase(Explainer):
-    """Rule: the feature fires exactly in windows that hold one of these words."""
+    """Rule: the feature fires strongly exactly in windows that hold one of these words."""
 
     name = "keyphrase"
     order = 3
     margin = 0.05
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """Up to three words, scored on the sampled windows against random windows of the test documents."""
+        """Up to three words, scored on strong windows against random silent windows of the test documents."""
         explain, test = (
             [words("".join(evidence.store.text_of(w.token_ids))) for w in part] for part in evidence.windows(feature)
         )

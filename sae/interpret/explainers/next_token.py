@@ -10,7 +10,7 @@ from sae.interpret.explainers.base import Explainer, Proposal, token_proposal
 
 @final
 class NextToken(Explainer):
-    """Rule: the feature fires exactly before these tokens."""
+    """Rule: the feature fires strongly exactly before these tokens."""
 
     name = "next_token"
     order = 1

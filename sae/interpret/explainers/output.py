@@ -12,7 +12,7 @@ SHOWN = 4
 
 @final
 class Output(Explainer):
-    """Rule: the feature fires exactly before the tokens that it promotes.
+    """Rule: the feature fires strongly exactly before the tokens that it promotes.
 
     The promoted tokens come from the weights alone, so the text is not fitted to any document.
     """
@@ -27,4 +27,4 @@ class Output(Explainer):
         explain, test = evidence.counts(feature, "next")
         texts = list(dict.fromkeys(evidence.normal(t) for t in tokens))[:SHOWN]
         scores = explain.balanced_accuracy(set(tokens)), test.balanced_accuracy(set(tokens))
-        return Proposal("promotes " + quoted(texts), *scores, test.n_fired, test.n_tokens - test.n_fired)
+        return Proposal("promotes " + quoted(texts), *scores, test.n_strong, test.n_tokens - test.n_strong)

@@ -10,7 +10,7 @@ from sae.interpret.explainers.base import Explainer, Proposal, token_proposal
 
 @final
 class Token(Explainer):
-    """Rule: the feature fires exactly on these tokens."""
+    """Rule: the feature fires strongly exactly on these tokens."""
 
     name = "token"
 
