@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,10 +94,20 @@ class Store:
             pieces[-1] += pending.decode("utf-8", "replace")
         return pieces
 
+    def shown(self, token: int) -> str:
+        """Display text of one token on its own."""
+        return self.token_bytes.get(token, b"").decode("utf-8", "replace")
+
     def tokens_like(self, text: str) -> list[int]:
         """Ids of tokens whose text, stripped and lower-cased, equals the given text so treated."""
-        wanted = text.strip().lower()
-        return [t for t, b in self.token_bytes.items() if b.decode("utf-8", "replace").strip().lower() == wanted]
+        return self._by_text.get(text.strip().lower(), [])
+
+    @cached_property
+    def _by_text(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for token in self.token_bytes:
+            found.setdefault(self.shown(token).strip().lower(), []).append(token)
+        return found
 
 
 def _row(values: tuple[Any, ...]) -> FeatureRow:
@@ -227,6 +238,32 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
         [kind, *tokens, limit],
     ).fetchall()
     return [(_row(r[:9]), int(r[9])) for r in rows]
+
+
+def features_promoting(store: Store, tokens: list[int], limit: int) -> list[FeatureRow]:
+    """Rows of the features whose promoted tokens hold any of the tokens, best rank first."""
+    if not tokens:
+        return []
+    cursor = store.connection.cursor()
+    marks = ", ".join("?" * len(tokens))
+    rows = cursor.execute(
+        f"""with hits as (
+            select feature, min(rank) as best from contexts.promoted where token in ({marks}) group by feature)
+        select {_ROW} {_FROM} join hits using (feature) order by hits.best, f.feature limit ?""",
+        [*tokens, limit],
+    ).fetchall()
+    return [_row(r) for r in rows]
+
+
+def labels(store: Store, numbers: list[int]) -> dict[int, str]:
+    """Label of each of the features that has one."""
+    if not numbers:
+        return {}
+    cursor = store.connection.cursor()
+    marks = ", ".join("?" * len(numbers))
+    return dict(
+        cursor.execute(f"select feature, text from explanations.label where feature in ({marks})", numbers).fetchall()
+    )
 
 
 def token_table(store: Store, kind: str) -> list[tuple[int, int, int, int]]:

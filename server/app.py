@@ -1,0 +1,67 @@
+"""The application: API, explorer, and the headers that keep hostile text harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from server import errors, responses
+from server.catalogue import Entry
+from server.errors import ApiError
+from server.routes import dictionaries, features
+
+STATIC = Path(__file__).parent / "static"
+HEADERS = {
+    "content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "object-src 'none'; base-uri 'none'; frame-ancestors 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+NO_UI = "<!doctype html><title>saedex</title><p>The explorer was not built into this installation. The API is at <a href='api/v1/dictionaries'>api/v1/dictionaries</a>; install saedex from a wheel, or run <code>make ui</code>."
+
+
+class _CompressText(GZipMiddleware):
+    """Compresses answers, but not downloads: those keep their length, their ranges and their hash."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "/download/" in scope.get("path", ""):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(catalogue: dict[str, Entry], static: Path = STATIC) -> FastAPI:
+    """The ASGI application over opened dictionaries; it never writes."""
+    shape = {status: {"model": responses.ErrorBody} for status in (404, 422)}
+    app = FastAPI(title="saedex", version="1", docs_url=None, openapi_url="/api/v1/openapi.json", responses=shape, redoc_url=None)
+    app.state.catalogue = catalogue
+    app.add_middleware(_CompressText, minimum_size=1024, compresslevel=5)
+    errors.install(app)
+    app.include_router(dictionaries.router)
+    app.include_router(features.router)
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.get("/api/{rest:path}", include_in_schema=False)
+    def unknown_api(rest: str) -> Response:
+        raise ApiError(404, "no such route; see /api/v1/openapi.json")
+
+    if (static / "assets").is_dir():
+        app.mount("/assets", StaticFiles(directory=static / "assets"), name="assets")
+
+    @app.get("/{rest:path}", include_in_schema=False)
+    def page(rest: str) -> HTMLResponse:
+        index = static / "index.html"
+        return HTMLResponse(index.read_text() if index.is_file() else NO_UI)
+
+    return app

@@ -1,0 +1,188 @@
+"""The bodies of the API, in one place: the OpenAPI document and the explorer's types follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from feature_store.queries import Store
+from feature_store.records import Feature, FeatureRow, Window
+
+
+class ErrorInfo(BaseModel):
+    code: str = Field(description="Stable, for programs.")
+    message: str = Field(description="For people: what was wrong and what is allowed.")
+
+
+class ErrorBody(BaseModel):
+    error: ErrorInfo
+
+
+class DictionarySummary(BaseModel):
+    id: str
+    name: str
+    run: str
+    model: str
+    hook: str
+    architecture: str
+    d_sae: int
+    k: int
+    generation: str = Field(description="Changes when new evidence or labels are published.")
+    features: int
+    alive: int
+    labelled: int
+    fvu: float | None
+    l0: float | None
+    loss_recovered: float | None = Field(description="Against mean ablation.")
+
+
+class DictionaryDetail(DictionarySummary):
+    card: dict[str, Any]
+    metrics: dict[str, Any]
+    labels: dict[str, Any]
+    densities_log10_edges: list[float]
+    densities_features: list[int]
+    training: list[dict[str, Any]]
+
+
+class FeatureItem(BaseModel):
+    feature: int
+    density: float = Field(description="Share of tokens on which the feature fires.")
+    n_fired: int
+    mean_act: float
+    max_act: float
+    n_documents: int
+    label: str | None
+    explainer: str | None
+    score: float | None = Field(description="Held-out balanced accuracy of the label's rule; chance is 0.5.")
+
+
+class FeaturePage(BaseModel):
+    items: list[FeatureItem]
+    total: int
+    limit: int
+    offset: int
+
+
+class TokenWeight(BaseModel):
+    token: int
+    text: str
+    logit: float
+
+
+class Neighbour(BaseModel):
+    feature: int
+    cosine: float
+    label: str | None
+
+
+class ScoreItem(BaseModel):
+    scorer: str
+    metric: str
+    value: float | None
+    chance: float
+    n_pos: int
+    n_neg: int
+    split: str
+
+
+class ExplanationItem(BaseModel):
+    explainer: str
+    text: str
+    chosen: bool
+    scores: list[ScoreItem]
+
+
+class FeatureDetail(FeatureItem):
+    histogram: list[int] = Field(description="Firings per activation bin.")
+    histogram_log2_edges: list[float]
+    promoted: list[TokenWeight]
+    suppressed: list[TokenWeight]
+    neighbours: list[Neighbour]
+    explanations: list[ExplanationItem]
+
+
+class WindowToken(BaseModel):
+    token: int
+    text: str
+    act: float
+
+
+class ContextItem(BaseModel):
+    group: str = Field(description="top: the strongest; stratum: sampled from one range of activation.")
+    rank: int
+    stratum: int
+    document: int
+    document_name: str
+    peak: int
+    copies: int = Field(description="Times this text was met while it was listed.")
+    percentile: float = Field(description="Share of the feature's firings that are weaker than this peak.")
+    inclusion: float = Field(description="Probability that a context of this stratum was kept.")
+    tokens: list[WindowToken]
+
+
+class ContextList(BaseModel):
+    feature: int
+    max_act: float
+    items: list[ContextItem]
+
+
+class SearchHit(FeatureItem):
+    times: int | None = Field(description="Strong firings on (or before) the token, for token searches.")
+
+
+class SearchResult(BaseModel):
+    query: str
+    kind: str
+    items: list[SearchHit]
+
+
+class DocumentFeature(BaseModel):
+    feature: int
+    mean_act: float
+    max_act: float
+
+
+class DocumentDetail(BaseModel):
+    document: int
+    name: str
+    features: list[DocumentFeature]
+
+
+class DownloadItem(BaseModel):
+    name: str
+    size_bytes: int
+    sha256: str
+    url: str
+
+
+def item(row: FeatureRow) -> dict[str, Any]:
+    """`FeatureItem` of a row."""
+    return asdict(row)
+
+
+def detail(store: Store, found: Feature, labels: dict[int, str | None]) -> dict[str, Any]:
+    """`FeatureDetail` of a feature; `labels` name its neighbours."""
+
+    def weights(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
+        return [{"token": t, "text": store.shown(t), "logit": v} for t, v in pairs]
+
+    return item(found.row) | {
+        "histogram": found.histogram,
+        "histogram_log2_edges": found.histogram_log2_edges,
+        "promoted": weights(found.promoted),
+        "suppressed": weights(found.suppressed),
+        "neighbours": [{"feature": f, "cosine": c, "label": labels.get(f)} for f, c in found.neighbours],
+        "explanations": [asdict(e) for e in found.explanations],
+    }
+
+
+def context(store: Store, window: Window) -> dict[str, Any]:
+    """`ContextItem` of a window."""
+    texts = store.text_of(window.token_ids)
+    body = asdict(window)
+    tokens = zip(body.pop("token_ids"), texts, body.pop("acts"), strict=True)
+    body.pop("context")
+    return body | {"tokens": [{"token": t, "text": s, "act": a} for t, s, a in tokens]}

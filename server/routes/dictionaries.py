@@ -1,0 +1,98 @@
+"""Routes of dictionaries: the list, one in detail, its documents and its downloads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, Response
+
+from feature_store import queries
+from server import responses
+from server.catalogue import Entry
+from server.errors import ApiError
+from server.routes.common import entry_of, json_response, known_parameters
+
+router = APIRouter(prefix="/api/v1", tags=["dictionaries"], dependencies=[known_parameters])
+DENSITY_EDGES = np.arange(-7, 0.25, 0.25)
+
+
+def _summary(entry: Entry) -> dict[str, Any]:
+    card, metrics = entry.card, entry.metrics
+    store = entry.store
+    return {
+        "id": entry.id,
+        "name": card["name"],
+        "run": card["run"],
+        "model": card["model"]["name"],
+        "hook": card["sae"]["hook"],
+        "architecture": card["sae"]["architecture"],
+        "d_sae": card["sae"]["d_sae"],
+        "k": card["sae"]["k"],
+        "generation": store.generation,
+        "fvu": metrics.get("fvu"),
+        "l0": metrics.get("l0"),
+        "loss_recovered": metrics.get("loss_recovered", {}).get("mean"),
+        **queries.counts(store),
+    }
+
+
+@router.get("/dictionaries", response_model=list[responses.DictionarySummary])
+def list_dictionaries(request: Request) -> Response:
+    """Every dictionary of this server."""
+    entries: dict[str, Entry] = request.app.state.catalogue
+    return json_response([_summary(entry) for entry in entries.values()])
+
+
+@router.get("/dictionaries/{dictionary}", response_model=responses.DictionaryDetail)
+def get_dictionary(request: Request, dictionary: str) -> Response:
+    """Card, metrics, density histogram and training curves of one dictionary."""
+    entry = entry_of(request, dictionary)
+    values = queries.densities(entry.store)
+    logs = np.log10(values[values > 0])
+    body = _summary(entry) | {
+        "card": entry.card,
+        "metrics": entry.metrics,
+        "labels": entry.labels,
+        "densities_log10_edges": DENSITY_EDGES.tolist(),
+        "densities_features": np.histogram(logs, DENSITY_EDGES)[0].tolist(),
+        "training": entry.training_curve(),
+    }
+    return json_response(body, entry.store.generation, request)
+
+
+@router.get("/dictionaries/{dictionary}/documents/{document}", response_model=responses.DocumentDetail)
+def get_document(request: Request, dictionary: str, document: int) -> Response:
+    """The strongest features of one document of the index corpus, by mean activation times length."""
+    entry = entry_of(request, dictionary)
+    found = queries.document_latents(entry.store, document) if document >= 0 else None
+    if found is None:
+        raise ApiError(404, f"no document {document} in this dictionary's corpus")
+    name, rows = found
+    features = [{"feature": f, "mean_act": mean, "max_act": peak} for f, mean, peak in rows]
+    return json_response({"document": document, "name": name, "features": features})
+
+
+@router.get("/dictionaries/{dictionary}/download", response_model=list[responses.DownloadItem])
+def list_downloads(request: Request, dictionary: str) -> Response:
+    """Files on offer with size and SHA-256; dictionary.zip holds all of them."""
+    entry = entry_of(request, dictionary)
+    base = f"api/v1/dictionaries/{entry.id}/download"
+    return json_response(
+        [
+            {"name": d.name, "size_bytes": d.size_bytes, "sha256": d.sha256, "url": f"{base}/{d.name}"}
+            for d in entry.downloads()
+        ]
+    )
+
+
+@router.get("/dictionaries/{dictionary}/download/{file}", response_class=FileResponse)
+def download(request: Request, dictionary: str, file: str) -> FileResponse:
+    """One file, by a name from the list; the header x-sha256 carries its hash."""
+    found = entry_of(request, dictionary).download(file)
+    if found is None:
+        raise ApiError(404, "no such file on offer; see the list one level up")
+    return FileResponse(
+        found.path, media_type=found.media_type, filename=found.name, headers={"x-sha256": found.sha256}
+    )

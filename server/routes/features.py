@@ -1,0 +1,97 @@
+"""Routes of features: the table, one feature, its contexts, and search."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from feature_store import queries
+from feature_store.queries import SortKey, Store
+from feature_store.records import Feature
+from server import responses
+from server.errors import ApiError
+from server.routes.common import entry_of, json_response, known_parameters
+
+router = APIRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"], dependencies=[known_parameters])
+SearchKind = Literal["label", "current", "next", "promoted"]
+Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
+Share = Annotated[float | None, Query(ge=0, le=1)]
+
+
+@router.get("/features", response_model=responses.FeaturePage)
+def list_features(
+    request: Request,
+    dictionary: str,
+    sort: SortKey = "feature",
+    order: Literal["asc", "desc"] = "asc",
+    limit: Limit = 50,
+    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    min_density: Share = None,
+    max_density: Share = None,
+    min_score: Share = None,
+    explainer: Annotated[str | None, Query(max_length=64)] = None,
+    q: Annotated[str | None, Query(max_length=128, description="Part of a label.")] = None,
+    alive: bool = False,
+) -> Response:
+    """Features that pass all filters, sorted, one page of them."""
+    store = entry_of(request, dictionary).store
+    page = queries.features(
+        store, sort=sort, descending=order == "desc", limit=limit, offset=offset, min_density=min_density,
+        max_density=max_density, min_score=min_score, explainer=explainer, query=q, alive=alive,
+    )  # fmt: skip
+    items = [responses.item(row) for row in page.rows]
+    body = {"items": items, "total": page.total, "limit": limit, "offset": offset}
+    return json_response(body, store.generation, request)
+
+
+def _feature(store: Store, feature: int) -> Feature:
+    found = queries.feature(store, feature) if 0 <= feature < 1 << 32 else None
+    if found is None:
+        total = queries.counts(store)["features"]
+        raise ApiError(404, f"no such feature; this dictionary has features 0..{total - 1}")
+    return found
+
+
+@router.get("/features/{feature}", response_model=responses.FeatureDetail)
+def get_feature(request: Request, dictionary: str, feature: int) -> Response:
+    """Statistics, promoted tokens, neighbours and explanations of one feature."""
+    store = entry_of(request, dictionary).store
+    found = _feature(store, feature)
+    labels = queries.labels(store, [f for f, _ in found.neighbours])
+    return json_response(responses.detail(store, found, labels), store.generation, request)
+
+
+@router.get("/features/{feature}/contexts", response_model=responses.ContextList)
+def get_contexts(
+    request: Request, dictionary: str, feature: int, group: Literal["top", "stratum", "all"] = "all"
+) -> Response:
+    """Windows around the feature's peaks: the strongest, and samples of every range of activation."""
+    store = entry_of(request, dictionary).store
+    found = _feature(store, feature)
+    windows = [w for w in queries.windows(store, feature) if group in ("all", w.group)]
+    items = [responses.context(store, w) for w in windows]
+    body = {"feature": feature, "max_act": found.row.max_act, "items": items}
+    return json_response(body, store.generation, request)
+
+
+@router.get("/search", response_model=responses.SearchResult)
+def search(
+    request: Request,
+    dictionary: str,
+    q: Annotated[str, Query(min_length=1, max_length=128, description="Words of a label, or a token.")],
+    kind: SearchKind = "label",
+    limit: Limit = 50,
+) -> Response:
+    """label: text in labels; current / next: fires on / before a token; promoted: raises a token's logit."""
+    store = entry_of(request, dictionary).store
+    if kind == "label":
+        page = queries.features(store, query=q, sort="score", descending=True, limit=limit)
+        hits = [(row, None) for row in page.rows]
+    elif kind == "promoted":
+        hits = [(row, None) for row in queries.features_promoting(store, store.tokens_like(q), limit)]
+    else:
+        hits = queries.features_of_token(store, store.tokens_like(q), kind, limit)
+    items = [responses.item(row) | {"times": times} for row, times in hits]
+    return json_response({"query": q, "kind": kind, "items": items}, store.generation + kind, request)

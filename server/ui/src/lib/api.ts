@@ -1,0 +1,38 @@
+// The API as the explorer sees it: types from the OpenAPI document, one function per route.
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+export type DictionarySummary = Schemas["DictionarySummary"];
+export type DictionaryDetail = Schemas["DictionaryDetail"];
+export type FeatureItem = Schemas["FeatureItem"];
+export type FeaturePage = Schemas["FeaturePage"];
+export type FeatureDetail = Schemas["FeatureDetail"];
+export type ContextItem = Schemas["ContextItem"];
+export type ContextList = Schemas["ContextList"];
+export type SearchResult = Schemas["SearchResult"];
+export type DownloadItem = Schemas["DownloadItem"];
+
+const BASE = "api/v1/dictionaries";
+
+async function get<T>(path: string): Promise<T> {
+  const response = await fetch(path);
+  const body = await response.json();
+  if (!response.ok) throw new Error(body?.error?.message ?? `the server answered ${response.status}`);
+  return body as T;
+}
+
+function query(values: Record<string, string | number | boolean | null | undefined>): string {
+  const given = Object.entries(values).filter(([, v]) => v !== null && v !== undefined && v !== "" && v !== false);
+  return new URLSearchParams(given.map(([k, v]) => [k, String(v)])).toString();
+}
+
+export const listDictionaries = () => get<DictionarySummary[]>(BASE);
+export const getDictionary = (id: string) => get<DictionaryDetail>(`${BASE}/${id}`);
+export const listDownloads = (id: string) => get<DownloadItem[]>(`${BASE}/${id}/download`);
+export const getFeature = (id: string, feature: number) => get<FeatureDetail>(`${BASE}/${id}/features/${feature}`);
+export const getContexts = (id: string, feature: number) =>
+  get<ContextList>(`${BASE}/${id}/features/${feature}/contexts`);
+export const listFeatures = (id: string, values: Parameters<typeof query>[0]) =>
+  get<FeaturePage>(`${BASE}/${id}/features?${query(values)}`);
+export const search = (id: string, q: string, kind: string) =>
+  get<SearchResult>(`${BASE}/${id}/search?${query({ q, kind, limit: 100 })}`);

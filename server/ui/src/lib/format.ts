@@ -1,0 +1,29 @@
+// Numbers as people read them.
+export function short(value: number | null | undefined): string {
+  if (value === null || value === undefined) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 10000) return Math.round(value).toLocaleString("en");
+  if (size >= 100) return value.toFixed(0);
+  if (size >= 1) return value.toFixed(2);
+  if (size >= 0.001) return value.toFixed(4);
+  return value.toExponential(1);
+}
+
+export function percent(value: number | null | undefined): string {
+  if (value === null || value === undefined) return "–";
+  const share = value * 100;
+  return (share >= 1 ? share.toFixed(1) : share >= 0.01 ? share.toFixed(2) : share.toPrecision(1)) + " %";
+}
+
+export function bytes(value: number): string {
+  return value >= 1e6 ? `${(value / 1e6).toFixed(1)} MB` : value >= 1e3 ? `${(value / 1e3).toFixed(1)} kB` : `${value} B`;
+}
+
+/** Text with white space and control characters made visible. */
+export function visible(text: string): string {
+  return text
+    .replace(/\n/g, "↵")
+    .replace(/\t/g, "⇥")
+    .replace(/[\u0000-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, "·");
+}
