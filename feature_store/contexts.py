@@ -136,11 +136,22 @@ def _collect(ids, indices, acts, first_context, seed, low, width, scratch, count
             best_act[f] = 0
             if top_context[f, -1] == NO_CONTEXT or act > top_act[f, -1]:
                 text = _text_hash(ids[c], p)
-                _offer_top(act, context, p, text, top_act[f], top_context[f], top_position[f], top_hash[f], top_copies[f])
+                _offer_top(
+                    act, context, p, text, top_act[f], top_context[f], top_position[f], top_hash[f], top_copies[f]
+                )
             s = _bin(act, low, width) * N_STRATA // N_BINS
             stratum_contexts[f, s] += 1
             key = _mix(_mix(np.uint64(seed) + np.uint64(f)) + np.uint64(context))
-            _offer_sample(act, context, p, key, stratum_act[f, s], stratum_context[f, s], stratum_position[f, s], stratum_key[f, s])
+            _offer_sample(
+                act,
+                context,
+                p,
+                key,
+                stratum_act[f, s],
+                stratum_context[f, s],
+                stratum_position[f, s],
+                stratum_key[f, s],
+            )
 
 
 class ContextCollector:
@@ -174,7 +185,17 @@ class ContextCollector:
         """
         self.n_tokens += n_tokens
         arrays = np.ascontiguousarray(ids), np.ascontiguousarray(indices), np.ascontiguousarray(acts, np.float32)
-        _collect(*arrays, first_context, self._seed, self._low, self._width, self._scratch, self._counts, self._top, self._sample)
+        _collect(
+            *arrays,
+            first_context,
+            self._seed,
+            self._low,
+            self._width,
+            self._scratch,
+            self._counts,
+            self._top,
+            self._sample,
+        )
 
     def finish(self) -> Collected:
         """What was found so far."""
@@ -182,7 +203,9 @@ class ContextCollector:
         edges = self._low + self._width * np.arange(N_BINS + 1)
         top_act, top_context, top_position, _, top_copies = self._top
         top = top_act, top_context, top_position, top_copies
-        return Collected(self.n_tokens, edges, n_fired, total, maximum, histogram, *top, *self._sample[:3], stratum_contexts)
+        return Collected(
+            self.n_tokens, edges, n_fired, total, maximum, histogram, *top, *self._sample[:3], stratum_contexts
+        )
 
 
 def _slots(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

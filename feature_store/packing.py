@@ -52,17 +52,19 @@ def unpack_columns(columns: tuple[bytes, bytes, bytes, bytes], id_bytes: int, ma
     """The inverse of `pack_columns`, activations in their own units again."""
     windows, ids, places, values = columns
     acts = np.frombuffer(values, "<u2").astype(np.float32) * (max_act / ACT_LEVELS)
-    return Pack(
-        np.frombuffer(windows, WINDOW), np.frombuffer(ids, f"<u{id_bytes}"), np.frombuffer(places, "<u1"), acts
-    )
+    return Pack(np.frombuffer(windows, WINDOW), np.frombuffer(ids, f"<u{id_bytes}"), np.frombuffer(places, "<u1"), acts)
+
+
+def dense_acts(pack: Pack) -> np.ndarray:
+    """Activations of all windows in a row, aligned with `token_ids`, zeros included."""
+    starts = np.cumsum(pack.windows["length"], dtype=np.int64) - pack.windows["length"]
+    acts = np.zeros(len(pack.token_ids), np.float32)
+    acts[np.repeat(starts, pack.windows["n_acts"]) + pack.act_places] = pack.act_values
+    return acts
 
 
 def dense_window(pack: Pack, number: int) -> tuple[np.ndarray, np.ndarray]:
     """(token ids, activations) of one window, both as long as the window."""
-    starts = np.concatenate([[0], np.cumsum(pack.windows["length"], dtype=np.int64)])
-    act_starts = np.concatenate([[0], np.cumsum(pack.windows["n_acts"], dtype=np.int64)])
-    ids = pack.token_ids[starts[number] : starts[number + 1]]
-    acts = np.zeros(len(ids), np.float32)
-    part = slice(act_starts[number], act_starts[number + 1])
-    acts[pack.act_places[part]] = pack.act_values[part]
-    return ids, acts
+    end = int(pack.windows["length"][: number + 1].sum(dtype=np.int64))
+    cut = slice(end - int(pack.windows["length"][number]), end)
+    return pack.token_ids[cut], dense_acts(pack)[cut]

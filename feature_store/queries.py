@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 
 from feature_store import schema
-from feature_store.packing import dense_window, unpack_columns
+from feature_store.packing import Pack, dense_window, unpack_columns
 from feature_store.records import Explanation, Feature, FeatureRow, Page, Score, Window
 from feature_store.writer import read_pointer
 
@@ -50,7 +50,9 @@ class Store:
         self.meta = dict(self.connection.execute("select key, value from contexts.meta").fetchall())
         self.meta = {key: json.loads(value) for key, value in self.meta.items()}
         self.generation = "-".join(self.pointer[k]["sha256"][:12] for k in sorted(self.pointer))
-        self._names = dict(self.connection.execute("select document, name from contexts.document").fetchall())
+        self.document_names: dict[int, str] = dict(
+            self.connection.execute("select document, name from contexts.document").fetchall()
+        )
         self.token_bytes: dict[int, bytes] = dict(
             self.connection.execute("select token, text from contexts.token").fetchall()
         )
@@ -61,7 +63,9 @@ class Store:
             path = self.folder / self.pointer[kind]["file"]
             try:
                 self.connection.execute(f"attach '{path}' as {kind} (read_only)")
-                found = self.connection.execute(f"select value from {kind}.meta where key = 'format_version'").fetchall()
+                found = self.connection.execute(
+                    f"select value from {kind}.meta where key = 'format_version'"
+                ).fetchall()
             except duckdb.Error as error:
                 raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
             if not found or int(found[0][0]) != schema.FORMAT_VERSION:
@@ -154,23 +158,33 @@ def features(
     return Page([_row(r) for r in rows], total)
 
 
-def feature(store: Store, number: int) -> Feature | None:
-    """One feature with its histogram, logits, neighbours and explanations; None where there is no such id."""
-    cursor = store.connection.cursor()
-    found = cursor.execute(
-        f"""select {_ROW}, histogram, promoted_tokens, promoted_logits, suppressed_tokens, suppressed_logits,
-            neighbours, neighbour_cosines {_FROM} where f.feature = ?""",
-        [number],
-    ).fetchall()
-    if not found:
-        return None
-    row, blobs = _row(found[0][:9]), found[0][9:]
+_BLOBS = """histogram, promoted_tokens, promoted_logits, suppressed_tokens, suppressed_logits,
+    neighbours, neighbour_cosines"""
+
+
+def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation]) -> Feature:
+    """`Feature` of a result row of `_ROW` and `_BLOBS`."""
+    blobs = values[9:]
     pairs = [
         list(zip(np.frombuffer(a, "<u4").tolist(), np.frombuffer(b, "<f4").tolist(), strict=True))
         for a, b in zip(blobs[1::2], blobs[2::2], strict=True)
     ]
     histogram = np.frombuffer(blobs[0], "<u4").tolist()
-    return Feature(row, histogram, store.meta["log2_edges"], *pairs, explanations(store, number))
+    return Feature(_row(values[:9]), histogram, store.meta["log2_edges"], *pairs, found)
+
+
+def feature(store: Store, number: int) -> Feature | None:
+    """One feature with its histogram, logits, neighbours and explanations; None where there is no such id."""
+    cursor = store.connection.cursor()
+    found = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} where f.feature = ?", [number]).fetchall()
+    return _feature(store, found[0], explanations(store, number)) if found else None
+
+
+def all_features(store: Store) -> list[Feature]:
+    """Every feature in one query, without the list of its explanations."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} order by f.feature").fetchall()
+    return [_feature(store, row, []) for row in rows]
 
 
 def explanations(store: Store, number: int) -> list[Explanation]:
@@ -190,37 +204,40 @@ def explanations(store: Store, number: int) -> list[Explanation]:
     return list(found.values())
 
 
+def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
+    """(feature, pack of its windows) for the features first .. last - 1."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        """select feature, windows, token_ids, act_places, act_values, max_act from contexts.context_pack
+        join contexts.feature using (feature) where feature >= ? and feature < ? order by feature""",
+        [first, last],
+    ).fetchall()
+    return [(row[0], unpack_columns(row[1:5], store.meta["id_bytes"], row[5])) for row in rows]
+
+
 def windows(store: Store, number: int) -> list[Window]:
     """All stored windows of a feature: the top ones by rank, then the strata from the strongest down."""
-    cursor = store.connection.cursor()
-    found = cursor.execute(
-        """select windows, token_ids, act_places, act_values, max_act from contexts.context_pack
-        join contexts.feature using (feature) where feature = ?""",
-        [number],
-    ).fetchall()
-    if not found:
-        return []
-    pack = unpack_columns(found[0][:4], store.meta["id_bytes"], found[0][4])
     out = []
-    for index, w in enumerate(pack.windows):
-        ids, acts = dense_window(pack, index)
-        document = int(w["document"])
-        out.append(
-            Window(
-                group="stratum" if w["is_stratum"] else "top",
-                rank=int(w["rank"]),
-                stratum=int(w["stratum"]),
-                document=document,
-                document_name=store._names.get(document, ""),
-                context=int(w["context"]),
-                peak=int(w["peak"]),
-                token_ids=ids.tolist(),
-                acts=acts.tolist(),
-                copies=int(w["copies"]),
-                percentile=float(w["percentile"]),
-                inclusion=float(w["inclusion"]),
+    for pack in (pack for _, pack in packs(store, number, number + 1)):
+        for index, w in enumerate(pack.windows):
+            ids, acts = dense_window(pack, index)
+            document = int(w["document"])
+            out.append(
+                Window(
+                    group="stratum" if w["is_stratum"] else "top",
+                    rank=int(w["rank"]),
+                    stratum=int(w["stratum"]),
+                    document=document,
+                    document_name=store.document_names.get(document, ""),
+                    context=int(w["context"]),
+                    peak=int(w["peak"]),
+                    token_ids=ids.tolist(),
+                    acts=acts.tolist(),
+                    copies=int(w["copies"]),
+                    percentile=float(w["percentile"]),
+                    inclusion=float(w["inclusion"]),
+                )
             )
-        )
     return sorted(out, key=lambda w: (w.group == "stratum", -w.stratum if w.group == "stratum" else 0, w.rank))
 
 

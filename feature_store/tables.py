@@ -163,7 +163,9 @@ def count(
     shared = (offsets, firings, flat_ids, token_is_test, ctx_len)
     current = _token_counts(*shared, 0, n_vocabulary, nothing, TOKENS_PER_FEATURE)
     following = _token_counts(*shared, 1, n_vocabulary, promoted.astype(np.int64), TOKENS_PER_FEATURE)
-    return Tables(np.diff(offsets), n_strong_test, current, following, *_document_latents(indices, acts, owner, d_sae, keep))
+    return Tables(
+        np.diff(offsets), n_strong_test, current, following, *_document_latents(indices, acts, owner, d_sae, keep)
+    )
 
 
 def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:

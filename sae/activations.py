@@ -46,12 +46,20 @@ class Statistics:
 class Activations:
     """`segment(hook, g)` for a stream of contexts; every segment is the same bits whenever it is asked for."""
 
-    def __init__(self, harvester: Harvester, contexts: Contexts, segment_contexts: int, folder: Path | None):
+    def __init__(
+        self,
+        harvester: Harvester,
+        contexts: Contexts,
+        segment_contexts: int,
+        folder: Path | None,
+        training: Activations | None = None,
+    ):
         self.harvester, self.contexts, self.folder = harvester, contexts, folder
         self.segment_contexts = segment_contexts
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
         self.harvested_tokens, self.harvest_s = 0, 0.0
         self._statistics: dict[HookPoint, Statistics] = {}
+        self._training = training  # the stream whose statistics hold; none: this one's own
         self._last: tuple[int, dict[HookPoint, Segment]] | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +138,9 @@ class Activations:
         return total
 
     def statistics(self, hook: HookPoint) -> Statistics:
-        """Statistics of the first segment, computed once and kept beside the segments."""
+        """Statistics of the training stream's first segment, computed once and kept beside the segments."""
+        if self._training is not None:
+            return self._training.statistics(hook)
         if hook in self._statistics:
             return self._statistics[hook]
         path = self.folder / f"{hook}.json" if self.folder is not None else None
@@ -155,5 +165,3 @@ def _measure(x: Tensor, max_norm_multiple: float | None) -> Statistics:
     variance = float((sample - sample.mean(0)).square().sum(1).mean())
     limit = None if max_norm_multiple is None else median * max_norm_multiple
     return Statistics(median, scale, centre.tolist(), variance, limit)
-
-

@@ -37,7 +37,11 @@ def _guarded(work: Callable[[], int]) -> int:
 def _train_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="YAML file, for example training_configs/quickstart.yaml")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, for example train.tokens=1e6"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, for example train.tokens=1e6",
     )
 
 
@@ -62,13 +66,15 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"    fvu             {metrics['fvu']:.4f}   (typical positions {metrics['fvu_typical']:.4f})")
         print(f"    l0              {metrics['l0']:.1f}")
         print(f"    CE increase     {metrics['ce_increase']:.3f} nats over {metrics['ce']['clean']:.3f}")
-        print(f"    loss recovered  {recovered['mean']:.4f} against mean ablation, {recovered['zero']:.4f} against zero")
+        print(
+            f"    loss recovered  {recovered['mean']:.4f} against mean ablation, {recovered['zero']:.4f} against zero"
+        )
         print(f"    dead            {metrics['dead']} of {metrics['d_sae']}")
         median = labels["median_balanced_accuracy"]
         scored = f", median held-out balanced accuracy {median:.3f} (chance {labels['chance']})" if median else ""
         print(f"    labelled        {labels['features_labelled']} of {labels['features_alive']} live features{scored}")
     rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in summary["tokens_per_s"].items())
-    times = ", ".join(f"{stage} {s:.0f}" for stage, s in summary["seconds"].items() if stage != "harvest_tokens")
+    times = ", ".join(f"{stage} {s:.0f}" for stage, s in summary["seconds"].items())
     print(f"  tokens/s: {rates}")
     print(f"  seconds:  {times}")
     print(f"\nTo look at the features:  sae serve {summary['folder']}\n")
@@ -99,13 +105,19 @@ def _serve(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """`sae`: everything but training has a subcommand; `sae train` is `sae-train`."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="sae", description="Sparse dictionaries of what a network has learned.", epilog=EPILOG, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        prog="sae", description="Sparse dictionaries of what a network has learned.", epilog=EPILOG, formatter_class=raw
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
-    train = commands.add_parser("train", help="train, evaluate, index and label dictionaries", epilog=EPILOG, formatter_class=raw)
+    train = commands.add_parser(
+        "train", help="train, evaluate, index and label dictionaries", epilog=EPILOG, formatter_class=raw
+    )
     _train_parser(train)
     train.set_defaults(work=_train)
     serve = commands.add_parser("serve", help="open the feature explorer of finished runs")
-    serve.add_argument("paths", nargs="+", type=Path, help="run folders or dictionary folders, for example runs/quickstart")
+    serve.add_argument(
+        "paths", nargs="+", type=Path, help="run folders or dictionary folders, for example runs/quickstart"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     serve.set_defaults(work=_serve)

@@ -58,7 +58,9 @@ class TrainConfig(Section):
                 f"harvest.drop_positions: {self.harvest.drop_positions} leaves nothing of text.ctx_len {self.text.ctx_len}"
             )
         if self.train.batch_tokens > self.train.tokens:
-            problems.append(f"train.batch_tokens: {self.train.batch_tokens} is more than train.tokens {self.train.tokens}")
+            problems.append(
+                f"train.batch_tokens: {self.train.batch_tokens} is more than train.tokens {self.train.tokens}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -85,14 +87,16 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)  # noqa: S506  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -152,7 +156,14 @@ def explain(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[tupl
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
         rows.append((key, "" if inner and default != "required" else default, field.description or ""))
         for cls in inner:
-            tag = next((f"<{getattr(cls.model_fields[t].annotation, '__args__', ('',))[0]}>" for t in ("source", "architecture") if t in cls.model_fields), "")
+            tag = next(
+                (
+                    f"<{getattr(cls.model_fields[t].annotation, '__args__', ('',))[0]}>"
+                    for t in ("source", "architecture")
+                    if t in cls.model_fields
+                ),
+                "",
+            )
             rows += explain(cls, f"{key}{tag}.")
     return rows
 

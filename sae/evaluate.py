@@ -95,7 +95,7 @@ def splice(
     }
     ce = dict.fromkeys(("clean", *replacements), 0.0)
     kl = dict.fromkeys(replacements, 0.0)
-    scored = replaced = 0
+    scored = 0
     for start in range(0, n_contexts, config.batch_contexts):
         rows = slice(start, min(start + config.batch_contexts, n_contexts))
         ids = torch.from_numpy(contexts.ids[rows].astype(np.int64)).to(harvester.lm.device)
@@ -109,13 +109,11 @@ def splice(
             ce[name] -= float(edited.gather(2, targets).sum(dtype=torch.float64))
             kl[name] += float(_kl(clean, edited))
         scored += targets.numel()
-        replaced += int(keep.sum())
         report(rows.stop, n_contexts)
     ce = {name: total / scored for name, total in ce.items()}
     kl = {name: total / scored for name, total in kl.items()}
     return {
         "tokens_scored": scored,
-        "positions_replaced": replaced,
         "ce": ce,
         "kl": kl,
         "ce_increase": ce["spliced"] - ce["clean"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,10 +99,8 @@ class Harvester:
         with ExitStack() as stack:
             for hook in self.hooks:
                 stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
-            try:
+            with suppress(_Reached):
                 self.lm.body(input_ids=tokens, use_cache=False, **attention_inputs(documents, self.packing, self.lm))
-            except _Reached:
-                pass
         for hook, x in found.items():
             if not torch.isfinite(x).all():
                 raise NumericError(f"harvest: activations at {hook} are not finite in {x.dtype}. Use dtype: float32.")

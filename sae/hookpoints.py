@@ -201,9 +201,9 @@ def _last_linear(seen: list[_Seen], first: int, last: int, tokens: int) -> _Seen
     """The linear module (weight matrix, one input row a token) that ran last in `seen[first : last + 1]`."""
     for s in reversed(seen[first : last + 1]):
         weight = getattr(s.module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() == 2 and s.input is not None:
-            if s.input.numel() == tokens * s.input.shape[-1]:
-                return s
+        is_matrix = isinstance(weight, Tensor) and weight.dim() == 2
+        if is_matrix and s.input is not None and s.input.numel() == tokens * s.input.shape[-1]:
+            return s
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from feature_store.contexts import Collected, ContextCollector, ContextLimits
 from feature_store.packing import pack_columns
 from feature_store.tables import Codes
 from feature_store.writer import GenerationWriter
+from sae import parquet
 from sae.activations import Activations
 from sae.architectures import SparseAutoencoder
 from sae.errors import DataError
@@ -117,16 +119,19 @@ def index(
     _write_packs(writer, collected, codes, sae.d_sae, f"<u{id_bytes}")
     _write_tables(writer, codes, counted, vocabulary, names, is_test)
     _write_random_windows(writer, codes, seed, f"<u{id_bytes}")
+    name = writer.publish()
     if config.token_latents:
-        write_token_latents(folder / "token_latents.parquet", codes)
-    return writer.publish()
+        parquet.write_token_latents(folder / "token_latents.parquet", codes)
+    return name
 
 
 def _blobs(array: Any, dtype: str) -> list[bytes]:
     return [row.tobytes() for row in np.ascontiguousarray(np.asarray(array), dtype=dtype)]
 
 
-def _write_features(writer: GenerationWriter, sae: Any, collected: Collected, counted: Any, logits: Any, config: Any) -> None:
+def _write_features(
+    writer: GenerationWriter, sae: Any, collected: Collected, counted: Any, logits: Any, config: Any
+) -> None:
     neighbours, cosines = nearest(sae.W_dec, config.neighbours)
     n_fired = collected.n_fired
     writer.insert("feature", {
@@ -167,12 +172,17 @@ def _write_tables(
     test_counts = np.bincount(codes.ids[test], minlength=size)
     writer.insert(
         "token",
-        {"token": np.arange(size), "text": vocabulary, "n_explain": explain_counts[:size], "n_test": test_counts[:size]},
+        {
+            "token": np.arange(size),
+            "text": vocabulary,
+            "n_explain": explain_counts[:size],
+            "n_test": test_counts[:size],
+        },
     )
     sizes = np.bincount(codes.documents.reshape(-1), minlength=len(names))
     owners = counted.document_rows[:, 0]
     cuts = np.searchsorted(owners, np.arange(len(names) + 1))
-    spans = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
     writer.insert("document", {
         "document": np.arange(len(names)),
         "name": names,
@@ -192,26 +202,3 @@ def _write_random_windows(writer: GenerationWriter, codes: Codes, seed: int, id_
         "token_ids": [row.astype(id_dtype).tobytes() for row in ids],
         "latents": [row.astype("<u4").tobytes() for row in latents],
     })  # fmt: skip
-
-
-def write_token_latents(path: Path, codes: Codes) -> None:
-    """Every token's latents and activations as Parquet: context, position, token, latents[], acts[]."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([
-        ("context", pa.uint32()), ("position", pa.uint32()), ("token", pa.uint32()),
-        ("latents", pa.list_(pa.uint32())), ("acts", pa.list_(pa.float32())),
-    ])  # fmt: skip
-    temporary = path.with_suffix(".writing")
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for c in range(len(codes.ids)):
-            fired = [acts > 0 for acts in codes.acts[c]]
-            writer.write_table(pa.table({
-                "context": [c] * codes.ids.shape[1],
-                "position": range(codes.ids.shape[1]),
-                "token": codes.ids[c],
-                "latents": [row[f] for row, f in zip(codes.indices[c], fired, strict=True)],
-                "acts": [row[f] for row, f in zip(codes.acts[c], fired, strict=True)],
-            }, schema=schema))  # fmt: skip
-    temporary.replace(path)

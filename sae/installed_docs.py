@@ -65,10 +65,7 @@ def documents(min_chars: int) -> Iterator[tuple[str, str]]:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        if name.endswith("/README"):
-            found = [("", source.partition("\n\n")[2])]
-        else:
-            found = _docstrings(source)
+        found = [("", source.partition("\n\n")[2])] if name.endswith("/README") else _docstrings(source)
         for inner, text in found:
             digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
             if len(text) >= min_chars and digest not in seen:

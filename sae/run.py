@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import yaml
 
+from feature_store.queries import Store
 from feature_store.writer import drop, read_pointer
-from sae import dictionary, language_model, plots, tokens
+from sae import dictionary, language_model, parquet, plots, tokens
 from sae.activations import Activations
 from sae.architectures import ArchitectureConfig
 from sae.config import TrainConfig
@@ -144,12 +145,10 @@ def _prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
     bytes_per_context = config.text.ctx_len * width * 2 * n_hooks
     size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts)
     cache = folder / "activations" if config.harvest.cache else None
-    return Rooms(
-        lm,
-        dtype,
-        Activations(harvester, contexts, size, cache),
-        Activations(harvester, held_out, min(size, held_out.n_contexts), folder / "activations" / "held_out"),
-    )
+    train = Activations(harvester, contexts, size, cache)
+    held_out_folder = folder / "activations" / "held_out"
+    held_out_size = min(size, held_out.n_contexts)
+    return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))
 
 
 def _dtype(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
@@ -176,25 +175,31 @@ def _train(
             histograms["encoder_bias"] = trainer.sae.b_enc.detach().cpu().numpy()
         log.line(name, line, histograms)
 
-    with screen.stage("train", config.train.tokens * config.shuffle.reuse) as stage:
-        training = TrainingRun(
-            config.train, config.shuffle, config.sae, rooms.train, config.seed, selection, folder / "checkpoints", write
-        )
-        done = training.resume(screen.say)
-        if done:
-            screen.say(f"resuming after {done:,} of {training.total:,} activations")
-        for trainer in training.trainers:
-            truncate_log(log.path(trainer.config.name), trainer.tokens_seen)
-
-        def report(seen: int, line: dict[str, Any]) -> None:
-            stage.update(seen, training.total, fvu=line["fvu"], l0=line["l0"], dead=line["dead"])
-
-        stage.update(done, training.total)
-        training.run(report, stopping)
-    harvested = rooms.train.harvested_tokens
-    screen.seconds["train"] -= (harvest_s := rooms.train.harvest_s)
-    screen.seconds["harvest"] = screen.seconds.get("harvest", 0.0) + harvest_s
-    screen.seconds["harvest_tokens"] = screen.seconds.get("harvest_tokens", 0.0) + harvested
+    try:
+        with screen.stage("train", config.train.tokens * config.shuffle.reuse) as stage:
+            training = TrainingRun(
+                config.train,
+                config.shuffle,
+                config.sae,
+                rooms.train,
+                config.seed,
+                selection,
+                folder / "checkpoints",
+                write,
+            )
+            done = training.resume(screen.say)
+            if done:
+                screen.say(f"resuming after {done:,} of {training.total:,} activations")
+            for trainer in training.trainers:
+                truncate_log(log.path(trainer.config.name), trainer.tokens_seen)
+            stage.update(done, training.total)
+            training.run(
+                lambda seen, line: stage.update(seen, training.total, **{k: line[k] for k in ("fvu", "l0", "dead")}),
+                stopping,
+            )
+    finally:  # harvest happens inside the loop, when a segment is first asked for; it has its own account
+        screen.seconds["train"] -= rooms.train.harvest_s
+        screen.seconds["harvest"] = screen.seconds.get("harvest", 0.0) + rooms.train.harvest_s
     for trainer in training.trainers:
         _publish(config, folder, rooms, trainer)
 
@@ -261,11 +266,16 @@ def _finish_dictionary(
         with screen.stage("label", sae.d_sae, "features") as stage:
             summary = label(folder, config.interpret, stage.update)
         write_json(folder / "labels.json", summary)
+    if not (folder / "contexts.parquet").exists():
+        with screen.stage("export", 1, "dictionary"):
+            store = Store(folder / "store")
+            parquet.write_features(folder / "features.parquet", store)
+            parquet.write_contexts(folder / "contexts.parquet", store)
+            store.close()
 
 
 def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) -> dict[str, Any]:
     seconds = dict(screen.seconds)
-    harvested = seconds.pop("harvest_tokens", 0.0)
     n_tokens = rooms.train.contexts.n_contexts * config.text.ctx_len
     found: dict[str, Any] = {"run": config.name, "folder": str(folder), "dictionaries": {}}
     for name, path in _folders(config).items():
@@ -274,13 +284,9 @@ def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) 
             "metrics": json.loads((path / "metrics.json").read_text()),
             "labels": json.loads((path / "labels.json").read_text()),
         }
-    activations = sum(
-        dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values()
-    )
-    work = {"tokens": n_tokens, "harvest": harvested, "train": activations, "index": n_tokens * len(config.sae)}
+    activations = sum(dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values())
+    work = {"tokens": n_tokens, "harvest": n_tokens, "train": activations, "index": n_tokens * len(config.sae)}
     found["tokens_per_s"] = {k: v / seconds[k] for k, v in work.items() if seconds.get(k, 0) > 0 and v}
     found["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     found["seconds_total"] = round(sum(seconds.values()), 1)
     return found
-
-

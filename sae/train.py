@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,12 +159,13 @@ class TrainingRun:
         self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed)
         max_rows = activations.segment_contexts * activations.contexts.ctx_len
         self.rings = {
-            hook: RingBuffer({hook: len(activations.statistics(hook).centre)}, self.plan.slots, max_rows, torch.bfloat16, device)
+            hook: RingBuffer(
+                {hook: len(activations.statistics(hook).centre)}, self.plan.slots, max_rows, torch.bfloat16, device
+            )
             for hook in self.hooks
         }
         self.total = activations.trained_rows() * shuffle.reuse
         self.position = Position(next_checkpoint=config.checkpoint_tokens)
-        self.train_s = 0.0
 
     def resume(self, warn: Callable[[str], None]) -> int:
         """Loads the newest checkpoint, if there is one; returns the activations already trained on."""
@@ -207,7 +207,6 @@ class TrainingRun:
             position.hook, position.cycle = 0, cycle + 1
 
     def _train_on(self, hook: HookPoint, raw: Tensor, report: Callable[[int, dict[str, Any]], None]) -> None:
-        start = time.perf_counter()
         for trainer in self.trainers:
             if trainer.config.hook != hook:
                 continue
@@ -219,7 +218,6 @@ class TrainingRun:
                 line = trainer.log_line(lr)
                 self.log(name, line, trainer)
                 report(trainer.tokens_seen, line)
-        self.train_s += time.perf_counter() - start
 
 
 def truncate_log(path: Path, tokens_seen: int) -> None:

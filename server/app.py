@@ -39,7 +39,9 @@ class _CompressText(GZipMiddleware):
 def create_app(catalogue: dict[str, Entry], static: Path = STATIC) -> FastAPI:
     """The ASGI application over opened dictionaries; it never writes."""
     shape = {status: {"model": responses.ErrorBody} for status in (404, 422)}
-    app = FastAPI(title="saedex", version="1", docs_url=None, openapi_url="/api/v1/openapi.json", responses=shape, redoc_url=None)
+    app = FastAPI(
+        title="saedex", version="1", docs_url=None, openapi_url="/api/v1/openapi.json", responses=shape, redoc_url=None
+    )
     app.state.catalogue = catalogue
     app.add_middleware(_CompressText, minimum_size=1024, compresslevel=5)
     errors.install(app)

@@ -76,7 +76,9 @@ class Entry:
     def downloads(self) -> list[Download]:
         """Every file on offer, with size and SHA-256; the whole dictionary last."""
         files = [(name, self.folder / name, kind) for name, kind in DOWNLOADS.items()]
-        files += [(g["file"], self.folder / "store" / g["file"], "application/octet-stream") for g in self._pointer.values()]
+        files += [
+            (g["file"], self.folder / "store" / g["file"], "application/octet-stream") for g in self._pointer.values()
+        ]
         present = [f for f in files if f[1].is_file()]
         bundle = self._bundle([f[1] for f in present])
         return [self._download(*f) for f in [*present, (BUNDLE, bundle, "application/zip")]]

@@ -39,6 +39,8 @@ def serve(paths: list[Path], host: str, port: int) -> int:
         return MISSING
     for entry in catalogue.values():
         sys.stderr.write(f"serving {entry.id}  ({entry.folder})\n")
-    sys.stderr.write(f"explorer: http://{host}:{port}/   API: http://{host}:{port}/api/v1/openapi.json   (Ctrl-C stops)\n")
+    sys.stderr.write(
+        f"explorer: http://{host}:{port}/   API: http://{host}:{port}/api/v1/openapi.json   (Ctrl-C stops)\n"
+    )
     uvicorn.run(create_app(catalogue), host=host, port=port, log_level="warning", access_log=False)
     return 0

@@ -44,9 +44,7 @@ def scatter_rows(weights: Tensor, rows: Tensor, indices: Tensor, n_latents: int)
     tokens = torch.div(order, indices.shape[1], rounding_mode="floor")
     weights = weights.reshape(-1)[order]
     with torch.no_grad():
-        return F.embedding_bag(
-            tokens, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-        )
+        return F.embedding_bag(tokens, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 @njit(parallel=True, cache=True)

@@ -1,0 +1,48 @@
+# The verbs of saedex. `make quickstart` and `make test` need nothing but Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart explore test lint bench docs ui clean
+
+quickstart: $(VENV)/train ## from nothing to labelled features of a real model
+	$(VENV)/bin/sae-train training_configs/quickstart.yaml
+	@echo "To look at the features in a browser:  make explore"
+
+explore: $(VENV)/train ## open the explorer of the quickstart run
+	$(VENV)/bin/sae serve runs/quickstart
+
+test: $(VENV)/test lint ## everything that must hold
+	@sh tests/bring_chromium.sh
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+bench: $(VENV)/test ## ratios of the CPU kernels to their plain reference
+	$(VENV)/bin/python -m tests.bench
+
+docs: $(VENV)/train ## rewrite the generated pages
+	$(VENV)/bin/python -m tests.generate_docs
+
+ui: ## rebuild the explorer with the system's npm, for those who work on it
+	cd server/ui && npm ci && npm run check && npm run build
+
+clean:
+	rm -rf $(VENV) build dist server/static server/ui/node_modules
+
+$(VENV)/python: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	@touch $@
+
+$(VENV)/train: $(VENV)/python pyproject.toml
+	$(PIP) --editable ".[train]"
+	@touch $@
+
+$(VENV)/test: $(VENV)/python pyproject.toml
+	$(PIP) --editable ".[test]"
+	@touch $@ $(VENV)/train

@@ -1,0 +1,88 @@
+"""A dictionary's evidence as Parquet with real lists, for analysts and for download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_store import queries
+from feature_store.packing import WINDOW, Pack, dense_acts
+from feature_store.queries import Store
+from feature_store.records import FeatureRow
+from feature_store.tables import Codes
+
+FEATURES_PER_GROUP = 512
+
+
+def write_features(path: Path, store: Store) -> None:
+    """One row per feature: counts, label, histogram, promoted and suppressed tokens, neighbours."""
+    found = queries.all_features(store)
+    columns: dict[str, list[Any]] = {n.name: [getattr(f.row, n.name) for f in found] for n in fields(FeatureRow)}
+    columns["histogram"] = [f.histogram for f in found]
+    for name in ("promoted", "suppressed"):
+        columns[name] = [[store.shown(t) for t, _ in getattr(f, name)] for f in found]
+        columns[f"{name}_logits"] = [[v for _, v in getattr(f, name)] for f in found]
+    columns["neighbours"] = [[n for n, _ in f.neighbours] for f in found]
+    columns["neighbour_cosines"] = [[c for _, c in f.neighbours] for f in found]
+    with _writing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def write_contexts(path: Path, store: Store) -> None:
+    """One row per stored window: its place, token ids and activations as lists, and its text."""
+    total = queries.counts(store)["features"]
+    with _writing(path) as temporary, ExitStack() as stack:
+        writer = None
+        for first in range(0, total, FEATURES_PER_GROUP):
+            table = _context_table(store, queries.packs(store, first, first + FEATURES_PER_GROUP))
+            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, table.schema, compression="zstd"))
+            writer.write_table(table)
+
+
+def _context_table(store: Store, packs: list[tuple[int, Pack]]) -> pa.Table:
+    windows = np.concatenate([pack.windows for _, pack in packs])
+    ids = np.concatenate([pack.token_ids for _, pack in packs])
+    offsets = np.concatenate([[0], np.cumsum(windows["length"], dtype=np.int64)]).astype(np.int32)
+    columns: dict[str, Any] = {"feature": np.repeat([f for f, _ in packs], [len(p.windows) for _, p in packs])}
+    columns |= {name: windows[name] for name in WINDOW.names or () if name not in ("length", "n_acts")}
+    columns["document_name"] = [store.document_names.get(d, "") for d in windows["document"].tolist()]
+    columns["token_ids"] = pa.ListArray.from_arrays(offsets, pa.array(ids))
+    acts = np.concatenate([dense_acts(pack) for _, pack in packs])
+    columns["acts"] = pa.ListArray.from_arrays(offsets, pa.array(acts))
+    pieces = [store.token_bytes.get(t, b"") for t in ids.tolist()]
+    bounds = zip(offsets.tolist(), offsets[1:].tolist(), strict=False)
+    columns["text"] = [b"".join(pieces[a:b]).decode("utf-8", "replace") for a, b in bounds]
+    return pa.table(columns)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A name to write to; it becomes `path` when the block ends well."""
+    temporary = path.with_suffix(".writing")
+    yield temporary
+    temporary.replace(path)
+
+
+def write_token_latents(path: Path, codes: Codes) -> None:
+    """Every token's latents and activations as Parquet: context, position, token, latents[], acts[]."""
+    schema = pa.schema([
+        ("context", pa.uint32()), ("position", pa.uint32()), ("token", pa.uint32()),
+        ("latents", pa.list_(pa.uint32())), ("acts", pa.list_(pa.float32())),
+    ])  # fmt: skip
+    with _writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for c in range(len(codes.ids)):
+            fired = [acts > 0 for acts in codes.acts[c]]
+            writer.write_table(pa.table({
+                "context": [c] * codes.ids.shape[1],
+                "position": range(codes.ids.shape[1]),
+                "token": codes.ids[c],
+                "latents": [row[f] for row, f in zip(codes.indices[c], fired, strict=True)],
+                "acts": [row[f] for row, f in zip(codes.acts[c], fired, strict=True)],
+            }, schema=schema))  # fmt: skip
