@@ -165,12 +165,13 @@ _BLOBS = """histogram, promoted_tokens, promoted_logits, suppressed_tokens, supp
 def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation]) -> Feature:
     """`Feature` of a result row of `_ROW` and `_BLOBS`."""
     blobs = values[9:]
-    pairs = [
+    promoted, suppressed, neighbours = (
         list(zip(np.frombuffer(a, "<u4").tolist(), np.frombuffer(b, "<f4").tolist(), strict=True))
         for a, b in zip(blobs[1::2], blobs[2::2], strict=True)
-    ]
+    )
     histogram = np.frombuffer(blobs[0], "<u4").tolist()
-    return Feature(_row(values[:9]), histogram, store.meta["log2_edges"], *pairs, found)
+    edges = store.meta["log2_edges"]
+    return Feature(_row(values[:9]), histogram, edges, promoted, suppressed, neighbours, found)
 
 
 def feature(store: Store, number: int) -> Feature | None:

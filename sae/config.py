@@ -33,15 +33,21 @@ class TrainConfig(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
         description="Name of the run."
     )
-    runs_dir: Path = Field(Path("runs"), description="Folder that holds all runs; this one lies in runs_dir/name.")
-    seed: Count = Field(0, ge=0, lt=1 << 31, description="Seed of initialisation, shuffling and sampling.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute; auto: a GPU if there is one.")
+    runs_dir: Path = Field(
+        default=Path("runs"), description="Folder that holds all runs; this one lies in runs_dir/name."
+    )
+    seed: Count = Field(default=0, ge=0, lt=1 << 31, description="Seed of initialisation, shuffling and sampling.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to compute; auto: a GPU if there is one."
+    )
     model: ModelConfig = Field(description="The language model.")
     text: TextConfig = Field(description="The text.")
     harvest: HarvestConfig = Field(default_factory=HarvestConfig, description="Activations.")
     shuffle: ShuffleConfig = Field(default_factory=ShuffleConfig, description="Mixing.")
     train: OptimiserConfig = Field(default_factory=OptimiserConfig, description="Optimisation.")
-    sae: tuple[SaeConfig, ...] = Field(min_length=1, description="Dictionaries; all train on the same harvest.")
+    sae: tuple[SaeConfig, ...] = Field(  # pyright: ignore[reportInvalidTypeForm]
+        min_length=1, description="Dictionaries; all train on the same harvest."
+    )
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Held-out evaluation.")
     index: IndexConfig = Field(default_factory=IndexConfig, description="Feature store.")
     interpret: InterpretConfig = Field(default_factory=InterpretConfig, description="Labels.")

@@ -22,14 +22,14 @@ class Document(NamedTuple):
 
 
 class _Weighted(Section):
-    weight: float = Field(1.0, gt=0, description="Share of this source's tokens in a mixture.")
+    weight: float = Field(default=1.0, gt=0, description="Share of this source's tokens in a mixture.")
 
 
 class InstalledDocs(_Weighted):
     """Docstrings and READMEs of the distributions installed beside saedex: no download, no account."""
 
     source: Literal["installed-docs"] = Field(description="Where the text comes from.")
-    min_chars: Count = Field(200, ge=1, description="Shorter docstrings are left out.")
+    min_chars: Count = Field(default=200, ge=1, description="Shorter docstrings are left out.")
 
 
 class DatasetText(_Weighted):
@@ -37,11 +37,13 @@ class DatasetText(_Weighted):
 
     source: Literal["datasets"] = Field(description="Where the text comes from.")
     path: str = Field(min_length=1, description="Hub repository, or one of parquet, json, csv, text.")
-    data_files: tuple[str, ...] | None = Field(None, description="Local files or globs, for the four file formats.")
-    name: str | None = Field(None, description="Configuration of the data set, where it has several.")
-    split: str = Field("train", description="Split to read.")
-    revision: str | None = Field(None, description="Commit that pins a hub data set.")
-    column: str = Field("text", description="Column that holds the text.")
+    data_files: tuple[str, ...] | None = Field(
+        default=None, description="Local files or globs, for the four file formats."
+    )
+    name: str | None = Field(default=None, description="Configuration of the data set, where it has several.")
+    split: str = Field(default="train", description="Split to read.")
+    revision: str | None = Field(default=None, description="Commit that pins a hub data set.")
+    column: str = Field(default="text", description="Column that holds the text.")
 
     @model_validator(mode="after")
     def _files(self) -> DatasetText:

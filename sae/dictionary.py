@@ -79,7 +79,7 @@ def load(path_or_url: str | Path) -> SparseAutoencoder:
     card = read_card(folder)
     check_sha256(folder / WEIGHTS, card["weights_sha256"])
     try:
-        config = TypeAdapter(SaeConfig).validate_python(card["sae"])
+        config: Any = TypeAdapter(SaeConfig).validate_python(card["sae"])  # pyright: ignore[reportArgumentType]
         sae = build(config, card["d_model"], getattr(torch, card["selection_dtype"]))
         sae.load_state_dict(load_file(folder / WEIGHTS))
     except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:

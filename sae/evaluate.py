@@ -24,8 +24,10 @@ BATCH_ROWS = 4096
 class EvaluateConfig(Section):
     """How much of the held-out stream is used for what."""
 
-    splice_tokens: Count = Field(8_192, ge=2, description="Tokens for CE and KL with the reconstruction spliced in.")
-    batch_contexts: Count = Field(16, ge=1, description="Contexts per forward pass.")
+    splice_tokens: Count = Field(
+        default=8_192, ge=2, description="Tokens for CE and KL with the reconstruction spliced in."
+    )
+    batch_contexts: Count = Field(default=16, ge=1, description="Contexts per forward pass.")
 
 
 @torch.no_grad()

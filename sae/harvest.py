@@ -20,15 +20,21 @@ from sae.section import Count, Section
 class HarvestConfig(Section):
     """How the model is run and which positions are left out of training."""
 
-    batch_contexts: Count = Field(16, ge=1, description="Contexts per forward pass (a fixed shape).")
+    batch_contexts: Count = Field(default=16, ge=1, description="Contexts per forward pass (a fixed shape).")
     drop_positions: Count = Field(
-        1, ge=0, description="Leading positions of every context left out: the first token often holds a huge norm."
+        default=1,
+        ge=0,
+        description="Leading positions of every context left out: the first token often holds a huge norm.",
     )
-    drop_special: bool = Field(True, description="Leave out special tokens (BOS, EOS, padding).")
+    drop_special: bool = Field(default=True, description="Leave out special tokens (BOS, EOS, padding).")
     max_norm_multiple: float | None = Field(
-        None, gt=1, description="Leave out positions whose norm exceeds this multiple of the median; none: keep all."
+        default=None,
+        gt=1,
+        description="Leave out positions whose norm exceeds this multiple of the median; none: keep all.",
     )
-    cache: bool = Field(True, description="Keep harvested activations on disk until the run ends (2 bytes a number).")
+    cache: bool = Field(
+        default=True, description="Keep harvested activations on disk until the run ends (2 bytes a number)."
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarr
     missing = rows - len(ids)
     if missing <= 0:
         return np.asarray(ids), np.asarray(documents)
-    return tuple(np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in (ids, documents))
+    ids, documents = (np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in (ids, documents))
+    return ids, documents
 
 
 def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> dict[str, Tensor]:

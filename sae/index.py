@@ -32,13 +32,19 @@ RANDOM_WINDOWS = 1000
 class IndexConfig(Section):
     """What the feature store keeps."""
 
-    tokens: Count | None = Field(None, ge=2, description="Tokens to index, from the training text; none: all of it.")
-    top_contexts: Count = Field(20, ge=1, le=255, description="Strongest contexts kept per feature.")
-    contexts_per_stratum: Count = Field(3, ge=0, le=255, description="Sampled contexts per activation stratum (of 8).")
-    tokens_promoted: Count = Field(10, ge=1, le=100, description="Promoted and suppressed tokens kept per feature.")
-    neighbours: Count = Field(10, ge=1, le=128, description="Nearest features kept per feature.")
-    features_per_document: Count = Field(64, ge=1, le=4096, description="Strongest features kept per document.")
-    token_latents: bool = Field(False, description="Also write every token's latents to Parquet.")
+    tokens: Count | None = Field(
+        default=None, ge=2, description="Tokens to index, from the training text; none: all of it."
+    )
+    top_contexts: Count = Field(default=20, ge=1, le=255, description="Strongest contexts kept per feature.")
+    contexts_per_stratum: Count = Field(
+        default=3, ge=0, le=255, description="Sampled contexts per activation stratum (of 8)."
+    )
+    tokens_promoted: Count = Field(
+        default=10, ge=1, le=100, description="Promoted and suppressed tokens kept per feature."
+    )
+    neighbours: Count = Field(default=10, ge=1, le=128, description="Nearest features kept per feature.")
+    features_per_document: Count = Field(default=64, ge=1, le=4096, description="Strongest features kept per document.")
+    token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
 
 
 def _encode_stream(

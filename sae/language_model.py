@@ -24,10 +24,12 @@ CONVERTER_VERSION = 1
 
 class _Common(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of the forward pass; auto: bfloat16 on a GPU, the faster of the two on a CPU."
+        default="auto",
+        description="Arithmetic of the forward pass; auto: bfloat16 on a GPU, the faster of the two on a CPU.",
     )
     prepend_bos: Literal["auto"] | bool = Field(
-        "auto", description="Put the beginning-of-sequence token before every context; auto: as the tokenizer does."
+        default="auto",
+        description="Put the beginning-of-sequence token before every context; auto: as the tokenizer does.",
     )
 
 
@@ -36,8 +38,8 @@ class HubModel(_Common):
 
     source: Literal["hub"] = Field(description="Where the model comes from.")
     repo: str = Field(min_length=1, description="Repository, for example openai-community/gpt2.")
-    revision: str | None = Field(None, description="Commit (40 hexadecimal digits) that pins the model.")
-    allow_unpinned: bool = Field(False, description="Accept a run without a pinned revision.")
+    revision: str | None = Field(default=None, description="Commit (40 hexadecimal digits) that pins the model.")
+    allow_unpinned: bool = Field(default=False, description="Accept a run without a pinned revision.")
 
     @model_validator(mode="after")
     def _pinned(self) -> HubModel:
@@ -61,9 +63,11 @@ class PackageModel(_Common):
     source: Literal["package"] = Field(description="Where the model comes from.")
     parts: tuple[PackagePart, ...] = Field(min_length=1, description="Package members, joined in this order.")
     sha256: Sha256 = Field(description="SHA-256 of the joined weights file.")
-    format: Literal["gguf"] = Field("gguf", description="Format of the joined file.")
+    format: Literal["gguf"] = Field(default="gguf", description="Format of the joined file.")
     licence: str = Field(description="Licence of the weights, shown and written into the dictionary's card.")
-    accept_licence: bool = Field(False, description="You accept a licence with use restrictions (Gemma and the like).")
+    accept_licence: bool = Field(
+        default=False, description="You accept a licence with use restrictions (Gemma and the like)."
+    )
 
     @model_validator(mode="after")
     def _licence(self) -> PackageModel:
@@ -80,7 +84,7 @@ ModelConfig = Annotated[HubModel | FolderModel | PackageModel, Field(discriminat
 class LanguageModel:
     """A loaded model: what harvest, evaluation and labels need to know of it."""
 
-    model: nn.Module
+    model: Any  # a transformers model: its attributes depend on the family
     tokenizer: Any
     name: str
     sha256: str
@@ -156,7 +160,7 @@ def _gguf_to_safetensors(raw: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(raw.parent, gguf_file=raw.name)
-    model = AutoModelForCausalLM.from_pretrained(raw.parent, gguf_file=raw.name, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(raw.parent, gguf_file=raw.name, dtype=torch.bfloat16)
     # A model read from GGUF calls itself quantized and refuses to be saved, though its weights are plain.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -172,7 +176,7 @@ def load(config: HubModel | FolderModel | PackageModel, device: torch.device) ->
     folder, name, licence = locate(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError, KeyError) as error:
         raise ArtefactError(f"{folder}: transformers cannot load it as a causal language model: {error}")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ from sae.section import Section
 class LogConfig(Section):
     """Where metrics go besides the run folder."""
 
-    wandb: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases: off, offline or online.")
-    project: str = Field("saedex", min_length=1, description="Weights & Biases project.")
-    entity: str | None = Field(None, description="Weights & Biases team or user; none: your default.")
+    wandb: Literal["off", "offline", "online"] = Field(
+        default="off", description="Weights & Biases: off, offline or online."
+    )
+    project: str = Field(default="saedex", min_length=1, description="Weights & Biases project.")
+    entity: str | None = Field(default=None, description="Weights & Biases team or user; none: your default.")
 
 
 class MetricsLog:
@@ -66,7 +69,7 @@ def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str
     import wandb
 
     id_file = folder / "wandb-run-id.txt"
-    run_id = id_file.read_text() if id_file.exists() else wandb.util.generate_id()
+    run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex[:8]
     id_file.write_text(run_id)
     try:
         return wandb.init(
@@ -76,7 +79,7 @@ def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str
             id=run_id,
             resume="allow",
             dir=folder,
-            mode=config.wandb,
+            mode="online" if config.wandb == "online" else "offline",
             config={**facts, "run_folder": str(folder)},
             settings=wandb.Settings(silent=True),
         )

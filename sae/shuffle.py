@@ -24,8 +24,10 @@ SPREAD = 2
 class ShuffleConfig(Section):
     """How much memory the mixing may take and how often an activation is used."""
 
-    buffer_bytes: Count = Field(1_000_000_000, ge=1_000, description="Memory of the ring, all hook points together.")
-    reuse: Count = Field(1, ge=1, le=64, description="Times that every harvested activation is trained on.")
+    buffer_bytes: Count = Field(
+        default=1_000_000_000, ge=1_000, description="Memory of the ring, all hook points together."
+    )
+    reuse: Count = Field(default=1, ge=1, le=64, description="Times that every harvested activation is trained on.")
 
 
 def segment_contexts(config: ShuffleConfig, bytes_per_context: int, n_contexts: int) -> int:

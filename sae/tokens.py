@@ -26,13 +26,19 @@ class TextConfig(Section):
     """The text, how it is cut into contexts, and what is held out."""
 
     sources: tuple[TextSource, ...] = Field(min_length=1, description="One source, or a mixture with weights.")
-    ctx_len: Count = Field(128, ge=2, le=1 << 20, description="Tokens per context, the BOS included.")
+    ctx_len: Count = Field(default=128, ge=2, le=1 << 20, description="Tokens per context, the BOS included.")
     packing: Literal["joined", "separate"] = Field(
-        "joined", description="joined: documents share attention in a context; separate: each sees only itself."
+        default="joined", description="joined: documents share attention in a context; separate: each sees only itself."
     )
-    held_out_fraction: float = Field(0.05, gt=0, lt=0.5, description="Share of documents, by hash, never trained on.")
-    held_out_tokens: Count = Field(65_536, ge=2, description="Tokens of the held-out stream used for evaluation.")
-    on_end: Literal["fail", "stop"] = Field("fail", description="Text shorter than asked: fail, or use what there is.")
+    held_out_fraction: float = Field(
+        default=0.05, gt=0, lt=0.5, description="Share of documents, by hash, never trained on."
+    )
+    held_out_tokens: Count = Field(
+        default=65_536, ge=2, description="Tokens of the held-out stream used for evaluation."
+    )
+    on_end: Literal["fail", "stop"] = Field(
+        default="fail", description="Text shorter than asked: fail, or use what there is."
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ def build(
             asked, got = wanted[name] * config.ctx_len, found[name] * config.ctx_len
             advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
             raise DataError(f"text: {asked:,} {name} tokens were asked, the sources gave {got:,}. {advice}")
-    return tuple(Contexts(folder / n, config.ctx_len, prepend_bos, dtype, found[n]) for n in names)
+    train, held_out = (Contexts(folder / n, config.ctx_len, prepend_bos, dtype, found[n]) for n in names)
+    return train, held_out
 
 
 def _next_batch(mixture: Mixture, tokenizer: Any) -> list[tuple[str, str, list[int]]]:

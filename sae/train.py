@@ -25,18 +25,25 @@ from sae.shuffle import RingBuffer, ShuffleConfig, ShufflePlan
 class OptimiserConfig(Section):
     """Length of training and the optimiser; every schedule is in tokens."""
 
-    tokens: Count = Field(2_000_000, ge=2, description="Tokens read from the text for training.")
-    batch_tokens: Count = Field(1024, ge=2, description="Activations per update.")
-    lr: float | None = Field(None, gt=0, lt=1, description="Adam's learning rate; none: 2e-4 / sqrt(d_sae / 2^14).")
-    warmup_tokens: Count = Field(100_000, ge=0, description="Activations over which the learning rate rises from 0.")
+    tokens: Count = Field(default=2_000_000, ge=2, description="Tokens read from the text for training.")
+    batch_tokens: Count = Field(default=1024, ge=2, description="Activations per update.")
+    lr: float | None = Field(
+        default=None, gt=0, lt=1, description="Adam's learning rate; none: 2e-4 / sqrt(d_sae / 2^14)."
+    )
+    warmup_tokens: Count = Field(
+        default=100_000, ge=0, description="Activations over which the learning rate rises from 0."
+    )
     decay_tokens: Count | None = Field(
-        None, ge=0, description="Activations over which it falls to 0 at the end; none: the last fifth of training."
+        default=None,
+        ge=0,
+        description="Activations over which it falls to 0 at the end; none: the last fifth of training.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of the selection of latents; auto: the language model's. All else is float32."
+        default="auto",
+        description="Arithmetic of the selection of latents; auto: the language model's. All else is float32.",
     )
-    checkpoint_tokens: Count = Field(500_000, ge=1, description="Activations between two checkpoints.")
-    log_tokens: Count = Field(20_000, ge=1, description="Activations between two lines of metrics.")
+    checkpoint_tokens: Count = Field(default=500_000, ge=1, description="Activations between two checkpoints.")
+    log_tokens: Count = Field(default=20_000, ge=1, description="Activations between two lines of metrics.")
 
 
 def learning_rate(config: OptimiserConfig, d_sae: int, tokens_seen: int, total_tokens: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
@@ -38,7 +39,7 @@ class _CompressText(GZipMiddleware):
 
 def create_app(catalogue: dict[str, Entry], static: Path = STATIC) -> FastAPI:
     """The ASGI application over opened dictionaries; it never writes."""
-    shape = {status: {"model": responses.ErrorBody} for status in (404, 422)}
+    shape: dict[int | str, dict[str, Any]] = {status: {"model": responses.ErrorBody} for status in (404, 422)}
     app = FastAPI(
         title="saedex", version="1", docs_url=None, openapi_url="/api/v1/openapi.json", responses=shape, redoc_url=None
     )

@@ -163,7 +163,7 @@ def item(row: FeatureRow) -> dict[str, Any]:
     return asdict(row)
 
 
-def detail(store: Store, found: Feature, labels: dict[int, str | None]) -> dict[str, Any]:
+def detail(store: Store, found: Feature, labels: dict[int, str]) -> dict[str, Any]:
     """`FeatureDetail` of a feature; `labels` name its neighbours."""
 
     def weights(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:

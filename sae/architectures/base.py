@@ -22,11 +22,15 @@ class ArchitectureConfig(Section):
         description="Name of the dictionary: its folder and its address in the explorer."
     )
     hook: HookPointField = Field(description="Hook point, for example resid_post.8.")
-    d_sae: Count = Field(4096, ge=1, description="Number of latents.")
-    k: Count = Field(32, ge=1, description="Latents kept per token.")
-    k_aux: Count = Field(256, ge=0, description="Dead latents that the auxiliary loss may use per token; 0: no AuxK.")
-    aux_coefficient: float = Field(1 / 32, ge=0, description="Weight of the auxiliary loss.")
-    dead_after_tokens: Count = Field(10_000_000, ge=1, description="A latent silent for so many tokens is dead.")
+    d_sae: Count = Field(default=4096, ge=1, description="Number of latents.")
+    k: Count = Field(default=32, ge=1, description="Latents kept per token.")
+    k_aux: Count = Field(
+        default=256, ge=0, description="Dead latents that the auxiliary loss may use per token; 0: no AuxK."
+    )
+    aux_coefficient: float = Field(default=1 / 32, ge=0, description="Weight of the auxiliary loss.")
+    dead_after_tokens: Count = Field(
+        default=10_000_000, ge=1, description="A latent silent for so many tokens is dead."
+    )
 
     @model_validator(mode="after")
     def _k_fits(self) -> ArchitectureConfig:

@@ -15,7 +15,7 @@ from sae.kernels.sparse import kernels_for
 class TopKConfig(ArchitectureConfig):
     """Settings of a TopK dictionary."""
 
-    architecture: Literal["topk"] = Field("topk", description="Keep the k largest activations of every token.")
+    architecture: Literal["topk"] = Field(default="topk", description="Keep the k largest activations of every token.")
 
 
 @final

@@ -19,7 +19,9 @@ from sae.section import Section
 class InterpretConfig(Section):
     """Which kinds of explanation are tried."""
 
-    explainers: tuple[str, ...] = Field(tuple(EXPLAINERS), description="Explainers to run; all of them by default.")
+    explainers: tuple[str, ...] = Field(
+        default=tuple(EXPLAINERS), description="Explainers to run; all of them by default."
+    )
 
     @field_validator("explainers")
     @classmethod

@@ -25,8 +25,8 @@ def _gather_dot(rows, table, indices, out):  # pragma: no cover (compiled)
 def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     """See `reference.gather_dot`."""
     out = rows.new_empty(indices.shape)
-    arrays = [t.detach().contiguous().numpy() for t in (rows, table, indices)]
-    _gather_dot(*arrays, out.numpy())
+    a, b, i = (t.detach().contiguous().numpy() for t in (rows, table, indices))
+    _gather_dot(a, b, i, out.numpy())
     return out
 
 

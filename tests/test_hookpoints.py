@@ -1,0 +1,186 @@
+"""Hook points are found by structure in every family, and harvest sees what the model computes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from sae.errors import ConfigError, NumericError
+from sae.harvest import HarvestConfig, Harvester, attention_inputs
+from sae.hookpoints import SITES, HookPoint, find_places, resolve
+from sae.language_model import LanguageModel
+
+SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+LLAMA = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+FAMILIES = {
+    "GPT2": GPT2,
+    "Llama": LLAMA,
+    "Mistral": LLAMA,
+    "Gemma": {**LLAMA, "head_dim": 12},
+    "Gemma2": {**LLAMA, "head_dim": 12, "sliding_window": 16},
+    "Gemma3Text": {**LLAMA, "head_dim": 12, "sliding_window": 16},
+    "Qwen2": LLAMA,
+    "Qwen3": {**LLAMA, "head_dim": 12},
+    "Phi": {**SMALL, "intermediate_size": 48},
+    "Phi3": {**LLAMA, "pad_token_id": 0},
+    "OPT": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "Bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "GPTNeoX": {**SMALL, "intermediate_size": 48},
+    "GPTJ": {**GPT2, "rotary_dim": 4},
+    "StableLm": LLAMA,
+    "Olmo2": LLAMA,
+    "Starcoder2": LLAMA,
+}
+
+
+def small_model(family: str) -> LanguageModel:
+    torch.manual_seed(3)
+    settings = {"bos_token_id": 0, "eos_token_id": 0, **FAMILIES[family]}
+    config = getattr(transformers, f"{family}Config")(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norm gains start at 0 and 1: make every term count
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    tokenizer = SimpleNamespace(all_special_ids=[0], bos_token_id=0)
+    return LanguageModel(model, tokenizer, family, "", "", False)
+
+
+def ids(n=6, length=16):
+    return np.random.default_rng(0).integers(1, 96, (n, length))
+
+
+@pytest.fixture(params=list(FAMILIES))
+def lm(request):
+    return small_model(request.param)
+
+
+def test_every_site_is_found_and_adds_up(lm):
+    """resid_post = resid_pre + attn_out + mlp_out, in every layer, and resid_post.l is resid_pre.(l + 1)."""
+    hooks = tuple(HookPoint(site, layer) for site in SITES for layer in range(3))
+    x = Harvester(lm, hooks, HarvestConfig(batch_contexts=4), "joined").harvest(ids(), np.zeros((6, 16))).x
+    for layer in range(3):
+        parts = [x[HookPoint(site, layer)] for site in ("resid_pre", "attn_out", "mlp_out")]
+        torch.testing.assert_close(sum(parts), x[HookPoint("resid_post", layer)], rtol=1e-4, atol=1e-4)
+        if layer:
+            assert torch.equal(x[HookPoint("resid_pre", layer)], x[HookPoint("resid_post", layer - 1)])
+
+
+def test_attention_is_told_from_mlp(lm):
+    """Changing an earlier token, with the block's other inputs held, changes attn_out at later positions."""
+    site_modules = {site: place for site, place in find_places(lm, 0).items()}
+    tokens = torch.from_numpy(ids(1))
+    changed = tokens.clone()
+    changed[0, 0] = (changed[0, 0] + 7) % 95 + 1
+    seen = {}
+    for name, given in (("a", tokens), ("b", changed)):
+        handle = site_modules["attn_out"].watch(lambda x, name=name: seen.__setitem__(name, x.clone()))
+        with torch.no_grad():
+            lm.body(input_ids=given)
+        handle.remove()
+    a, b = seen["a"].reshape(16, -1), seen["b"].reshape(16, -1)
+    assert not torch.allclose(a[1:], b[1:], atol=1e-6)
+    assert "attn" in site_modules["attn_out"].name + "attn" * ("attention" in site_modules["attn_out"].name)
+
+
+def test_inner_sites_feed_their_outputs(lm):
+    """Replacing attn_z (mlp_hidden) by zeros changes attn_out (mlp_out) and nothing before it."""
+    for inner, outer in (("attn_z", "attn_out"), ("mlp_hidden", "mlp_out")):
+        places = find_places(lm, 1)
+        seen = []
+        watch = places[outer].watch(lambda x: seen.append(x.clone()))
+        tokens = torch.from_numpy(ids(1))
+        with torch.no_grad():
+            lm.body(input_ids=tokens)
+            edit = places[inner].watch(torch.zeros_like)
+            lm.body(input_ids=tokens)
+        edit.remove()
+        watch.remove()
+        assert not torch.allclose(seen[0], seen[1])
+
+
+def test_spliced_identity_changes_nothing(lm):
+    tokens = torch.from_numpy(ids(2))
+    with torch.no_grad():
+        clean = lm.model(input_ids=tokens, use_cache=False).logits
+        for site in SITES:
+            handle = resolve(lm, HookPoint(site, 1)).watch(lambda x: x.clone())
+            assert torch.equal(lm.model(input_ids=tokens, use_cache=False).logits, clean)
+            handle.remove()
+
+
+def test_harvest_is_the_same_for_any_batch_size():
+    lm, hook = small_model("Llama"), HookPoint("resid_post", 1)
+    found = [
+        Harvester(lm, (hook,), HarvestConfig(batch_contexts=n), "joined").harvest(ids(), np.zeros((6, 16))).x[hook]
+        for n in (1, 4, 6, 32)
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_stops_at_the_deepest_hook_point():
+    lm = small_model("Llama")
+    ran = []
+    handles = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in lm.model.named_modules() if n.count(".") == 2]
+    hooks = (HookPoint("resid_post", 0), HookPoint("mlp_out", 1))
+    Harvester(lm, hooks, HarvestConfig(), "joined")
+    ran.clear()
+    Harvester(lm, hooks, HarvestConfig(), "joined").harvest(ids(), np.zeros((6, 16)))
+    for handle in handles:
+        handle.remove()
+    assert "model.layers.0" in ran and "model.layers.2" not in ran and "lm_head" not in ran
+
+
+def test_positions_and_special_tokens_are_dropped():
+    lm, tokens = small_model("Llama"), ids()
+    tokens[:, 5] = 0
+    keep = Harvester(lm, (HookPoint("resid_post", 0),), HarvestConfig(drop_positions=2), "joined").keep(torch.from_numpy(tokens))
+    expected = np.ones_like(tokens, dtype=bool)
+    expected[:, [0, 1, 5]] = False
+    assert np.array_equal(keep.numpy(), expected)
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Qwen3", "GPTNeoX"])
+def test_separate_packing_equals_documents_run_alone(family):
+    lm, hook = small_model(family), HookPoint("resid_post", 2)
+    tokens = ids(1, 16)
+    owners = np.array([[0] * 6 + [1] * 10])
+    x = Harvester(lm, (hook,), HarvestConfig(batch_contexts=1), "separate").harvest(tokens, owners).x[hook]
+    for part in (slice(0, 6), slice(6, 16)):
+        alone = Harvester(lm, (hook,), HarvestConfig(batch_contexts=1), "joined").harvest(tokens[:, part], owners[:, part])
+        torch.testing.assert_close(x[:, part], alone.x[hook], rtol=1e-4, atol=1e-4)
+
+
+def test_joined_packing_gives_the_model_nothing_extra():
+    assert attention_inputs(np.zeros((1, 4)), "joined", small_model("Llama")) == {}
+
+
+def test_wrong_hook_points_name_what_there_is():
+    lm = small_model("Llama")
+    with pytest.raises(ConfigError, match=r"mlp_out\.40.*layers 0\.\.2"):
+        resolve(lm, HookPoint("mlp_out", 40))
+    with pytest.raises(ValueError, match="resid_pre, resid_post, attn_out"):
+        HookPoint.parse("residual.3")
+
+
+def test_bfloat16_models_are_probed_exactly_and_left_as_they_were():
+    lm = small_model("Llama")
+    lm.model.to(torch.bfloat16)
+    before = {n: p.clone() for n, p in lm.model.named_parameters()}
+    assert set(find_places(lm, 1)) == set(SITES)
+    for name, parameter in lm.model.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, before[name])
+
+
+def test_activations_that_are_not_finite_are_refused():
+    lm = small_model("Llama")
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[5] = float("inf")
+    tokens = np.full((1, 8), 5)
+    with pytest.raises(NumericError, match="not finite"):
+        Harvester(lm, (HookPoint("resid_pre", 0),), HarvestConfig(batch_contexts=1), "joined").harvest(tokens, tokens)
