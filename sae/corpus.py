@@ -94,13 +94,26 @@ def _dataset_documents(source: DatasetText, skip: int) -> Iterator[Document]:
             revision=source.revision,
             streaming=True,
         )
+    except StopIteration:
+        raise DataError(f"text source {source.path!r}: the files are empty.") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"text source {source.path!r}: datasets cannot open it: {error}")
-    for number, row in enumerate(stream.skip(skip), start=skip):
+        raise DataError(f"text source {source.path!r}: datasets cannot open it: {error}") from None
+    rows = iter(stream.skip(skip))
+    number = skip
+    while (row := _next_row(rows, source.path)) is not None:
         if source.column not in row:
             known = ", ".join(row)
             raise DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {known}.")
         yield Document(f"{source.path}#{number}", row[source.column] or "")
+        number += 1
+
+
+def _next_row(rows: Iterator[Any], path: str) -> Any:
+    """The next row, or None at the end; what `datasets` cannot read becomes a `DataError`."""
+    try:
+        return next(rows, None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"text source {path!r}: datasets cannot read it (empty or damaged?): {error}") from None
 
 
 class Mixture:

@@ -62,8 +62,11 @@ def _tag_is(annotation: Any, tag: Any) -> bool:
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per problem: the dotted key, what was given, what is allowed, the nearest key for a typo."""
     lines = []
-    for problem in error.errors(include_url=False):
-        location = tuple(problem["loc"])
+    problems = error.errors(include_url=False)
+    places = [tuple(problem["loc"]) for problem in problems]
+    for problem, location in zip(problems, places, strict=True):
+        if problem["type"] == "too_short" and any(p[: len(location)] == location != p for p in places):
+            continue  # too short only because its entries were refused
         key = ".".join(str(part) for part in location) or "config"
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +104,13 @@ class _ContextWriter:
         self.state["n_contexts"] += whole
         self.state["tail"], self.state["tail_documents"] = ids[cut:], owners[cut:]
 
+    def close(self) -> None:
+        """Closes the files; what was not committed is cut off when they are opened again."""
+        for file in (self._ids, self._documents, self._names):
+            file.close()
+
     def commit(self) -> None:
+        """Makes everything added so far durable."""
         for file in (self._ids, self._documents, self._names):
             file.flush()
             os.fsync(file.fileno())
@@ -140,37 +147,41 @@ def build(
     bos = tokenizer.bos_token_id if prepend_bos else None
     position_file = folder / "position.json"
     position = json.loads(position_file.read_text()) if position_file.exists() else {}
-    names = ("train", "held_out")
-    writers = {
-        name: _ContextWriter(folder / name, config.ctx_len, bos, tokenizer.eos_token_id, dtype, position.get(name, {}))
-        for name in names
-    }
     wanted = {"train": -(-n_tokens // config.ctx_len), "held_out": -(-config.held_out_tokens // config.ctx_len)}
-    mixture = Mixture(config.sources, position.get("taken"), position.get("tokens"))
-    digest = position.get("sha256", "")
+    with ExitStack() as stack:
+        writers = {
+            name: _ContextWriter(
+                folder / name, config.ctx_len, bos, tokenizer.eos_token_id, dtype, position.get(name, {})
+            )
+            for name in wanted
+        }
+        for writer in writers.values():
+            stack.callback(writer.close)
+        mixture = Mixture(config.sources, position.get("taken"), position.get("tokens"))
+        digest = position.get("sha256", "")
 
-    def short(name: str) -> bool:
-        return writers[name].state["n_contexts"] < wanted[name]
+        def short(name: str) -> bool:
+            return writers[name].state["n_contexts"] < wanted[name]
 
-    while (short("train") or short("held_out")) and (batch := _next_batch(mixture, tokenizer)):
-        for name in names:
-            picked = [b for b in batch if is_held_out(b[1], config.held_out_fraction) == (name == "held_out")]
-            if picked and short(name):
-                writers[name].add([b[0] for b in picked], [b[2] for b in picked])
-            writers[name].commit()
-        digest = hashlib.sha256((digest + "".join(b[1] for b in batch)).encode("utf-8", "replace")).hexdigest()
-        position = {name: writers[name].state for name in names}
-        position |= {"taken": mixture.taken, "tokens": mixture.tokens, "sha256": digest}
-        write_json(position_file, position)
-        report(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
+        while (short("train") or short("held_out")) and (batch := _next_batch(mixture, tokenizer)):
+            for name, writer in writers.items():
+                picked = [b for b in batch if is_held_out(b[1], config.held_out_fraction) == (name == "held_out")]
+                if picked and short(name):
+                    writer.add([b[0] for b in picked], [b[2] for b in picked])
+                writer.commit()
+            digest = hashlib.sha256((digest + "".join(b[1] for b in batch)).encode("utf-8", "replace")).hexdigest()
+            position = {name: writer.state for name, writer in writers.items()}
+            position |= {"taken": mixture.taken, "tokens": mixture.tokens, "sha256": digest}
+            write_json(position_file, position)
+            report(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
-    found = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in names}
-    for name in names:
+    found = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
+    for name in wanted:
         if found[name] < (wanted[name] if config.on_end == "fail" else 1):
             asked, got = wanted[name] * config.ctx_len, found[name] * config.ctx_len
             advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
             raise DataError(f"text: {asked:,} {name} tokens were asked, the sources gave {got:,}. {advice}")
-    train, held_out = (Contexts(folder / n, config.ctx_len, prepend_bos, dtype, found[n]) for n in names)
+    train, held_out = (Contexts(folder / n, config.ctx_len, prepend_bos, dtype, found[n]) for n in wanted)
     return train, held_out
 
 

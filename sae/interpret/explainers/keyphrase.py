@@ -30,7 +30,7 @@ def log_odds(positive: Counter[str], n_positive: int, background: Counter[str], 
     scores = {}
     for word, count in positive.items():
         other = background[word]
-        prior = PRIOR_WINDOWS * (count + other) / (n_positive + n_background)
+        prior = PRIOR_WINDOWS * (count + other + 0.5) / (n_positive + n_background + 1)
         rest = PRIOR_WINDOWS - prior
         a = log((count + prior) / (n_positive - count + rest))
         b = log((other + prior) / (n_background - other + rest))

@@ -1,0 +1,188 @@
+"""Contexts collected in one streaming pass equal a brute-force sort, ties and duplicates included."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from feature_store.contexts import HASH_AFTER, HASH_BEFORE, N_BINS, N_STRATA, NO_CONTEXT, ContextCollector, ContextLimits
+from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_window, pack_columns, unpack_columns
+from feature_store.tables import Codes, count, random_windows, windows_of
+from feature_store.tables import test_documents as documents_for_testing
+
+D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7
+
+
+def codes(seed, levels=6, contexts=CONTEXTS):
+    """A stream with few token ids and few activation values, so that equal texts and ties are common."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, VOCABULARY, (contexts, LENGTH)).astype(np.uint16)
+    ids[contexts // 2 :: 3] = ids[0]
+    indices = np.stack([rng.permutation(D_SAE)[:K] for _ in range(contexts * LENGTH)])
+    indices = indices.reshape(contexts, LENGTH, K).astype(np.uint16)
+    acts = rng.integers(0, levels, (contexts, LENGTH, K)).astype(np.float32)
+    acts[:, 0] = 0
+    documents = np.repeat(np.arange(contexts // 3), 3)[:, None].repeat(LENGTH, 1).astype(np.uint32)
+    return Codes(ids, documents, indices, acts)
+
+
+def collect(stream, limits, batch, seed=0):
+    collector = ContextCollector(D_SAE, limits, stream.acts[stream.acts > 0], seed)
+    for first in range(0, len(stream.ids), batch):
+        part = slice(first, first + batch)
+        collector.add(stream.ids[part], stream.indices[part], stream.acts[part], first, batch * (LENGTH - 1))
+    return collector.finish()
+
+
+def peaks(stream):
+    """feature -> [(activation, context, position)] of the first strongest firing of each context."""
+    found = defaultdict(list)
+    for c in range(len(stream.ids)):
+        best = {}
+        for p in range(LENGTH):
+            for f, act in zip(stream.indices[c, p].tolist(), stream.acts[c, p].tolist(), strict=True):
+                if act > 0 and act > best.get(f, (0, 0))[0]:
+                    best[f] = (act, p)
+        for f, (act, p) in best.items():
+            found[f].append((act, c, p))
+    return found
+
+
+def text(stream, context, position):
+    row = stream.ids[context]
+    return tuple(row[max(0, position - HASH_BEFORE) : position + HASH_AFTER + 1].tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("batch", [1, 7, 60])
+def test_top_contexts_equal_brute_force(seed, batch):
+    stream = codes(seed)
+    found = collect(stream, ContextLimits(n_top=6, n_per_stratum=2), batch)
+    for f, candidates in peaks(stream).items():
+        candidates.sort(key=lambda x: (-x[0], x[1]))
+        expected, seen = [], set()
+        for act, c, p in candidates:
+            if text(stream, c, p) not in seen:
+                seen.add(text(stream, c, p))
+                expected.append((act, c, p))
+        got = [
+            (float(a), int(c), int(p))
+            for a, c, p in zip(found.top_act[f], found.top_context[f], found.top_position[f], strict=True)
+            if c != NO_CONTEXT
+        ]
+        assert got == expected[:6]
+
+
+def test_counts_are_exact():
+    stream = codes(3)
+    found = collect(stream, ContextLimits(), 13)
+    fired = stream.acts > 0
+    for f in range(D_SAE):
+        mine = stream.acts[fired & (stream.indices == f)]
+        assert found.n_fired[f] == len(mine)
+        assert found.total[f] == pytest.approx(mine.sum())
+        assert found.maximum[f] == mine.max()
+        assert found.histogram[f].sum() == len(mine)
+    assert found.n_tokens == 13 * 5 * (LENGTH - 1)
+    assert (found.n_fired / (CONTEXTS * LENGTH)).sum() == pytest.approx(fired.sum() / (CONTEXTS * LENGTH))
+
+
+def test_stratified_sample_is_uniform_and_independent_of_batches():
+    stream, limits = codes(1), ContextLimits(n_top=2, n_per_stratum=2)
+    a, b = collect(stream, limits, 60), collect(stream, limits, 1)
+    assert np.array_equal(a.stratum_context, b.stratum_context)
+    found = peaks(stream)
+    for f in range(D_SAE):
+        assert a.stratum_contexts[f].sum() == len(found[f])
+    # Over many seeds every context of a stratum is kept equally often.
+    kept, f = Counter(), 0
+    stratum = int(a.stratum_contexts[f].argmax())
+    available = int(a.stratum_contexts[f, stratum])
+    for seed in range(600):
+        kept.update(collect(stream, limits, 60, seed).stratum_context[f, stratum].tolist())
+    assert len(kept) == available
+    expected = 600 * 2 / available
+    assert max(kept.values()) < 1.6 * expected and min(kept.values()) > 0.5 * expected
+
+
+def test_windows_hold_the_activations_of_the_stream():
+    stream = codes(2)
+    found = collect(stream, ContextLimits(n_top=4, n_per_stratum=1), 60)
+    pack = windows_of(found, stream, 5)
+    columns = pack_columns(pack, "<u2")
+    back = unpack_columns(columns, 2, float(found.maximum[5]))
+    for number, w in enumerate(back.windows):
+        ids, acts = dense_window(back, number)
+        context, peak = int(w["context"]), int(w["peak"])
+        row = (stream.indices[context] == 5) * stream.acts[context]
+        truth = row.sum(axis=1)
+        start = [s for s in range(LENGTH) if np.array_equal(stream.ids[context, s : s + len(ids)], ids)
+                 and np.allclose(truth[s : s + len(ids)], acts, atol=found.maximum[5] / ACT_LEVELS)]  # fmt: skip
+        assert start
+        assert acts[peak] == acts.max()
+        assert 0 < w["inclusion"] <= 1 and 0 <= w["percentile"] <= 1
+
+
+def test_empty_feature_packs_and_unpacks():
+    empty = np.empty(0, np.int64)
+    pack = unpack_columns(pack_columns(Pack(np.empty(0, WINDOW), empty, empty, empty), "<u2"), 2, 0.0)
+    assert len(pack.windows) == len(pack.token_ids) == 0
+
+
+def test_token_tables_equal_counting():
+    stream = codes(4)
+    found = collect(stream, ContextLimits(), 60)
+    is_test = documents_for_testing(int(stream.documents.max()) + 1)
+    promoted = np.tile(np.array([0, 1]), (D_SAE, 1))
+    tables = count(stream, found.maximum, VOCABULARY, is_test, promoted, 4)
+    truth = {"current": Counter(), "next": Counter()}
+    strong = Counter()
+    for c, p, j in zip(*(stream.acts > 0).nonzero(), strict=True):
+        f, act = int(stream.indices[c, p, j]), stream.acts[c, p, j]
+        if act < np.float32(found.maximum[f] / 3):
+            continue
+        part = bool(is_test[stream.documents[c, p]])
+        strong[f, part] += 1
+        truth["current"][f, int(stream.ids[c, p]), part] += 1
+        if p + 1 < LENGTH:
+            truth["next"][f, int(stream.ids[c, p + 1]), part] += 1
+    for kind, rows in (("current", tables.current), ("next", tables.following)):
+        got = {(f, t): (e, s) for f, t, e, s in rows.tolist()}
+        for (f, t), (explain, test) in got.items():
+            assert (explain, test) == (truth[kind][f, t, False], truth[kind][f, t, True])
+        assert all((f, t) in got for f, t, part in truth[kind] if not part)
+    for f in range(D_SAE):
+        assert tables.n_strong_test[f] == strong[f, True]
+        assert tables.n_strong[f] == strong[f, True] + strong[f, False]
+
+
+def test_document_latents_equal_counting():
+    stream = codes(5)
+    found = collect(stream, ContextLimits(), 60)
+    n = int(stream.documents.max()) + 1
+    tables = count(stream, found.maximum, VOCABULARY, documents_for_testing(n), np.zeros((D_SAE, 0)), 3)
+    for document in range(n):
+        inside = stream.documents == document
+        totals = np.bincount(stream.indices[inside].reshape(-1), stream.acts[inside].reshape(-1), minlength=D_SAE)
+        rows = tables.document_rows[:, 0] == document
+        best = sorted(range(D_SAE), key=lambda f: (-totals[f], f))[:3]
+        assert tables.document_rows[rows, 1].tolist() == best
+        np.testing.assert_allclose(tables.document_means[rows], totals[best] / inside.sum(), rtol=1e-5)
+
+
+def test_random_windows_list_what_fires():
+    stream = codes(6)
+    for _document, ids, fired in random_windows(stream, 20, 0):
+        places = [(c, s) for c in range(CONTEXTS) for s in range(LENGTH - len(ids) + 1) if np.array_equal(stream.ids[c, s : s + len(ids)], ids)]
+        sets = [set(stream.indices[c, s : s + len(ids)][stream.acts[c, s : s + len(ids)] > 0].tolist()) for c, s in places]
+        assert set(fired.tolist()) in sets
+
+
+def test_half_of_the_documents_are_for_testing():
+    share = documents_for_testing(10_000).mean()
+    assert 0.47 < share < 0.53
+
+
+assert N_BINS % N_STRATA == 0

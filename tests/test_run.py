@@ -1,0 +1,319 @@
+"""Whole runs in processes of their own: finished, killed, stopped, damaged, resumed to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import free_port, run_cli, write_config
+from safetensors.torch import load_file
+
+from feature_store import queries
+from feature_store.queries import Store
+from sae import SparseAutoencoder
+from sae.dictionary import read_card
+
+
+def weights(run: Path, name: str = "first"):
+    return load_file(run / "dictionaries" / name / "weights.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lines(run: Path, name: str = "first"):
+    return (run / "dictionaries" / name / "training.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tree):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run_cli("train", write_config(folder, tree))
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "tiny"
+
+
+def start(config: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "sae.cli", "train", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def kill_when(config: Path, reached, number=signal.SIGKILL) -> int:
+    """Starts a run and sends a signal as soon as `reached()`; returns its exit code."""
+    process = start(config)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not reached() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+    return process.wait(timeout=60)
+
+
+def test_summary_tells_the_figures_and_the_next_step(tmp_path, tree):
+    done = run_cli("train", write_config(tmp_path, tree))
+    assert done.returncode == 0
+    for part in ("fvu", "l0", "loss recovered", "dead", "labelled", "tokens/s", "sae serve"):
+        assert part in done.stdout
+    run = tmp_path / "runs" / "tiny"
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "summary.json", "dictionaries", "tokens"}
+    assert not (run / "activations").exists() and not (run / "checkpoints").exists()
+    again = run_cli("train", tmp_path / "config.yaml")
+    assert again.returncode == 0 and "complete already" in again.stderr
+
+
+def test_same_config_and_seed_give_the_same_bits(tmp_path, tree, undisturbed):
+    assert run_cli("train", write_config(tmp_path, tree)).returncode == 0
+    run = tmp_path / "runs" / "tiny"
+    assert same(weights(run), weights(undisturbed))
+    assert lines(run) == lines(undisturbed)
+    other = write_config(tmp_path, tree, seed=1, name="other")
+    assert run_cli("train", other).returncode == 0
+    assert not same(weights(tmp_path / "runs" / "other"), weights(undisturbed))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_kill_in_training_then_the_same_command_ends_with_the_same_bits(tmp_path, tree, undisturbed, cache):
+    config = write_config(tmp_path, tree, harvest__cache=cache)
+    run = tmp_path / "runs" / "tiny"
+    for number in (1, 3, 5):
+        code = kill_when(config, lambda n=number: len(list((run / "checkpoints").glob("checkpoint-*"))) >= min(n, 2))
+        assert code == -signal.SIGKILL
+        if number == 3:  # half a checkpoint, as a kill inside the writer leaves it
+            (run / "checkpoints" / ".checkpoint-000000099999.writing").mkdir(exist_ok=True)
+    done = run_cli("train", config)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after" in done.stderr
+    assert same(weights(run), weights(undisturbed))
+    assert lines(run) == lines(undisturbed)
+
+
+def test_kill_in_indexing_then_the_same_command_ends_with_the_same_store(tmp_path, tree, undisturbed):
+    config = write_config(tmp_path, tree)
+    run = tmp_path / "runs" / "tiny"
+    store = run / "dictionaries" / "first" / "store"
+    assert kill_when(config, lambda: (store / "contexts.building").exists()) == -signal.SIGKILL
+    assert not (store / "current.json").exists()
+    assert run_cli("train", config).returncode == 0
+    ours, theirs = Store(store), Store(undisturbed / "dictionaries" / "first" / "store")
+    for table in ("feature", "context_pack", "feature_token", "token", "document", "random_window"):
+        sql = f"select * from contexts.{table} order by all"
+        assert ours.connection.execute(sql).fetchall() == theirs.connection.execute(sql).fetchall()
+    sql = "select * from explanations.explanation order by all"
+    assert ours.connection.execute(sql).fetchall() == theirs.connection.execute(sql).fetchall()
+    assert not list(store.glob("*.building*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_writes_a_checkpoint_and_exits_75(tmp_path, tree, undisturbed, number):
+    config = write_config(tmp_path, tree, train__checkpoint_tokens=10**9)
+    run = tmp_path / "runs" / "tiny"
+    log = run / "training-first.jsonl"
+    assert kill_when(config, lambda: log.exists() and log.stat().st_size > 300, number) == 75
+    assert len(list((run / "checkpoints").glob("checkpoint-*"))) == 1
+    assert run_cli("train", config).returncode == 0
+    assert same(weights(run), weights(undisturbed))
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, tree, undisturbed):
+    config = write_config(tmp_path, tree, train__checkpoint_tokens=2000)
+    run = tmp_path / "runs" / "tiny"
+    kill_when(config, lambda: len(list((run / "checkpoints").glob("checkpoint-*"))) >= 2)
+    newest = max((run / "checkpoints").glob("checkpoint-*"))
+    damaged = newest / "state.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-7] + b"\0" * 7)
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "checkpoints", copy)
+    done = run_cli("train", config)
+    assert done.returncode == 0 and "differs from its manifest" in done.stderr
+    assert same(weights(run), weights(undisturbed))
+
+
+def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(tmp_path, tree):
+    config = write_config(tmp_path, tree)
+    run = tmp_path / "runs" / "tiny"
+    kill_when(config, lambda: list((run / "checkpoints").glob("checkpoint-*")))
+    for path in (run / "checkpoints").glob("checkpoint-*/state.json"):
+        path.write_text("{")
+    done = run_cli("train", config)
+    assert done.returncode == 66 and "every checkpoint is damaged" in done.stderr
+
+
+def test_another_config_in_the_same_folder_is_refused(tmp_path, tree, undisturbed):
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(undisturbed, run)
+    done = run_cli("train", write_config(tmp_path, tree, train__lr=0.1))
+    assert done.returncode == 2 and "differ" in done.stderr and "train" in done.stderr
+
+
+def test_two_runs_on_one_folder_are_refused(tmp_path, tree):
+    config = write_config(tmp_path, tree)
+    first = start(config)
+    while not (tmp_path / "runs" / "tiny" / ".owner").exists():
+        time.sleep(0.01)
+    second = run_cli("train", config)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert second.returncode == 73 and f"process {first.pid}" in second.stderr
+
+
+WRONG_INPUTS = [
+    ({"sae__0__hook": "mlp_out.40"}, 2, "the model has layers 0..2"),
+    ({"text__ctx_len": 4096, "harvest__batch_contexts": 1}, 2, "the model reads at most 128"),
+    ({"model__path": "/nowhere/model"}, 66, "no config.json there"),
+    ({"model__sha256": {"model.safetensors": "0" * 64}}, 66, "the config pins 0000"),
+    ({"text__sources__0__data_files": ["/nowhere/x.jsonl"]}, 65, "datasets cannot open it"),
+    ({"train__tokens": 10**8}, 65, "were asked, the sources gave"),
+    ({"device": "cuda"}, 69, "torch sees no GPU"),
+    ({"train__lr": 0.99, "train__dtype": "float32", "train__warmup_tokens": 0, "sae__0__k": 64}, None, ""),
+]
+
+
+@pytest.mark.parametrize(("change", "code", "message"), WRONG_INPUTS, ids=[next(iter(c)) for c, _, _ in WRONG_INPUTS])
+def test_wrong_inputs_are_one_clear_line(tmp_path, tree, change, code, message):
+    if change.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = run_cli("train", write_config(tmp_path, tree, **change))
+    assert "Traceback" not in done.stderr
+    if code is not None:
+        assert done.returncode == code, done.stderr
+        assert message in done.stderr
+        assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
+        assert not (tmp_path / "runs" / "tiny" / "dictionaries").exists()
+
+
+@pytest.mark.parametrize("hook", ["resid_pre.1", "attn_out.1", "attn_z.1", "mlp_out.1", "mlp_hidden.1"])
+def test_every_site_trains_and_indexes(tmp_path, tree, hook):
+    done = run_cli("train", write_config(tmp_path, tree, sae__0__hook=hook))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tiny" / "dictionaries" / "first"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["fvu"] < 0.9
+    assert read_card(folder)["sae"]["hook"] == hook
+
+
+def test_two_dictionaries_share_one_harvest(finished, undisturbed):
+    """The same first dictionary comes out as alone in its run, and the LM's tokens are counted once."""
+    assert same(weights(finished), weights(undisturbed))
+    assert (finished / "dictionaries" / "second" / "metrics.json").exists()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary["dictionaries"]) == {"first", "second"}
+    assert summary["tokens_per_s"]["harvest"] > 0
+
+
+def test_store_figures_agree_with_the_dictionary(finished):
+    store = Store(finished / "dictionaries" / "first" / "store")
+    card = read_card(finished / "dictionaries" / "first")
+    densities = queries.densities(store)
+    assert densities.sum() <= card["sae"]["k"] + 1e-9
+    page = queries.features(store, limit=200)
+    assert page.total == card["sae"]["d_sae"]
+    filters = card["filters"]
+    assert filters["positions_kept"] < filters["positions_read"]
+    assert filters["drop_positions"] == 1 and filters["special_ids_dropped"] == [0, 1]
+    assert store.meta["n_tokens"] == filters["positions_kept"]
+    for feature in (r.feature for r in page.rows if r.n_fired):
+        windows = queries.windows(store, feature)
+        top = [w for w in windows if w.group == "top"]
+        peaks = [w.acts[w.peak] for w in top]
+        assert peaks == sorted(peaks, reverse=True)
+        assert max(peaks) == pytest.approx(next(r.max_act for r in page.rows if r.feature == feature), rel=1e-4)
+
+
+def test_paging_visits_each_feature_once(finished):
+    store = Store(finished / "dictionaries" / "first" / "store")
+    for sort in ("feature", "density", "score", "label", "max_act"):
+        seen = [r.feature for o in range(0, 70, 7) for r in queries.features(store, sort=sort, limit=7, offset=o).rows]
+        assert sorted(seen) == list(range(64))
+
+
+def test_parquet_exports_hold_real_lists(finished):
+    import duckdb
+
+    folder = finished / "dictionaries" / "first"
+    connection = duckdb.connect()
+    read = lambda name, sql: connection.execute(sql.replace("FILE", f"'{folder / name}'")).fetchall()  # noqa: E731
+    assert read("features.parquet", "select count(*), max(len(promoted)) from FILE") == [(64, 10)]
+    n, bad = read("contexts.parquet", "select count(*), count(*) filter (len(token_ids) != len(acts)) from FILE")[0]
+    assert n > 64 and bad == 0
+    tokens, most = read("token_latents.parquet", "select count(*), max(len(latents)) from FILE")[0]
+    assert (tokens, most) == (12_000, 4)
+
+
+def test_loaded_dictionary_reconstructs_as_measured(finished):
+    from sae.activations import Activations
+    from sae.config import load_config
+    from sae.harvest import Harvester
+    from sae.language_model import load
+    from sae.tokens import Contexts
+
+    folder = finished / "dictionaries" / "first"
+    sae = SparseAutoencoder.load(str(folder))
+    config = load_config(finished / "config.yaml")
+    lm = load(config.model, torch.device("cpu"))
+    contexts = Contexts(finished / "tokens" / "held_out", 32, False, "<u2", 32)
+    held_out = Activations(Harvester(lm, (sae.config.hook,), config.harvest, "joined"), contexts, 32, None)
+    x = held_out.segment(sae.config.hook, 0).x.float()
+    x_hat = sae(x)
+    fvu = float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert fvu == pytest.approx(metrics["fvu"], rel=1e-3)
+    assert len(x) == metrics["rows"]
+
+
+def test_damaged_dictionaries_are_refused(finished, tmp_path):
+    from sae.errors import ArtefactError
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished / "dictionaries" / "first", folder)
+    data = bytearray((folder / "weights.safetensors").read_bytes())
+    data[-3] ^= 1
+    (folder / "weights.safetensors").write_bytes(bytes(data))
+    with pytest.raises(ArtefactError, match="SHA-256 is"):
+        SparseAutoencoder.load(str(folder))
+    with pytest.raises(ArtefactError, match=r"no card\.json"):
+        SparseAutoencoder.load(str(tmp_path))
+
+
+def test_wandb_offline_logs_and_jsonl_stays(tmp_path, tree):
+    done = run_cli("train", write_config(tmp_path, tree, log__wandb="offline"))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert list((run / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(lines(run).splitlines()) > 10
+
+
+def test_wandb_online_without_a_key_says_what_to_do(tmp_path, tree):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path)}
+    done = run_cli("train", write_config(tmp_path, tree, log__wandb="online"), env=environment)
+    assert done.returncode == 69 and "set log.wandb to offline or off" in done.stderr
+
+
+def test_serving_refuses_a_taken_port_and_missing_runs(finished, tmp_path, server):
+    port = server.rsplit(":", 1)[1]
+    taken = run_cli("serve", finished, "--port", port)
+    assert taken.returncode == 69 and "Choose another with --port" in taken.stderr
+    absent = run_cli("serve", tmp_path, "--port", free_port())
+    assert absent.returncode == 66 and "no finished dictionary there" in absent.stderr
+    broken = tmp_path / "broken"
+    shutil.copytree(finished / "dictionaries" / "first", broken)
+    name = json.loads((broken / "store" / "current.json").read_text())["contexts"]["file"]
+    (broken / "store" / name).write_bytes(b"not a database" * 100)
+    bad = run_cli("serve", broken, "--port", free_port())
+    assert bad.returncode == 66 and "DuckDB cannot open it" in bad.stderr
+
+
+def test_curves_are_pictures(finished):
+    for name in ("curves.png", "density.png"):
+        assert (finished / "dictionaries" / "first" / name).read_bytes().startswith(b"\x89PNG")
+    histogram = json.loads((finished / "dictionaries" / "first" / "metrics.json").read_text())["density_histogram"]
+    assert np.sum(histogram["latents"]) <= 64
