@@ -164,7 +164,7 @@ class ContextCollector:
     def __init__(self, d_sae: int, limits: ContextLimits, pilot_acts: np.ndarray, seed: int = 0):
         low, high = np.log2(np.quantile(pilot_acts, [0.001, 1.0])) if pilot_acts.size else (0.0, 1.0)
         self._low, self._width = float(low), max(float(high - low) * 1.05, 1e-3) / N_BINS
-        self._seed, self.n_tokens = seed, 0
+        self._seed = seed
         self._scratch = np.zeros(d_sae, np.float32), np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
         self._counts = (
             np.zeros(d_sae, np.int64),
@@ -178,12 +178,11 @@ class ContextCollector:
         shape = (d_sae, N_STRATA, limits.n_per_stratum)
         self._sample = (*_slots(shape), np.full(shape, np.iinfo(np.uint64).max, np.uint64))
 
-    def add(self, ids: np.ndarray, indices: np.ndarray, acts: np.ndarray, first_context: int, n_tokens: int) -> None:
+    def add(self, ids: np.ndarray, indices: np.ndarray, acts: np.ndarray, first_context: int) -> None:
         """Token ids [contexts, ctx_len], latents and activations [contexts, ctx_len, k] of consecutive contexts.
 
-        Positions that the dictionary does not read carry zeros; `n_tokens` counts those it does.
+        Positions that the dictionary does not read carry zeros.
         """
-        self.n_tokens += n_tokens
         arrays = np.ascontiguousarray(ids), np.ascontiguousarray(indices), np.ascontiguousarray(acts, np.float32)
         _collect(
             *arrays,
@@ -197,15 +196,13 @@ class ContextCollector:
             self._sample,
         )
 
-    def finish(self) -> Collected:
-        """What was found so far."""
+    def finish(self, n_tokens: int) -> Collected:
+        """What was found in the stream, of which the dictionary read `n_tokens`."""
         n_fired, total, maximum, histogram, stratum_contexts = self._counts
         edges = self._low + self._width * np.arange(N_BINS + 1)
         top_act, top_context, top_position, _, top_copies = self._top
         top = top_act, top_context, top_position, top_copies
-        return Collected(
-            self.n_tokens, edges, n_fired, total, maximum, histogram, *top, *self._sample[:3], stratum_contexts
-        )
+        return Collected(n_tokens, edges, n_fired, total, maximum, histogram, *top, *self._sample[:3], stratum_contexts)
 
 
 def _slots(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from feature_store import tables
-from feature_store.contexts import Collected, ContextCollector, ContextLimits
-from feature_store.packing import pack_columns
+from feature_store.contexts import ContextLimits
+from feature_store.generation import Corpus, Directions, publish
 from feature_store.tables import Codes
-from feature_store.writer import GenerationWriter
 from sae import parquet
 from sae.activations import Activations
 from sae.architectures import SparseAutoencoder
@@ -26,7 +23,6 @@ from sae.unembed import nearest, token_logits
 from sae.vocabulary import token_bytes
 
 BATCH_ROWS = 4096
-RANDOM_WINDOWS = 1000
 
 
 class IndexConfig(Section):
@@ -75,18 +71,6 @@ def _encode_stream(
     return Codes(contexts.ids[:n_contexts], contexts.documents[:n_contexts], indices, acts), n_tokens
 
 
-def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, n_tokens: int) -> Collected:
-    """The streaming pass over the codes."""
-    pilot = codes.acts[:: max(1, codes.acts.shape[0] // 64)]
-    collector = ContextCollector(d_sae, limits, pilot[pilot > 0], seed)
-    step = 256
-    for first in range(0, len(codes.ids), step):
-        part = slice(first, first + step)
-        collector.add(codes.ids[part], codes.indices[part], codes.acts[part], first, 0)
-    collector.n_tokens = n_tokens
-    return collector.finish()
-
-
 @torch.no_grad()
 def index(
     sae: SparseAutoencoder,
@@ -106,105 +90,12 @@ def index(
     codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, report)
     if not (codes.acts > 0).any():
         raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
-    limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
-    collected = collect(codes, sae.d_sae, limits, seed, n_tokens)
     logits = token_logits(lm, sae.config.hook, sae.W_dec, config.tokens_promoted)
-    names = contexts.document_names()
-    is_test = tables.test_documents(len(names))
-    vocabulary = token_bytes(lm.tokenizer)
-    counted = tables.count(
-        codes, collected.maximum, len(vocabulary), is_test, logits.promoted.numpy(), config.features_per_document
-    )
-    writer = GenerationWriter(folder / "store", "contexts")
-    id_bytes = codes.ids.dtype.itemsize
-    writer.meta({
-        "id_bytes": id_bytes, "log2_edges": collected.log2_edges.tolist(), "n_tokens": n_tokens,
-        "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed, **facts,
-    })  # fmt: skip
-    _write_features(writer, sae, collected, counted, logits, config)
-    _write_packs(writer, collected, codes, sae.d_sae, f"<u{id_bytes}")
-    _write_tables(writer, codes, counted, vocabulary, names, is_test)
-    _write_random_windows(writer, codes, seed, f"<u{id_bytes}")
-    name = writer.publish()
+    neighbours, cosines = nearest(sae.W_dec, config.neighbours)
+    directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
+    limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
+    corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), contexts.document_names())
+    name = publish(folder / "store", corpus, directions, limits, config.features_per_document, seed, facts)
     if config.token_latents:
         parquet.write_token_latents(folder / "token_latents.parquet", codes)
     return name
-
-
-def _blobs(array: Any, dtype: str) -> list[bytes]:
-    return [row.tobytes() for row in np.ascontiguousarray(np.asarray(array), dtype=dtype)]
-
-
-def _write_features(
-    writer: GenerationWriter, sae: Any, collected: Collected, counted: Any, logits: Any, config: Any
-) -> None:
-    neighbours, cosines = nearest(sae.W_dec, config.neighbours)
-    n_fired = collected.n_fired
-    writer.insert("feature", {
-        "feature": np.arange(sae.d_sae, dtype=np.uint32),
-        "density": n_fired / collected.n_tokens,
-        "n_fired": n_fired,
-        "mean_act": (collected.total / np.maximum(n_fired, 1)).astype(np.float32),
-        "max_act": collected.maximum,
-        "n_documents": counted.n_documents,
-        "n_strong": counted.n_strong,
-        "n_strong_test": counted.n_strong_test,
-        "histogram": _blobs(collected.histogram, "<u4"),
-        "promoted_tokens": _blobs(logits.promoted, "<u4"),
-        "promoted_logits": _blobs(logits.promoted_logits, "<f4"),
-        "suppressed_tokens": _blobs(logits.suppressed, "<u4"),
-        "suppressed_logits": _blobs(logits.suppressed_logits, "<f4"),
-        "neighbours": _blobs(neighbours, "<u4"),
-        "neighbour_cosines": _blobs(cosines, "<f4"),
-    })  # fmt: skip
-
-
-def _write_packs(writer: GenerationWriter, collected: Collected, codes: Codes, d_sae: int, id_dtype: str) -> None:
-    packs = [pack_columns(tables.windows_of(collected, codes, f), id_dtype) for f in range(d_sae)]
-    names = ("windows", "token_ids", "act_places", "act_values")
-    columns = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
-    writer.insert("context_pack", {"feature": np.arange(d_sae, dtype=np.uint32), **columns})
-
-
-def _write_tables(
-    writer: GenerationWriter, codes: Codes, counted: Any, vocabulary: list[bytes], names: list[str], is_test: np.ndarray
-) -> None:
-    for kind, rows in (("current", counted.current), ("next", counted.following)):
-        columns = dict(zip(("feature", "token", "n_explain", "n_test"), rows.T, strict=True))
-        writer.insert("feature_token", {**columns, "kind": [kind] * len(rows)})
-    size = len(vocabulary)
-    test = is_test[codes.documents]
-    explain_counts = np.bincount(codes.ids[~test], minlength=size)
-    test_counts = np.bincount(codes.ids[test], minlength=size)
-    writer.insert(
-        "token",
-        {
-            "token": np.arange(size),
-            "text": vocabulary,
-            "n_explain": explain_counts[:size],
-            "n_test": test_counts[:size],
-        },
-    )
-    sizes = np.bincount(codes.documents.reshape(-1), minlength=len(names))
-    owners = counted.document_rows[:, 0]
-    cuts = np.searchsorted(owners, np.arange(len(names) + 1))
-    spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-    writer.insert("document", {
-        "document": np.arange(len(names)),
-        "name": names,
-        "n_tokens": sizes,
-        "is_test": is_test,
-        "latents": [counted.document_rows[s, 1].astype("<u4").tobytes() for s in spans],
-        "means": [counted.document_means[s].astype("<f4").tobytes() for s in spans],
-        "maxima": [counted.document_maxima[s].astype("<f4").tobytes() for s in spans],
-    })  # fmt: skip
-
-
-def _write_random_windows(writer: GenerationWriter, codes: Codes, seed: int, id_dtype: str) -> None:
-    documents, ids, latents = zip(*tables.random_windows(codes, RANDOM_WINDOWS, seed), strict=True)
-    writer.insert("random_window", {
-        "id": np.arange(len(documents)),
-        "document": documents,
-        "token_ids": [row.astype(id_dtype).tobytes() for row in ids],
-        "latents": [row.astype("<u4").tobytes() for row in latents],
-    })  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,22 @@ class _CompressText(GZipMiddleware):
 
 def create_app(catalogue: dict[str, Entry], static: Path = STATIC) -> FastAPI:
     """The ASGI application over opened dictionaries; it never writes."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for entry in catalogue.values():
+            entry.close()
+
     shape: dict[int | str, dict[str, Any]] = {status: {"model": responses.ErrorBody} for status in (404, 422)}
     app = FastAPI(
-        title="saedex", version="1", docs_url=None, openapi_url="/api/v1/openapi.json", responses=shape, redoc_url=None
+        title="saedex",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        openapi_url="/api/v1/openapi.json",
+        responses=shape,
+        redoc_url=None,
     )
     app.state.catalogue = catalogue
     app.add_middleware(_CompressText, minimum_size=1024, compresslevel=5)

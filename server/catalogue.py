@@ -68,6 +68,11 @@ class Entry:
                 self._store, self._pointer = Store(self.folder / "store"), pointer
             return self._store
 
+    def close(self) -> None:
+        """Closes the store and removes the bundles."""
+        self._store.close()
+        self._scratch.cleanup()
+
     def training_curve(self) -> list[dict[str, Any]]:
         """Lines of training.jsonl."""
         path = self.folder / "training.jsonl"

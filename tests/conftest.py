@@ -17,7 +17,29 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-WORDS = "the cat sat on a mat and dog ran to see red blue green sun moon star tree house river stone".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "dog",
+    "ran",
+    "to",
+    "see",
+    "red",
+    "blue",
+    "green",
+    "sun",
+    "moon",
+    "star",
+    "tree",
+    "house",
+    "river",
+    "stone",
+]
 
 
 def make_tokenizer(folder: Path) -> Any:
@@ -167,4 +189,6 @@ def chromium() -> str | None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says loudly when no browser looked at the explorer."""
     if chromium() is None:
-        terminalreporter.write_line("*** BROWSER TESTS DID NOT RUN: no Chromium on this machine ***", red=True, bold=True)
+        terminalreporter.write_line(
+            "*** BROWSER TESTS DID NOT RUN: no Chromium on this machine ***", red=True, bold=True
+        )

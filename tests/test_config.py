@@ -62,7 +62,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG, ids=[str(next(iter(c))) + f"-{n}" for n, (c, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("change", "message"), WRONG, ids=[str(next(iter(c))) + f"-{n}" for n, (c, _) in enumerate(WRONG)]
+)
 def test_wrong_configs_are_refused_in_one_clear_line(tmp_path, tree, change, message):
     with pytest.raises(ConfigError) as caught:
         load_config(write_config(tmp_path, tree, **change))
@@ -76,13 +78,19 @@ def test_all_problems_come_at_once(tmp_path, tree):
         load_config(write_config(tmp_path, tree, **changes))
     text = str(caught.value)
     assert "4 problems" in text
-    assert all(key in text for key in ("train.lrr", "sae.0.k", "text.ctx_len", "harvst: unknown key; did you mean 'harvest'"))
+    assert all(
+        key in text for key in ("train.lrr", "sae.0.k", "text.ctx_len", "harvst: unknown key; did you mean 'harvest'")
+    )
 
 
 @pytest.mark.parametrize("section", ["train", "text", "harvest", "shuffle", "sae.0"])
 def test_every_key_misspelt_by_one_letter_is_caught(tmp_path, tree, section):
     names = {"train": "train", "text": "text", "harvest": "harvest", "shuffle": "shuffle", "sae.0": "sae"}
-    keys = [key.split(".")[-1] for key, _, _ in explain() if key.replace("[]", "").split("<")[0].startswith(f"{names[section]}.") and key.count(".") == 1]
+    keys = [
+        key.split(".")[-1]
+        for key, _, _ in explain()
+        if key.replace("[]", "").split("<")[0].startswith(f"{names[section]}.") and key.count(".") == 1
+    ]
     for key in keys:
         with pytest.raises(ConfigError, match="unknown key"):
             load_config(write_config(tmp_path, tree, **{f"{section.replace('.', '__')}__{key}x": 1}))

@@ -7,7 +7,15 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from feature_store.contexts import HASH_AFTER, HASH_BEFORE, N_BINS, N_STRATA, NO_CONTEXT, ContextCollector, ContextLimits
+from feature_store.contexts import (
+    HASH_AFTER,
+    HASH_BEFORE,
+    N_BINS,
+    N_STRATA,
+    NO_CONTEXT,
+    ContextCollector,
+    ContextLimits,
+)
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_window, pack_columns, unpack_columns
 from feature_store.tables import Codes, count, random_windows, windows_of
 from feature_store.tables import test_documents as documents_for_testing
@@ -32,8 +40,8 @@ def collect(stream, limits, batch, seed=0):
     collector = ContextCollector(D_SAE, limits, stream.acts[stream.acts > 0], seed)
     for first in range(0, len(stream.ids), batch):
         part = slice(first, first + batch)
-        collector.add(stream.ids[part], stream.indices[part], stream.acts[part], first, batch * (LENGTH - 1))
-    return collector.finish()
+        collector.add(stream.ids[part], stream.indices[part], stream.acts[part], first)
+    return collector.finish(CONTEXTS * (LENGTH - 1))
 
 
 def peaks(stream):
@@ -85,7 +93,7 @@ def test_counts_are_exact():
         assert found.total[f] == pytest.approx(mine.sum())
         assert found.maximum[f] == mine.max()
         assert found.histogram[f].sum() == len(mine)
-    assert found.n_tokens == 13 * 5 * (LENGTH - 1)
+    assert found.n_tokens == CONTEXTS * (LENGTH - 1)
     assert (found.n_fired / (CONTEXTS * LENGTH)).sum() == pytest.approx(fired.sum() / (CONTEXTS * LENGTH))
 
 
@@ -175,8 +183,15 @@ def test_document_latents_equal_counting():
 def test_random_windows_list_what_fires():
     stream = codes(6)
     for _document, ids, fired in random_windows(stream, 20, 0):
-        places = [(c, s) for c in range(CONTEXTS) for s in range(LENGTH - len(ids) + 1) if np.array_equal(stream.ids[c, s : s + len(ids)], ids)]
-        sets = [set(stream.indices[c, s : s + len(ids)][stream.acts[c, s : s + len(ids)] > 0].tolist()) for c, s in places]
+        places = [
+            (c, s)
+            for c in range(CONTEXTS)
+            for s in range(LENGTH - len(ids) + 1)
+            if np.array_equal(stream.ids[c, s : s + len(ids)], ids)
+        ]
+        sets = [
+            set(stream.indices[c, s : s + len(ids)][stream.acts[c, s : s + len(ids)] > 0].tolist()) for c, s in places
+        ]
         assert set(fired.tolist()) in sets
 
 

@@ -14,7 +14,13 @@ from sae.harvest import HarvestConfig, Harvester, attention_inputs
 from sae.hookpoints import SITES, HookPoint, find_places, resolve
 from sae.language_model import LanguageModel
 
-SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 LLAMA = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
 GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 FAMILIES = {
@@ -91,7 +97,7 @@ def test_inner_sites_feed_their_outputs(lm):
     for inner, outer in (("attn_z", "attn_out"), ("mlp_hidden", "mlp_out")):
         places = find_places(lm, 1)
         seen = []
-        watch = places[outer].watch(lambda x: seen.append(x.clone()))
+        watch = places[outer].watch(lambda x, seen=seen: seen.append(x.clone()))
         tokens = torch.from_numpy(ids(1))
         with torch.no_grad():
             lm.body(input_ids=tokens)
@@ -125,7 +131,9 @@ def test_harvest_is_the_same_for_any_batch_size():
 def test_the_model_stops_at_the_deepest_hook_point():
     lm = small_model("Llama")
     ran = []
-    handles = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in lm.model.named_modules() if n.count(".") == 2]
+    handles = [
+        m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in lm.model.named_modules() if n.count(".") == 2
+    ]
     hooks = (HookPoint("resid_post", 0), HookPoint("mlp_out", 1))
     Harvester(lm, hooks, HarvestConfig(), "joined")
     ran.clear()
@@ -138,7 +146,9 @@ def test_the_model_stops_at_the_deepest_hook_point():
 def test_positions_and_special_tokens_are_dropped():
     lm, tokens = small_model("Llama"), ids()
     tokens[:, 5] = 0
-    keep = Harvester(lm, (HookPoint("resid_post", 0),), HarvestConfig(drop_positions=2), "joined").keep(torch.from_numpy(tokens))
+    keep = Harvester(lm, (HookPoint("resid_post", 0),), HarvestConfig(drop_positions=2), "joined").keep(
+        torch.from_numpy(tokens)
+    )
     expected = np.ones_like(tokens, dtype=bool)
     expected[:, [0, 1, 5]] = False
     assert np.array_equal(keep.numpy(), expected)
@@ -151,7 +161,9 @@ def test_separate_packing_equals_documents_run_alone(family):
     owners = np.array([[0] * 6 + [1] * 10])
     x = Harvester(lm, (hook,), HarvestConfig(batch_contexts=1), "separate").harvest(tokens, owners).x[hook]
     for part in (slice(0, 6), slice(6, 16)):
-        alone = Harvester(lm, (hook,), HarvestConfig(batch_contexts=1), "joined").harvest(tokens[:, part], owners[:, part])
+        alone = Harvester(lm, (hook,), HarvestConfig(batch_contexts=1), "joined").harvest(
+            tokens[:, part], owners[:, part]
+        )
         torch.testing.assert_close(x[:, part], alone.x[hook], rtol=1e-4, atol=1e-4)
 
 

@@ -24,7 +24,10 @@ def test_products_equal_reference(size):
     for fast, plain in (
         (cpu.gather_dot(rows, table, indices), reference.gather_dot(rows, table, indices)),
         (cpu.gather_sum(weights, table, indices), reference.gather_sum(weights, table, indices)),
-        (cpu.scatter_rows(weights, rows, indices, len(table)), reference.scatter_rows(weights, rows, indices, len(table))),
+        (
+            cpu.scatter_rows(weights, rows, indices, len(table)),
+            reference.scatter_rows(weights, rows, indices, len(table)),
+        ),
     ):
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-4)
 
@@ -50,7 +53,7 @@ def test_float32_gradients_equal_dense_autograd():
     for tensor in (rows, table, weights):
         tensor.requires_grad_()
     ours = sparse.gather_sum(torch.relu(sparse.gather_dot(rows, table, indices)) * weights, table, indices)
-    dense = (torch.relu(rows @ table.T).gather(1, indices) * weights)
+    dense = torch.relu(rows @ table.T).gather(1, indices) * weights
     plain = torch.zeros(50, 40).scatter(1, indices, dense) @ table
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     target = torch.randn_like(ours)
@@ -64,7 +67,13 @@ def test_float32_gradients_equal_dense_autograd():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 9), groups=st.integers(4, 40), k=st.integers(1, 4), levels=st.integers(2, 40))
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 9),
+    groups=st.integers(4, 40),
+    k=st.integers(1, 4),
+    levels=st.integers(2, 40),
+)
 def test_top_k_equals_sorting(dtype, seed, n, groups, k, levels):
     """Few levels make ties common; some rows are negative throughout."""
     generator = torch.Generator().manual_seed(seed)

@@ -123,7 +123,8 @@ def test_mixtures_follow_their_weights_and_resume(tmp_path):
         path.write_text("".join(json.dumps({"text": name * 400}) + "\n" for _ in range(200)))
         paths.append(path)
     sources = tuple(
-        DatasetText(source="datasets", path="json", data_files=(str(p),), weight=w) for p, w in zip(paths, (3, 1), strict=True)
+        DatasetText(source="datasets", path="json", data_files=(str(p),), weight=w)
+        for p, w in zip(paths, (3, 1), strict=True)
     )
     mixture = Mixture(sources)
     drawn = []
@@ -192,5 +193,3 @@ def test_sentencepiece_tokens_are_spelled_too():
     raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
     assert token_bytes(fast) == [b"<unk>", b" the", b"\xe2", b"cat"]
-
-

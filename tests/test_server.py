@@ -1,0 +1,198 @@
+"""The API of a real server process: shapes, errors, downloads, speed of start, and the committed OpenAPI document."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from sae import SparseAutoencoder
+from server.app import create_app
+
+ROOT = Path(__file__).parent.parent
+D = "/api/v1/dictionaries/tiny.first"
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server, timeout=30) as client:
+        yield client
+
+
+def test_dictionaries_are_listed(client):
+    found = client.get("/api/v1/dictionaries").json()
+    assert {d["id"] for d in found} == {"tiny.first", "tiny.second"}
+    first = next(d for d in found if d["id"] == "tiny.first")
+    assert first["features"] == 64 and 0 < first["labelled"] <= first["alive"] <= 64 and first["fvu"] < 1
+
+
+def test_features_filter_sort_and_page(client):
+    page = client.get(f"{D}/features", params={"sort": "density", "order": "desc", "limit": 5}).json()
+    densities = [item["density"] for item in page["items"]]
+    assert page["total"] == 64 and densities == sorted(densities, reverse=True)
+    bound = densities[2]
+    few = client.get(f"{D}/features", params={"min_density": bound}).json()
+    assert few["total"] == 3
+    seen = []
+    for offset in range(0, 64, 10):
+        seen += [
+            i["feature"] for i in client.get(f"{D}/features", params={"limit": 10, "offset": offset}).json()["items"]
+        ]
+    assert seen == list(range(64))
+    labelled = next(i for i in client.get(f"{D}/features", params={"limit": 200}).json()["items"] if i["label"])
+    word = labelled["label"].split()[-1].strip("\u201c\u201d,")
+    hits = client.get(f"{D}/features", params={"q": word}).json()
+    assert labelled["feature"] in [i["feature"] for i in hits["items"]]
+
+
+def test_a_feature_page_has_everything(client):
+    number = client.get(f"{D}/features", params={"sort": "density", "order": "desc"}).json()["items"][0]["feature"]
+    feature = client.get(f"{D}/features/{number}").json()
+    assert sum(feature["histogram"]) == feature["n_fired"]
+    assert len(feature["promoted"]) == len(feature["suppressed"]) == 10
+    assert feature["promoted"][0]["logit"] > 0 > feature["suppressed"][0]["logit"]
+    assert len(feature["neighbours"]) == 10 and feature["neighbours"][0]["feature"] != number
+    assert sum(e["chosen"] for e in feature["explanations"]) == 1
+    assert all(
+        s["chance"] == 0.5 and s["metric"] == "balanced_accuracy" for e in feature["explanations"] for s in e["scores"]
+    )
+    contexts = client.get(f"{D}/features/{number}/contexts").json()
+    assert {c["group"] for c in contexts["items"]} == {"top", "stratum"}
+    for context in contexts["items"]:
+        acts = [t["act"] for t in context["tokens"]]
+        assert acts[context["peak"]] == max(acts) <= contexts["max_act"] * 1.001
+
+
+def test_search_by_label_token_and_output(client):
+    rows = [i for i in client.get(f"{D}/features", params={"limit": 200}).json()["items"] if i["explainer"] == "token"]
+    word = rows[0]["label"].split("\u201c")[1].split("\u201d")[0]
+    assert rows[0]["feature"] in [i["feature"] for i in client.get(f"{D}/search", params={"q": word}).json()["items"]]
+    current = client.get(f"{D}/search", params={"q": word, "kind": "current"}).json()["items"]
+    assert rows[0]["feature"] in [i["feature"] for i in current] and all(i["times"] > 0 for i in current)
+    number = rows[0]["feature"]
+    promoted = client.get(f"{D}/features/{number}").json()["promoted"][0]["text"]
+    if promoted.strip():
+        found = client.get(f"{D}/search", params={"q": promoted, "kind": "promoted", "limit": 200}).json()["items"]
+        assert number in [i["feature"] for i in found]
+    assert client.get(f"{D}/search", params={"q": "zzzz", "kind": "next"}).json()["items"] == []
+
+
+def test_documents_list_their_features(client):
+    found = client.get(f"{D}/documents/0").json()
+    assert found["name"] and len(found["features"]) > 5
+
+
+WRONG = [
+    (f"{D}/features/64", 404, "features 0..63"),
+    (f"{D}/features/99999999999999999999", 404, "features 0..63"),
+    (f"{D}/features/-1", 404, "features 0..63"),
+    (f"{D}/features/x", 422, "valid integer"),
+    (f"{D}/features?limit=201", 422, "less than or equal to 200"),
+    (f"{D}/features?sort=evil", 422, "Input should be"),
+    (f"{D}/features?lmit=2", 422, "unknown parameter; known here"),
+    (f"{D}/features?min_density=nan", 422, ""),
+    (f"{D}/search", 422, "q"),
+    (f"{D}/search?q=" + "x" * 129, 422, "at most 128"),
+    ("/api/v1/dictionaries/tiny.frist/features", 404, "did you mean tiny.first"),
+    (f"{D}/documents/999999", 404, "no document"),
+    (f"{D}/download/..%2f..%2fconfig.yaml", 404, ""),
+    (f"{D}/download/.%2e/card.json", 404, ""),
+    (f"{D}/download/store", 404, "no such file"),
+    ("/api/v2/x", 404, "no such route"),
+]
+
+
+@pytest.mark.parametrize(("path", "status", "message"), WRONG, ids=[w[0][-30:] for w in WRONG])
+def test_every_error_has_one_shape(client, path, status, message):
+    """{"error": {"code": str, "message": str}}, whatever went wrong."""
+    response = client.get(path)
+    assert response.status_code == status
+    assert set(response.json()) == {"error"} and set(response.json()["error"]) == {"code", "message"}
+    assert message in response.json()["error"]["message"]
+
+
+def test_writing_is_not_possible(client):
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        response = client.request(method, f"{D}/features")
+        assert response.status_code == 405 and "error" in response.json()
+
+
+def test_downloads_carry_their_hash_and_ranges(client, finished):
+    files = client.get(f"{D}/download").json()
+    assert {"card.json", "weights.safetensors", "features.parquet", "contexts.parquet", "dictionary.zip"} <= {
+        f["name"] for f in files
+    }
+    for file in files:
+        response = client.get("/" + file["url"])
+        assert hashlib.sha256(response.content).hexdigest() == file["sha256"] == response.headers["x-sha256"]
+        assert len(response.content) == file["size_bytes"]
+    part = client.get(f"{D}/download/weights.safetensors", headers={"range": "bytes=8-15"})
+    whole = (finished / "dictionaries" / "first" / "weights.safetensors").read_bytes()
+    assert part.status_code == 206 and part.content == whole[8:16]
+    bundle = zipfile.ZipFile(io.BytesIO(client.get(f"{D}/download/dictionary.zip").content))
+    assert {"first/card.json", "first/weights.safetensors", "first/store/current.json"} <= set(bundle.namelist())
+
+
+def test_a_dictionary_loads_from_its_address(server, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEDEX_CACHE", str(tmp_path))
+    remote = SparseAutoencoder.load(f"{server}{D}")
+    local = SparseAutoencoder.load(str(finished / "dictionaries" / "first"))
+    x = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(remote(x), local(x))
+    from sae.errors import UnavailableError
+
+    with pytest.raises(UnavailableError, match="Is the server running"):
+        SparseAutoencoder.load(f"{server}/api/v1/dictionaries/absent")
+
+
+def test_unchanged_features_are_not_sent_again(client):
+    first = client.get(f"{D}/features/3")
+    again = client.get(f"{D}/features/3", headers={"if-none-match": first.headers["etag"]})
+    assert again.status_code == 304 and again.content == b""
+
+
+def test_pages_and_headers(client):
+    for path in ("/", "/any/where"):
+        response = client.get(path)
+        assert response.status_code == 200 and "<div id=" in response.text
+        assert "default-src 'self'" in response.headers["content-security-policy"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
+    import shutil
+
+    from fastapi.testclient import TestClient
+
+    from sae.interpret.label import InterpretConfig, label
+    from server.catalogue import open_catalogue
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    app = create_app(open_catalogue([run]))
+    with TestClient(app) as client:
+        before = client.get(f"{D}/features/3").headers["etag"]
+        contexts = next((run / "dictionaries" / "first" / "store").glob("contexts-*")).read_bytes()
+        label(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), lambda a, b: None)
+        found = client.get(f"{D}/features/3")
+        assert found.headers["etag"] != before
+        assert {e["explainer"] for e in found.json()["explanations"]} == {"output"}
+        assert next((run / "dictionaries" / "first" / "store").glob("contexts-*")).read_bytes() == contexts
+
+
+def test_serving_imports_neither_torch_nor_the_training_side():
+    code = "import sys, sae.cli, server.run; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'datasets', 'numba', 'sae.train')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_committed_openapi_document_is_current():
+    committed = json.loads((ROOT / "server" / "ui" / "openapi.json").read_text())
+    assert committed == create_app({}).openapi(), "run `make docs`"
