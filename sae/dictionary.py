@@ -40,6 +40,7 @@ def publish(folder: Path, sae: SparseAutoencoder, scale: float, facts: dict[str,
     def fill(target: Path) -> None:
         tensors = {name: value.detach().contiguous().cpu() for name, value in sae.state_dict().items()}
         save_file(tensors, target / WEIGHTS, metadata={"format": "saedex"})
+        (target / WEIGHTS).chmod(0o644)  # the library makes it private, a published dictionary is not
         card = {
             "card_version": CARD_VERSION,
             "name": sae.config.name,

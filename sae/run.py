@@ -286,7 +286,7 @@ def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) 
         }
     activations = sum(dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values())
     work = {"tokens": n_tokens, "harvest": n_tokens, "train": activations, "index": n_tokens * len(config.sae)}
-    found["tokens_per_s"] = {k: v / seconds[k] for k, v in work.items() if seconds.get(k, 0) > 0 and v}
+    found["tokens_per_s"] = {k: v / seconds[k] for k, v in work.items() if seconds.get(k, 0) > 0.5}
     found["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     found["seconds_total"] = round(sum(seconds.values()), 1)
     return found
