@@ -1,0 +1,135 @@
+"""The explorer in a real headless Chromium: every page, both themes, desktop and phone width, no errors."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import chromium
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+DICTIONARY = "tiny.first"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium(), args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)], ids=lambda p: f"{p[0]}-{p[1]}")
+def page(request, browser, server):
+    """A page that fails the test on any console error, script error or request that leaves the server."""
+    theme, width = request.param
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, base_url=server)
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    page.on("request", lambda r: None if r.url.startswith((server, "data:")) else problems.append(r.url))
+    yield page
+    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    context.close()
+    assert not problems and overflow <= 0
+
+
+def test_home_lists_and_leads_on(page):
+    page.goto("/")
+    page.get_by_role("link", name="tiny / first").click()
+    page.get_by_role("heading", name="tiny / first").wait_for()
+    assert page.get_by_text("loss recovered (mean)").is_visible()
+    assert page.locator("svg").count() == 3
+    page.locator("a[download]", has_text="weights.safetensors").wait_for()
+
+
+def test_table_sorts_filters_and_pages(page):
+    page.goto(f"/#/{DICTIONARY}/features")
+    page.get_by_role("button", name="density").click()
+    page.locator("th[aria-sort=descending]").wait_for()
+    shares = [float(t.split()[0]) for t in page.locator("tbody tr td:nth-child(4)").all_inner_texts()]
+    assert len(shares) == 50 and shares == sorted(shares, reverse=True)
+    assert "sort=density" in page.url
+    page.get_by_role("button", name="next →").click()
+    page.get_by_text(re.compile(r"51.\d+ of")).wait_for()
+    page.reload()
+    page.get_by_text(re.compile(r"51.\d+ of")).wait_for()
+
+
+def test_search_finds_a_label(page):
+    page.goto(f"/#/{DICTIONARY}/features")
+    label = page.locator("tbody tr td:nth-child(2)").first.inner_text()
+    word = re.findall(r"“(.+?)”", label)[0]
+    page.get_by_role("searchbox").fill(word)
+    page.wait_for_url(re.compile("q="))
+    page.locator("tbody tr", has_text=word).first.wait_for()
+    page.get_by_label("in", exact=True).select_option("current")
+    page.get_by_text("best first").wait_for()
+
+
+def test_feature_page_shows_evidence(page):
+    page.goto(f"/#/{DICTIONARY}/features?sort=density&order=desc")
+    page.locator("tbody tr a").first.click()
+    page.get_by_role("heading", name="Strongest contexts").wait_for()
+    first = page.locator("li").first
+    assert first.locator(".peak").count() == 1 and first.locator(".fired").count() >= 1
+    shades = first.locator(".peak").evaluate("e => getComputedStyle(e).backgroundColor")
+    assert shades.startswith("rgb")
+    for heading in ("Tokens it makes likelier", "Explanations", "Nearest features", "Activations"):
+        assert page.get_by_role("heading", name=heading).is_visible()
+    page.wait_for_url(re.compile(r"features/\d+$"))
+    number = int(re.search(r"features/(\d+)", page.url).group(1))
+    page.keyboard.press("j")
+    page.wait_for_url(re.compile(f"features/{number + 1}$"))
+
+
+def test_peaks_stand_in_one_column(page):
+    if page.viewport_size["width"] < 640:
+        pytest.skip("contexts wrap on a phone")
+    page.goto(f"/#/{DICTIONARY}/features?sort=density&order=desc")
+    page.locator("tbody tr a").first.click()
+    page.get_by_role("heading", name="Strongest contexts").wait_for()
+    lefts = [box["x"] for box in (e.bounding_box() for e in page.locator("section").first.locator(".peak").all())]
+    assert len(lefts) > 3 and max(lefts) - min(lefts) < 2
+
+
+def test_theme_can_be_switched_and_is_remembered(page):
+    page.goto("/")
+    before = page.evaluate("document.documentElement.dataset.theme")
+    page.get_by_role("button", name="light" if before == "dark" else "dark").click()
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") != before
+
+
+def test_wrong_addresses_say_so(page):
+    page.goto(f"/#/{DICTIONARY}/nonsense")
+    assert "no such page" in page.get_by_role("alert").inner_text()
+
+
+def test_text_contrast_on_the_strongest_highlight(page):
+    """WCAG AA: 4.5 to 1 between ink and the fully shaded token."""
+    page.goto(f"/#/{DICTIONARY}/features?sort=density&order=desc")
+    page.locator("tbody tr a").first.click()
+    page.locator(".peak").first.wait_for()
+    ratio = page.locator(".peak").first.evaluate(
+        """e => {
+            const parse = c => c.match(/[\\d.]+/g).map(Number);
+            const card = parse(getComputedStyle(e.closest('.card')).backgroundColor);
+            const mark = parse(getComputedStyle(e).backgroundColor);
+            const alpha = mark[3] ?? 1;
+            const back = [0, 1, 2].map(i => mark[i] * alpha + card[i] * (1 - alpha));
+            const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+                .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+            const [a, b] = [light(parse(getComputedStyle(e).color)), light(back)].sort((x, y) => y - x);
+            return (a + 0.05) / (b + 0.05);
+        }"""
+    )
+    assert ratio >= 4.5
