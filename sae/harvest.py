@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae.errors import NumericError
+from sae.errors import ConfigError, NumericError
 from sae.hookpoints import HookPoint, Place, resolve, run_order
 from sae.language_model import LanguageModel
 from sae.section import Count, Section
+
+SHORT = 6
 
 
 class HarvestConfig(Section):
@@ -57,6 +59,8 @@ class Harvester:
         self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(hooks))))
         self.places: dict[HookPoint, Place] = {hook: resolve(lm, hook) for hook in self.hooks}
         self._special = torch.tensor(lm.special_ids, device=lm.device)
+        if packing == "separate":
+            self._check_separate()
 
     def width(self, hook: HookPoint) -> int:
         """Numbers per activation at a hook point."""
@@ -83,6 +87,18 @@ class Harvester:
                 outputs[hook][start : start + n] = x[:n]
             keeps.append(self.keep(tokens[:n]))
         return ActivationBatch(outputs, torch.cat(keeps))
+
+    @torch.no_grad()
+    def _check_separate(self) -> None:
+        """Refuses a model that lets packed documents see each other in spite of mask and positions."""
+        ids = np.arange(1, 2 * SHORT + 1)[None]
+        owners = np.repeat([0, 1], SHORT)[None]
+        packed = self._forward(torch.from_numpy(ids).to(self.lm.device), owners)
+        alone = self._forward(torch.from_numpy(ids[:, SHORT:]).to(self.lm.device), owners[:, SHORT:])
+        for hook, x in packed.items():
+            difference = (x[:, SHORT:] - alone[hook]).float().norm() / alone[hook].float().norm()
+            if difference > 0.05:
+                raise ConfigError("text.packing: this model ignores the mask of 'separate' packing. Use 'joined'.")
 
     def keep(self, tokens: Tensor) -> Tensor:
         """Which positions of `tokens` [contexts, ctx_len] are trained on: a boolean tensor of the same shape."""

@@ -167,6 +167,12 @@ def test_separate_packing_equals_documents_run_alone(family):
         torch.testing.assert_close(x[:, part], alone.x[hook], rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_cannot_keep_documents_apart_is_refused(monkeypatch):
+    monkeypatch.setattr("sae.harvest.attention_inputs", lambda *_: {})
+    with pytest.raises(ConfigError, match="Use 'joined'"):
+        Harvester(small_model("Llama"), (HookPoint("resid_post", 2),), HarvestConfig(), "separate")
+
+
 def test_joined_packing_gives_the_model_nothing_extra():
     assert attention_inputs(np.zeros((1, 4)), "joined", small_model("Llama")) == {}
 
