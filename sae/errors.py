@@ -56,12 +56,12 @@ class Interrupted(SaedexError):
 
 
 EXIT_CODES = {
-    0: "done (also when the run was complete already)",
+    0: "Done (also when the run was complete already).",
     2: ConfigError.__doc__,
     65: DataError.__doc__,
     66: ArtefactError.__doc__,
     69: UnavailableError.__doc__,
-    70: "a bug in saedex; the traceback is in the log",
+    70: "A bug in saedex; the traceback is on standard error.",
     71: NumericError.__doc__,
     73: LockedError.__doc__,
     74: DiskError.__doc__,

@@ -66,7 +66,9 @@ class Screen:
                     _Rate(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"),
                 )  # fmt: skip
                 with Progress(*columns, console=self.console, speed_estimate_period=120) as progress:
-                    yield Stage(self.console, progress, title, total, unit)
+                    stage = Stage(self.console, progress, title, total, unit)
+                    yield stage
+                    stage.update(stage.total)
             else:
                 self.say(f"{title} ...")
                 yield Stage(self.console, None, title, total, unit)

@@ -65,11 +65,11 @@ class Keyphrase(Explainer):
         ranked = log_odds(counted, len(explain), Counter(x for w in negative for x in w), len(negative))
         candidates = sorted(ranked, key=lambda w: (-ranked[w], w))[:CANDIDATES]
         chosen: list[str] = []
-        best = 0.5
+        best, worth = 0.5, max(WORTH, 1 / max(len(explain), 1))  # a further word must win at least two windows
         while len(chosen) < MAX_STRINGS and candidates:
             word = max(candidates, key=lambda w: (_accuracy({*chosen, w}, explain, negative), w))
             score = _accuracy({*chosen, word}, explain, negative)
-            if not score > best + WORTH:
+            if not score > best + worth:
                 break
             best = score
             chosen.append(word)
