@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ class Harvester:
         self.lm, self.config, self.packing = lm, config, packing
         self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(hooks))))
         self.places: dict[HookPoint, Place] = {hook: resolve(lm, hook) for hook in self.hooks}
+        self.tick: Callable[[int], None] = lambda n_tokens: None  # called after every forward pass
         self._special = torch.tensor(lm.special_ids, device=lm.device)
         if packing == "separate":
             self._check_separate()
@@ -86,6 +88,7 @@ class Harvester:
                     outputs[hook] = x.new_empty((len(ids), *x.shape[1:]))
                 outputs[hook][start : start + n] = x[:n]
             keeps.append(self.keep(tokens[:n]))
+            self.tick(tokens[:n].numel())
         return ActivationBatch(outputs, torch.cat(keeps))
 
     @torch.no_grad()

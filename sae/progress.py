@@ -27,7 +27,8 @@ class Stage:
 
     def __init__(self, console: Console, progress: Progress | None, title: str, total: int, unit: str):
         self.console, self.progress, self.title, self.total, self.unit = console, progress, title, total, unit
-        self.done, self._facts = 0, ""
+        self.done = 0
+        self._facts: dict[str, Any] = {}
         self._started = self._said = time.monotonic()
         self._first: int | None = None
         self._task = progress.add_task(title, total=total, unit=unit, facts="") if progress else None
@@ -35,13 +36,13 @@ class Stage:
     def update(self, done: int, total: int | None = None, **facts: Any) -> None:
         """Sets how far the stage is; facts such as fvu=0.12 are shown beside the bar."""
         self.done, self.total = done, total or self.total
-        if facts:
-            self._facts = "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in facts.items())
+        self._facts |= facts
+        text = "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in self._facts.items())
         if self.progress is not None and self._task is not None:
-            self.progress.update(self._task, completed=done, total=self.total, facts=self._facts)
+            self.progress.update(self._task, completed=done, total=self.total, facts=text)
         elif time.monotonic() - self._said >= LINE_EVERY_S:
             self._said = time.monotonic()
-            self.console.print(f"{self.title}: {done:,} of {self.total:,} {self.unit}  {self._facts}", highlight=False)
+            self.console.print(f"{self.title}: {done:,} of {self.total:,} {self.unit}  {text}", highlight=False)
 
 
 class Screen:

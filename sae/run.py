@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +17,23 @@ import yaml
 from feature_store.queries import Store
 from feature_store.writer import drop, read_pointer
 from sae import dictionary, language_model, parquet, plots, tokens
-from sae.activations import Activations
 from sae.architectures import ArchitectureConfig
 from sae.config import TrainConfig
-from sae.errors import ConfigError, UnavailableError
+from sae.errors import ConfigError, Interrupted
 from sae.evaluate import evaluate
 from sae.files import owned, write_json
-from sae.harvest import Harvester, choose_dtype
 from sae.index import index
 from sae.interpret.label import label
-from sae.language_model import LanguageModel
 from sae.progress import Screen
+from sae.rooms import Rooms, prepare
 from sae.run_log import MetricsLog
-from sae.shuffle import segment_contexts
-from sae.tokens import Contexts
 from sae.train import SaeTrainer, TrainingRun, truncate_log
-
-
-@dataclass
-class Rooms:
-    """What the first rooms made and the later ones use."""
-
-    lm: LanguageModel
-    dtype: torch.dtype
-    train: Activations
-    held_out: Activations
-
-
-def device_of(config: TrainConfig) -> torch.device:
-    """The device that the config asks for; raises `UnavailableError` where there is none."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError("device: cuda was asked, torch sees no GPU. Use device: cpu or auto.")
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if config.device == "auto" else config.device)
 
 
 def run(config: TrainConfig, screen: Screen) -> dict[str, Any]:
     """Trains, evaluates, indexes, labels and publishes every dictionary of the config; returns the summary."""
     folder = config.folder
-    with owned(folder), _stoppable() as stopping:
+    with owned(folder), _Stop().listening() as stop:
         _check_same_config(config, folder)
         summary_file = folder / "summary.json"
         if summary_file.exists():
@@ -64,9 +42,9 @@ def run(config: TrainConfig, screen: Screen) -> dict[str, Any]:
         seconds_file = folder / "seconds.json"
         screen.seconds = json.loads(seconds_file.read_text()) if seconds_file.exists() else {}
         try:
-            rooms = _prepare(config, folder, screen)
+            rooms = prepare(config, folder, screen)
             log = MetricsLog(config.log, folder, config.name, config.model_dump(mode="json"))
-            _train(config, folder, rooms, log, screen, stopping)
+            _train(config, folder, rooms, log, screen, stop)
             for sae_config in config.sae:
                 _finish_dictionary(config, folder / "dictionaries" / sae_config.name, sae_config, rooms, log, screen)
         finally:
@@ -84,26 +62,32 @@ def _folders(config: TrainConfig) -> dict[str, Path]:
     return {sae.name: config.folder / "dictionaries" / sae.name for sae in config.sae}
 
 
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """A question "was a stop asked for?"; the first Ctrl-C or SIGTERM asks, the second stops at once."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
+class _Stop:
+    """Turns Ctrl-C and SIGTERM into `Interrupted`: at once, or after the update in hand while training is `patient`."""
 
-    def handler(number: int, _frame: Any) -> None:
-        asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
+    def __init__(self) -> None:
+        self.asked = self.patient = False
 
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, handler)
-    except ValueError:
-        pass  # not in the main thread: nobody can press Ctrl-C here
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)  # a second one stops without ceremony
+        if not self.patient:
+            raise Interrupted("stopped; what was finished is kept. The same command goes on from there.")
+
+    @contextmanager
+    def listening(self) -> Iterator[_Stop]:
+        """Listens for the time of the block; off the main thread there is nothing to listen to."""
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
 
 
 def _check_same_config(config: TrainConfig, folder: Path) -> None:
@@ -122,47 +106,7 @@ def _check_same_config(config: TrainConfig, folder: Path) -> None:
         )
 
 
-def _prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
-    """Rooms 1 to 4: the model, the tokens, and activations that are harvested when they are first asked for."""
-    language_model.set_quiet()
-    with screen.stage("model", 1, "model") as stage:
-        lm = language_model.load(config.model, device_of(config))
-        limit = getattr(lm.text_config, "max_position_embeddings", None)
-        if limit is not None and config.text.ctx_len > limit:
-            raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
-        stage.update(1)
-    hooks = tuple(sae.hook for sae in config.sae)
-    Harvester(lm, hooks, config.harvest, config.text.packing)  # a wrong hook point is refused before the text is read
-    with screen.stage("tokens", config.train.tokens) as stage:
-        contexts, held_out = tokens.build(
-            config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update
-        )
-    dtype = _dtype(config, folder, lm, contexts)
-    lm.model.to(dtype)
-    harvester = Harvester(lm, hooks, config.harvest, config.text.packing)
-    n_hooks = len(set(hooks))
-    width = max(harvester.width(hook) for hook in hooks)
-    bytes_per_context = config.text.ctx_len * width * 2 * n_hooks
-    size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts)
-    cache = folder / "activations" if config.harvest.cache else None
-    train = Activations(harvester, contexts, size, cache)
-    held_out_folder = folder / "activations" / "held_out"
-    held_out_size = min(size, held_out.n_contexts)
-    return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))
-
-
-def _dtype(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
-    """The run's arithmetic, measured once and remembered, so that a resumed run computes the same bits."""
-    path = folder / "dtype.json"
-    if not path.exists():
-        chosen = choose_dtype(lm, config.model.dtype, contexts.ids[: config.harvest.batch_contexts])
-        write_json(path, str(chosen).removeprefix("torch."))
-    return getattr(torch, json.loads(path.read_text()))
-
-
-def _train(
-    config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, screen: Screen, stopping: Callable[[], bool]
-) -> None:
+def _train(config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, screen: Screen, stop: _Stop) -> None:
     """Room 5: trains what is not published yet and publishes it."""
     if all((path / "card.json").exists() for path in _folders(config).values()):
         return
@@ -192,12 +136,23 @@ def _train(
                 screen.say(f"resuming after {done:,} of {training.total:,} activations")
             for trainer in training.trainers:
                 truncate_log(log.path(trainer.config.name), trainer.tokens_seen)
+            harvested = 0
+
+            def tick(n_tokens: int) -> None:
+                nonlocal harvested
+                harvested += n_tokens
+                stage.update(stage.done, harvested=harvested)
+
+            rooms.train.harvester.tick = tick
             stage.update(done, training.total)
+            stop.patient = True
             training.run(
                 lambda seen, line: stage.update(seen, training.total, **{k: line[k] for k in ("fvu", "l0", "dead")}),
-                stopping,
+                stop,
             )
     finally:  # harvest happens inside the loop, when a segment is first asked for; it has its own account
+        stop.patient = False
+        rooms.train.harvester.tick = lambda n_tokens: None
         screen.seconds["train"] -= rooms.train.harvest_s
         screen.seconds["harvest"] = screen.seconds.get("harvest", 0.0) + rooms.train.harvest_s
     for trainer in training.trainers:

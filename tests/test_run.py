@@ -124,6 +124,16 @@ def test_a_stop_writes_a_checkpoint_and_exits_75(tmp_path, tree, undisturbed, nu
     assert same(weights(run), weights(undisturbed))
 
 
+def test_a_stop_outside_training_keeps_what_is_finished(tmp_path, tree, undisturbed):
+    config = write_config(tmp_path, tree)
+    run = tmp_path / "runs" / "tiny"
+    trained = run / "dictionaries" / "first" / "card.json"
+    assert kill_when(config, trained.exists, signal.SIGINT) == 75
+    assert trained.exists() and not (run / "summary.json").exists()
+    assert run_cli("train", config).returncode == 0
+    assert same(weights(run), weights(undisturbed))
+
+
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, tree, undisturbed):
     config = write_config(tmp_path, tree, train__checkpoint_tokens=2000)
     run = tmp_path / "runs" / "tiny"

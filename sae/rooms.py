@@ -1,0 +1,76 @@
+"""Rooms 1 to 4 of a run: the model, the tokens, and activations that are harvested when they are first asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sae import language_model, tokens
+from sae.activations import Activations
+from sae.config import TrainConfig
+from sae.errors import ConfigError, UnavailableError
+from sae.files import write_json
+from sae.harvest import Harvester, choose_dtype
+from sae.language_model import LanguageModel
+from sae.progress import Screen
+from sae.shuffle import segment_contexts
+from sae.tokens import Contexts
+
+
+@dataclass
+class Rooms:
+    """What the first rooms made and the later ones use."""
+
+    lm: LanguageModel
+    dtype: torch.dtype
+    train: Activations
+    held_out: Activations
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """The device that the config asks for; raises `UnavailableError` where there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError("device: cuda was asked, torch sees no GPU. Use device: cpu or auto.")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(auto if config.device == "auto" else config.device)
+
+
+def prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
+    """Rooms 1 to 4: the model, the tokens, and activations that are harvested when they are first asked for."""
+    language_model.set_quiet()
+    with screen.stage("model", 1, "model") as stage:
+        lm = language_model.load(config.model, device_of(config))
+        limit = getattr(lm.text_config, "max_position_embeddings", None)
+        if limit is not None and config.text.ctx_len > limit:
+            raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
+        stage.update(1)
+    hooks = tuple(sae.hook for sae in config.sae)
+    Harvester(lm, hooks, config.harvest, config.text.packing)  # a wrong hook point is refused before the text is read
+    with screen.stage("tokens", config.train.tokens) as stage:
+        contexts, held_out = tokens.build(
+            config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update
+        )
+    dtype = _dtype(config, folder, lm, contexts)
+    lm.model.to(dtype)
+    harvester = Harvester(lm, hooks, config.harvest, config.text.packing)
+    n_hooks = len(set(hooks))
+    width = max(harvester.width(hook) for hook in hooks)
+    bytes_per_context = config.text.ctx_len * width * 2 * n_hooks
+    size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts)
+    cache = folder / "activations" if config.harvest.cache else None
+    train = Activations(harvester, contexts, size, cache)
+    held_out_folder = folder / "activations" / "held_out"
+    held_out_size = min(size, held_out.n_contexts)
+    return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))
+
+
+def _dtype(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
+    """The run's arithmetic, measured once and remembered, so that a resumed run computes the same bits."""
+    path = folder / "dtype.json"
+    if not path.exists():
+        chosen = choose_dtype(lm, config.model.dtype, contexts.ids[: config.harvest.batch_contexts])
+        write_json(path, str(chosen).removeprefix("torch."))
+    return getattr(torch, json.loads(path.read_text()))
