@@ -42,7 +42,9 @@ class Stage:
             self.progress.update(self._task, completed=done, total=self.total, facts=text)
         elif time.monotonic() - self._said >= LINE_EVERY_S:
             self._said = time.monotonic()
-            self.console.print(f"{self.title}: {done:,} of {self.total:,} {self.unit}  {text}", highlight=False)
+            self.console.print(
+                f"{self.title}: {done:,} of {self.total:,} {self.unit}  {text}", highlight=False, soft_wrap=True
+            )
 
 
 class Screen:
