@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sae.errors import EXIT_CODES, SaedexError
+from sae.errors import EXIT_CODES, SaedexError, UnavailableError
 
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
@@ -25,6 +25,9 @@ def _guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 75
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed. Training needs it: pip install 'saedex[train]'.", file=sys.stderr)
+        return UnavailableError.exit_code
     except OSError as error:
         print(f"error: {error}. Check the disk and the permissions.", file=sys.stderr)
         return 74

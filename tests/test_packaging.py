@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -38,8 +41,6 @@ def test_the_explorer_is_built_again_only_when_a_source_is_newer(tmp_path, monke
     hook.initialize("editable", {})
     assert not built
     later = (static / "index.html").stat().st_mtime + 10
-    import os
-
     os.utime(tmp_path / "server" / "ui" / "src" / "main.ts", (later, later))
     hook.initialize("editable", {})
     assert len(built) == 1
@@ -47,3 +48,10 @@ def test_the_explorer_is_built_again_only_when_a_source_is_newer(tmp_path, monke
 
 def test_the_installed_package_has_the_explorer():
     assert "assets/index" in (resources.files("server") / "static" / "index.html").read_text()
+
+
+def test_training_without_torch_says_what_to_install(tmp_path):
+    code = "import sys; sys.modules['torch'] = None; from sae.cli import main; sys.exit(main(['train', 'x.yaml']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 69
+    assert "pip install 'saedex[train]'" in done.stderr and "Traceback" not in done.stderr
