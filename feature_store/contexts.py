@@ -97,6 +97,8 @@ def _offer_top(act, context, position, text, acts, contexts, positions, hashes, 
 @njit(cache=True)
 def _offer_sample(act, context, position, key, acts, contexts, positions, keys):  # pragma: no cover (compiled)
     """Keeps the candidates with the smallest keys: a uniform sample that does not depend on the order of arrival."""
+    if keys.size == 0:
+        return
     slot = keys.size - 1
     if key >= keys[slot]:
         return

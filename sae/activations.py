@@ -121,11 +121,9 @@ class Activations:
         save_file(tensors, temporary)
         temporary.replace(path)
 
-    def kept_rows(self, hook: HookPoint) -> int:
-        """Rows of the whole stream that pass every filter."""
-        if self.harvester.config.max_norm_multiple is None:
-            return self.trained_rows()
-        return sum(len(self.segment(hook, g).positions) for g in range(self.n_segments))
+    def unfiltered(self, hook: HookPoint, number: int) -> int:
+        """Rows of one segment before the norm filter."""
+        return len(self._all(number)[hook].positions)
 
     def trained_rows(self) -> int:
         """Rows of the whole stream that training can use, before the norm filter."""

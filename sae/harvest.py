@@ -163,12 +163,15 @@ def choose_dtype(lm: LanguageModel, asked: str, ids: np.ndarray) -> torch.dtype:
     if lm.device.type == "cuda":
         return torch.bfloat16
     block_count = min(4, lm.n_layers)
-    harvester = {}
+    exact = [parameter.data for parameter in lm.model.parameters()]
+    seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        lm.model.to(dtype)
+        lm.cast(dtype)
         probe = Harvester(lm, (HookPoint("resid_post", block_count - 1),), HarvestConfig(), "joined")
         probe.harvest(ids, ids)
         start = time.perf_counter()
         probe.harvest(ids, ids)
-        harvester[dtype] = time.perf_counter() - start
-    return min(harvester, key=lambda d: harvester[d])
+        seconds[dtype] = time.perf_counter() - start
+    for parameter, data in zip(lm.model.parameters(), exact, strict=True):
+        parameter.data = data
+    return min(seconds, key=lambda d: seconds[d])

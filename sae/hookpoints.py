@@ -127,7 +127,6 @@ class _BlockProbe:
 
     def __init__(self, lm: LanguageModel, name: str, block: nn.Module):
         self.name, self.block = name, block
-        self.dtype = next(block.parameters()).dtype
         captured: list[Any] = []
 
         def capture(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -169,12 +168,15 @@ class _BlockProbe:
             for inner, module in self.block.named_modules()
             if inner
         ]
+        exact = [parameter.data for parameter in self.block.parameters()]
         try:
             with torch.no_grad():
-                self.block.float()
+                for parameter in self.block.parameters():
+                    parameter.data = parameter.data.float()
                 return _tensor(self.block(hidden, *self.args, **self.kwargs)), seen
         finally:
-            self.block.to(self.dtype)
+            for parameter, data in zip(self.block.parameters(), exact, strict=True):
+                parameter.data = data
             for handle in handles:
                 handle.remove()
 

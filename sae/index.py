@@ -95,7 +95,6 @@ def index(
     directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
     limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
     corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), contexts.document_names())
-    name = publish(folder / "store", corpus, directions, limits, config.features_per_document, seed, facts)
     if config.token_latents:
         parquet.write_token_latents(folder / "token_latents.parquet", codes)
-    return name
+    return publish(folder / "store", corpus, directions, limits, config.features_per_document, seed, facts)

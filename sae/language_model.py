@@ -112,6 +112,11 @@ class LanguageModel:
         """The model without its head."""
         return self.model.base_model
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Gives the parameters another dtype; buffers such as rotary frequencies keep theirs, as on loading."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
+
     @property
     def special_ids(self) -> list[int]:
         """Ids of the special tokens, ascending."""

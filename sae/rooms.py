@@ -54,7 +54,7 @@ def prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
             config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update
         )
     dtype = _dtype(config, folder, lm, contexts)
-    lm.model.to(dtype)
+    lm.cast(dtype)
     harvester = Harvester(lm, hooks, config.harvest, config.text.packing)
     n_hooks = len(set(hooks))
     width = max(harvester.width(hook) for hook in hooks)

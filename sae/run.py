@@ -21,7 +21,7 @@ from sae.architectures import ArchitectureConfig
 from sae.config import TrainConfig
 from sae.errors import ConfigError, Interrupted
 from sae.evaluate import evaluate
-from sae.files import owned, write_json
+from sae.files import owned, write_bytes, write_json
 from sae.index import index
 from sae.interpret.label import label
 from sae.progress import Screen
@@ -95,7 +95,7 @@ def _check_same_config(config: TrainConfig, folder: Path) -> None:
     path = folder / "config.yaml"
     new = config.model_dump(mode="json")
     if not path.exists():
-        path.write_text(yaml.safe_dump(new, sort_keys=False))
+        write_bytes(path, yaml.safe_dump(new, sort_keys=False).encode())
         return
     old = yaml.safe_load(path.read_text())
     differing = sorted(key for key in {*new, *old} if new.get(key) != old.get(key) and key not in ("log", "runs_dir"))
@@ -142,6 +142,8 @@ def _train(config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, scr
                 nonlocal harvested
                 harvested += n_tokens
                 stage.update(stage.done, harvested=harvested)
+                if stop():
+                    training.stop()
 
             rooms.train.harvester.tick = tick
             stage.update(done, training.total)
@@ -150,6 +152,8 @@ def _train(config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, scr
                 lambda seen, line: stage.update(seen, training.total, **{k: line[k] for k in ("fvu", "l0", "dead")}),
                 stop,
             )
+            if stop():
+                training.stop()
     finally:  # harvest happens inside the loop, when a segment is first asked for; it has its own account
         stop.patient = False
         rooms.train.harvester.tick = lambda n_tokens: None
@@ -182,7 +186,7 @@ def _publish(config: TrainConfig, folder: Path, rooms: Rooms, trainer: SaeTraine
             "max_norm": statistics.max_norm,
             "median_norm": statistics.median_norm,
             "positions_read": rooms.train.contexts.n_contexts * config.text.ctx_len,
-            "positions_kept": rooms.train.kept_rows(trainer.config.hook),
+            "positions_kept": trainer.tokens_seen // config.shuffle.reuse,
         },
         "training": {
             "activations_seen": trainer.tokens_seen,
@@ -217,7 +221,7 @@ def _finish_dictionary(
         scratch = config.folder / "codes" / sae_config.name
         with screen.stage("index", config.train.tokens) as stage:
             index(sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update)
-    if "explanations" not in read_pointer(folder / "store"):
+    if "explanations" not in read_pointer(folder / "store") or not (folder / "labels.json").exists():
         with screen.stage("label", sae.d_sae, "features") as stage:
             summary = label(folder, config.interpret, stage.update)
         write_json(folder / "labels.json", summary)

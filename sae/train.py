@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from sae import checkpoint
 from sae.activations import Activations, Statistics
 from sae.architectures import ArchitectureConfig, SparseAutoencoder, build
 from sae.errors import Interrupted, NumericError
+from sae.files import write_bytes
 from sae.hookpoints import HookPoint
 from sae.metrics import FvuMeter, l0
 from sae.section import Count, Section
@@ -171,7 +172,10 @@ class TrainingRun:
             )
             for hook in self.hooks
         }
-        self.total = activations.trained_rows() * shuffle.reuse
+        kept = {h: len(activations.segment(h, 0).positions) / activations.unfiltered(h, 0) for h in self.hooks}
+        rows = activations.trained_rows() * shuffle.reuse
+        self.totals = {hook: int(rows * share) for hook, share in kept.items()}
+        self.total = max(self.totals.values())
         self.position = Position(next_checkpoint=config.checkpoint_tokens)
 
     def resume(self, warn: Callable[[str], None]) -> int:
@@ -190,6 +194,11 @@ class TrainingRun:
         tensors = {name: t for trainer in self.trainers for name, t in trainer.tensors().items()}
         checkpoint.save(self.folder, self.trainers[0].tokens_seen, tensors, {"position": vars(self.position)})
 
+    def stop(self) -> NoReturn:
+        """Writes a checkpoint and raises `Interrupted`."""
+        self.save()
+        raise Interrupted("stopped; a checkpoint is written. The same command goes on from here.")
+
     def run(self, report: Callable[[int, dict[str, Any]], None], stopping: Callable[[], bool]) -> None:
         """Trains to the end of the plan; a stop that is asked for writes a checkpoint and raises `Interrupted`."""
         position = self.position
@@ -205,8 +214,7 @@ class TrainingRun:
                     self._train_on(hook, batch[hook], report)
                     position.batch += 1
                     if stopping():
-                        self.save()
-                        raise Interrupted("stopped; a checkpoint is written. The same command goes on from here.")
+                        self.stop()
                     if self.trainers[0].tokens_seen >= position.next_checkpoint:
                         position.next_checkpoint = self.trainers[0].tokens_seen + self.config.checkpoint_tokens
                         self.save()
@@ -218,7 +226,7 @@ class TrainingRun:
             if trainer.config.hook != hook:
                 continue
             name = trainer.config.name
-            lr = learning_rate(self.config, trainer.config.d_sae, trainer.tokens_seen, self.total)
+            lr = learning_rate(self.config, trainer.config.d_sae, trainer.tokens_seen, self.totals[hook])
             trainer.step(raw, lr)
             if trainer.tokens_seen >= self.position.next_log.get(name, self.config.log_tokens):
                 self.position.next_log[name] = trainer.tokens_seen + self.config.log_tokens
@@ -228,7 +236,14 @@ class TrainingRun:
 
 
 def truncate_log(path: Path, tokens_seen: int) -> None:
-    """Drops the lines of metrics that a resumed run will write again."""
+    """Drops the lines of metrics that a resumed run will write again, and one that was cut short."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["tokens_seen"] <= tokens_seen]
-        path.write_text("".join(line + "\n" for line in lines))
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["tokens_seen"] > tokens_seen:
+                    break
+            except ValueError:
+                break
+            kept.append(line + "\n")
+        write_bytes(path, "".join(kept).encode())

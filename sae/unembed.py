@@ -58,14 +58,15 @@ def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Tensor, n: int) -> L
     stands in for the residual stream's, so values compare within a latent rather than across.
     """
     norm, head = final_norm(lm), lm.model.get_output_embeddings()
-    dtype = head.weight.dtype
+    weight = head.weight[: len(lm.tokenizer)]  # rows beyond the tokenizer are padding
+    dtype = weight.dtype
     bias = getattr(norm, "bias", None)
     parts: list[list[Tensor]] = [[], [], [], []]
     for rows in w_dec.split(ROWS):
         normed = norm(residual_directions(lm, hook, rows.to(dtype))[None])[0]
         if isinstance(bias, Tensor):
             normed = normed - bias
-        logits = torch.nn.functional.linear(normed, head.weight).float()
+        logits = torch.nn.functional.linear(normed, weight).float()
         logits -= logits.mean(dim=1, keepdim=True)
         top, bottom = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
         for part, value in zip(parts, (top.indices, top.values, bottom.indices, -bottom.values), strict=True):

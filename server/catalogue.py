@@ -119,12 +119,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def dictionary_folders(path: Path) -> list[Path]:
-    """Dictionary folders at a path: itself, or those of a run folder, or of a folder of runs."""
+    """Dictionary folders at a path: itself, or the finished ones of a run folder, or of a folder of runs."""
     if (path / "card.json").is_file():
         return [path]
     for pattern in ("dictionaries/*/card.json", "*/dictionaries/*/card.json"):
-        if found := sorted(p.parent for p in path.glob(pattern)):
-            return found
+        found = sorted(p.parent for p in path.glob(pattern) if not p.parent.name.startswith("."))
+        if finished := [folder for folder in found if "contexts" in read_pointer(folder / "store")]:
+            return finished
     raise CatalogueError(f"{path}: no finished dictionary there. Give a run folder such as runs/quickstart.")
 
 

@@ -83,6 +83,11 @@ def test_top_contexts_equal_brute_force(seed, batch):
         assert got == expected[:6]
 
 
+def test_no_stratified_contexts_may_be_asked_for():
+    found = collect(codes(0), ContextLimits(n_top=2, n_per_stratum=0), 20)
+    assert found.stratum_context.shape[2] == 0 and found.stratum_contexts.sum() > 0
+
+
 def test_counts_are_exact():
     stream = codes(3)
     found = collect(stream, ContextLimits(), 13)

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from sae.errors import ConfigError, NumericError
-from sae.harvest import HarvestConfig, Harvester, attention_inputs
+from sae.harvest import HarvestConfig, Harvester, attention_inputs, choose_dtype
 from sae.hookpoints import SITES, HookPoint, find_places, resolve
 from sae.language_model import LanguageModel
 
@@ -185,9 +185,21 @@ def test_wrong_hook_points_name_what_there_is():
         HookPoint.parse("residual.3")
 
 
+def test_casting_and_timing_leave_weights_and_rotary_frequencies_exact():
+    lm = small_model("Llama")
+    before = {n: p.clone() for n, p in lm.model.named_parameters()}
+    frequencies = lm.body.rotary_emb.inv_freq.clone()
+    choose_dtype(lm, "auto", ids())
+    for name, parameter in lm.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+    lm.cast(torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 for p in lm.model.parameters())
+    assert torch.equal(lm.body.rotary_emb.inv_freq, frequencies)
+
+
 def test_bfloat16_models_are_probed_exactly_and_left_as_they_were():
     lm = small_model("Llama")
-    lm.model.to(torch.bfloat16)
+    lm.cast(torch.bfloat16)
     before = {n: p.clone() for n, p in lm.model.named_parameters()}
     assert set(find_places(lm, 1)) == set(SITES)
     for name, parameter in lm.model.named_parameters():

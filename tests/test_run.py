@@ -232,6 +232,20 @@ def test_the_norm_filter_is_recorded_and_applied(tmp_path, tree, undisturbed):
     assert filters["max_norm"] == pytest.approx(1.1 * filters["median_norm"])
     assert 0.3 * unfiltered["positions_kept"] < filters["positions_kept"] < 0.98 * unfiltered["positions_kept"]
     assert Store(folder / "store").meta["n_tokens"] == filters["positions_kept"]
+    last = json.loads((folder / "training.jsonl").read_text().splitlines()[-1])
+    assert last["lr"] < 0.001  # the schedule ends although fewer positions are trained on
+
+
+def test_a_log_that_was_cut_short_is_mended(tmp_path):
+    from sae.train import truncate_log
+
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"tokens_seen": 1}\n{"tokens_seen": 2}\n{"tokens_seen": 3}\n{"tok')
+    truncate_log(path, 2)
+    assert path.read_text() == '{"tokens_seen": 1}\n{"tokens_seen": 2}\n'
+    path.write_text('{"tokens_seen": 1}\n{"tok')
+    truncate_log(path, 5)
+    assert path.read_text() == '{"tokens_seen": 1}\n'
 
 
 def test_golden_losses():

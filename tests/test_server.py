@@ -188,6 +188,22 @@ def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
         assert next((run / "dictionaries" / "first" / "store").glob("contexts-*")).read_bytes() == contexts
 
 
+def test_unfinished_dictionaries_do_not_stop_the_others(finished, tmp_path):
+    import shutil
+
+    from server.catalogue import CatalogueError, open_catalogue
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "dictionaries" / "second" / "store" / "current.json").unlink()
+    shutil.copytree(run / "dictionaries" / "second", run / "dictionaries" / ".second.writing")
+    entries = open_catalogue([run])
+    assert set(entries) == {"tiny.first"}
+    entries["tiny.first"].close()
+    with pytest.raises(CatalogueError, match="no published generation"):
+        open_catalogue([run / "dictionaries" / "second"])
+
+
 def test_serving_imports_neither_torch_nor_the_training_side():
     code = "import sys, sae.cli, server.run; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'datasets', 'numba', 'sae.train')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
