@@ -63,8 +63,9 @@ def dense_acts(pack: Pack) -> np.ndarray:
     return acts
 
 
-def dense_window(pack: Pack, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """(token ids, activations) of one window, both as long as the window."""
-    end = int(pack.windows["length"][: number + 1].sum(dtype=np.int64))
-    cut = slice(end - int(pack.windows["length"][number]), end)
-    return pack.token_ids[cut], dense_acts(pack)[cut]
+def dense_windows(pack: Pack) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(token ids, activations) of every window, both as long as the window."""
+    ends = np.cumsum(pack.windows["length"], dtype=np.int64)[:-1]
+    if not len(pack.windows):
+        return []
+    return list(zip(np.split(pack.token_ids, ends), np.split(dense_acts(pack), ends), strict=True))

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 
 from feature_store import schema
-from feature_store.packing import Pack, dense_window, unpack_columns
+from feature_store.packing import Pack, dense_windows, unpack_columns
 from feature_store.records import Explanation, Feature, FeatureRow, Page, Score, Window
 from feature_store.writer import read_pointer
 
@@ -220,8 +220,7 @@ def windows(store: Store, number: int) -> list[Window]:
     """All stored windows of a feature: the top ones by rank, then the strata from the strongest down."""
     out = []
     for pack in (pack for _, pack in packs(store, number, number + 1)):
-        for index, w in enumerate(pack.windows):
-            ids, acts = dense_window(pack, index)
+        for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
             document = int(w["document"])
             out.append(
                 Window(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,3 @@ class Page:
 
     rows: list[FeatureRow]
     total: int
-
-
-@dataclass(frozen=True)
-class DictionaryCard:
-    """card.json as the server hands it out, and where the dictionary lies."""
-
-    name: str
-    card: dict[str, Any]
-    metrics: dict[str, Any]

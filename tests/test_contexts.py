@@ -16,7 +16,7 @@ from feature_store.contexts import (
     ContextCollector,
     ContextLimits,
 )
-from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_window, pack_columns, unpack_columns
+from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
 from feature_store.tables import Codes, count, random_windows, windows_of
 from feature_store.tables import test_documents as documents_for_testing
 
@@ -127,7 +127,7 @@ def test_windows_hold_the_activations_of_the_stream():
     columns = pack_columns(pack, "<u2")
     back = unpack_columns(columns, 2, float(found.maximum[5]))
     for number, w in enumerate(back.windows):
-        ids, acts = dense_window(back, number)
+        ids, acts = dense_windows(back)[number]
         context, peak = int(w["context"]), int(w["peak"])
         row = (stream.indices[context] == 5) * stream.acts[context]
         truth = row.sum(axis=1)
