@@ -17,7 +17,7 @@ from torch import Tensor
 from sae.errors import DataError
 from sae.files import write_json
 from sae.harvest import Harvester
-from sae.hookpoints import HookPoint
+from sae.hookpoints import Channel, HookPoint
 from sae.metrics import geometric_median
 from sae.tokens import Contexts
 
@@ -26,25 +26,35 @@ SAMPLE_ROWS = 8192
 
 
 class Segment(NamedTuple):
-    """Rows of one hook point: x [rows, d_model] in bfloat16 and their places in the token stream [rows]."""
+    """x[channel] [rows, width] in bfloat16 and the rows' places in the token stream [rows]."""
 
-    x: Tensor
+    x: dict[Channel, Tensor]
     positions: Tensor
+
+    def rows(self, hooks: tuple[HookPoint, ...]) -> Tensor:
+        """Activations of hook points side by side, [rows, sum of widths]."""
+        parts = [self.x[Channel(hook)] for hook in hooks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def select(self, inside: Tensor) -> Segment:
+        """The rows that a boolean tensor [rows] marks."""
+        return Segment({c: x[inside] for c, x in self.x.items()}, self.positions[inside.cpu()])
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the first segment says of a hook point: the input scale, the centre, and the limit of the norm filter."""
+    """What the first segment says of a hook point: the input scale, the centres, and the limit of the norm filter."""
 
     median_norm: float
     scale: float
-    centre: list[float]
+    centre: list[float]  # the geometric median
+    mean: list[float]
     variance: float
     max_norm: float | None
 
 
 class Activations:
-    """`segment(hook, g)` for a stream of contexts; every segment is the same bits whenever it is asked for."""
+    """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for."""
 
     def __init__(
         self,
@@ -60,20 +70,31 @@ class Activations:
         self.harvested_tokens, self.harvest_s = 0, 0.0
         self._statistics: dict[HookPoint, Statistics] = {}
         self._training = training  # the stream whose statistics hold; none: this one's own
-        self._last: tuple[int, dict[HookPoint, Segment]] | None = None
+        self._mean_norms: dict[Channel, float] = {}
+        self._last: tuple[int, Segment] | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def segment(self, hook: HookPoint, number: int) -> Segment:
-        """The rows of one segment after all filters, in the order of the stream."""
-        kept = self._all(number)[hook]
-        limit = self.statistics(hook).max_norm if self.harvester.config.max_norm_multiple else None
-        if limit is None:
-            return kept
-        inside = kept.x.float().norm(dim=1) <= limit
-        return Segment(kept.x[inside], kept.positions[inside])
+    def segment(self, number: int) -> Segment:
+        """The rows of one segment after all filters, in the order of the stream.
 
-    def _all(self, number: int) -> dict[HookPoint, Segment]:
+        With the norm filter a row stays where its norm is within the limit at every hook point.
+        """
+        found = self._all(number)
+        filtered = self.harvester.config.max_norm_multiple is not None
+        return found.select(self.within_norm(found.x)) if filtered else found
+
+    def within_norm(self, x: dict[Channel, Tensor]) -> Tensor:
+        """Which rows [...] of x[channel] [..., width] the norm filter leaves: all where there is none."""
+        first = next(iter(x.values()))
+        inside = torch.ones(first.shape[:-1], dtype=torch.bool, device=first.device)
+        for channel, rows in x.items():
+            limit = self.statistics(channel.hook).max_norm if channel.kind == "activation" else None
+            if limit is not None:
+                inside &= rows.float().norm(dim=-1) <= limit
+        return inside
+
+    def _all(self, number: int) -> Segment:
         if self._last is not None and self._last[0] == number:
             return self._last[1]
         found = self._read(number)
@@ -83,47 +104,50 @@ class Activations:
         self._last = (number, found)
         return found
 
-    def _harvest(self, number: int) -> dict[HookPoint, Segment]:
+    def _harvest(self, number: int) -> Segment:
         start = time.perf_counter()
         first = number * self.segment_contexts
         rows = slice(first, min(first + self.segment_contexts, self.contexts.n_contexts))
         batch = self.harvester.harvest(self.contexts.ids[rows], self.contexts.documents[rows])
         positions = batch.keep.reshape(-1).nonzero()[:, 0] + first * self.contexts.ctx_len
         self.harvested_tokens += batch.keep.numel()
-        segments = {
-            hook: Segment(x[batch.keep].to(torch.bfloat16), positions.cpu().to(torch.int64))
-            for hook, x in batch.x.items()
-        }
+        x = {channel: x[batch.keep].to(torch.bfloat16) for channel, x in batch.x.items()}
         self.harvest_s += time.perf_counter() - start
-        return segments
+        return Segment(x, positions.cpu().to(torch.int64))
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"segment-{number:06d}.safetensors"
 
-    def _read(self, number: int) -> dict[HookPoint, Segment] | None:
+    def _read(self, number: int) -> Segment | None:
         path = self._path(number)
         if path is None or not path.exists():
             return None
         try:
             with safe_open(path, "pt", device=str(self.harvester.lm.device)) as file:
-                positions = file.get_tensor("positions").cpu()
-                return {hook: Segment(file.get_tensor(str(hook)), positions) for hook in self.harvester.hooks}
+                held = set(file.keys())
+                for channel in self.harvester.channels:
+                    if str(channel) not in held:
+                        raise DataError(
+                            f"{path.parent}: the cached activations hold no {channel} (they hold "
+                            f"{', '.join(sorted(held - {'positions'}))}). Remove the folder, or use another `name`."
+                        )
+                x = {channel: file.get_tensor(str(channel)) for channel in self.harvester.channels}
+                return Segment(x, file.get_tensor("positions").cpu())
         except SafetensorError:
             return None  # cut short by a power loss: it is harvested again
 
-    def _write(self, number: int, segments: dict[HookPoint, Segment]) -> None:
+    def _write(self, number: int, segment: Segment) -> None:
         path = self._path(number)
         if path is None:
             return
-        tensors = {str(hook): segment.x for hook, segment in segments.items()}
-        tensors["positions"] = next(iter(segments.values())).positions
+        tensors = {str(channel): x for channel, x in segment.x.items()} | {"positions": segment.positions}
         temporary = path.with_suffix(".writing")
         save_file(tensors, temporary)
         temporary.replace(path)
 
-    def unfiltered(self, hook: HookPoint, number: int) -> int:
-        """Rows of one segment before the norm filter."""
-        return len(self._all(number)[hook].positions)
+    def kept_share(self) -> float:
+        """Share of the first segment's rows that the norm filter leaves."""
+        return len(self.segment(0).positions) / len(self._all(0).positions)
 
     def trained_rows(self) -> int:
         """Rows of the whole stream that training can use, before the norm filter."""
@@ -145,10 +169,18 @@ class Activations:
         if path is not None and path.exists():
             self._statistics[hook] = Statistics(**json.loads(path.read_text()))
         else:
-            self._statistics[hook] = _measure(self._all(0)[hook].x, self.harvester.config.max_norm_multiple)
+            self._statistics[hook] = _measure(self._all(0).x[Channel(hook)], self.harvester.config.max_norm_multiple)
             if path is not None:
                 write_json(path, vars(self._statistics[hook]))
         return self._statistics[hook]
+
+    def mean_norm(self, channel: Channel) -> float:
+        """Mean norm of a channel's rows in the training stream's first segment."""
+        if self._training is not None:
+            return self._training.mean_norm(channel)
+        if channel not in self._mean_norms:
+            self._mean_norms[channel] = float(self._all(0).x[channel].float().norm(dim=1).mean())
+        return self._mean_norms[channel]
 
 
 def _measure(x: Tensor, max_norm_multiple: float | None) -> Statistics:
@@ -159,7 +191,7 @@ def _measure(x: Tensor, max_norm_multiple: float | None) -> Statistics:
     step = max(1, len(typical) // SAMPLE_ROWS)
     sample = typical[::step].float()
     scale = x.shape[1] ** 0.5 / median
-    centre = geometric_median(sample)
-    variance = float((sample - sample.mean(0)).square().sum(1).mean())
+    centre, mean = geometric_median(sample), sample.mean(0)
+    variance = float((sample - mean).square().sum(1).mean())
     limit = None if max_norm_multiple is None else median * max_norm_multiple
-    return Statistics(median, scale, centre.tolist(), variance, limit)
+    return Statistics(median, scale, centre.tolist(), mean.tolist(), variance, limit)

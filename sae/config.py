@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from sae.architectures import SaeConfig
 from sae.errors import ConfigError
-from sae.evaluate import EvaluateConfig
+from sae.evaluation.evaluate import EvaluateConfig
 from sae.harvest import HarvestConfig
 from sae.index import IndexConfig
 from sae.interpret.label import InterpretConfig
@@ -21,6 +21,7 @@ from sae.language_model import ModelConfig
 from sae.run_log import LogConfig
 from sae.section import Count, Section, classes_in, describe_problems
 from sae.shuffle import ShuffleConfig
+from sae.sweep import expand
 from sae.tokens import TextConfig
 from sae.train import OptimiserConfig
 
@@ -45,8 +46,8 @@ class TrainConfig(Section):
     harvest: HarvestConfig = Field(default_factory=HarvestConfig, description="Activations.")
     shuffle: ShuffleConfig = Field(default_factory=ShuffleConfig, description="Mixing.")
     train: OptimiserConfig = Field(default_factory=OptimiserConfig, description="Optimisation.")
-    sae: tuple[SaeConfig, ...] = Field(  # pyright: ignore[reportInvalidTypeForm]
-        min_length=1, description="Dictionaries; all train on the same harvest."
+    sae: Annotated[tuple[SaeConfig, ...], BeforeValidator(expand)] = Field(  # pyright: ignore[reportInvalidTypeForm]
+        min_length=1, description="Dictionaries, or grids of them; all train on the same harvest."
     )
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Held-out evaluation.")
     index: IndexConfig = Field(default_factory=IndexConfig, description="Feature store.")
@@ -102,7 +103,7 @@ class _Loader(yaml.SafeLoader):
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -30,12 +30,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def publish(folder: Path, sae: SparseAutoencoder, scale: float, facts: dict[str, Any]) -> None:
-    """Writes the dictionary with the input scale folded in; `facts` go into its card.
-
-    The module itself is changed: after the call it takes activations in the language model's own units.
-    """
-    sae.fold_scale(scale)
+def publish(folder: Path, sae: SparseAutoencoder, facts: dict[str, Any]) -> None:
+    """Writes a dictionary that takes activations in the language model's own units; `facts` go into its card."""
 
     def fill(target: Path) -> None:
         tensors = {name: value.detach().contiguous().cpu() for name, value in sae.state_dict().items()}
@@ -45,10 +41,10 @@ def publish(folder: Path, sae: SparseAutoencoder, scale: float, facts: dict[str,
             "card_version": CARD_VERSION,
             "name": sae.config.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "d_model": sae.d_model,
+            "d_model": sae.d_in,
+            "d_out": sae.d_out,
             "sae": sae.config.model_dump(mode="json"),
             "selection_dtype": str(sae.selection_dtype).removeprefix("torch."),
-            "input_scale_folded": scale,
             "weights_sha256": sha256_of(target / WEIGHTS),
             "versions": versions(),
             **facts,
@@ -81,7 +77,7 @@ def load(path_or_url: str | Path) -> SparseAutoencoder:
     check_sha256(folder / WEIGHTS, card["weights_sha256"])
     try:
         config: Any = TypeAdapter(SaeConfig).validate_python(card["sae"])  # pyright: ignore[reportArgumentType]
-        sae = build(config, card["d_model"], getattr(torch, card["selection_dtype"]))
+        sae = build(config, card["d_model"], card.get("d_out"), getattr(torch, card["selection_dtype"]))
         sae.load_state_dict(load_file(folder / WEIGHTS))
     except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
         raise ArtefactError(f"{folder}: the weights do not fit the card: {error}")

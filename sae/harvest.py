@@ -1,4 +1,8 @@
-"""Language model and contexts in, activations of several hook points out, from one truncated forward pass."""
+"""Language model and contexts in, activations of several hook points out, from one truncated forward pass.
+
+Where a dictionary asks for coefficients of the loss, the pass goes on to the head, and back down to the first hook
+point that wants them; no gradient of a weight is ever made.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from sae.errors import ConfigError, NumericError
-from sae.hookpoints import HookPoint, Place, resolve, run_order
+from sae.hookpoints import Channel, HookPoint, Place, resolve, run_order
 from sae.language_model import LanguageModel
+from sae.relevance import RelevanceRules
 from sae.section import Count, Section
 
 SHORT = 6
@@ -42,9 +48,9 @@ class HarvestConfig(Section):
 
 @dataclass(frozen=True)
 class ActivationBatch:
-    """Activations of whole contexts: x[hook] is [contexts, ctx_len, d_model]; `keep` marks the positions to use."""
+    """Whole contexts: x[channel] is [contexts, ctx_len, width]; `keep` marks the positions to use."""
 
-    x: dict[HookPoint, Tensor]
+    x: dict[Channel, Tensor]
     keep: Tensor
 
 
@@ -55,10 +61,13 @@ class _Reached(Exception):
 class Harvester:
     """Runs the model up to the deepest hook point, without its head, on batches of one fixed shape."""
 
-    def __init__(self, lm: LanguageModel, hooks: tuple[HookPoint, ...], config: HarvestConfig, packing: str):
+    def __init__(self, lm: LanguageModel, channels: tuple[Channel, ...], config: HarvestConfig, packing: str):
         self.lm, self.config, self.packing = lm, config, packing
-        self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(hooks))))
+        self.channels = tuple(dict.fromkeys(channels))
+        self.kinds = tuple(sorted({c.kind for c in self.channels} - {"activation"}))
+        self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(c.hook for c in self.channels))))
         self.places: dict[HookPoint, Place] = {hook: resolve(lm, hook) for hook in self.hooks}
+        self.rules = RelevanceRules(lm) if "relp" in self.kinds else None
         self.tick: Callable[[int], None] = lambda n_tokens: None  # called after every forward pass
         self._special = torch.tensor(lm.special_ids, device=lm.device)
         if packing == "separate":
@@ -74,19 +83,19 @@ class Harvester:
 
     @torch.no_grad()
     def harvest(self, ids: np.ndarray, documents: np.ndarray) -> ActivationBatch:
-        """Activations of the contexts `ids` [contexts, ctx_len], in the model's own dtype."""
-        outputs: dict[HookPoint, Tensor] = {}
+        """All channels of the contexts `ids` [contexts, ctx_len], in the model's own dtype."""
+        outputs: dict[Channel, Tensor] = {}
         keeps = []
         step = self.config.batch_contexts
         for start in range(0, len(ids), step):
             part, part_documents = _padded(ids[start : start + step], documents[start : start + step], step)
             tokens = torch.from_numpy(part.astype(np.int64)).to(self.lm.device)
-            found = self._forward(tokens, part_documents)
+            found = self._channels(tokens, part_documents)
             n = min(step, len(ids) - start)
-            for hook, x in found.items():
-                if hook not in outputs:
-                    outputs[hook] = x.new_empty((len(ids), *x.shape[1:]))
-                outputs[hook][start : start + n] = x[:n]
+            for channel, x in found.items():
+                if channel not in outputs:
+                    outputs[channel] = x.new_empty((len(ids), *x.shape[1:]))
+                outputs[channel][start : start + n] = x[:n]
             keeps.append(self.keep(tokens[:n]))
             self.tick(tokens[:n].numel())
         return ActivationBatch(outputs, torch.cat(keeps))
@@ -107,9 +116,22 @@ class Harvester:
         """Which positions of `tokens` [contexts, ctx_len] are trained on: a boolean tensor of the same shape."""
         kept = torch.ones_like(tokens, dtype=torch.bool)
         kept[:, : self.config.drop_positions] = False
+        if self.kinds:
+            kept[:, -1] = False  # no token follows, so no loss depends on it
         if self.config.drop_special and len(self._special):
             kept &= ~torch.isin(tokens, self._special)
         return kept
+
+    def _channels(self, tokens: Tensor, documents: np.ndarray) -> dict[Channel, Tensor]:
+        found: dict[Channel, Tensor] = {}
+        for kind in self.kinds:
+            found |= self._backward(tokens, documents, kind)
+        if not self.kinds:
+            found = {Channel(hook): x for hook, x in self._forward(tokens, documents).items()}
+        for channel, x in found.items():
+            if not torch.isfinite(x).all():
+                raise NumericError(f"harvest: {channel} is not finite in {x.dtype}. Use model.dtype: float32.")
+        return {channel: found[channel] for channel in self.channels}
 
     def _forward(self, tokens: Tensor, documents: np.ndarray) -> dict[HookPoint, Tensor]:
         found: dict[HookPoint, Tensor] = {}
@@ -126,9 +148,33 @@ class Harvester:
                 stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
             with suppress(_Reached):
                 self.lm.body(input_ids=tokens, use_cache=False, **attention_inputs(documents, self.packing, self.lm))
-        for hook, x in found.items():
-            if not torch.isfinite(x).all():
-                raise NumericError(f"harvest: activations at {hook} are not finite in {x.dtype}. Use dtype: float32.")
+        return found
+
+    def _backward(self, tokens: Tensor, documents: np.ndarray, kind: str) -> dict[Channel, Tensor]:
+        """Activations of every hook, and coefficients of the summed next-token cross-entropy where they are wanted."""
+        found: dict[Channel, Tensor] = {}
+        live: dict[HookPoint, Tensor] = {}
+        wanted = {c.hook for c in self.channels if c.kind == kind}
+
+        def take(hook: HookPoint, x: Tensor) -> Tensor:
+            if hook in wanted:
+                x = x if live else x.detach().requires_grad_()  # the way back ends at the first
+                live[hook] = x
+            found[Channel(hook)] = x.detach().reshape(*tokens.shape, -1)
+            return x
+
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
+            if kind == "relp" and self.rules is not None:
+                stack.enter_context(self.rules.active())
+            stack.enter_context(torch.enable_grad())
+            extra = attention_inputs(documents, self.packing, self.lm)
+            logits = self.lm.model(input_ids=tokens, use_cache=False, **extra).logits[:, :-1]
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")
+            coefficients = torch.autograd.grad(loss, list(live.values()))
+        for hook, coefficient in zip(live, coefficients, strict=True):
+            found[Channel(hook, kind)] = coefficient.reshape(*tokens.shape, -1)  # pyright: ignore[reportArgumentType]
         return found
 
 
@@ -167,7 +213,7 @@ def choose_dtype(lm: LanguageModel, asked: str, ids: np.ndarray) -> torch.dtype:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         lm.cast(dtype)
-        probe = Harvester(lm, (HookPoint("resid_post", block_count - 1),), HarvestConfig(), "joined")
+        probe = Harvester(lm, (Channel(HookPoint("resid_post", block_count - 1)),), HarvestConfig(), "joined")
         probe.harvest(ids, ids)
         start = time.perf_counter()
         probe.harvest(ids, ids)

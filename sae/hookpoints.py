@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from sae.errors import ConfigError
 from sae.language_model import LanguageModel
 
-Site = Literal["resid_pre", "resid_post", "attn_out", "attn_z", "mlp_out", "mlp_hidden"]
+Site = Literal["resid_pre", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_hidden", "mlp_out"]
 SITES: tuple[str, ...] = get_args(Site)
+RUN_ORDER = ("resid_pre", "attn_z", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
 PROBE_LENGTH = 8
 TOLERANCE = 1e-4
 
@@ -48,6 +49,19 @@ class HookPoint(NamedTuple):
 HookPointField = Annotated[
     HookPoint, BeforeValidator(HookPoint.parse), PlainSerializer(str, return_type=str, when_used="always")
 ]
+
+
+class Channel(NamedTuple):
+    """One tensor per token of the stream: what stands at a hook point, or a coefficient of the loss with regard to it.
+
+    `gradient` is the gradient of the summed next-token cross-entropy; `relp` the same with the rules of `relevance`.
+    """
+
+    hook: HookPoint
+    kind: Literal["activation", "gradient", "relp"] = "activation"
+
+    def __str__(self) -> str:
+        return str(self.hook) if self.kind == "activation" else f"{self.hook}:{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -199,14 +213,15 @@ def _additive_pair(delta: Tensor, seen: list[_Seen]) -> tuple[int, int] | None:
     return None
 
 
-def _last_linear(seen: list[_Seen], first: int, last: int, tokens: int) -> _Seen | None:
-    """The linear module (weight matrix, one input row a token) that ran last in `seen[first : last + 1]`."""
-    for s in reversed(seen[first : last + 1]):
+def _linears(seen: list[_Seen], first: int, last: int, tokens: int) -> list[_Seen]:
+    """The linear modules (weight matrix, one input row a token) of `seen[first : last + 1]`, in order of run."""
+    found = []
+    for s in seen[first : last + 1]:
         weight = getattr(s.module, "weight", None)
         is_matrix = isinstance(weight, Tensor) and weight.dim() == 2
         if is_matrix and s.input is not None and s.input.numel() == tokens * s.input.shape[-1]:
-            return s
-    return None
+            found.append(s)
+    return found
 
 
 def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
@@ -225,9 +240,11 @@ def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
         ("mlp_out", "mlp_hidden", mlp, 0 if mlp < attention else attention + 1),
     ):
         places[out_site] = Place(seen[position].module, seen[position].name, "output")
-        linear = _last_linear(seen, start, position, PROBE_LENGTH)
-        if linear is not None:
-            places[in_site] = Place(linear.module, linear.name, "input")
+        linears = _linears(seen, start, position, PROBE_LENGTH)
+        if linears:
+            places[in_site] = Place(linears[-1].module, linears[-1].name, "input")
+        if out_site == "mlp_out" and linears and linears[0].input.shape[-1] == lm.d_model:  # pyright: ignore[reportOptionalMemberAccess]
+            places["mlp_in"] = Place(linears[0].module, linears[0].name, "input")
     return places
 
 
@@ -258,5 +275,4 @@ def resolve(lm: LanguageModel, hook: HookPoint) -> Place:
 
 def run_order(lm: LanguageModel, hooks: tuple[HookPoint, ...]) -> list[HookPoint]:
     """The hook points in the order in which a forward pass reaches them; the last is where it can stop."""
-    within = {"resid_pre": 0, "attn_z": 1, "attn_out": 2, "mlp_hidden": 3, "mlp_out": 4, "resid_post": 5}
-    return sorted(hooks, key=lambda h: (h.layer, within[h.site]))
+    return sorted(hooks, key=lambda h: (h.layer, RUN_ORDER.index(h.site)))

@@ -43,32 +43,60 @@ class IndexConfig(Section):
     token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
 
 
+class _CodeFiles:
+    """Sparse codes of a stream in two memory-mapped files, widened when a token fires more latents than any before."""
+
+    def __init__(self, folder: Path, n_tokens: int, d_sae: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.n_tokens, self.width = folder, n_tokens, 0
+        self.index_type = np.uint16 if d_sae <= 1 << 16 else np.uint32
+        self.indices = self.acts = np.empty((n_tokens, 0))
+
+    def _widen(self, width: int) -> None:
+        for name, dtype in (("indices", self.index_type), ("acts", np.float32)):
+            path = self.folder / f"{name}-{width}.bin"
+            new = np.memmap(path, dtype, "w+", shape=(self.n_tokens, width))
+            new[:, : self.width] = getattr(self, name)
+            setattr(self, name, new)
+            (self.folder / f"{name}-{self.width}.bin").unlink(missing_ok=True)
+        self.width = width
+
+    def write(self, rows: np.ndarray, indices: np.ndarray, acts: np.ndarray) -> None:
+        """Puts the codes of some tokens in their places."""
+        if acts.shape[1] > self.width:
+            self._widen(acts.shape[1] if self.width == 0 else int(acts.shape[1] * 1.2))
+        self.indices[rows, : acts.shape[1]] = indices
+        self.acts[rows, : acts.shape[1]] = acts
+
+
 def _encode_stream(
     sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, report: Callable[[int, int], None]
 ) -> tuple[Codes, int]:
     """(sparse codes of the first contexts, tokens read); memory-mapped, with zeros at positions filtered out."""
-    contexts, hook = activations.contexts, sae.config.hook
-    shape = (n_contexts, contexts.ctx_len, sae.config.k)
-    folder.mkdir(parents=True, exist_ok=True)
-    index_type = np.uint16 if sae.d_sae <= 1 << 16 else np.uint32
-    indices = np.memmap(folder / "indices.bin", index_type, "w+", shape=shape)
-    acts = np.memmap(folder / "acts.bin", np.float32, "w+", shape=shape)
-    flat_indices, flat_acts = indices.reshape(-1, shape[2]), acts.reshape(-1, shape[2])
+    contexts = activations.contexts
+    total = n_contexts * contexts.ctx_len
+    files = _CodeFiles(folder, total, sae.d_sae)
     n_tokens = 0
     for g in range(activations.n_segments):
         first = g * activations.segment_contexts
         if first >= n_contexts:
             break
-        segment = activations.segment(hook, g)
-        for x, places in zip(segment.x.split(BATCH_ROWS), segment.positions.split(BATCH_ROWS), strict=True):
-            inside = places < n_contexts * contexts.ctx_len
+        segment = activations.segment(g)
+        stream = segment.rows(sae.config.reads)
+        for x, places in zip(stream.split(BATCH_ROWS), segment.positions.split(BATCH_ROWS), strict=True):
+            inside = places < total
             code = sae.encode(x[inside.to(x.device)].float())
-            rows = places[inside].numpy()
-            flat_indices[rows] = code.top_indices.cpu().numpy()
-            flat_acts[rows] = code.top_acts.cpu().numpy()
-            n_tokens += len(rows)
-        report(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, n_contexts * contexts.ctx_len)
-    return Codes(contexts.ids[:n_contexts], contexts.documents[:n_contexts], indices, acts), n_tokens
+            files.write(places[inside].numpy(), code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy())
+            n_tokens += int(inside.sum())
+        report(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
+    shape = (n_contexts, contexts.ctx_len, files.width)
+    codes = Codes(
+        contexts.ids[:n_contexts],
+        contexts.documents[:n_contexts],
+        files.indices.reshape(shape),
+        files.acts.reshape(shape),
+    )
+    return codes, n_tokens
 
 
 @torch.no_grad()
@@ -90,7 +118,9 @@ def index(
     codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, report)
     if not (codes.acts > 0).any():
         raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
-    logits = token_logits(lm, sae.config.hook, sae.W_dec, config.tokens_promoted)
+    shown = sae.config.writes[0]  # of several hook points the pages show the first
+    rows = sae.W_dec[:, : len(activations.statistics(shown).centre)]
+    logits = token_logits(lm, shown, rows, config.tokens_promoted)
     neighbours, cosines = nearest(sae.W_dec, config.neighbours)
     directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
     limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)

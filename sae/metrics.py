@@ -32,6 +32,11 @@ class FvuMeter:
         return float(self.error / variance) if variance > 0 else float("nan")
 
 
+def normalised_mse(x: Tensor, x_hat: Tensor) -> Tensor:
+    """||x - x_hat||^2 / ||x||^2 of every token, [tokens]."""
+    return (x - x_hat).square().sum(1) / x.square().sum(1).clamp_min(1e-30)
+
+
 def l0(top_acts: Tensor) -> Tensor:
     """Mean number of non-zero latents per token."""
     return (top_acts > 0).sum(1).float().mean()

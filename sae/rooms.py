@@ -47,18 +47,16 @@ def prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
         if limit is not None and config.text.ctx_len > limit:
             raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
         stage.update(1)
-    hooks = tuple(sae.hook for sae in config.sae)
-    Harvester(lm, hooks, config.harvest, config.text.packing)  # a wrong hook point is refused before the text is read
+    channels = tuple(dict.fromkeys(channel for sae in config.sae for channel in sae.channels))
+    Harvester(lm, channels, config.harvest, config.text.packing)  # a wrong hook point is refused before the text is read
     with screen.stage("tokens", config.train.tokens) as stage:
         contexts, held_out = tokens.build(
             config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update
         )
     dtype = _dtype(config, folder, lm, contexts)
     lm.cast(dtype)
-    harvester = Harvester(lm, hooks, config.harvest, config.text.packing)
-    n_hooks = len(set(hooks))
-    width = max(harvester.width(hook) for hook in hooks)
-    bytes_per_context = config.text.ctx_len * width * 2 * n_hooks
+    harvester = Harvester(lm, channels, config.harvest, config.text.packing)
+    bytes_per_context = config.text.ctx_len * 2 * sum(harvester.width(channel.hook) for channel in channels)
     size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts)
     cache = folder / "activations" if config.harvest.cache else None
     train = Activations(harvester, contexts, size, cache)

@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import yaml
 from feature_store.queries import Store
 from feature_store.writer import drop, read_pointer
 from sae import dictionary, language_model, parquet, plots, tokens
-from sae.architectures import ArchitectureConfig
+from sae.architectures import ArchitectureConfig, SparseAutoencoder
 from sae.config import TrainConfig
 from sae.errors import ConfigError, Interrupted
-from sae.evaluate import evaluate
+from sae.evaluation.evaluate import evaluate
+from sae.evaluation.subject import Subject
 from sae.files import owned, write_bytes, write_json
 from sae.index import index
 from sae.interpret.label import label
@@ -183,6 +184,7 @@ def _publish(config: TrainConfig, folder: Path, rooms: Rooms, trainer: SaeTraine
         "filters": {
             "drop_positions": config.harvest.drop_positions,
             "special_ids_dropped": lm.special_ids if config.harvest.drop_special else [],
+            "input_scale_folded": statistics.scale,
             "max_norm": statistics.max_norm,
             "median_norm": statistics.median_norm,
             "positions_read": rooms.train.contexts.n_contexts * config.text.ctx_len,
@@ -195,7 +197,9 @@ def _publish(config: TrainConfig, folder: Path, rooms: Rooms, trainer: SaeTraine
             "dead_at_end": int(trainer.sae.dead().sum()),
         },
     }
-    dictionary.publish(folder / "dictionaries" / trainer.config.name, trainer.sae, statistics.scale, facts)
+    one_scale = trainer.config.reads == trainer.config.writes and len(trainer.config.reads) == 1
+    trainer.sae.fold_scale(*((statistics.scale,) if one_scale else (trainer.scale_in, trainer.scale_out)))
+    dictionary.publish(folder / "dictionaries" / trainer.config.name, trainer.sae, facts)
 
 
 def _finish_dictionary(
@@ -203,18 +207,16 @@ def _finish_dictionary(
 ) -> None:
     """Rooms 5 (evaluation) to 7 for one dictionary; each step is skipped where its result is there."""
     sae = dictionary.load(folder).to(rooms.lm.device)
-    statistics = rooms.train.statistics(sae_config.hook)
-    if not (folder / "metrics.json").exists():
+    title = f"{config.name} / {sae_config.name}"
+    if not (folder / "report.md").exists():
         drop(folder / "store", ("contexts", "explanations"))
-        with screen.stage("evaluate", 1, "contexts") as stage:
-            metrics = evaluate(sae, rooms.held_out, statistics, config.evaluate, stage.update)
         lines = log.read(sae_config.name)
-        card = dictionary.read_card(folder)
-        metrics = {"dead": card["training"]["dead_at_end"], "d_sae": sae.d_sae, **metrics}
         (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        plots.curves(lines, f"{config.name} / {sae_config.name}", folder / "curves.png")
-        plots.densities(metrics["density_histogram"], f"{config.name} / {sae_config.name}", folder / "density.png")
-        write_json(folder / "metrics.json", metrics)
+        plots.curves(lines, title, folder / "curves.png")
+        card = dictionary.read_card(folder)
+        write_json(folder / "metrics.json", {"dead": card["training"]["dead_at_end"], "d_sae": sae.d_sae})
+        with screen.stage("evaluate", 1, "contexts") as stage:
+            evaluate(subject_of(sae, rooms, config, folder, stage.update), config.evaluate.measures, title)
     if "contexts" not in read_pointer(folder / "store"):
         weights = dictionary.read_card(folder)["weights_sha256"]
         facts = {"weights_sha256": weights, "hook": str(sae_config.hook)}
@@ -231,6 +233,14 @@ def _finish_dictionary(
             parquet.write_features(folder / "features.parquet", store)
             parquet.write_contexts(folder / "contexts.parquet", store)
             store.close()
+
+
+def subject_of(
+    sae: SparseAutoencoder, rooms: Rooms, config: TrainConfig, folder: Path, report: Callable[[int, int], None]
+) -> Subject:
+    """What the measures of a dictionary are given, by the settings of a run."""
+    settings = config.evaluate
+    return Subject(sae, rooms.held_out, folder, settings.splice_tokens, settings.batch_contexts, config.seed, report)
 
 
 def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) -> dict[str, Any]:

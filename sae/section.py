@@ -59,20 +59,41 @@ def _tag_is(annotation: Any, tag: Any) -> bool:
     return tag in getattr(annotation, "__args__", ()) and isinstance(tag, str)
 
 
+def _tags(model: type[BaseModel]) -> set[str]:
+    """The values of every Literal field of one value below `model`: pydantic puts them into the place of an error."""
+    found: set[str] = set()
+    for field in model.model_fields.values():
+        for cls in classes_in(field.annotation):
+            found |= _tags(cls)
+        values = getattr(field.annotation, "__args__", ())
+        if len(values) == 1 and isinstance(values[0], str):
+            found.add(values[0])
+    return found
+
+
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per problem: the dotted key, what was given, what is allowed, the nearest key for a typo."""
     lines = []
     problems = error.errors(include_url=False)
     places = [tuple(problem["loc"]) for problem in problems]
+    tags = _tags(model)
     for problem, location in zip(problems, places, strict=True):
         if problem["type"] == "too_short" and any(p[: len(location)] == location != p for p in places):
             continue  # too short only because its entries were refused
-        key = ".".join(str(part) for part in location) or "config"
+        key = ".".join(str(part) for part in location if part not in tags) or "config"
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location)
             near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             lines.append(f"{key}: unknown key; {hint}")
+        elif problem["type"] == "union_tag_invalid":
+            asked, known = str(problem["ctx"]["tag"]), [t.strip("' ") for t in problem["ctx"]["expected_tags"].split(",")]
+            near = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            which = problem["ctx"]["discriminator"].strip("'")
+            lines.append(f"{key}.{which}: {asked!r} is not known; {hint}known: {', '.join(known)}")
+        elif problem["type"] == "union_tag_not_found":
+            lines.append(f"{key}.{problem['ctx']['discriminator'].strip(chr(39))}: missing; this key is required")
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; this key is required")
         else:

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae.hookpoints import HookPoint
+from sae.hookpoints import Channel
 from sae.section import Count, Section
 
 SPREAD = 2
@@ -25,7 +25,7 @@ class ShuffleConfig(Section):
     """How much memory the mixing may take and how often an activation is used."""
 
     buffer_bytes: Count = Field(
-        default=1_000_000_000, ge=1_000, description="Memory of the ring, all hook points together."
+        default=1_000_000_000, ge=1_000, description="Memory of the ring, all channels together."
     )
     reuse: Count = Field(default=1, ge=1, le=64, description="Times that every harvested activation is trained on.")
 
@@ -65,11 +65,11 @@ class ShufflePlan:
 
 
 class RingBuffer:
-    """The activations of the segments in the ring, in one preallocated tensor per hook point."""
+    """The activations of the segments in the ring, in one preallocated tensor per channel."""
 
     def __init__(
         self,
-        widths: dict[HookPoint, int],
+        widths: dict[Channel, int],
         slots: int,
         max_rows: int,
         dtype: torch.dtype,
@@ -77,19 +77,19 @@ class RingBuffer:
     ):
         self.slots, self.max_rows = slots, max_rows
         self.data = {
-            hook: torch.empty(slots * max_rows, width, dtype=dtype, device=device) for hook, width in widths.items()
+            channel: torch.empty(slots * max_rows, width, dtype=dtype, device=device) for channel, width in widths.items()
         }
         self.held: list[int | None] = [None] * slots
         self.n_rows: dict[int, int] = {}
 
-    def put(self, segment: int, x: dict[HookPoint, Tensor]) -> None:
+    def put(self, segment: int, x: dict[Channel, Tensor]) -> None:
         """Writes a segment into its slot, over the one that left the ring."""
         slot = segment % self.slots
         evicted = self.held[slot]
         if evicted is not None:
             self.n_rows.pop(evicted, None)
-        for hook, rows in x.items():
-            self.data[hook][slot * self.max_rows : slot * self.max_rows + len(rows)].copy_(rows)
+        for channel, rows in x.items():
+            self.data[channel][slot * self.max_rows : slot * self.max_rows + len(rows)].copy_(rows)
             self.n_rows[segment] = len(rows)
         self.held[slot] = segment
 
@@ -101,8 +101,8 @@ class RingBuffer:
         joined = torch.cat(places)
         return joined[torch.randperm(len(joined), generator=_generator(plan.seed, 2, cycle))]
 
-    def batches(self, order: Tensor, batch_tokens: int, skip: int) -> Iterator[dict[HookPoint, Tensor]]:
+    def batches(self, order: Tensor, batch_tokens: int, skip: int) -> Iterator[dict[Channel, Tensor]]:
         """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches."""
         n_batches = -(-len(order) // batch_tokens)
         for places in torch.tensor_split(order, n_batches)[skip:] if n_batches else ():
-            yield {hook: data.index_select(0, places.to(data.device)) for hook, data in self.data.items()}
+            yield {c: data.index_select(0, places.to(data.device)) for c, data in self.data.items()}

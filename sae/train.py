@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from sae import checkpoint
-from sae.activations import Activations, Statistics
-from sae.architectures import ArchitectureConfig, SparseAutoencoder, build
+from sae.activations import Activations
+from sae.architectures import ArchitectureConfig, Batch, SparseAutoencoder, build
 from sae.errors import Interrupted, NumericError
 from sae.files import write_bytes
-from sae.hookpoints import HookPoint
+from sae.hookpoints import Channel, HookPoint
 from sae.metrics import FvuMeter, l0
 from sae.section import Count, Section
 from sae.shuffle import RingBuffer, ShuffleConfig, ShufflePlan
@@ -47,9 +47,9 @@ class OptimiserConfig(Section):
     log_tokens: Count = Field(default=20_000, ge=1, description="Activations between two lines of metrics.")
 
 
-def learning_rate(config: OptimiserConfig, d_sae: int, tokens_seen: int, total_tokens: int) -> float:
+def learning_rate(config: OptimiserConfig, sae: ArchitectureConfig, tokens_seen: int, total_tokens: int) -> float:
     """Linear warm-up, constant, linear decay to 0: as a function of activations trained on."""
-    peak = config.lr or 2e-4 / (d_sae / 2**14) ** 0.5
+    peak = sae.lr or config.lr or 2e-4 / (sae.d_sae / 2**14) ** 0.5
     decay = total_tokens // 5 if config.decay_tokens is None else config.decay_tokens
     rise = min(1.0, (tokens_seen + config.batch_tokens) / max(config.warmup_tokens, 1))
     fall = min(1.0, (total_tokens - tokens_seen) / max(decay, 1))
@@ -59,27 +59,48 @@ def learning_rate(config: OptimiserConfig, d_sae: int, tokens_seen: int, total_t
 class SaeTrainer:
     """One dictionary under training: module, optimiser, and the figures since the last log line."""
 
-    def __init__(self, config: ArchitectureConfig, statistics: Statistics, seed: int, dtype: torch.dtype, device: Any):
-        self.config, self.statistics = config, statistics
-        self.sae: SparseAutoencoder = build(config, len(statistics.centre), dtype)
-        generator = torch.Generator().manual_seed(seed)
-        self.sae.initialise(generator, torch.tensor(statistics.centre) * statistics.scale)
+    def __init__(self, config: ArchitectureConfig, activations: Activations, seed: int, dtype: torch.dtype):
+        self.config, device = config, activations.harvester.lm.device
+        self.statistics = activations.statistics(config.hook)
+        writes = [activations.statistics(hook) for hook in config.writes]
+        self.scale_in = self._scales(activations, config.reads)
+        self.scale_out = self._scales(activations, config.writes)
+        centres = [torch.tensor(s.mean if config.centre == "mean" else s.centre) * s.scale for s in writes]
+        self.sae: SparseAutoencoder = build(config, *map(len, (self.scale_in, self.scale_out)), dtype)
+        self.sae.initialise(torch.Generator().manual_seed(seed), torch.cat(centres))
         self.sae.to(device)
         self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=0.0, fused=True)
-        self.variance = torch.tensor(statistics.variance * statistics.scale**2, device=device)
+        self.variance = torch.tensor(sum(s.variance * s.scale**2 for s in writes), device=device)
+        if config.gradient:
+            self.sae.get_buffer("gradient_norm").fill_(activations.mean_norm(config.gradient))
         self.tokens_seen = 0
         self.reset_log()
 
+    @staticmethod
+    def _scales(activations: Activations, hooks: tuple[HookPoint, ...]) -> Tensor:
+        """One factor a column: each hook point gets a median norm of sqrt(its width)."""
+        found = [activations.statistics(hook) for hook in hooks]
+        scales = torch.cat([torch.full((len(s.centre),), s.scale) for s in found])
+        return scales.to(activations.harvester.lm.device)
+
     def reset_log(self) -> None:
         """Begins a new window of logged figures."""
-        self.fvu = FvuMeter(self.sae.d_model, self.sae.b_dec.device)
+        self.fvu = FvuMeter(self.sae.d_out, self.sae.b_dec.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.sae.b_dec.device)
         self.steps = 0
 
-    def step(self, raw: Tensor, lr: float) -> None:
-        """One update on activations [tokens, d_model] in the language model's own units."""
-        x = raw.float() * self.statistics.scale
-        losses = self.sae.losses(x, self.variance)
+    def _batch(self, raw: dict[Channel, Tensor]) -> Batch:
+        x = torch.cat([raw[Channel(hook)] for hook in self.config.reads], dim=1).float() * self.scale_in
+        if self.config.writes == self.config.reads:
+            y = x
+        else:
+            y = torch.cat([raw[Channel(hook)] for hook in self.config.writes], dim=1).float() * self.scale_out
+        gradient = self.config.gradient
+        return Batch(x, y, None if gradient is None else raw[gradient].float())
+
+    def step(self, raw: dict[Channel, Tensor], lr: float) -> None:
+        """One update on rows [tokens, width] of every channel, in the language model's own units."""
+        losses = self.sae.losses(self._batch(raw), self.variance, self.tokens_seen)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         self.sae.project_decoder_gradient()
@@ -87,12 +108,14 @@ class SaeTrainer:
             group["lr"] = lr
         self.optimiser.step()
         self.sae.normalise_decoder()
-        self.sae.count_firings(losses.encoding)
+        made = losses.made
+        self.sae.count_firings(made.encoding)
+        self.sae.observe(made)
         with torch.no_grad():
-            self.fvu.add(x, losses.x_hat)
-            self.sums += torch.stack([losses.total, losses.aux, l0(losses.encoding.top_acts)]).double()
+            self.fvu.add(made.batch.y, made.x_hat)
+            self.sums += torch.stack([losses.total, losses.aux, l0(made.encoding.top_acts)]).double()
         self.steps += 1
-        self.tokens_seen += len(x)
+        self.tokens_seen += len(made.x_hat)
 
     def log_line(self, lr: float) -> dict[str, float | int]:
         """Figures since the last line; raises `NumericError` where the loss is not finite."""
@@ -137,10 +160,9 @@ class SaeTrainer:
 
 @dataclass
 class Position:
-    """Where the loop is: everything before (cycle, hook, batch) has been trained on."""
+    """Where the loop is: everything before (cycle, batch) has been trained on."""
 
     cycle: int = 0
-    hook: int = 0
     batch: int = 0
     next_checkpoint: int = 0
     next_log: dict[str, int] = field(default_factory=dict)
@@ -161,21 +183,13 @@ class TrainingRun:
         log: Callable[[str, dict[str, Any], SaeTrainer], None],
     ):
         self.config, self.activations, self.folder, self.log = config, activations, folder, log
-        self.hooks = list(dict.fromkeys(c.hook for c in saes))
-        device = activations.harvester.lm.device
-        self.trainers = [SaeTrainer(c, activations.statistics(c.hook), seed, dtype, device) for c in saes]
+        self.trainers = [SaeTrainer(c, activations, seed, dtype) for c in saes]
         self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed)
         max_rows = activations.segment_contexts * activations.contexts.ctx_len
-        self.rings = {
-            hook: RingBuffer(
-                {hook: len(activations.statistics(hook).centre)}, self.plan.slots, max_rows, torch.bfloat16, device
-            )
-            for hook in self.hooks
-        }
-        kept = {h: len(activations.segment(h, 0).positions) / activations.unfiltered(h, 0) for h in self.hooks}
-        rows = activations.trained_rows() * shuffle.reuse
-        self.totals = {hook: int(rows * share) for hook, share in kept.items()}
-        self.total = max(self.totals.values())
+        widths = {channel: x.shape[1] for channel, x in activations.segment(0).x.items()}
+        device = activations.harvester.lm.device
+        self.ring = RingBuffer(widths, self.plan.slots, max_rows, torch.bfloat16, device)
+        self.total = int(activations.trained_rows() * shuffle.reuse * activations.kept_share())
         self.position = Position(next_checkpoint=config.checkpoint_tokens)
 
     def resume(self, warn: Callable[[str], None]) -> int:
@@ -203,36 +217,32 @@ class TrainingRun:
         """Trains to the end of the plan; a stop that is asked for writes a checkpoint and raises `Interrupted`."""
         position = self.position
         for cycle in range(position.cycle, self.plan.n_cycles):
-            for hook_number in range(position.hook, len(self.hooks)):
-                hook = self.hooks[hook_number]
-                ring = self.rings[hook]
-                for g in self.plan.segments_in(cycle):
-                    if g not in ring.n_rows:
-                        ring.put(g, {hook: self.activations.segment(hook, g).x})
-                order = ring.cycle_order(self.plan, cycle)
-                for batch in ring.batches(order, self.config.batch_tokens, position.batch):
-                    self._train_on(hook, batch[hook], report)
-                    position.batch += 1
-                    if stopping():
-                        self.stop()
-                    if self.trainers[0].tokens_seen >= position.next_checkpoint:
-                        position.next_checkpoint = self.trainers[0].tokens_seen + self.config.checkpoint_tokens
-                        self.save()
-                position.batch, position.hook = 0, hook_number + 1
-            position.hook, position.cycle = 0, cycle + 1
+            for g in self.plan.segments_in(cycle):
+                if g not in self.ring.n_rows:
+                    self.ring.put(g, self.activations.segment(g).x)
+            order = self.ring.cycle_order(self.plan, cycle)
+            for batch in self.ring.batches(order, self.config.batch_tokens, position.batch):
+                for trainer in self.trainers:
+                    self._train_on(trainer, batch, report)
+                position.batch += 1
+                if stopping():
+                    self.stop()
+                if self.trainers[0].tokens_seen >= position.next_checkpoint:
+                    position.next_checkpoint = self.trainers[0].tokens_seen + self.config.checkpoint_tokens
+                    self.save()
+            position.batch, position.cycle = 0, cycle + 1
 
-    def _train_on(self, hook: HookPoint, raw: Tensor, report: Callable[[int, dict[str, Any]], None]) -> None:
-        for trainer in self.trainers:
-            if trainer.config.hook != hook:
-                continue
-            name = trainer.config.name
-            lr = learning_rate(self.config, trainer.config.d_sae, trainer.tokens_seen, self.totals[hook])
-            trainer.step(raw, lr)
-            if trainer.tokens_seen >= self.position.next_log.get(name, self.config.log_tokens):
-                self.position.next_log[name] = trainer.tokens_seen + self.config.log_tokens
-                line = trainer.log_line(lr)
-                self.log(name, line, trainer)
-                report(trainer.tokens_seen, line)
+    def _train_on(
+        self, trainer: SaeTrainer, raw: dict[Channel, Tensor], report: Callable[[int, dict[str, Any]], None]
+    ) -> None:
+        name = trainer.config.name
+        lr = learning_rate(self.config, trainer.config, trainer.tokens_seen, self.total)
+        trainer.step(raw, lr)
+        if trainer.tokens_seen >= self.position.next_log.get(name, self.config.log_tokens):
+            self.position.next_log[name] = trainer.tokens_seen + self.config.log_tokens
+            line = trainer.log_line(lr)
+            self.log(name, line, trainer)
+            report(trainer.tokens_seen, line)
 
 
 def truncate_log(path: Path, tokens_seen: int) -> None:

@@ -28,7 +28,7 @@ class DictionarySummary(BaseModel):
     hook: str
     architecture: str
     d_sae: int
-    k: int
+    k: int | None
     generation: str = Field(description="Changes when new evidence or labels are published.")
     features: int
     alive: int

@@ -43,7 +43,12 @@ WRONG = [
     ({"sae__0__k": 2.5}, "a whole number is wanted (given: 2.5)"),
     ({"sae__0__hook": "residual.1"}, "a hook point is site.layer"),
     ({"sae__0__hook": "mlp_out"}, "a hook point is site.layer"),
-    ({"sae__0__architecture": "topkk"}, "sae.0.architecture"),
+    ({"sae__0__architecture": "topkk"}, "sae.0.architecture: 'topkk' is not known; did you mean 'topk'"),
+    ({"sae__0__architecture": "gradient", "sae__0__beta": -1}, "sae.0.beta: input should be greater than or equal to 0"),
+    ({"sae__0__grid": {"k": []}}, "sae: entry 0: grid maps settings to lists of values"),
+    ({"sae__0__grid": {"k": [2, 4]}}, "k is given both in the grid and beside it"),
+    ({"sae__0__name": "x-{kk}", "sae__0__grid": {"lr": [0.1]}}, "the settings in braces have to be of this entry"),
+    ({"evaluate__measures": ["splices"]}, "no measure 'splices'; allowed measures are reconstruction, splice"),
     ({"sae": []}, "at least 1 item"),
     ({"train__lr": 0}, "train.lr: input should be greater than 0"),
     ({"train__lr": float("nan")}, "train.lr: input should be a finite number"),
@@ -131,4 +136,18 @@ def test_every_field_has_a_description_and_is_explained():
     assert all(text.strip() for _, _, text in rows)
     sections = {key.split(".")[0] for key, _, _ in rows if "." in key}
     for section in sections:
-        assert sum(key.startswith(f"{section}.") and key.count(".") == 1 for key, _, _ in rows) <= 12
+        most = 16 if section.startswith("sae") else 12  # nine settings of a dictionary are every architecture's
+        assert sum(key.startswith(f"{section}.") and key.count(".") == 1 for key, _, _ in rows) <= most
+
+
+def test_a_grid_is_one_dictionary_per_combination(tmp_path, tree):
+    shared = {"hook": "resid_post.1", "d_sae": 64}
+    grid = {"architecture": ["topk", "batch_topk"], "k": [2, 4]}
+    entry = {**shared, "name": "{architecture}-k{k}", "grid": grid}
+    config = load_config(write_config(tmp_path, tree, sae=[entry, {**shared, "name": "alone", "architecture": "relu"}]))
+    assert [(s.name, s.architecture) for s in config.sae] == [
+        ("topk-k2", "topk"), ("topk-k4", "topk"), ("batch_topk-k2", "batch_topk"), ("batch_topk-k4", "batch_topk"),
+        ("alone", "relu"),
+    ]  # fmt: skip
+    named = load_config(write_config(tmp_path, tree, sae={**shared, "architecture": "topk", "grid": {"k": [2, 4]}}))
+    assert [s.name for s in named.sae] == ["sae-k-2", "sae-k-4"]

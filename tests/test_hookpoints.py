@@ -11,7 +11,7 @@ import transformers
 
 from sae.errors import ConfigError, NumericError
 from sae.harvest import HarvestConfig, Harvester, attention_inputs, choose_dtype
-from sae.hookpoints import SITES, HookPoint, find_places, resolve
+from sae.hookpoints import SITES, Channel, HookPoint, find_places, resolve
 from sae.language_model import LanguageModel
 
 SMALL = {
@@ -60,6 +60,13 @@ def ids(n=6, length=16):
     return np.random.default_rng(0).integers(1, 96, (n, length))
 
 
+def harvested(lm, hooks, tokens, documents=None, packing="joined", **config):
+    """Hook point -> activations [contexts, ctx_len, width]."""
+    harvester = Harvester(lm, tuple(map(Channel, hooks)), HarvestConfig(**config), packing)
+    made = harvester.harvest(tokens, np.zeros(tokens.shape) if documents is None else documents)
+    return {channel.hook: x for channel, x in made.x.items()}
+
+
 @pytest.fixture(params=list(FAMILIES))
 def lm(request):
     return small_model(request.param)
@@ -68,7 +75,7 @@ def lm(request):
 def test_every_site_is_found_and_adds_up(lm):
     """resid_post = resid_pre + attn_out + mlp_out, in every layer, and resid_post.l is resid_pre.(l + 1)."""
     hooks = tuple(HookPoint(site, layer) for site in SITES for layer in range(3))
-    x = Harvester(lm, hooks, HarvestConfig(batch_contexts=4), "joined").harvest(ids(), np.zeros((6, 16))).x
+    x = harvested(lm, hooks, ids())
     for layer in range(3):
         parts = [x[HookPoint(site, layer)] for site in ("resid_pre", "attn_out", "mlp_out")]
         torch.testing.assert_close(sum(parts), x[HookPoint("resid_post", layer)], rtol=1e-4, atol=1e-4)
@@ -121,7 +128,7 @@ def test_spliced_identity_changes_nothing(lm):
 def test_harvest_is_the_same_for_any_batch_size():
     lm, hook = small_model("Llama"), HookPoint("resid_post", 1)
     found = [
-        Harvester(lm, (hook,), HarvestConfig(batch_contexts=n), "joined").harvest(ids(), np.zeros((6, 16))).x[hook]
+        harvested(lm, (hook,), ids(), batch_contexts=n)[hook]
         for n in (1, 4, 6, 32)
     ]
     for other in found[1:]:
@@ -135,9 +142,9 @@ def test_the_model_stops_at_the_deepest_hook_point():
         m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in lm.model.named_modules() if n.count(".") == 2
     ]
     hooks = (HookPoint("resid_post", 0), HookPoint("mlp_out", 1))
-    Harvester(lm, hooks, HarvestConfig(), "joined")
+    Harvester(lm, tuple(map(Channel, hooks)), HarvestConfig(), "joined")
     ran.clear()
-    Harvester(lm, hooks, HarvestConfig(), "joined").harvest(ids(), np.zeros((6, 16)))
+    harvested(lm, hooks, ids())
     for handle in handles:
         handle.remove()
     assert "model.layers.0" in ran and "model.layers.2" not in ran and "lm_head" not in ran
@@ -146,7 +153,7 @@ def test_the_model_stops_at_the_deepest_hook_point():
 def test_positions_and_special_tokens_are_dropped():
     lm, tokens = small_model("Llama"), ids()
     tokens[:, 5] = 0
-    keep = Harvester(lm, (HookPoint("resid_post", 0),), HarvestConfig(drop_positions=2), "joined").keep(
+    keep = Harvester(lm, (Channel(HookPoint("resid_post", 0)),), HarvestConfig(drop_positions=2), "joined").keep(
         torch.from_numpy(tokens)
     )
     expected = np.ones_like(tokens, dtype=bool)
@@ -159,18 +166,16 @@ def test_separate_packing_equals_documents_run_alone(family):
     lm, hook = small_model(family), HookPoint("resid_post", 2)
     tokens = ids(1, 16)
     owners = np.array([[0] * 6 + [1] * 10])
-    x = Harvester(lm, (hook,), HarvestConfig(batch_contexts=1), "separate").harvest(tokens, owners).x[hook]
+    x = harvested(lm, (hook,), tokens, owners, "separate", batch_contexts=1)[hook]
     for part in (slice(0, 6), slice(6, 16)):
-        alone = Harvester(lm, (hook,), HarvestConfig(batch_contexts=1), "joined").harvest(
-            tokens[:, part], owners[:, part]
-        )
-        torch.testing.assert_close(x[:, part], alone.x[hook], rtol=1e-4, atol=1e-4)
+        alone = harvested(lm, (hook,), tokens[:, part], owners[:, part], batch_contexts=1)[hook]
+        torch.testing.assert_close(x[:, part], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_cannot_keep_documents_apart_is_refused(monkeypatch):
     monkeypatch.setattr("sae.harvest.attention_inputs", lambda *_: {})
     with pytest.raises(ConfigError, match="Use 'joined'"):
-        Harvester(small_model("Llama"), (HookPoint("resid_post", 2),), HarvestConfig(), "separate")
+        Harvester(small_model("Llama"), (Channel(HookPoint("resid_post", 2)),), HarvestConfig(), "separate")
 
 
 def test_joined_packing_gives_the_model_nothing_extra():
@@ -212,4 +217,4 @@ def test_activations_that_are_not_finite_are_refused():
         lm.model.get_input_embeddings().weight[5] = float("inf")
     tokens = np.full((1, 8), 5)
     with pytest.raises(NumericError, match="not finite"):
-        Harvester(lm, (HookPoint("resid_pre", 0),), HarvestConfig(batch_contexts=1), "joined").harvest(tokens, tokens)
+        harvested(lm, (HookPoint("resid_pre", 0),), tokens, batch_contexts=1)

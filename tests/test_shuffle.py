@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae.hookpoints import HookPoint
+from sae.hookpoints import Channel, HookPoint
 from sae.shuffle import SPREAD, RingBuffer, ShuffleConfig, ShufflePlan, segment_contexts
 
-HOOK = HookPoint("resid_post", 0)
+HOOK = Channel(HookPoint("resid_post", 0))
 
 
 def emit(sizes, reuse, seed=0, batch=16):

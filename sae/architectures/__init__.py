@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from sae.architectures.base import ArchitectureConfig, Encoding, SparseAutoencoder
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import ArchitectureConfig, Batch, Encoding
 
 
 def _discover() -> dict[str, type[SparseAutoencoder]]:
@@ -20,7 +21,8 @@ def _discover() -> dict[str, type[SparseAutoencoder]]:
     for module_info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         for _, cls in inspect.getmembers(module, inspect.isclass):
-            if issubclass(cls, SparseAutoencoder) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
+            own = issubclass(cls, SparseAutoencoder) and cls.__module__ == module.__name__
+            if own and "config_class" in vars(cls):
                 found[cls.config_class.model_fields["architecture"].default] = cls
     return found
 
@@ -30,10 +32,12 @@ _CONFIGS: Any = reduce(or_, (cls.config_class for cls in ARCHITECTURES.values())
 SaeConfig = Annotated[_CONFIGS, Field(discriminator="architecture")] if len(ARCHITECTURES) > 1 else _CONFIGS
 
 
-def build(config: ArchitectureConfig, d_model: int, selection_dtype: torch.dtype = torch.float32) -> SparseAutoencoder:
-    """An uninitialised module of the architecture that `config` names."""
+def build(
+    config: ArchitectureConfig, d_in: int, d_out: int | None = None, selection_dtype: torch.dtype = torch.float32
+) -> SparseAutoencoder:
+    """An uninitialised module of the architecture that `config` names; d_out is d_in where it is not given."""
     tag: str = config.architecture  # pyright: ignore[reportAttributeAccessIssue]
-    return ARCHITECTURES[tag](config, d_model, selection_dtype)
+    return ARCHITECTURES[tag](config, d_in, d_in if d_out is None else d_out, selection_dtype)
 
 
-__all__ = ["ARCHITECTURES", "ArchitectureConfig", "Encoding", "SaeConfig", "SparseAutoencoder", "build"]
+__all__ = ["ARCHITECTURES", "ArchitectureConfig", "Batch", "Encoding", "SaeConfig", "SparseAutoencoder", "build"]

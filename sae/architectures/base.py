@@ -3,79 +3,53 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, NamedTuple, final
+from typing import ClassVar, Generic, TypeVar, final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor, nn
 
-from sae.hookpoints import HookPointField
+from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, Pass, Selecting
 from sae.kernels.sparse import gather_dot, gather_sum
-from sae.section import Count, Section
+
+PADDED = -1e30  # the pre-activation of a place in the code that holds no latent
+TOKEN_NORM_EPS = 1e-5
 
 
-class ArchitectureConfig(Section):
-    """What every architecture's settings begin with; a subclass adds its `architecture` tag and its own."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
-        description="Name of the dictionary: its folder and its address in the explorer."
-    )
-    hook: HookPointField = Field(description="Hook point, for example resid_post.8.")
-    d_sae: Count = Field(default=4096, ge=1, description="Number of latents.")
-    k: Count = Field(default=32, ge=1, description="Latents kept per token.")
-    k_aux: Count = Field(
-        default=256, ge=0, description="Dead latents that the auxiliary loss may use per token; 0: no AuxK."
-    )
-    aux_coefficient: float = Field(default=1 / 32, ge=0, description="Weight of the auxiliary loss.")
-    dead_after_tokens: Count = Field(
-        default=10_000_000, ge=1, description="A latent silent for so many tokens is dead."
-    )
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> ArchitectureConfig:
-        if self.k > self.d_sae:
-            raise ValueError(f"k is {self.k}, allowed is 1..d_sae ({self.d_sae})")
-        return self
+C = TypeVar("C", bound=ArchitectureConfig)
 
 
-class Encoding(NamedTuple):
-    """Sparse code of a batch: activations [tokens, k] (zero where fewer fire) and their latents [tokens, k]."""
+class SparseAutoencoder(nn.Module, ABC, Generic[C]):
+    """x_hat = sum_i a_i d_i + b_dec with few a_i > 0; a = activate((x - b_dec) W_enc + b_enc) on the selected latents.
 
-    top_acts: Tensor
-    top_indices: Tensor
-
-
-class Losses(NamedTuple):
-    """Terms of one step: total (to differentiate), mse in input units, aux, and the pass they came from."""
-
-    total: Tensor
-    aux: Tensor
-    x_hat: Tensor
-    encoding: Encoding
-
-
-class SparseAutoencoder(nn.Module, ABC):
-    """x_hat = sum_i a_i d_i + b_dec with few a_i > 0; a = ReLU((x - b_dec) W_enc + b_enc) on the selected latents.
-
-    Shapes: W_enc [d_model, d_sae] (stored latent by latent), W_dec [d_sae, d_model] with unit rows, b_enc [d_sae],
-    b_dec [d_model]. Selection runs in `selection_dtype`; the selected activations are computed in float32.
+    Shapes: W_enc [d_in, d_sae] (stored latent by latent), W_dec [d_sae, d_out] with unit rows, b_enc [d_sae],
+    b_dec [d_out]. An input that is not also the target (a transcoder's) is not centred. Selection runs in
+    `selection_dtype`; the selected activations are computed in float32. In training mode (`train()`) an
+    architecture may select over the whole batch; in evaluation mode a token's code depends on that token alone.
     """
 
     config_class: ClassVar[type[ArchitectureConfig]]
+    ragged: ClassVar[bool] = False  # whether `select` keeps a different number of latents per token
+    in_units_of_activation: ClassVar[tuple[str, ...]] = ()  # further tensors that `fold_scale` divides
 
-    def __init__(self, config: ArchitectureConfig, d_model: int, selection_dtype: torch.dtype = torch.float32):
+    def __init__(self, config: C, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.config, self.selection_dtype = config, selection_dtype
-        self.W_enc = nn.Parameter(torch.zeros(config.d_sae, d_model).T)
+        self.config: C = config
+        self.selection_dtype = selection_dtype
+        self.W_enc = nn.Parameter(torch.zeros(config.d_sae, d_in).T)
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, d_model))
-        self.b_dec = nn.Parameter(torch.zeros(d_model))
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, d_out))
+        self.b_dec = nn.Parameter(torch.zeros(d_out))
+        self.W_skip: nn.Parameter | None = None
         self.tokens_since_fired: Tensor
         self.register_buffer("tokens_since_fired", torch.zeros(config.d_sae, dtype=torch.int64), persistent=False)
 
     @property
-    def d_model(self) -> int:
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
         return len(self.b_dec)
 
     @property
@@ -86,57 +60,106 @@ class SparseAutoencoder(nn.Module, ABC):
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, centre: Tensor) -> None:
         """Random unit decoder rows, encoder tied to them, zero b_enc, b_dec at `centre`."""
-        rows = torch.randn(self.d_sae, self.d_model, generator=generator)
+        rows = torch.randn(self.d_sae, self.d_out, generator=generator)
         self.W_dec.copy_(F.normalize(rows, dim=1))
-        self.W_enc.copy_(self.W_dec.T)
-        self.b_dec.copy_(centre)
+        if self.centred:
+            self.W_enc.copy_(self.W_dec.T)
+        else:
+            rows = torch.randn(self.d_sae, self.d_in, generator=generator)
+            self.W_enc.copy_(F.normalize(rows, dim=1).T)
+        self.b_dec.copy_(torch.zeros_like(centre) if self.config.token_norm else centre)
+
+    @property
+    def centred(self) -> bool:
+        """Whether b_dec is taken from the input: where input and target are the same."""
+        return self.config.reads == self.config.writes
+
+    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(x, or x with each token normalised; its mean; its deviation)."""
+        if not self.config.token_norm:
+            return x, None, None
+        mean = x.mean(1, keepdim=True)
+        deviation = (x - mean).std(1, keepdim=True) + TOKEN_NORM_EPS
+        return (x - mean) / deviation, mean, deviation
 
     @final
     @torch.no_grad()
     def pre_acts(self, x: Tensor) -> Tensor:
         """(x - b_dec) W_enc + b_enc, [tokens, d_sae], in `selection_dtype`; not differentiated."""
         dtype = self.selection_dtype
-        centred = (x - self.b_dec).to(dtype)
-        return torch.addmm(self.b_enc.to(dtype), centred, self.W_enc.to(dtype))
+        given = (x - self.b_dec if self.centred else x).to(dtype)
+        return torch.addmm(self.b_enc.to(dtype), given, self.W_enc.to(dtype))
 
     @abstractmethod
-    def select(self, pre_acts: Tensor) -> Tensor:
-        """Latents [tokens, k] to keep, given all pre-activations [tokens, d_sae]."""
+    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+        """Latents [tokens, width] to keep, given all pre-activations [tokens, d_sae].
 
-    @final
-    def encode(self, x: Tensor) -> Encoding:
-        """Sparse code of activations x [tokens, d_model]."""
-        top_indices = self.select(self.pre_acts(x))
-        values = gather_dot(x - self.b_dec, self.W_enc.T, top_indices) + self.b_enc[top_indices]
-        return Encoding(F.relu(values), top_indices)
-
-    @final
-    def decode(self, encoding: Encoding) -> Tensor:
-        """Reconstruction x_hat [tokens, d_model]."""
-        return gather_sum(encoding.top_acts, self.W_dec, encoding.top_indices) + self.b_dec
-
-    @final
-    def forward(self, x: Tensor) -> Tensor:
-        """decode(encode(x))."""
-        return self.decode(self.encode(x))
-
-    @final
-    def losses(self, x: Tensor, variance: Tensor) -> Losses:
-        """mean ||x - x_hat||^2 / variance + aux_coefficient * AuxK + extra_loss, on a training batch.
-
-        `variance` is mean ||x - mean x||^2 of a sample, so that the first term is an estimate of fvu.
+        A `ragged` architecture fills the rows of tokens that keep fewer than the most with -1.
         """
-        encoding = self.encode(x)
-        x_hat = self.decode(encoding)
-        error = x - x_hat
-        aux = self.aux_loss(x, error.detach())
-        total = error.square().sum(1).mean() / variance + self.config.aux_coefficient * aux
-        extra = self.extra_loss(x, encoding, x_hat)
-        return Losses(total if extra is None else total + extra, aux, x_hat, encoding)
 
-    def extra_loss(self, x: Tensor, encoding: Encoding, x_hat: Tensor) -> Tensor | None:
+    def activate(self, values: Tensor, indices: Tensor) -> Tensor:
+        """Activations [tokens, width] of the selected latents from their pre-activations; ReLU by default."""
+        return F.relu(values)
+
+    def _code(self, x: Tensor, gradient: Tensor | None) -> tuple[Encoding, Tensor]:
+        """(code, pre-activations [tokens, width] of the selected latents) of prepared rows."""
+        given = x - self.b_dec if self.centred else x
+        with torch.no_grad():
+            indices = self.select(self.pre_acts(x), Selecting(given.detach(), gradient))
+        kept = indices.clamp_min(0) if self.ragged else indices
+        values = gather_dot(given, self.W_enc.T, kept) + self.b_enc[kept]
+        if self.ragged:
+            values = values.masked_fill(indices < 0, PADDED)
+        return Encoding(self.activate(values, kept), kept), values
+
+    @final
+    def encode(self, x: Tensor, gradient: Tensor | None = None) -> Encoding:
+        """Sparse code of activations x [tokens, d_in]; `gradient` is for architectures that select by it."""
+        x, mean, deviation = self._prepared(x)
+        return self._code(x, gradient)[0]._replace(mean=mean, deviation=deviation)
+
+    @final
+    def decode(self, encoding: Encoding, x: Tensor | None = None) -> Tensor:
+        """Reconstruction x_hat [tokens, d_out]; a dictionary with a skip connection also wants its input x."""
+        x_hat = gather_sum(encoding.top_acts, self.W_dec, encoding.top_indices) + self.b_dec
+        if self.W_skip is not None:
+            if x is None:
+                raise ValueError("this dictionary has a skip connection: give decode(encoding, x) its input")
+            x_hat = x_hat + x @ self.W_skip
+        if encoding.mean is not None and encoding.deviation is not None:
+            x_hat = x_hat * encoding.deviation + encoding.mean
+        return x_hat
+
+    @final
+    def forward(self, x: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """decode(encode(x))."""
+        return self.decode(self.encode(x, gradient), x)
+
+    @final
+    def losses(self, batch: Batch, variance: Tensor, tokens_seen: int = 0) -> Losses:
+        """mean ||y - y_hat||^2 / variance + aux_coefficient * AuxK + extra_loss, on a training batch.
+
+        `variance` is mean ||y - mean y||^2 of a sample, so that the first term is an estimate of fvu. With
+        `token_norm` everything is in the normalised space, whose variance is d_out.
+        """
+        if self.config.token_norm:
+            x = self._prepared(batch.x)[0]
+            batch, variance = Batch(x, x, batch.gradient), torch.full_like(variance, self.d_out)
+        encoding, values = self._code(batch.x, batch.gradient)
+        x_hat = self.decode(encoding, batch.x)
+        made = Pass(batch, values, encoding, x_hat, variance, tokens_seen)
+        error = batch.y - x_hat
+        aux = self.aux_loss(batch.x, error.detach())
+        total = error.square().sum(1).mean() / variance + self.config.aux_coefficient * aux
+        extra = self.extra_loss(made)
+        return Losses(total if extra is None else total + extra, aux, made)
+
+    def extra_loss(self, made: Pass) -> Tensor | None:
         """A further term of the loss; none by default."""
         return None
+
+    def observe(self, made: Pass) -> None:
+        """Lets an architecture keep a running figure of a training pass; nothing by default."""
 
     @final
     def dead(self) -> Tensor:
@@ -154,7 +177,8 @@ class SparseAutoencoder(nn.Module, ABC):
         count = min(self.config.k_aux, len(dead))
         if count == 0 or self.config.aux_coefficient == 0:
             return x.new_zeros(())
-        pre_acts = (x - self.b_dec) @ self.W_enc[:, dead] + self.b_enc[dead]
+        given = x - self.b_dec if self.centred else x
+        pre_acts = given @ self.W_enc[:, dead] + self.b_enc[dead]
         top = pre_acts.topk(count, dim=1, sorted=False)
         acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
         e_hat = acts @ self.W_dec[dead]
@@ -185,14 +209,26 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @final
     @torch.no_grad()
-    def fold_scale(self, scale: float) -> None:
-        """Turns a dictionary of scale * x into the same dictionary of x: b_enc / scale and b_dec / scale.
+    def fold_scale(self, scale_in: Tensor | float, scale_out: Tensor | float | None = None) -> None:
+        """Turns a dictionary of scale_in * x -> scale_out * y into the same dictionary of x -> y.
 
-        Activations then are in units of x; rows of W_dec keep unit norm. Exact because ReLU and the selection of
-        the largest commute with a positive factor.
+        Scales are numbers or one number a column. Activations are divided by c, the mean of scale_out:
+        W_enc' = scale_in W_enc / c, W_dec' = c W_dec / scale_out, b_enc' = b_enc / c, b_dec' = b_dec / scale_out.
+        With one scale for all W_enc and W_dec stay as they are. Exact because every selection commutes with a
+        positive factor of all activations.
         """
-        self.b_enc /= scale
-        self.b_dec /= scale
+        if self.config.token_norm:
+            return  # the token's own norm has taken the scale away
+        scale_out = scale_in if scale_out is None else scale_out
+        scale_in, scale_out = (torch.as_tensor(s, dtype=torch.float32).to(self.b_dec.device) for s in (scale_in, scale_out))
+        c = float(scale_out.mean())
+        self.W_enc.copy_((self.W_enc.T * (scale_in / c)).T)
+        self.W_dec *= c / scale_out
+        self.b_dec /= scale_out
+        if self.W_skip is not None:
+            self.W_skip.copy_((self.W_skip.T * scale_in).T / scale_out)
+        for name in ("b_enc", *self.in_units_of_activation):
+            getattr(self, name).data.div_(c)
 
     @staticmethod
     def load(path_or_url: str) -> SparseAutoencoder:

@@ -4,31 +4,54 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sae.architectures.base import ArchitectureConfig, SparseAutoencoder
-from sae.kernels.sparse import kernels_for
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import KeepsK, Pass, Selecting
+from sae.kernels.sparse import gather_dot, gather_sum, selection_for
+
+MULTI = 4
+MULTI_WEIGHT = 1 / 8
 
 
 @final
-class TopKConfig(ArchitectureConfig):
+class TopKConfig(KeepsK):
     """Settings of a TopK dictionary."""
 
     architecture: Literal["topk"] = Field(default="topk", description="Keep the k largest activations of every token.")
+    multi_topk: bool = Field(
+        default=False, description="Also train the code of 4k latents (weight 1/8), so that other k work afterwards."
+    )
 
 
 @final
-class TopK(SparseAutoencoder):
+class TopK(SparseAutoencoder[TopKConfig]):
     """TopK sparse autoencoder: `l0` is at most k for every token.
 
-    Paper: Scaling and evaluating sparse autoencoders, Gao et al. 2024, arXiv 2406.04093, equation 3.
-    Differs from the paper: the input is scaled by one number for the whole data set instead of normalised token
-    by token, so that reconstruction errors keep the weights they have in the language model.
+    Paper: Scaling and evaluating sparse autoencoders, Gao et al. 2024, arXiv 2406.04093, equation 3; multi_topk:
+    section A.3, L(k) + L(4k) / 8.
+    Differs from the paper: by default the input is scaled by one number for the whole data set instead of
+    normalised token by token (`token_norm`), so that errors keep the weights they have in the language model.
     """
 
     config_class = TopKConfig
 
-    def select(self, pre_acts: Tensor) -> Tensor:
+    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
         """Indices of the k largest pre-activations."""
-        return kernels_for(pre_acts, selection=True).top_k_indices(pre_acts, self.config.k)
+        return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)
+
+    def extra_loss(self, made: Pass) -> Tensor | None:
+        """fvu with 4k latents, times 1/8, where asked."""
+        if not self.config.multi_topk:
+            return None
+        x, y = made.batch.x, made.batch.y
+        with torch.no_grad():
+            pre_acts = self.pre_acts(x)
+            k = min(MULTI * self.config.k, self.d_sae)
+            indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
+        values = gather_dot(x - self.b_dec, self.W_enc.T, indices) + self.b_enc[indices]
+        error = y - gather_sum(F.relu(values), self.W_dec, indices) - self.b_dec
+        return MULTI_WEIGHT * error.square().sum(1).mean() / made.variance

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from numba import njit, prange
 from torch import Tensor
 
+from sae.kernels.reference import ragged
+
 GROUP = 16
 
 
@@ -99,3 +101,105 @@ def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
     out = torch.empty(len(pre_acts), k, dtype=torch.int64)
     _top_k(as_integers.numpy(), k, out.numpy())
     return out
+
+
+@njit(cache=True)
+def _cut_row(row, norm):  # pragma: no cover (compiled)
+    """(bound, m, count): keep what is over `bound` and the first m at it, `count` in all. A weighted quickselect."""
+    rest = row[row > 0].astype(np.float64)
+    n_positive = len(rest)
+    target, energy, taken = norm * norm, 0.0, 0
+    while len(rest) > 0:
+        pivot = rest[len(rest) // 2]
+        over = rest[rest > pivot]
+        n_at = np.sum(rest == pivot)
+        energy_over = energy + np.sum(over * over)
+        if energy_over >= target and len(over) > 0:
+            rest = over
+            continue
+        if energy_over + n_at * pivot * pivot >= target:
+            m = min(max(1, int(np.ceil((target - energy_over) / (pivot * pivot)))), n_at)
+            short = norm - np.sqrt(energy_over + (m - 1) * pivot * pivot)
+            if short <= np.sqrt(energy_over + m * pivot * pivot) - norm and taken + len(over) + m > 1:
+                m -= 1
+            return pivot, m, taken + len(over) + m
+        energy = energy_over + n_at * pivot * pivot
+        taken += len(over) + n_at
+        rest = rest[rest < pivot]
+    return 0.0, 0, n_positive  # the norm is never reached
+
+
+@njit(parallel=True, cache=True)
+def _cut(pre_acts, norm, least, n_equal, counts):  # pragma: no cover (compiled)
+    for n in prange(len(pre_acts)):
+        least[n], n_equal[n], counts[n] = _cut_row(pre_acts[n], norm[n])
+
+
+@njit(parallel=True, cache=True)
+def _fill(pre_acts, least, n_equal, out):  # pragma: no cover (compiled)
+    for n in prange(len(pre_acts)):
+        filled, equal = 0, 0
+        for i in range(pre_acts.shape[1]):
+            value = pre_acts[n, i]
+            take = value > least[n] and value > 0
+            if value == least[n] and equal < n_equal[n]:
+                take = True
+                equal += 1
+            if take:
+                out[n, filled] = i
+                filled += 1
+
+
+def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
+    """See `reference.norm_crossing`; finds the crossing without sorting a row."""
+    values, n = pre_acts.float().contiguous().numpy(), len(pre_acts)
+    least, n_equal, counts = np.empty(n, np.float64), np.empty(n, np.int64), np.empty(n, np.int64)
+    _cut(values, norm.double().numpy(), least, n_equal, counts)
+    out = np.full((n, max(1, int(counts.max()))), -1, np.int64)
+    _fill(values, least, n_equal, out)
+    return torch.from_numpy(out)
+
+
+@njit(parallel=True, cache=True)
+def _count_above(pre_acts, threshold, counts):  # pragma: no cover (compiled)
+    for n in prange(len(pre_acts)):
+        total = 0
+        for i in range(pre_acts.shape[1]):
+            total += pre_acts[n, i] > threshold[i]
+        counts[n] = total
+
+
+@njit(parallel=True, cache=True)
+def _fill_above(pre_acts, threshold, out):  # pragma: no cover (compiled)
+    for n in prange(len(pre_acts)):
+        filled = 0
+        for i in range(pre_acts.shape[1]):
+            if pre_acts[n, i] > threshold[i]:
+                out[n, filled] = i
+                filled += 1
+
+
+def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
+    """See `reference.above`."""
+    values, n = pre_acts.float().contiguous().numpy(), len(pre_acts)
+    bounds = torch.as_tensor(threshold, dtype=torch.float32).expand(pre_acts.shape[1]).contiguous().numpy()
+    counts = np.empty(n, np.int64)
+    _count_above(values, bounds, counts)
+    out = np.full((n, max(1, int(counts.max()))), -1, np.int64)
+    _fill_above(values, bounds, out)
+    return torch.from_numpy(out)
+
+
+def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
+    """See `reference.batch_top_k`: the bound is found first, ties at it go to the smaller (token, latent)."""
+    flat = pre_acts.relu().float().reshape(-1)
+    wanted = min(len(pre_acts) * k, flat.numel())
+    bound = float(np.partition(flat.numpy(), flat.numel() - wanted)[flat.numel() - wanted])
+    mask = flat > bound
+    if bound > 0:
+        at = (flat == bound).nonzero()[:, 0]
+        mask[at[: wanted - int(mask.sum())]] = True
+    return ragged(mask.view_as(pre_acts))
+
+
+__all__ = ["above", "batch_top_k", "gather_dot", "gather_sum", "norm_crossing", "ragged", "scatter_rows", "top_k_indices"]

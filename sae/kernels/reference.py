@@ -1,4 +1,4 @@
-"""The three sparse products of a dictionary, in plain torch: the definition that every faster kernel is held to.
+"""Sparse products and selections of a dictionary, in plain torch: the definition that faster kernels are held to.
 
 A token has `k` pairs (latent, activation). With `table` [latents, width], `indices` [tokens, k]:
 
@@ -51,3 +51,38 @@ def scatter_rows(weights: Tensor, rows: Tensor, indices: Tensor, n_latents: int)
 def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
     """Indices [tokens, k], ascending, of the k largest pre-activations of every token."""
     return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def ragged(mask: Tensor) -> Tensor:
+    """Indices [tokens, width] of the True entries of every row of `mask`, ascending, filled up with -1."""
+    counts = mask.sum(1)
+    out = torch.full((len(mask), max(1, int(counts.max()))), -1, dtype=torch.int64, device=mask.device)
+    rows, columns = mask.nonzero(as_tuple=True)
+    out[rows, torch.arange(len(rows), device=mask.device) - (counts.cumsum(0) - counts)[rows]] = columns
+    return out
+
+
+def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
+    """Latents [tokens, width] whose pre-activation is over the threshold (one, or one per latent), -1 for none."""
+    return ragged(pre_acts > threshold)
+
+
+def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
+    """Latents [tokens, width] of the tokens * k largest positive pre-activations of the whole batch, -1 for none."""
+    flat = pre_acts.relu().reshape(-1)
+    top = flat.topk(min(len(pre_acts) * k, flat.numel()), sorted=False)
+    mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(0, top.indices, top.values > 0)
+    return ragged(mask.view_as(pre_acts))
+
+
+def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
+    """Latents [tokens, width] of every token's k(x) largest pre-activations, -1 for none.
+
+    k(x) = 1 + argmin_j | sqrt(c_j) - norm | with c_j the sum of the j largest ReLU(pre_acts)^2; ties in the argmin
+    go to the smaller j, among latents to the smaller index. Latents at zero are never kept.
+    """
+    energy, order = pre_acts.relu().double().square().sort(dim=1, descending=True, stable=True)
+    distance = (energy.cumsum(1).sqrt() - norm.double()[:, None]).abs()
+    k = distance.argmin(1, keepdim=True) + 1
+    kept = (torch.arange(energy.shape[1], device=energy.device) < k) & (energy > 0)
+    return ragged(torch.zeros_like(kept).scatter(1, order, kept))

@@ -8,13 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.kernels import reference
+from sae.kernels import dense, reference
+
+DENSE_SHARE = {"cpu": 0.25, "cuda": 0.06}  # a token that keeps more of the latents is multiplied densely
 
 
-def kernels_for(tensor: Tensor, selection: bool = False) -> ModuleType:
-    """The module of kernels for a tensor: those of a CPU for float32 (and bfloat16 selection), else plain torch."""
-    dtypes = (torch.float32, torch.bfloat16) if selection else (torch.float32,)
-    if tensor.device.type == "cpu" and tensor.dtype in dtypes:
+def selection_for(tensor: Tensor) -> ModuleType:
+    """The module of selections for pre-activations: a CPU's for float32 and bfloat16, else plain torch."""
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16):
+        from sae.kernels import cpu
+
+        return cpu
+    return reference
+
+
+def products_for(table: Tensor, indices: Tensor) -> ModuleType:
+    """The module of sparse products for a table [latents, width] and the latents [tokens, k] of every token."""
+    if indices.shape[1] > DENSE_SHARE.get(table.device.type, 1.0) * len(table):
+        return dense
+    if table.device.type == "cpu" and table.dtype == torch.float32:
         from sae.kernels import cpu
 
         return cpu
@@ -25,12 +37,12 @@ class _GatherDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(rows, table, indices)
-        return kernels_for(rows).gather_dot(rows, table, indices)
+        return products_for(table, indices).gather_dot(rows, table, indices)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, table, indices = ctx.saved_tensors
-        use = kernels_for(rows)
+        use = products_for(table, indices)
         grad = grads[0].contiguous()
         to_rows = use.gather_sum(grad, table, indices) if ctx.needs_input_grad[0] else None
         to_table = use.scatter_rows(grad, rows, indices, len(table)) if ctx.needs_input_grad[1] else None
@@ -41,12 +53,12 @@ class _GatherSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(weights, table, indices)
-        return kernels_for(table).gather_sum(weights, table, indices)
+        return products_for(table, indices).gather_sum(weights, table, indices)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         weights, table, indices = ctx.saved_tensors
-        use = kernels_for(table)
+        use = products_for(table, indices)
         grad = grads[0].contiguous()
         to_weights = use.gather_dot(grad, table, indices) if ctx.needs_input_grad[0] else None
         to_table = use.scatter_rows(weights, grad, indices, len(table)) if ctx.needs_input_grad[1] else None

@@ -1,0 +1,62 @@
+"""Crosscoder: one sparse code for several hook points at once, so that a feature is followed through the layers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, final
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import KeepsK, Selecting
+from sae.hookpoints import HookPoint, HookPointField
+from sae.kernels.sparse import selection_for
+
+
+@final
+class CrosscoderConfig(KeepsK):
+    """Settings of a crosscoder."""
+
+    example: ClassVar[dict[str, Any]] = {"more_hooks": ["resid_post.1"]}
+
+    architecture: Literal["crosscoder"] = Field(
+        default="crosscoder", description="TopK code of several hook points side by side, reconstructing them all."
+    )
+    more_hooks: tuple[HookPointField, ...] = Field(
+        min_length=1, description="The further hook points; `hook` is the first and the one that pages show."
+    )
+
+    @property
+    def reads(self) -> tuple[HookPoint, ...]:
+        """All hook points."""
+        return (self.hook, *self.more_hooks)
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """All hook points."""
+        return self.reads
+
+    @model_validator(mode="after")
+    def _hooks_differ(self) -> CrosscoderConfig:
+        if len(set(self.reads)) < len(self.reads):
+            raise ValueError("more_hooks names a hook point twice, or `hook` again")
+        return self
+
+
+@final
+class Crosscoder(SparseAutoencoder[CrosscoderConfig]):
+    """Crosscoder: a = ReLU(TopK(sum_p (x_p - b_p) W_enc_p + b_enc)), x_hat_p = a W_dec_p + b_p.
+
+    The activations of the hook points stand side by side, each scaled to a median norm of sqrt(d_model), so that
+    each weighs the same; the blocks of a decoder row together have unit norm, and how the norm is spread over the
+    hook points says where a latent lives.
+
+    Paper: Sparse crosscoders for cross-layer features and model diffing, Lindsey et al. 2024 (Transformer Circuits).
+    Differs from the paper: TopK in place of ReLU with an L1 weighted by decoder norms.
+    """
+
+    config_class = CrosscoderConfig
+
+    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+        """Indices of the k largest pre-activations."""
+        return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)

@@ -1,0 +1,69 @@
+"""Gated: one path decides which latents fire, another how much, so that the penalty does not shrink activations."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
+from sae.kernels.sparse import gather_sum, selection_for
+from sae.section import Count
+
+
+@final
+class GatedConfig(ArchitectureConfig):
+    """Settings of a Gated dictionary."""
+
+    architecture: Literal["gated"] = Field(
+        default="gated", description="A gate and a magnitude per latent, sharing encoder directions."
+    )
+    l1_coefficient: float = Field(
+        default=2e-3, ge=0, description="Weight of the gate's L1, of inputs scaled to a median norm of sqrt(d_model)."
+    )
+    sparsity_warmup_tokens: Count = Field(
+        default=100_000, ge=0, description="Activations over which the penalty rises from 0."
+    )
+
+
+@final
+class Gated(SparseAutoencoder[GatedConfig]):
+    """Gated sparse autoencoder: a = 1[g > 0] ReLU(exp(r_mag) (g - b_enc) + b_mag), g = (x - b_dec) W_enc + b_enc.
+
+    loss + l1_coefficient * sum ReLU(g) + ||y - y_hat(ReLU(g))||^2 / variance, the last with a frozen decoder.
+    b_enc is the paper's b_gate.
+
+    Paper: Improving dictionary learning with gated sparse autoencoders, Rajamanoharan et al. 2024,
+    arXiv 2404.16014, equations 6 to 8.
+    Differs from the paper: dead latents are revived by AuxK instead of resampling.
+    """
+
+    config_class = GatedConfig
+    ragged = True
+    in_units_of_activation = ("b_mag",)
+
+    def __init__(self, config: GatedConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
+        super().__init__(config, d_in, d_out, selection_dtype)
+        self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
+
+    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+        """Every latent whose gate is open."""
+        return selection_for(pre_acts).above(pre_acts, 0.0)
+
+    def activate(self, values: Tensor, indices: Tensor) -> Tensor:
+        """The magnitudes of open gates."""
+        magnitude = self.r_mag[indices].exp() * (values - self.b_enc[indices]) + self.b_mag[indices]
+        return F.relu(magnitude) * (values > 0)
+
+    def extra_loss(self, made: Pass) -> Tensor:
+        """The gate's penalty and its own reconstruction."""
+        gate = F.relu(made.values)
+        rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))
+        y_hat = gather_sum(gate, self.W_dec.detach(), made.encoding.top_indices) + self.b_dec.detach()
+        reconstruction = (made.batch.y - y_hat).square().sum(1).mean() / made.variance
+        return self.config.l1_coefficient * rise * gate.sum(1).mean() + reconstruction

@@ -1,0 +1,110 @@
+"""JumpReLU: a learned threshold per latent, trained with straight-through estimates to a target l0."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, final
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
+from sae.kernels.sparse import selection_for
+from sae.section import Count
+
+
+@final
+class JumpReluConfig(ArchitectureConfig):
+    """Settings of a JumpReLU dictionary."""
+
+    architecture: Literal["jumprelu"] = Field(
+        default="jumprelu", description="Activations above a threshold of their own, driven to a target l0."
+    )
+    target_l0: float = Field(default=32.0, gt=0, description="Mean latents per token to arrive at.")
+    l0_coefficient: float = Field(default=1.0, ge=0, description="Weight of (l0 / target_l0 - 1)^2.")
+    bandwidth: float = Field(
+        default=0.1, gt=0, description="Width of the window around a threshold in which it feels a gradient."
+    )
+    initial_threshold: float = Field(default=0.1, gt=0, description="Where every threshold begins.")
+    sparsity_warmup_tokens: Count = Field(
+        default=100_000, ge=0, description="Activations over which the l0 penalty rises from 0."
+    )
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> JumpReluConfig:
+        if self.target_l0 > self.d_sae:
+            raise ValueError(f"target_l0 is {self.target_l0:g}, allowed is up to d_sae ({self.d_sae})")
+        return self
+
+
+class _Jump(torch.autograd.Function):
+    """z 1[z > t]; d/dz = 1[z > t], d/dt = -(t / width) 1[|z - t| < width / 2]."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, t: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z, t)
+        ctx.width = width
+        return z * (z > t)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, t = ctx.saved_tensors
+        near = ((z - t).abs() < ctx.width / 2).to(z.dtype)
+        return grads[0] * (z > t), -grads[0] * (t / ctx.width) * near, None
+
+
+class _Step(torch.autograd.Function):
+    """1[z > t]; d/dz = 0, d/dt = -(1 / width) 1[|z - t| < width / 2]."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, t: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z, t)
+        ctx.width = width
+        return (z > t).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        z, t = ctx.saved_tensors
+        near = ((z - t).abs() < ctx.width / 2).to(z.dtype)
+        return None, -grads[0] / ctx.width * near, None
+
+
+@final
+class JumpRelu(SparseAutoencoder[JumpReluConfig]):
+    """JumpReLU sparse autoencoder: a_i = z_i 1[z_i > threshold_i], loss + l0_coefficient * (l0 / target_l0 - 1)^2.
+
+    Thresholds are float32 and positive. Latents within half a bandwidth below their threshold take part in training
+    with activation 0, because their thresholds feel a gradient.
+
+    Paper: Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders, Rajamanoharan et al.
+    2024, arXiv 2407.14435, equations 9 to 12.
+    Differs from the paper: the penalty aims at a target l0 instead of weighing l0; the input is centred by b_dec;
+    inputs have a median norm of sqrt(d_model), so bandwidth and thresholds are larger numbers.
+    """
+
+    config_class = JumpReluConfig
+    ragged = True
+    in_units_of_activation = ("threshold",)
+
+    def __init__(self, config: JumpReluConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
+        super().__init__(config, d_in, d_out, selection_dtype)
+        self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
+
+    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+        """Latents above their threshold; in training also those within half a bandwidth below it."""
+        reach = self.config.bandwidth / 2 if self.training else 0.0
+        return selection_for(pre_acts).above(pre_acts, self.threshold.detach() - reach)
+
+    def activate(self, values: Tensor, indices: Tensor) -> Tensor:
+        """z where it is above the threshold, which never acts below 0."""
+        threshold = self.threshold[indices].clamp_min(0)
+        return _Jump.apply(values, threshold, self.config.bandwidth)  # pyright: ignore[reportReturnType]
+
+    def extra_loss(self, made: Pass) -> Tensor:
+        """The penalty, risen so far."""
+        threshold = self.threshold[made.encoding.top_indices].clamp_min(0)
+        fired: Tensor = _Step.apply(made.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
+        l0 = fired.sum(1).mean()
+        rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))
+        return self.config.l0_coefficient * rise * (l0 / self.config.target_l0 - 1).square()

@@ -1,0 +1,48 @@
+"""ReLU with an L1 penalty: the first sparse autoencoder, kept as the baseline."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from pydantic import Field
+from torch import Tensor
+
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
+from sae.kernels.sparse import selection_for
+from sae.section import Count
+
+
+@final
+class ReluConfig(ArchitectureConfig):
+    """Settings of a ReLU dictionary."""
+
+    architecture: Literal["relu"] = Field(default="relu", description="All positive activations, with an L1 penalty.")
+    l1_coefficient: float = Field(
+        default=2e-3, ge=0, description="Weight of mean sum_i a_i, of inputs scaled to a median norm of sqrt(d_model)."
+    )
+    sparsity_warmup_tokens: Count = Field(
+        default=100_000, ge=0, description="Activations over which the penalty rises from 0."
+    )
+
+
+@final
+class Relu(SparseAutoencoder[ReluConfig]):
+    """ReLU sparse autoencoder: a = ReLU(pre-activations), loss + l1_coefficient * mean_x sum_i a_i.
+
+    Paper: Sparse autoencoders find highly interpretable features in language models, Cunningham et al. 2023,
+    arXiv 2309.08600, equation 4; unit decoder rows as in Towards Monosemanticity (Bricken et al. 2023).
+    Differs from the paper: dead latents are revived by AuxK instead of resampling.
+    """
+
+    config_class = ReluConfig
+    ragged = True
+
+    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+        """Every latent above zero."""
+        return selection_for(pre_acts).above(pre_acts, 0.0)
+
+    def extra_loss(self, made: Pass) -> Tensor:
+        """The penalty, risen so far."""
+        rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))
+        return self.config.l1_coefficient * rise * made.encoding.top_acts.sum(1).mean()

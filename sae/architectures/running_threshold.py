@@ -1,0 +1,59 @@
+"""What architectures share that select over a whole batch: a running threshold, so that inference looks at one token."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import KeepsK, Pass, Selecting
+from sae.kernels.sparse import selection_for
+from sae.section import Count
+
+
+class BatchKeepsK(KeepsK):
+    """Settings of an architecture that keeps k latents per token on average over a batch."""
+
+    threshold_tokens: Count = Field(
+        default=100_000, ge=1, description="Activations over which the inference threshold is averaged."
+    )
+
+
+B = TypeVar("B", bound=BatchKeepsK)
+
+
+class BatchSelected(SparseAutoencoder[B], Generic[B]):
+    """Training: the tokens * k largest activations of the batch. Inference: all activations above `threshold`.
+
+    threshold = running mean of the smallest positive activation kept in each batch, with the weight of a batch of n
+    tokens 1 - exp(-n / threshold_tokens); begun at the first batch.
+    """
+
+    ragged = True
+    in_units_of_activation = ("threshold",)
+    threshold: Tensor
+
+    def __init__(self, config: B, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
+        super().__init__(config, d_in, d_out, selection_dtype)
+        self.register_buffer("threshold", torch.zeros(()))
+
+    @final
+    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+        """The largest of the batch while training, else those above the threshold."""
+        kernels = selection_for(pre_acts)
+        if self.training:
+            return kernels.batch_top_k(pre_acts, self.config.k)
+        return kernels.above(pre_acts, self.threshold)
+
+    @final
+    @torch.no_grad()
+    def observe(self, made: Pass) -> None:
+        """Moves the running threshold towards this batch's smallest positive activation."""
+        acts = made.encoding.top_acts
+        least = torch.where(acts > 0, acts, torch.inf).min()
+        weight = 1 - torch.exp(torch.tensor(-len(acts) / self.config.threshold_tokens, device=acts.device))
+        moved = torch.where(self.threshold == 0, least, self.threshold + weight * (least - self.threshold))
+        self.threshold.copy_(torch.where(torch.isfinite(least), moved, self.threshold))

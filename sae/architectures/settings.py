@@ -1,0 +1,125 @@
+"""What every architecture's settings begin with, and what passes through a dictionary."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, StringConstraints, model_validator
+from torch import Tensor
+
+from sae.hookpoints import Channel, HookPoint, HookPointField
+from sae.section import Count, Section
+
+
+class ArchitectureConfig(Section):
+    """Settings of any dictionary; a subclass adds its `architecture` tag and its own."""
+
+    example: ClassVar[dict[str, Any]] = {}  # settings without a default, as the contract tests give them
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
+        description="Name of the dictionary: its folder and its address in the explorer."
+    )
+    hook: HookPointField = Field(description="Hook point, for example resid_post.8.")
+    d_sae: Count = Field(default=4096, ge=1, description="Number of latents.")
+    lr: float | None = Field(
+        default=None, gt=0, lt=1, description="Adam's learning rate of this dictionary; none: train.lr."
+    )
+    centre: Literal["geometric_median", "mean"] = Field(
+        default="geometric_median", description="Where b_dec begins: a point that outliers hardly move, or the mean."
+    )
+    token_norm: bool = Field(
+        default=False, description="Give every token zero mean and unit variance first, undone after decoding."
+    )
+    k_aux: Count = Field(
+        default=256, ge=0, description="Dead latents that the auxiliary loss may use per token; 0: no AuxK."
+    )
+    aux_coefficient: float = Field(default=1 / 32, ge=0, description="Weight of the auxiliary loss.")
+    dead_after_tokens: Count = Field(
+        default=10_000_000, ge=1, description="A latent silent for so many tokens is dead."
+    )
+
+    @property
+    def reads(self) -> tuple[HookPoint, ...]:
+        """Hook points whose activations, side by side, are the input."""
+        return (self.hook,)
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """Hook points whose activations, side by side, are reconstructed."""
+        return (self.hook,)
+
+    @property
+    def gradient(self) -> Channel | None:
+        """The channel of coefficients that selection looks at, if it does."""
+        return None
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """Everything that training reads of the stream."""
+        hooks = dict.fromkeys((*self.reads, *self.writes))
+        return (*map(Channel, hooks), *((self.gradient,) if self.gradient else ()))
+
+    @model_validator(mode="after")
+    def _token_norm_fits(self) -> ArchitectureConfig:
+        if self.token_norm and (self.reads != self.writes or len(self.reads) > 1):
+            raise ValueError("token_norm is for dictionaries that read and write one hook point")
+        return self
+
+
+class KeepsK(ArchitectureConfig):
+    """Settings of an architecture that keeps k latents per token, or k per token on average."""
+
+    k: Count = Field(default=32, ge=1, description="Latents kept per token.")
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> KeepsK:
+        if self.k > self.d_sae:
+            raise ValueError(f"k is {self.k}, allowed is 1..d_sae ({self.d_sae})")
+        return self
+
+
+class Encoding(NamedTuple):
+    """Sparse code of a batch.
+
+    Activations [tokens, width] (zero where fewer fire) and their latents [tokens, width]; with `token_norm` also
+    the mean and the deviation [tokens, 1] that decoding puts back.
+    """
+
+    top_acts: Tensor
+    top_indices: Tensor
+    mean: Tensor | None = None
+    deviation: Tensor | None = None
+
+
+class Batch(NamedTuple):
+    """Rows to train on: input x [tokens, d_in], target y [tokens, d_out], coefficients of the loss [tokens, d_in]."""
+
+    x: Tensor
+    y: Tensor
+    gradient: Tensor | None = None
+
+
+class Selecting(NamedTuple):
+    """What a selection may look at besides the pre-activations: the centred input, the coefficients of the loss."""
+
+    centred: Tensor
+    gradient: Tensor | None
+
+
+class Pass(NamedTuple):
+    """One training pass: the batch, pre-activations of the selected latents, the code, and x_hat [tokens, d_out]."""
+
+    batch: Batch
+    values: Tensor
+    encoding: Encoding
+    x_hat: Tensor
+    variance: Tensor
+    tokens_seen: int
+
+
+class Losses(NamedTuple):
+    """Terms of one step: total (to differentiate), AuxK, and the pass they came from."""
+
+    total: Tensor
+    aux: Tensor
+    made: Pass

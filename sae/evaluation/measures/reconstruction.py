@@ -1,0 +1,99 @@
+"""How well the code reconstructs held-out activations, and how many latents it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae.activations import TYPICAL_NORM_MULTIPLE
+from sae.evaluation.measure import Measure
+from sae.evaluation.subject import Subject
+from sae.metrics import FvuMeter, density, normalised_mse
+
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+class _Totals:
+    """Running sums over held-out rows."""
+
+    def __init__(self, subject: Subject):
+        sae = subject.sae
+        self.all_rows, self.typical = FvuMeter(sae.d_out, subject.device), FvuMeter(sae.d_out, subject.device)
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=subject.device)
+        self.sums = torch.zeros(5, dtype=torch.float64, device=subject.device)
+        self.counts: list[Tensor] = []
+
+    def add(self, y: Tensor, y_hat: Tensor, acts: Tensor, indices: Tensor, inside: Tensor) -> None:
+        self.all_rows.add(y, y_hat)
+        self.typical.add(y[inside], y_hat[inside])
+        self.fired += torch.bincount(indices[acts > 0], minlength=len(self.fired))
+        self.counts.append((acts > 0).sum(1).cpu())
+        ratio = y_hat.norm(dim=1) / y.norm(dim=1).clamp_min(1e-30)
+        parts = (F.cosine_similarity(y, y_hat), ratio, normalised_mse(y, y_hat), y_hat.square().sum(1), (y * y_hat).sum(1))
+        self.sums += torch.stack([part.double().sum() for part in parts])
+
+
+class Reconstruction(Measure):
+    """fvu, normalised MSE, cosine, l2 ratio, relative bias, l0 and densities; with and without gradients if it can."""
+
+    by_default, order = True, 0
+    meanings = {
+        "fvu": "fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean x||^2",
+        "fvu_typical": f"the same over positions whose norm is at most {TYPICAL_NORM_MULTIPLE:g} medians",
+        "normalised_mse": "mean over tokens of ||x - x_hat||^2 / ||x||^2",
+        "cosine": "mean cosine of x and x_hat",
+        "l2_ratio": "mean ||x_hat|| / ||x||",
+        "relative_bias": "E ||x_hat||^2 / E <x, x_hat>: below 1 it shrinks",
+        "l0": "mean number of latents that fire on a token",
+        "silent_on_held_out": "latents that fire on no held-out token",
+        "with_gradient.fvu": "fvu where latents are selected by the gradient, as in training",
+    }
+
+    @torch.no_grad()
+    def measure(self, subject: Subject) -> dict[str, Any]:
+        """See `meanings`."""
+        found = self._over(subject, False)
+        if subject.sae.config.gradient is not None:
+            found["with_gradient"] = {key: self._over(subject, True)[key] for key in ("fvu", "fvu_typical", "l0")}
+        return found
+
+    def _over(self, subject: Subject, with_gradient: bool) -> dict[str, Any]:
+        sae, totals = subject.sae, _Totals(subject)
+        limit = TYPICAL_NORM_MULTIPLE * subject.held_out.statistics(sae.config.hook).median_norm
+        first_width = len(subject.held_out.statistics(sae.config.hook).centre)
+        for batch in subject.batches():
+            encoding = sae.encode(batch.x, batch.gradient if with_gradient else None)
+            inside = batch.x[:, :first_width].norm(dim=1) <= limit
+            totals.add(batch.y, sae.decode(encoding, batch.x), encoding.top_acts, encoding.top_indices, inside)
+        n = totals.all_rows.rows
+        counts = torch.cat(totals.counts).double()
+        cosine, ratio, nmse = (totals.sums[:3] / n).tolist()
+        densities = density(totals.fired, n)
+        edges = np.arange(-7, 0.5, 0.25)
+        logs = densities[densities > 0].log10().cpu().numpy()
+        return {
+            "rows": n,
+            "fvu": totals.all_rows.value(),
+            "fvu_typical": totals.typical.value(),
+            "typical_rows": totals.typical.rows,
+            "normalised_mse": nmse,
+            "cosine": cosine,
+            "l2_ratio": ratio,
+            "relative_bias": float(totals.sums[3] / totals.sums[4]),
+            "l0": float(counts.mean()),
+            "l0_percentiles": {str(q): float(np.percentile(counts.numpy(), q)) for q in QUANTILES},
+            "silent_on_held_out": int((totals.fired == 0).sum()),
+            "density_histogram": {"log10_edges": edges.tolist(), "latents": np.histogram(logs, edges)[0].tolist()},
+        }
+
+    def draw(self, found: dict[str, Any], title: str, folder: Path) -> list[str]:
+        """density.png."""
+        from sae import plots
+
+        plots.densities(found["density_histogram"], title, folder / "density.png")
+        return ["density.png"]

@@ -1,0 +1,113 @@
+"""What the language model loses when the reconstruction takes the place of its activations."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.evaluation.measure import Measure
+from sae.evaluation.subject import Subject, batch_of
+from sae.harvest import attention_inputs
+from sae.hookpoints import Channel, HookPoint
+from sae.metrics import loss_recovered
+
+Edit = dict[HookPoint, tuple[Tensor, Tensor]]  # hook point -> (mask [contexts, ctx_len], new rows)
+
+
+def log_probs(subject: Subject, ids: Tensor, documents: np.ndarray, edit: Edit) -> Tensor:
+    """Log-probabilities [contexts, ctx_len - 1, vocabulary] of the next tokens, with rows replaced at hook points."""
+    harvester = subject.held_out.harvester
+
+    def put(hook: HookPoint, x: Tensor) -> Tensor:
+        mask, rows = edit[hook]
+        flat = x.reshape(*ids.shape, -1).clone()
+        flat[mask] = rows.to(x.dtype)
+        return flat.reshape(x.shape)
+
+    with ExitStack() as stack:
+        for hook in edit:
+            stack.callback(harvester.places[hook].watch(lambda x, hook=hook: put(hook, x)).remove)
+        extra = attention_inputs(documents, harvester.packing, harvester.lm)
+        logits = harvester.lm.model(input_ids=ids, use_cache=False, **extra).logits
+    return logits[:, :-1].float().log_softmax(dim=-1)
+
+
+def kl(clean: Tensor, edited: Tensor) -> Tensor:
+    """Sum over positions of KL(clean || edited), context by context so that no third copy of the logits is held."""
+    parts = [(c.exp() * (c - e)).sum(dtype=torch.float64) for c, e in zip(clean, edited, strict=True)]
+    return torch.stack(parts).sum()
+
+
+class Splice(Measure):
+    """CE and KL (nats per token) of the model with x_hat, 0 or the mean in place of the activations.
+
+    Only positions that training kept are replaced. CE is over every next token; KL is KL(clean || replaced) over the
+    same tokens. A dictionary of several hook points replaces them all at once, with reconstructions of the clean
+    activations; a transcoder replaces its target.
+    """
+
+    by_default, order = True, 1
+    meanings = {
+        "ce_increase": "cross-entropy with x_hat spliced in, less that of the untouched model, nats per token",
+        "loss_recovered.mean": "(CE_ablated - CE_spliced) / (CE_ablated - CE_clean), ablation by the mean activation",
+        "loss_recovered.zero": "the same, ablation by zero",
+        "kl.spliced": "KL(clean || spliced), nats per token",
+        "ce.clean": "cross-entropy of the untouched model, nats per token",
+        "with_gradient_ce_increase": "ce_increase where latents are selected by the gradient, as in training",
+    }
+
+    @torch.no_grad()
+    def measure(self, subject: Subject) -> dict[str, Any]:
+        """See `meanings`."""
+        contexts, harvester, config = subject.held_out.contexts, subject.held_out.harvester, subject.sae.config
+        means = {hook: subject.held_out.segment(0).x[Channel(hook)].float().mean(0) for hook in config.writes}
+        n_contexts = min(contexts.n_contexts, max(1, subject.splice_tokens // contexts.ctx_len))
+        names = ["spliced", "zero", "mean", *(["with_gradient"] if config.gradient else [])]
+        ce, divergence, scored = dict.fromkeys(("clean", *names), 0.0), dict.fromkeys(names, 0.0), 0
+        for start in range(0, n_contexts, subject.batch_contexts):
+            part = slice(start, min(start + subject.batch_contexts, n_contexts))
+            documents = contexts.documents[part]
+            ids = torch.from_numpy(contexts.ids[part].astype(np.int64)).to(harvester.lm.device)
+            edits = self._edits(subject, part, means)
+            clean = log_probs(subject, ids, documents, {})
+            targets = ids[:, 1:, None]
+            ce["clean"] -= float(clean.gather(2, targets).sum(dtype=torch.float64))
+            for name in names:
+                edited = log_probs(subject, ids, documents, edits[name])
+                ce[name] -= float(edited.gather(2, targets).sum(dtype=torch.float64))
+                divergence[name] += float(kl(clean, edited))
+            scored += targets.numel()
+            subject.report(part.stop, n_contexts)
+        ce = {name: total / scored for name, total in ce.items()}
+        found = {
+            "tokens_scored": scored,
+            "ce": {name: ce[name] for name in ("clean", "spliced", "zero", "mean")},
+            "kl": {name: divergence[name] / scored for name in ("spliced", "zero", "mean")},
+            "ce_increase": ce["spliced"] - ce["clean"],
+            "loss_recovered": {name: loss_recovered(ce["clean"], ce["spliced"], ce[name]) for name in ("zero", "mean")},
+        }
+        return found | ({"with_gradient_ce_increase": ce["with_gradient"] - ce["clean"]} if config.gradient else {})
+
+    def _edits(self, subject: Subject, part: slice, means: dict[HookPoint, Tensor]) -> dict[str, Edit]:
+        """What each replacement puts where, for some contexts."""
+        contexts, sae = subject.held_out.contexts, subject.sae
+        made = subject.held_out.harvester.harvest(contexts.ids[part], contexts.documents[part])
+        keep = made.keep & subject.held_out.within_norm(made.x)
+        batch = batch_of(sae.config, {channel: x[keep] for channel, x in made.x.items()})
+        widths = [len(mean) for mean in means.values()]
+
+        def spread(rows: Tensor) -> Edit:
+            return {hook: (keep, block) for hook, block in zip(means, rows.split(widths, dim=1), strict=True)}
+
+        edits = {
+            "spliced": spread(sae(batch.x)),
+            "zero": spread(torch.zeros_like(batch.y)),
+            "mean": spread(torch.cat(list(means.values())).expand_as(batch.y)),
+        }
+        if batch.gradient is not None:
+            edits["with_gradient"] = spread(sae(batch.x, batch.gradient))
+        return edits

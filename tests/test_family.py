@@ -1,0 +1,67 @@
+"""Every architecture in the folder, from one configuration: trained on one harvest, evaluated, indexed, published."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import run_cli, write_config
+
+from sae import SparseAutoencoder
+from sae.architectures import ARCHITECTURES
+
+SETTINGS = {
+    "hook": "resid_post.1", "d_sae": 64, "k": 4, "k_aux": 16, "dead_after_tokens": 3000, "target_l0": 4.0,
+    "sparsity_warmup_tokens": 1000, "threshold_tokens": 2000, "target": "mlp_out.1", "more_hooks": ["resid_post.2"],
+}  # fmt: skip
+HOOKS = {"transcoder": "mlp_in.1"}
+
+
+def entry(name):
+    fields = ARCHITECTURES[name].config_class.model_fields
+    known = {key: value for key, value in SETTINGS.items() if key in fields}
+    return {"name": name.replace("_", "-"), "architecture": name, **known, "hook": HOOKS.get(name, SETTINGS["hook"])}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory, tree):
+    """Run folder with a dictionary of every architecture, and one of the heads of a layer."""
+    folder = tmp_path_factory.mktemp("family")
+    heads = {**entry("topk"), "name": "heads", "hook": "attn_z.1"}
+    relp = {**entry("gradient"), "name": "relp", "coefficient": "relp"}
+    path = write_config(folder, tree, sae=[*map(entry, ARCHITECTURES), heads, relp])
+    done = run_cli("train", path)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "tiny"
+
+
+@pytest.mark.parametrize("name", [n.replace("_", "-") for n in ARCHITECTURES])
+def test_every_architecture_is_trained_evaluated_and_indexed(family, name):
+    folder = family / "dictionaries" / name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert lines[-1]["fvu"] < 0.9 * lines[0]["fvu"]
+    assert 0 < metrics["fvu"] < 1 and 0 < metrics["l0"] <= 64
+    assert metrics["ce"]["clean"] > 0 and metrics["kl"]["spliced"] >= 0
+    assert (folder / "store" / "current.json").exists() and (folder / "contexts.parquet").exists()
+    assert "fraction of variance unexplained" in (folder / "report.md").read_text()
+    sae = SparseAutoencoder.load(str(folder))
+    assert torch.isfinite(sae(torch.randn(5, sae.d_in))).all()
+
+
+def test_training_together_changes_no_bit(tmp_path, tree):
+    weights = []
+    for number, saes in enumerate(([entry("batch_topk")], [entry("jumprelu"), entry("batch_topk"), entry("topk")])):
+        (tmp_path / str(number)).mkdir()
+        done = run_cli("train", write_config(tmp_path / str(number), tree, sae=saes))
+        assert done.returncode == 0, done.stderr
+        path = tmp_path / str(number) / "runs" / "tiny" / "dictionaries" / "batch-topk"
+        weights.append(SparseAutoencoder.load(str(path)).state_dict())
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_gradient_dictionaries_name_both_ways_of_selecting(family):
+    metrics = json.loads((family / "dictionaries" / "gradient" / "metrics.json").read_text())
+    assert metrics["with_gradient"]["fvu"] != metrics["fvu"]
+    assert "with_gradient_ce_increase" in metrics
