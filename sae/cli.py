@@ -73,6 +73,8 @@ def print_summary(summary: dict[str, Any]) -> None:
             f"    loss recovered  {recovered['mean']:.4f} against mean ablation, {recovered['zero']:.4f} against zero"
         )
         print(f"    dead            {metrics['dead']} of {metrics['d_sae']}")
+        if labels is None:
+            continue
         median = labels["median_balanced_accuracy"]
         scored = f", median held-out balanced accuracy {median:.3f} (chance {labels['chance']})" if median else ""
         print(f"    labelled        {labels['features_labelled']} of {labels['features_alive']} live features{scored}")

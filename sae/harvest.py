@@ -24,6 +24,7 @@ from sae.relevance import RelevanceRules
 from sae.section import Count, Section
 
 SHORT = 6
+LOGITS = {"cpu": 1 << 25}  # numbers; above this the memory for them costs more time than the model
 
 
 class HarvestConfig(Section):
@@ -125,13 +126,20 @@ class Harvester:
     def _channels(self, tokens: Tensor, documents: np.ndarray) -> dict[Channel, Tensor]:
         found: dict[Channel, Tensor] = {}
         for kind in self.kinds:
-            found |= self._backward(tokens, documents, kind)
+            parts = [self._backward(tokens[part], documents[part], kind) for part in self._parts(tokens)]
+            found |= {channel: torch.cat([part[channel] for part in parts]) for channel in parts[0]}
         if not self.kinds:
             found = {Channel(hook): x for hook, x in self._forward(tokens, documents).items()}
         for channel, x in found.items():
             if not torch.isfinite(x).all():
                 raise NumericError(f"harvest: {channel} is not finite in {x.dtype}. Use model.dtype: float32.")
         return {channel: found[channel] for channel in self.channels}
+
+    def _parts(self, tokens: Tensor) -> list[slice]:
+        """Slices of a batch whose logits are few enough numbers to be held several times over."""
+        per_context = tokens.shape[1] * self.lm.model.get_output_embeddings().weight.shape[0]
+        step = max(1, LOGITS.get(self.lm.device.type, 1 << 30) // per_context)
+        return [slice(start, start + step) for start in range(0, len(tokens), step)]
 
     def _forward(self, tokens: Tensor, documents: np.ndarray) -> dict[HookPoint, Tensor]:
         found: dict[HookPoint, Tensor] = {}

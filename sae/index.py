@@ -28,6 +28,9 @@ BATCH_ROWS = 4096
 class IndexConfig(Section):
     """What the feature store keeps."""
 
+    build: bool = Field(
+        default=True, description="Build the feature store; false: only train and evaluate, as for a large sweep."
+    )
     tokens: Count | None = Field(
         default=None, ge=2, description="Tokens to index, from the training text; none: all of it."
     )

@@ -118,6 +118,10 @@ class LanguageModel:
             parameter.data = parameter.data.to(dtype)
 
     @property
+    def n_heads(self) -> int:
+        return self.text_config.num_attention_heads
+
+    @property
     def special_ids(self) -> list[int]:
         """Ids of the special tokens, ascending."""
         return sorted(set(self.tokenizer.all_special_ids))

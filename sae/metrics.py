@@ -52,6 +52,13 @@ def loss_recovered(clean: float, spliced: float, ablated: float) -> float:
     return (ablated - spliced) / (ablated - clean)
 
 
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation of the ranks of two vectors; ties share their mean rank."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)
+
+
 def geometric_median(rows: Tensor, iterations: int = 50) -> Tensor:
     """The point with the least sum of distances to `rows`, by Weiszfeld's iteration; outliers hardly move it."""
     centre = rows.median(dim=0).values

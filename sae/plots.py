@@ -1,4 +1,4 @@
-"""Pictures of a run: training curves and the density histogram."""
+"""Pictures of a run: training curves, the density histogram, the norms of inputs and codes."""
 
 from __future__ import annotations
 
@@ -33,5 +33,22 @@ def densities(histogram: dict[str, Any], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     axis.bar(edges[:-1], histogram["latents"], width=np.diff(edges), align="edge", color=ACCENT, edgecolor="white")
     axis.set(title=title, xlabel="log10 of density (share of tokens on which a latent fires)", ylabel="latents")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def norms(rows: list[tuple[float, float]], title: str, path: Path) -> None:
+    """The ZF plot: ||x|| against the norm of the code, with the bands in which epsilon (d_sae - 1) is at most b."""
+    x, f = np.array(rows).T
+    low, high = 0.9 * min(x.min(), f.min()), 1.1 * max(np.quantile(x, 0.99), np.quantile(f, 0.99))
+    line = np.array([low, high])
+    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    for b in (1.0, 0.5, 0.25):
+        upper = line / np.sqrt(1 - b) if b < 1 else np.full(2, high * 10)
+        axis.fill_between(line, line / np.sqrt(1 + b), upper, color=INK, alpha=0.08, linewidth=0)
+    axis.plot(line, line, color=INK, linestyle="--", linewidth=1)
+    axis.scatter(x, f, s=6, color=ACCENT, alpha=0.5, linewidth=0)
+    axis.set(xlim=line, ylim=line, aspect="equal", xlabel="norm of the activation", ylabel="norm of the code")
+    axis.set_title(f"{title}\nshaded: epsilon (d_sae - 1) up to 0.25, 0.5, 1", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)

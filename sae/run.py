@@ -217,6 +217,8 @@ def _finish_dictionary(
         write_json(folder / "metrics.json", {"dead": card["training"]["dead_at_end"], "d_sae": sae.d_sae})
         with screen.stage("evaluate", 1, "contexts") as stage:
             evaluate(subject_of(sae, rooms, config, folder, stage.update), config.evaluate.measures, title)
+    if not config.index.build:
+        return
     if "contexts" not in read_pointer(folder / "store"):
         weights = dictionary.read_card(folder)["weights_sha256"]
         facts = {"weights_sha256": weights, "hook": str(sae_config.hook)}
@@ -251,7 +253,7 @@ def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) 
         found["dictionaries"][name] = {
             "folder": str(path),
             "metrics": json.loads((path / "metrics.json").read_text()),
-            "labels": json.loads((path / "labels.json").read_text()),
+            "labels": json.loads((path / "labels.json").read_text()) if config.index.build else None,
         }
     activations = sum(dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values())
     work = {"tokens": n_tokens, "harvest": n_tokens, "train": activations, "index": n_tokens * len(config.sae)}

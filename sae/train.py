@@ -67,7 +67,8 @@ class SaeTrainer:
         self.scale_out = self._scales(activations, config.writes)
         centres = [torch.tensor(s.mean if config.centre == "mean" else s.centre) * s.scale for s in writes]
         self.sae: SparseAutoencoder = build(config, *map(len, (self.scale_in, self.scale_out)), dtype)
-        self.sae.initialise(torch.Generator().manual_seed(seed), torch.cat(centres))
+        generator = torch.Generator().manual_seed(seed if config.seed is None else config.seed)
+        self.sae.initialise(generator, torch.cat(centres))
         self.sae.to(device)
         self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=0.0, fused=True)
         self.variance = torch.tensor(sum(s.variance * s.scale**2 for s in writes), device=device)

@@ -24,6 +24,9 @@ class ArchitectureConfig(Section):
     lr: float | None = Field(
         default=None, gt=0, lt=1, description="Adam's learning rate of this dictionary; none: train.lr."
     )
+    seed: Count | None = Field(
+        default=None, ge=0, lt=1 << 31, description="Seed of this dictionary's initial weights; none: the run's."
+    )
     centre: Literal["geometric_median", "mean"] = Field(
         default="geometric_median", description="Where b_dec begins: a point that outliers hardly move, or the mean."
     )

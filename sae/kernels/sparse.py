@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae.kernels import dense, reference
 
-DENSE_SHARE = {"cpu": 0.25, "cuda": 0.06}  # a token that keeps more of the latents is multiplied densely
+DENSE_SHARE = {"cpu": 0.25, "cuda": 0.012}  # a token that keeps more of the latents is multiplied densely
 
 
 def selection_for(tensor: Tensor) -> ModuleType:

@@ -1,0 +1,83 @@
+"""Whether activation times gradient tells which latents matter: against removing them one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae.evaluation.measure import Measure
+from sae.evaluation.subject import Subject
+from sae.harvest import Harvester
+from sae.hookpoints import Channel, resolve
+from sae.metrics import spearman
+
+CONTEXTS, PER_CONTEXT = 24, 16
+
+
+class Attribution(Measure):
+    """Spearman correlation of |a_i <d_i, c>| with the true change of the summed loss when latent i is taken away.
+
+    For random firings in held-out contexts, c the gradient of the loss and RelP's coefficient; the baseline is the
+    activation alone.
+    """
+
+    order = 31
+    meanings = {
+        "attribution.spearman_gradient": "rank correlation of |activation x <d, gradient>| with |true change of loss|",
+        "attribution.spearman_relp": "the same with RelP's coefficient",
+        "attribution.spearman_activation": "the same for the activation alone, the baseline",
+    }
+
+    def applies(self, subject: Subject) -> bool:
+        """Where a latent can be taken out of the one hook point that is read."""
+        return subject.sae.centred and len(subject.sae.config.reads) == 1
+
+    @torch.no_grad()
+    def measure(self, subject: Subject) -> dict[str, Any]:
+        """See `meanings`."""
+        sae, hook, held_out = subject.sae, subject.sae.config.hook, subject.held_out
+        channels = tuple(Channel(hook, kind) for kind in ("activation", "gradient", "relp"))
+        harvester = Harvester(subject.lm, channels, held_out.harvester.config, held_out.harvester.packing)
+        generator = subject.generator()
+        columns: list[Tensor] = []
+        n_contexts = min(CONTEXTS, held_out.contexts.n_contexts)
+        for number in range(n_contexts):
+            part = slice(number, number + 1)
+            ids, documents = held_out.contexts.ids[part], held_out.contexts.documents[part]
+            made = harvester.harvest(ids, documents)
+            x, gradient, relp = (made.x[channel][0].float() for channel in channels)
+            code = sae.encode(x)
+            fires = ((code.top_acts > 0) & made.keep[0][:, None]).nonzero()
+            chosen = fires[torch.randperm(len(fires), generator=generator)[:PER_CONTEXT].to(fires.device)]
+            positions, latents = chosen[:, 0], code.top_indices[chosen[:, 0], chosen[:, 1]]
+            parts = code.top_acts[chosen[:, 0], chosen[:, 1]][:, None] * sae.W_dec[latents]
+            true = self._change(subject, torch.from_numpy(ids.astype(np.int64)).to(x.device), positions, parts)
+            scores = [(parts * c[positions]).sum(1).abs() for c in (gradient, relp)]
+            columns.append(torch.stack([true.abs(), *scores, parts.norm(dim=1)]).cpu())
+            subject.report(number + 1, n_contexts)
+        true, by_gradient, by_relp, by_activation = torch.cat(columns, dim=1)
+        names = {"gradient": by_gradient, "relp": by_relp, "activation": by_activation}
+        found = {f"spearman_{name}": spearman(true, score) for name, score in names.items()}
+        return {"attribution": {**found, "ablations": len(true)}}
+
+    def _change(self, subject: Subject, ids: Tensor, positions: Tensor, parts: Tensor) -> Tensor:
+        """Change of the context's summed loss when each part [n, width] is taken away at its position, [n]."""
+        place, n = resolve(subject.lm, subject.sae.config.hook), len(positions)
+
+        def take_away(x: Tensor) -> Tensor:
+            out = x.reshape(n + 1, ids.shape[1], -1).clone()
+            out[torch.arange(n, device=x.device), positions] -= parts.to(x.dtype)
+            return out.reshape(x.shape)
+
+        tokens = ids.expand(n + 1, -1)  # the last one stays whole
+        handle = place.watch(take_away)
+        try:
+            logits = subject.lm.model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+        finally:
+            handle.remove()
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(n + 1, -1).sum(1)
+        return loss[:-1] - loss[-1]

@@ -1,0 +1,37 @@
+"""What decoder and encoder say by themselves: how alike latents are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sae.evaluation.measure import Measure
+from sae.evaluation.subject import Subject
+from sae.unembed import nearest
+
+
+class Decoder(Measure):
+    """Cosines among decoder rows, and of each latent's encoder with its decoder; weights only."""
+
+    by_default, order = True, 5
+    meanings = {
+        "max_decoder_cosine.mean": "mean over latents of the cosine with the nearest other decoder row",
+        "max_decoder_cosine.p95": "its 95th percentile: near 1 means doubled latents",
+        "encoder_decoder_cosine": "mean cosine of a latent's encoder and decoder direction",
+    }
+
+    @torch.no_grad()
+    def measure(self, subject: Subject) -> dict[str, Any]:
+        """See `meanings`."""
+        sae = subject.sae
+        if sae.d_sae < 2:
+            return {}
+        cosines = nearest(sae.W_dec, 1)[1][:, 0]
+        found: dict[str, Any] = {
+            "max_decoder_cosine": {"mean": float(cosines.mean()), "p95": float(cosines.quantile(0.95))}
+        }
+        if sae.centred:
+            found["encoder_decoder_cosine"] = float(F.cosine_similarity(sae.W_enc.T, sae.W_dec).mean())
+        return found

@@ -1,0 +1,51 @@
+"""Direct feature attribution adds up to the pre-activation, by source position and by head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_hookpoints import harvested, ids, small_model
+
+from sae.apply.attention import attribute, head_shares
+from sae.architectures import build
+from sae.architectures.topk import TopKConfig
+from sae.errors import ConfigError
+from sae.hookpoints import HookPoint
+
+HOOK = HookPoint("attn_z", 1)
+
+
+def dictionary(width, hook=HOOK):
+    sae = build(TopKConfig(name="x", hook=hook, d_sae=48, k=4), width)
+    sae.initialise(torch.Generator().manual_seed(0), torch.zeros(width))
+    return sae
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Qwen3", "GPTNeoX", "Gemma2"])
+def test_attributions_sum_to_the_pre_activation(family):
+    lm, tokens = small_model(family), ids(1)
+    z = harvested(lm, (HOOK,), tokens, batch_contexts=1)[HOOK][0]
+    sae = dictionary(z.shape[1])
+    before = lm.model.config._attn_implementation
+    found = attribute(lm, sae, 7, torch.from_numpy(tokens[0]))
+    assert lm.model.config._attn_implementation == before
+    expected = z @ sae.W_enc[:, 7]
+    torch.testing.assert_close(found.by_source.sum(1), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.by_head.sum(1), expected, rtol=1e-4, atol=1e-4)
+    assert (found.by_source.triu(1) == 0).all()
+
+
+def test_head_shares_sum_to_one_and_follow_the_weights():
+    sae = dictionary(32)
+    shares = head_shares(sae, 4)
+    torch.testing.assert_close(shares.sum(1), torch.ones(48))
+    with torch.no_grad():
+        sae.W_dec[0] = 0
+        sae.W_dec[0, 8:16] = 1
+    assert head_shares(sae, 4)[0].tolist() == [0, 1, 0, 0]
+
+
+def test_other_hook_points_are_refused():
+    lm = small_model("Llama")
+    with pytest.raises(ConfigError, match="needs a dictionary at attn_z"):
+        attribute(lm, dictionary(32, HookPoint("resid_post", 1)), 0, torch.arange(8))
