@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, Pass, Selecting
-from sae.kernels.sparse import gather_dot, gather_sum
+from sae.kernels.sparse import gather_dot, gather_sum, pick
 
 PADDED = -1e30  # the pre-activation of a place in the code that holds no latent
 TOKEN_NORM_EPS = 1e-5
@@ -107,7 +107,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         with torch.no_grad():
             indices = self.select(self.pre_acts(x), Selecting(given.detach(), gradient))
         kept = indices.clamp_min(0) if self.ragged else indices
-        values = gather_dot(given, self.W_enc.T, kept) + self.b_enc[kept]
+        values = gather_dot(given, self.W_enc.T, kept) + pick(self.b_enc, kept)
         if self.ragged:
             values = values.masked_fill(indices < 0, PADDED)
         return Encoding(self.activate(values, kept), kept), values

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
-from sae.kernels.sparse import gather_sum, selection_for
+from sae.kernels.sparse import gather_sum, pick, selection_for
 from sae.section import Count
 
 
@@ -57,7 +57,7 @@ class Gated(SparseAutoencoder[GatedConfig]):
 
     def activate(self, values: Tensor, indices: Tensor) -> Tensor:
         """The magnitudes of open gates."""
-        magnitude = self.r_mag[indices].exp() * (values - self.b_enc[indices]) + self.b_mag[indices]
+        magnitude = pick(self.r_mag, indices).exp() * (values - pick(self.b_enc, indices)) + pick(self.b_mag, indices)
         return F.relu(magnitude) * (values > 0)
 
     def extra_loss(self, made: Pass) -> Tensor:

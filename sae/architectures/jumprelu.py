@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
-from sae.kernels.sparse import selection_for
+from sae.kernels.sparse import pick, selection_for
 from sae.section import Count
 
 
@@ -98,12 +98,12 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
 
     def activate(self, values: Tensor, indices: Tensor) -> Tensor:
         """z where it is above the threshold, which never acts below 0."""
-        threshold = self.threshold[indices].clamp_min(0)
+        threshold = pick(self.threshold, indices).clamp_min(0)
         return _Jump.apply(values, threshold, self.config.bandwidth)  # pyright: ignore[reportReturnType]
 
     def extra_loss(self, made: Pass) -> Tensor:
         """The penalty, risen so far."""
-        threshold = self.threshold[made.encoding.top_indices].clamp_min(0)
+        threshold = pick(self.threshold, made.encoding.top_indices).clamp_min(0)
         fired: Tensor = _Step.apply(made.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
         l0 = fired.sum(1).mean()
         rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))

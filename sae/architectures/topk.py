@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import KeepsK, Pass, Selecting
-from sae.kernels.sparse import gather_dot, gather_sum, selection_for
+from sae.kernels.sparse import gather_dot, gather_sum, pick, selection_for
 
 MULTI = 4
 MULTI_WEIGHT = 1 / 8
@@ -52,6 +52,6 @@ class TopK(SparseAutoencoder[TopKConfig]):
             pre_acts = self.pre_acts(x)
             k = min(MULTI * self.config.k, self.d_sae)
             indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
-        values = gather_dot(x - self.b_dec, self.W_enc.T, indices) + self.b_enc[indices]
+        values = gather_dot(x - self.b_dec, self.W_enc.T, indices) + pick(self.b_enc, indices)
         error = y - gather_sum(F.relu(values), self.W_dec, indices) - self.b_dec
         return MULTI_WEIGHT * error.square().sum(1).mean() / made.variance

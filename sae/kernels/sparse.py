@@ -65,6 +65,29 @@ class _GatherSum(torch.autograd.Function):
         return to_weights, to_table, None
 
 
+class _Pick(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.length = len(vector)
+        return vector[indices]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        grad = grads[0]
+        if grad.device.type == "cpu":
+            summed = torch.bincount(indices.flatten(), grad.flatten(), ctx.length).to(grad.dtype)
+        else:  # row by row, so that the order of the sum is fixed
+            summed = grad.new_zeros(len(grad), ctx.length).scatter_add_(1, indices, grad).sum(0)
+        return summed, None
+
+
+def pick(vector: Tensor, indices: Tensor) -> Tensor:
+    """vector[indices], [tokens, k]; its gradient does not slow down where a latent is named by many tokens."""
+    return _Pick.apply(vector, indices)  # pyright: ignore[reportReturnType]
+
+
 def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     """Inner products [tokens, k] of every token's row with the table rows it names; gradients to both."""
     return _GatherDot.apply(rows, table, indices)  # pyright: ignore[reportReturnType]
