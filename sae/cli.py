@@ -12,6 +12,11 @@ from typing import Any
 
 from sae.errors import EXIT_CODES, SaedexError, UnavailableError
 
+EXPORT_FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma-npz")
+MEASURE_NAMES = (
+    "reconstruction", "splice", "quasi_orthogonality", "description_length", "decoder", "heads", "meta_structure",
+    "stability", "steering", "attribution", "probing",
+)  # fmt: skip
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
 
@@ -107,6 +112,60 @@ def _serve(arguments: argparse.Namespace) -> int:
     return serve(arguments.paths, arguments.host, arguments.port)
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from sae.evaluation.again import evaluate_again
+    from sae.progress import Screen
+
+    measures = tuple(arguments.measures.split(",")) if arguments.measures else None
+    for name, folder in evaluate_again(arguments.path, arguments.run, measures, tuple(arguments.against), Screen()):
+        print(f"{name}: {folder / 'report.md'}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from sae.interop.transfer import export_dictionary
+
+    lossy = export_dictionary(arguments.dictionary, arguments.to, arguments.target)
+    print(f"{arguments.target}: written and read back, equal on 1,000 random rows")
+    if lossy:
+        print(f"LOSSY: {lossy}. The dictionary folder stays the exact one.")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from sae.interop.transfer import import_dictionary
+
+    sae = import_dictionary(arguments.path, arguments.source, arguments.target, arguments.hook, arguments.writes)
+    print(f"{arguments.target}: {sae.config.architecture}, {sae.d_sae} latents of {sae.d_in} numbers")  # pyright: ignore
+    return 0
+
+
+def _transfer_parsers(commands: Any) -> None:
+    """`sae eval`, `sae export` and `sae import`."""
+    measure = commands.add_parser("eval", help="measure dictionaries on held-out text; writes metrics.json and report.md")
+    measure.add_argument("path", type=Path, help="a run folder (all its dictionaries) or one dictionary folder")
+    measure.add_argument("--run", type=Path, help="run whose model and held-out text to use, for an imported dictionary")
+    measure.add_argument(
+        "--measures", help=f"comma-separated; known: {', '.join(MEASURE_NAMES)} (default: those of the run's config)"
+    )
+    measure.add_argument(
+        "--against", type=Path, action="append", default=[], help="dictionary folder to compare with (stability); repeat"
+    )
+    measure.set_defaults(work=_evaluate)
+    out = commands.add_parser("export", help="write a dictionary in another library's format")
+    out.add_argument("dictionary", type=Path, help="dictionary folder, for example runs/quickstart/dictionaries/resid-4096")
+    out.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="the format")
+    out.add_argument("target", type=Path, help="new folder to write")
+    out.set_defaults(work=_export)
+    into = commands.add_parser("import", help="make a dictionary folder of another library's file; nothing in it is run")
+    into.add_argument("path", type=Path, help="the file or folder")
+    into.add_argument("--from", dest="source", required=True, choices=(*EXPORT_FORMATS, "openai"), help="its format")
+    into.add_argument("--hook", help="hook point, such as resid_post.8, where the file does not say or is wrong")
+    into.add_argument("--target", dest="writes", help="hook point that a transcoder writes")
+    into.add_argument("target", type=Path, help="new dictionary folder")
+    into.set_defaults(work=_import)
+
+
 def main(argv: list[str] | None = None) -> int:
     """`sae`: everything but training has a subcommand; `sae train` is `sae-train`."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -126,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     serve.set_defaults(work=_serve)
+    _transfer_parsers(commands)
     config = commands.add_parser("config", help="explain or check a configuration")
     config_commands = config.add_subparsers(required=True, metavar="command")
     config_commands.add_parser("explain", help="every setting with its default and meaning").set_defaults(work=_explain)

@@ -14,6 +14,7 @@ from sae.config import TrainConfig
 from sae.errors import ConfigError, UnavailableError
 from sae.files import write_json
 from sae.harvest import Harvester, choose_dtype
+from sae.hookpoints import Channel
 from sae.language_model import LanguageModel
 from sae.progress import Screen
 from sae.shuffle import segment_contexts
@@ -38,8 +39,17 @@ def device_of(config: TrainConfig) -> torch.device:
     return torch.device(auto if config.device == "auto" else config.device)
 
 
-def prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
-    """Rooms 1 to 4: the model, the tokens, and activations that are harvested when they are first asked for."""
+def prepare(
+    config: TrainConfig,
+    folder: Path,
+    screen: Screen,
+    channels: tuple[Channel, ...] | None = None,
+    cache: Path | None = None,
+) -> Rooms:
+    """Rooms 1 to 4: the model, the tokens, and activations that are harvested when they are first asked for.
+
+    `channels` are those of the config's dictionaries, and `cache` lies in the run folder, where they are not given.
+    """
     language_model.set_quiet()
     with screen.stage("model", 1, "model") as stage:
         lm = language_model.load(config.model, device_of(config))
@@ -47,7 +57,8 @@ def prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
         if limit is not None and config.text.ctx_len > limit:
             raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
         stage.update(1)
-    channels = tuple(dict.fromkeys(channel for sae in config.sae for channel in sae.channels))
+    if channels is None:
+        channels = tuple(dict.fromkeys(channel for sae in config.sae for channel in sae.channels))
     Harvester(lm, channels, config.harvest, config.text.packing)  # a wrong hook point is refused before the text is read
     with screen.stage("tokens", config.train.tokens) as stage:
         contexts, held_out = tokens.build(
@@ -58,9 +69,9 @@ def prepare(config: TrainConfig, folder: Path, screen: Screen) -> Rooms:
     harvester = Harvester(lm, channels, config.harvest, config.text.packing)
     bytes_per_context = config.text.ctx_len * 2 * sum(harvester.width(channel.hook) for channel in channels)
     size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts)
-    cache = folder / "activations" if config.harvest.cache else None
-    train = Activations(harvester, contexts, size, cache)
-    held_out_folder = folder / "activations" / "held_out"
+    home = cache or folder / "activations"
+    train = Activations(harvester, contexts, size, home if config.harvest.cache else None)
+    held_out_folder = home / "held_out"
     held_out_size = min(size, held_out.n_contexts)
     return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
 from sae.kernels.sparse import selection_for
+
+SAMPLE_ROWS = 64
+RUNNING_WEIGHT = 0.02
 
 
 @final
@@ -43,6 +47,12 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
 
     config_class = TopAfaConfig
     ragged = True
+    in_units_of_activation = ("threshold",)
+    threshold: Tensor  # one threshold with the same mean l0, for formats that know no k(x)
+
+    def __init__(self, config: TopAfaConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
+        super().__init__(config, d_in, d_out, selection_dtype)
+        self.register_buffer("threshold", torch.zeros(()))
 
     def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
         """The k(x) largest pre-activations; all positive ones where their norm stays below the input's."""
@@ -55,3 +65,13 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
         squares = made.encoding.top_acts.square().sum(1)
         difference = squares.clamp_min(1e-12).sqrt() - aim.norm(dim=1)
         return self.config.afa_coefficient * difference.square().mean()
+
+    @torch.no_grad()
+    def observe(self, made: Pass) -> None:
+        """Moves `threshold` towards the one that keeps as many latents of this batch's first rows as k(x) does."""
+        rows = min(SAMPLE_ROWS, len(made.x_hat))
+        kept = int((made.encoding.top_acts[:rows] > 0).sum())
+        if kept > 0:
+            least = self.pre_acts(made.batch.x[:rows]).float().flatten().topk(kept).values[-1]
+            weight = RUNNING_WEIGHT if self.threshold > 0 else 1.0
+            self.threshold += weight * (least - self.threshold)

@@ -1,0 +1,59 @@
+"""`sae eval`: measures of dictionaries whose run is over, on the run's own held-out text."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sae import dictionary
+from sae.config import load_config
+from sae.errors import ConfigError
+from sae.evaluation.evaluate import evaluate, known_measures
+from sae.evaluation.subject import Subject
+from sae.files import owned
+from sae.progress import Screen
+from sae.rooms import prepare
+
+
+def _dictionaries(path: Path) -> list[Path]:
+    if (path / "card.json").exists():
+        return [path]
+    found = sorted(p.parent for p in path.glob("dictionaries/*/card.json"))
+    if not found:
+        raise ConfigError(f"{path}: neither a dictionary folder (card.json) nor a run with dictionaries.")
+    return found
+
+
+def evaluate_again(
+    path: Path, run: Path | None, measures: tuple[str, ...] | None, against: tuple[Path, ...], screen: Screen
+) -> Iterator[tuple[str, Path]]:
+    """Measures one dictionary or all of a run; yields (name, folder) as each is done.
+
+    The model, the held-out text and the filters are those of the run that the dictionary lies in, or of `run`.
+    """
+    folders = _dictionaries(path)
+    home = run or folders[0].parent.parent
+    if not (home / "config.yaml").exists():
+        raise ConfigError(f"{home}: no config.yaml of a run there. Say which run's model and text to use: --run RUN")
+    config = load_config(home / "config.yaml")
+    try:
+        names = known_measures(measures) if measures else config.evaluate.measures
+    except ValueError as error:
+        raise ConfigError(f"--measures: {error}") from None
+    saes = [dictionary.load(folder) for folder in folders]
+    others = tuple(dictionary.load(folder) for folder in against)
+    channels = tuple(dict.fromkeys(channel for sae in saes for channel in sae.config.channels))
+    with owned(home), tempfile.TemporaryDirectory() as scratch:
+        rooms = prepare(config, home, screen, channels=channels, cache=Path(scratch))
+        for sae, folder in zip(saes, folders, strict=True):
+            with screen.stage(f"evaluate {folder.name}", 1, "parts") as stage:
+                settings = config.evaluate
+                subject = Subject(
+                    sae.to(rooms.lm.device), rooms.held_out, folder, settings.splice_tokens,
+                    settings.batch_contexts, config.seed, stage.update, others,
+                )  # fmt: skip
+                evaluate(subject, names, f"{config.name} / {folder.name}", screen.say)
+            yield folder.name, folder
+
+

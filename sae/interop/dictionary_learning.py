@@ -1,0 +1,97 @@
+"""dictionary_learning: config.json and ae.pt, in the layout of torch's linear layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from sae.errors import ArtefactError, ConfigError
+from sae.interop.format import Format, read_json, read_tensors, taken
+from sae.interop.plain import Plain
+
+
+@final
+class DictionaryLearning(Format):
+    """Trainer folders of dictionary_learning."""
+
+    about = "dictionary_learning (TopK, BatchTopK, ReLU, JumpReLU, Gated)"
+
+    def write(self, plain: Plain, folder: Path) -> None:
+        """config.json and ae.pt."""
+        if plain.W_enc.shape[0] != plain.W_dec.shape[1] or not plain.centred or "W_skip" in plain.more:
+            raise ConfigError("dictionary_learning has no transcoders; use --to sparsify.")
+        if plain.token_norm:
+            raise ConfigError("dictionary_learning does not normalise tokens; this dictionary needs it.")
+        dict_class, tensors = _theirs(plain)
+        torch.save({name: t.contiguous() for name, t in tensors.items()}, folder / "ae.pt")
+        d_in, d_sae = plain.W_enc.shape
+        site, _, layer = plain.facts["hook"].partition(".")
+        trainer = {
+            "trainer_class": "saedex", "dict_class": dict_class, "lr": None, "steps": None, "activation_dim": d_in,
+            "dict_size": d_sae, "k": plain.k, "device": "cpu", "layer": int(layer),
+            "lm_name": plain.facts["model"], "submodule_name": site, "wandb_name": "saedex", "seed": None,
+            "lossy": plain.lossy,
+        }  # fmt: skip
+        config = {"trainer": trainer, "buffer": {"ctx_len": plain.facts["ctx_len"], "d_submodule": d_in}}
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+    def read(self, path: Path) -> Plain:
+        """A folder with config.json and ae.pt."""
+        trainer = read_json(path / "config.json").get("trainer", {})
+        file = path / "ae.pt"
+        tensors = read_tensors(file)
+        facts = {"model": trainer.get("lm_name", "unknown"), "hook": f"resid_post.{trainer.get('layer', 0)}"}
+        kind = trainer.get("dict_class")
+        if kind in ("AutoEncoderTopK", "BatchTopKSAE"):
+            encoder, b_enc, decoder, b_dec = taken(
+                tensors, file, "encoder.weight", "encoder.bias", "decoder.weight", "b_dec"
+            )
+            shared: Any = {"W_enc": encoder.T, "b_enc": b_enc, "W_dec": decoder.T, "b_dec": b_dec, "facts": facts}
+            if kind == "AutoEncoderTopK":
+                return Plain("topk", k=int(tensors["k"]), **shared)
+            return Plain("jumprelu", more={"threshold": _threshold(tensors, file, len(b_enc))}, **shared)
+        if kind == "AutoEncoder":
+            names = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
+            encoder, b_enc, decoder, b_dec = taken(tensors, file, *names)
+            return Plain("relu", encoder.T, b_enc, decoder.T, b_dec, facts=facts)
+        if kind == "AutoEncoderNew":
+            names = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+            encoder, b_enc, decoder, b_dec = taken(tensors, file, *names)
+            return Plain("relu", encoder.T, b_enc, decoder.T, b_dec, centred=False, facts=facts)
+        if kind == "GatedAutoEncoder":
+            names = ("encoder.weight", "gate_bias", "decoder.weight", "decoder_bias", "r_mag", "mag_bias")
+            encoder, gate, decoder, b_dec, r_mag, b_mag = taken(tensors, file, *names)
+            return Plain("gated", encoder.T, gate, decoder.T, b_dec, more={"r_mag": r_mag, "b_mag": b_mag}, facts=facts)
+        if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
+            W_enc, b_enc, W_dec, b_dec = taken(tensors, file, "W_enc", "b_enc", "W_dec", "b_dec")
+            threshold = _threshold(tensors, file, len(b_enc))
+            centred = kind == "MatryoshkaBatchTopKSAE"
+            return Plain("jumprelu", W_enc, b_enc, W_dec, b_dec, None, centred, more={"threshold": threshold}, facts=facts)
+        raise ArtefactError(f"{path}: dict_class {kind!r} is not known.")
+
+
+def _threshold(tensors: dict[str, Any], file: Path, d_sae: int) -> Tensor:
+    (threshold,) = taken(tensors, file, "threshold")
+    if threshold.dim() == 0 and threshold < 0:
+        raise ArtefactError(f"{file}: the inference threshold was never set, so single tokens cannot be encoded.")
+    return threshold.expand(d_sae).contiguous()
+
+
+def _theirs(plain: Plain) -> tuple[str, dict[str, Tensor]]:
+    """(their class, its tensors)."""
+    linear = {"encoder.weight": plain.W_enc.T, "decoder.weight": plain.W_dec.T}
+    if plain.kind == "topk":
+        more = {"encoder.bias": plain.b_enc, "b_dec": plain.b_dec, "threshold": torch.tensor(-1.0)}
+        return "AutoEncoderTopK", linear | more | {"k": torch.tensor(plain.k, dtype=torch.int32)}
+    if plain.kind == "relu":
+        return "AutoEncoder", linear | {"encoder.bias": plain.b_enc, "bias": plain.b_dec}
+    if plain.kind == "gated":
+        own = {"r_mag": plain.more["r_mag"], "gate_bias": plain.b_enc, "mag_bias": plain.more["b_mag"]}
+        return "GatedAutoEncoder", linear | own | {"decoder_bias": plain.b_dec}
+    free = plain.as_centred(False)
+    tensors = {"W_enc": free.W_enc, "b_enc": free.b_enc, "W_dec": free.W_dec, "b_dec": free.b_dec}
+    return "JumpReluAutoEncoder", tensors | {"threshold": free.more["threshold"]}

@@ -1,0 +1,66 @@
+"""What a foreign format is: plain tensors to files and back. Nothing that is read is ever executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sae.errors import ArtefactError
+from sae.interop.plain import Plain
+
+
+class Format(ABC):
+    """A library's way to keep a dictionary; its file's name in this folder is its name on the command line."""
+
+    about: ClassVar[str]  # one line for --help
+    exports: ClassVar[bool] = True
+
+    @abstractmethod
+    def write(self, plain: Plain, folder: Path) -> None:
+        """Writes the files; raises `ConfigError` where the format cannot hold this kind."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Plain:
+        """The dictionary in a folder or file; raises `ArtefactError` where it is not one."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path}: cannot be read as JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise ArtefactError(f"{path}: a JSON object is wanted.")
+    return found
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Tensors of a safetensors file, or of a torch file that holds nothing but plain data."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ArtefactError(f"{path}: holds pickled objects besides tensors; saedex does not run them.") from None
+    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        raise ArtefactError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from None
+    if not isinstance(found, dict):
+        raise ArtefactError(f"{path}: holds a {type(found).__name__}, a table of named tensors is wanted.")
+    return found
+
+
+def taken(tensors: dict[str, Any], path: Path, *names: str) -> list[Tensor]:
+    """The named tensors in float32; raises `ArtefactError` naming what is missing."""
+    missing = [name for name in names if not isinstance(tensors.get(name), Tensor)]
+    if missing:
+        raise ArtefactError(f"{path}: no tensor {', '.join(missing)}; it holds {', '.join(sorted(tensors))}.")
+    return [tensors[name].float() for name in names]

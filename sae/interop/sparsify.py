@@ -1,0 +1,49 @@
+"""sparsify: cfg.json and sae.safetensors, encoder in torch's layout and decoder latent by latent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import final
+
+from safetensors.torch import save_file
+
+from sae.errors import ArtefactError, ConfigError
+from sae.interop.format import Format, read_json, read_tensors, taken
+from sae.interop.plain import Plain
+
+
+@final
+class Sparsify(Format):
+    """Hook point folders of sparsify: TopK, and TopK transcoders with or without skip."""
+
+    about = "sparsify (TopK and transcoders)"
+
+    def write(self, plain: Plain, folder: Path) -> None:
+        """cfg.json and sae.safetensors."""
+        if plain.kind != "topk" or plain.token_norm:
+            raise ConfigError(f"sparsify holds TopK dictionaries; this one computes as {plain.kind}. Use --to saelens.")
+        if not plain.centred and plain.W_enc.shape[0] != plain.W_dec.shape[1]:
+            raise ConfigError("sparsify wants input and output of one width.")
+        d_in, d_sae = plain.W_enc.shape
+        tensors = {"encoder.weight": plain.W_enc.T, "encoder.bias": plain.b_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec}
+        tensors |= {"W_skip": plain.more["W_skip"].T} if "W_skip" in plain.more else {}
+        cfg = {
+            "activation": "topk", "expansion_factor": max(1, d_sae // d_in), "normalize_decoder": plain.centred,
+            "num_latents": d_sae, "k": plain.k, "multi_topk": False, "skip_connection": "W_skip" in plain.more,
+            "transcode": not plain.centred, "d_in": d_in,
+        }  # fmt: skip
+        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "sae.safetensors")
+        (folder / "cfg.json").write_text(json.dumps(cfg, indent=1))
+
+    def read(self, path: Path) -> Plain:
+        """A hook point folder."""
+        cfg = read_json(path / "cfg.json")
+        if cfg.get("activation", "topk") != "topk" or cfg.get("signed"):
+            raise ArtefactError(f"{path}: activation {cfg.get('activation')!r}; saedex reads unsigned topk.")
+        file = path / "sae.safetensors"
+        tensors = read_tensors(file)
+        encoder, b_enc, W_dec, b_dec = taken(tensors, file, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
+        more = {"W_skip": tensors["W_skip"].float().T} if "W_skip" in tensors else {}
+        facts = {"target": "mlp_out.0"} if cfg.get("transcode") else {}
+        return Plain("topk", encoder.T, b_enc, W_dec, b_dec, cfg.get("k"), not cfg.get("transcode"), more=more, facts=facts)

@@ -1,0 +1,163 @@
+"""Foreign formats: what is exported is read back equal; what is read is never run; what does not fit writes nothing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_cli
+from test_architectures import batch, make
+
+from sae import dictionary
+from sae.architectures import ARCHITECTURES
+from sae.errors import ArtefactError, ConfigError, SaedexError
+from sae.interop.plain import largest_difference
+from sae.interop.transfer import FORMATS, export_dictionary, import_dictionary
+
+HOLDS = {
+    "saelens": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},
+    "dictionary_learning": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},
+    "sparsify": {"topk", "gradient", "transcoder"},
+    "gemma-npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
+}
+FACTS = {"run": "x", "model": {"name": "m"}, "text": {"ctx_len": 128}, "filters": {"median_norm": 8.0}}
+
+
+def published(folder, name, **more):
+    """A dictionary folder of an architecture whose every tensor matters."""
+    sae = make(name, **more)
+    if name == "transcoder" and sae.W_skip is not None:
+        torch.nn.init.normal_(sae.W_skip, generator=torch.Generator().manual_seed(4))
+    for parameter in ("r_mag", "b_mag"):
+        if name == "gated":
+            torch.nn.init.normal_(sae.get_parameter(parameter), 0, 0.2, generator=torch.Generator().manual_seed(6))
+    for seed in range(5):
+        sae.observe(sae.losses(batch(seed=seed), torch.tensor(1.0)).made)
+    dictionary.publish(folder, sae, FACTS)
+    return folder
+
+
+def test_every_format_of_the_command_line_is_there():
+    assert set(FORMATS) == {*HOLDS, "openai"}
+
+
+@pytest.mark.parametrize("form", HOLDS)
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_round_trips_and_refusals(tmp_path, form, name):
+    folder, target = published(tmp_path / "mine", name), tmp_path / "theirs"
+    if name not in HOLDS[form]:
+        with pytest.raises(ConfigError):
+            export_dictionary(folder, form, target)
+        assert not target.exists()
+        return
+    lossy = export_dictionary(folder, form, target)
+    assert (lossy is not None) == (name == "top_afa")
+    places = ("mlp_in.0", "mlp_out.0") if name == "transcoder" else ("resid_post.0", None)
+    back = import_dictionary(target, form, tmp_path / "back", *places)
+    if not lossy:
+        assert largest_difference(dictionary.load(folder), back, 8.0) <= 1e-5
+    assert torch.equal(dictionary.load(tmp_path / "back").W_dec, back.W_dec)
+
+
+def test_skip_transcoders_and_token_norm_survive(tmp_path):
+    skip = published(tmp_path / "skip", "transcoder", skip=True)
+    export_dictionary(skip, "sparsify", tmp_path / "theirs")
+    back = import_dictionary(tmp_path / "theirs", "sparsify", tmp_path / "back", "mlp_in.0", "mlp_out.0")
+    assert largest_difference(dictionary.load(skip), back, 8.0) <= 1e-5
+    normed = published(tmp_path / "normed", "topk", token_norm=True)
+    export_dictionary(normed, "saelens", tmp_path / "lens")
+    again = import_dictionary(tmp_path / "lens", "saelens", tmp_path / "again", None)
+    assert again.config.token_norm and largest_difference(dictionary.load(normed), again, 8.0) <= 1e-5
+
+
+def test_a_lossy_export_says_so_in_the_file_and_on_the_terminal(tmp_path):
+    folder = published(tmp_path / "mine", "top_afa")
+    done = run_cli("export", folder, "--to", "saelens", tmp_path / "theirs")
+    assert done.returncode == 0 and "LOSSY: k(x) of top-AFA became one threshold" in done.stdout
+    assert "one threshold" in json.loads((tmp_path / "theirs" / "cfg.json").read_text())["metadata"]["lossy"]
+    sae, x = dictionary.load(folder), batch(500).x
+    l0 = (sae.encode(x).top_acts > 0).sum(1).float().mean().item()
+    back = import_dictionary(tmp_path / "theirs", "saelens", tmp_path / "back", None)
+    assert (back.encode(x).top_acts > 0).sum(1).float().mean().item() == pytest.approx(l0, rel=0.2)
+
+
+def test_a_wrong_writer_is_caught_by_the_check(tmp_path, monkeypatch):
+    folder, right = published(tmp_path / "mine", "topk"), type(FORMATS["saelens"]).read
+
+    def wrong(self, path):
+        import dataclasses
+
+        plain = right(self, path)
+        return dataclasses.replace(plain, b_enc=plain.b_enc + 0.01)
+
+    monkeypatch.setattr(type(FORMATS["saelens"]), "read", wrong)
+    with pytest.raises(ArtefactError, match="the file read back differs"):
+        export_dictionary(folder, "saelens", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
+def openai_file(path, activation="TopK"):
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "pre_bias": torch.randn(12, generator=generator), "latent_bias": torch.randn(48, generator=generator),
+        "encoder.weight": torch.randn(48, 12, generator=generator),
+        "decoder.weight": torch.randn(12, 48, generator=generator), "stats_last_nonzero": torch.zeros(48),
+        "activation": activation, "activation_state_dict": {"k": 4},
+    }  # fmt: skip
+    torch.save(state, path)
+    return state
+
+
+def test_openai_files_compute_as_their_code_does(tmp_path):
+    state = openai_file(tmp_path / "sae.pt")
+    sae = import_dictionary(tmp_path / "sae.pt", "openai", tmp_path / "mine", "resid_post.3")
+    x = batch().x
+    centred = x - x.mean(1, keepdim=True)
+    scale = centred.std(1, keepdim=True) + 1e-5
+    pre_acts = (centred / scale - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"]
+    top = pre_acts.topk(4, dim=1)
+    acts = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu())
+    expected = (acts @ state["decoder.weight"].T + state["pre_bias"]) * scale + x.mean(1, keepdim=True)
+    torch.testing.assert_close(sae(x), expected, rtol=1e-4, atol=1e-4)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_pickled_objects_and_wrong_shapes_are_refused_and_write_nothing(tmp_path, capsys):
+    torch.save({"encoder.weight": Evil()}, tmp_path / "evil.pt")
+    np.savez(tmp_path / "evil.npz", W_enc=np.array([Evil()], dtype=object))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}))
+    export_dictionary(published(tmp_path / "mine", "topk"), "sparsify", tmp_path / "bad")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tmp_path / "bad" / "sae.safetensors")
+    save_file({**tensors, "b_dec": torch.zeros(5)}, tmp_path / "bad" / "sae.safetensors")
+    capsys.readouterr()
+    for path, form, message in [
+        ("evil.pt", "openai", "pickled objects"),
+        ("evil.npz", "gemma-npz", "pickled objects"),
+        ("bad", "sparsify", "b_dec has shape"),
+        ("mine", "sparsify", "cannot be read as JSON"),
+        ("nowhere", "saelens", "no such file"),
+    ]:
+        with pytest.raises(SaedexError, match=message):
+            import_dictionary(tmp_path / path, form, tmp_path / "new", "resid_post.1")
+        assert not (tmp_path / "new").exists()
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_the_saebench_adapter_is_dense_and_agrees():
+    from sae.interop.saebench import SaeBenchAdapter
+
+    sae = make("topk").eval()
+    adapter = SaeBenchAdapter(sae, "some-model", 128)
+    x = batch(24).x.view(2, 12, 12)
+    acts = adapter.encode(x)
+    assert acts.shape == (2, 12, 48) and adapter.cfg.hook_name == "blocks.0.hook_resid_post"
+    torch.testing.assert_close(adapter(x).view(-1, 12), sae(x.view(-1, 12)))
