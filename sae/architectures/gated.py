@@ -23,7 +23,7 @@ class GatedConfig(ArchitectureConfig):
         default="gated", description="A gate and a magnitude per latent, sharing encoder directions."
     )
     l1_coefficient: float = Field(
-        default=2e-3, ge=0, description="Weight of the gate's L1, of inputs scaled to a median norm of sqrt(d_model)."
+        default=1e-2, ge=0, description="Weight of the gate's L1, of inputs scaled to a median norm of sqrt(d_model)."
     )
     sparsity_warmup_tokens: Count = Field(
         default=100_000, ge=0, description="Activations over which the penalty rises from 0."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any, Literal, final
 
 import torch
@@ -24,9 +25,11 @@ class JumpReluConfig(ArchitectureConfig):
     target_l0: float = Field(default=32.0, gt=0, description="Mean latents per token to arrive at.")
     l0_coefficient: float = Field(default=1.0, ge=0, description="Weight of (l0 / target_l0 - 1)^2.")
     bandwidth: float = Field(
-        default=0.1, gt=0, description="Width of the window around a threshold in which it feels a gradient."
+        default=0.5, gt=0, description="Width of the window around a threshold in which it feels a gradient."
     )
-    initial_threshold: float = Field(default=0.1, gt=0, description="Where every threshold begins.")
+    initial_threshold: float | None = Field(
+        default=None, gt=0, description="Where every threshold begins; none: where about target_l0 latents fire."
+    )
     sparsity_warmup_tokens: Count = Field(
         default=100_000, ge=0, description="Activations over which the l0 penalty rises from 0."
     )
@@ -89,7 +92,10 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
 
     def __init__(self, config: JumpReluConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
-        self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
+        begin = config.initial_threshold
+        if begin is None:  # random unit directions see scaled inputs as standard normal numbers
+            begin = NormalDist().inv_cdf(1 - min(0.5, config.target_l0 / config.d_sae)) or 0.1
+        self.threshold = nn.Parameter(torch.full((config.d_sae,), begin))
 
     def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
         """Latents above their threshold; in training also those within half a bandwidth below it."""

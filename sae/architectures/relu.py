@@ -19,7 +19,7 @@ class ReluConfig(ArchitectureConfig):
 
     architecture: Literal["relu"] = Field(default="relu", description="All positive activations, with an L1 penalty.")
     l1_coefficient: float = Field(
-        default=2e-3, ge=0, description="Weight of mean sum_i a_i, of inputs scaled to a median norm of sqrt(d_model)."
+        default=1e-2, ge=0, description="Weight of mean sum_i a_i, of inputs scaled to a median norm of sqrt(d_model)."
     )
     sparsity_warmup_tokens: Count = Field(
         default=100_000, ge=0, description="Activations over which the penalty rises from 0."
