@@ -70,7 +70,11 @@ class SaeTrainer:
         generator = torch.Generator().manual_seed(seed if config.seed is None else config.seed)
         self.sae.initialise(generator, torch.cat(centres))
         self.sae.to(device)
-        self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=0.0, fused=True)
+        groups = [
+            {"params": [parameter], "multiple": self.sae.lr_multiples.get(name, 1.0)}
+            for name, parameter in self.sae.named_parameters()
+        ]
+        self.optimiser = torch.optim.Adam(groups, lr=0.0, fused=True)
         self.variance = torch.tensor(sum(s.variance * s.scale**2 for s in writes), device=device)
         if config.gradient:
             self.sae.get_buffer("gradient_norm").fill_(activations.mean_norm(config.gradient))
@@ -106,7 +110,7 @@ class SaeTrainer:
         losses.total.backward()
         self.sae.project_decoder_gradient()
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["multiple"]
         self.optimiser.step()
         self.sae.normalise_decoder()
         made = losses.made

@@ -95,3 +95,48 @@ def test_top_k_ties_go_to_the_smaller_index():
 def test_top_k_of_everything():
     pre_acts = torch.randn(3, 64)
     assert cpu.top_k_indices(pre_acts, 64).tolist() == [list(range(64))] * 3
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 70), st.booleans())
+def test_the_norm_crossing_is_the_full_rule(seed, width, whole_numbers):
+    """No row is sorted, yet k(x) = 1 + argmin_j |sqrt(c_j) - norm| over the full order; ties and zeros included."""
+    generator = torch.Generator().manual_seed(seed)
+    if whole_numbers:  # many ties and exact sums
+        pre_acts = torch.randint(-3, 4, (9, width), generator=generator).float()
+    else:
+        pre_acts = torch.randn(9, width, generator=generator)
+    norm = torch.rand(9, generator=generator) * 8
+    norm[0] = 0.0
+    norm[1] = 1e6
+    assert torch.equal(cpu.norm_crossing(pre_acts, norm), reference.norm_crossing(pre_acts, norm))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 70), st.integers(1, 70))
+def test_batch_selection_and_thresholds_equal_their_definitions(seed, width, k):
+    generator = torch.Generator().manual_seed(seed)
+    pre_acts, k = torch.randn(9, width, generator=generator), min(k, width)
+    assert torch.equal(cpu.batch_top_k(pre_acts, k), reference.batch_top_k(pre_acts, k))
+    threshold = torch.rand(width, generator=generator)
+    assert torch.equal(cpu.above(pre_acts, threshold), reference.above(pre_acts, threshold))
+    kept = cpu.batch_top_k(pre_acts, k)
+    assert (kept >= 0).sum() == min(9 * k, int((pre_acts > 0).sum()))
+
+
+def test_dense_products_equal_the_sparse_ones():
+    generator = torch.Generator().manual_seed(0)
+    rows, table = torch.randn(20, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    indices = torch.stack([torch.randperm(30, generator=generator)[:12] for _ in range(20)])
+    weights = torch.rand(20, 12, generator=generator)
+    torch.testing.assert_close(dense.gather_dot(rows, table, indices), reference.gather_dot(rows, table, indices))
+    torch.testing.assert_close(dense.gather_sum(weights, table, indices), reference.gather_sum(weights, table, indices))
+
+
+def test_picking_has_the_gradient_of_indexing():
+    vector = torch.randn(30, requires_grad=True)
+    indices = torch.randint(0, 30, (50, 7))
+    weights = torch.rand(50, 7)
+    (expected,) = torch.autograd.grad((vector[indices] * weights).sum(), vector)
+    (found,) = torch.autograd.grad((pick(vector, indices) * weights).sum(), vector)
+    torch.testing.assert_close(found, expected)

@@ -31,6 +31,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     config_class: ClassVar[type[ArchitectureConfig]]
     ragged: ClassVar[bool] = False  # whether `select` keeps a different number of latents per token
     in_units_of_activation: ClassVar[tuple[str, ...]] = ()  # further tensors that `fold_scale` divides
+    lr_multiples: ClassVar[dict[str, float]] = {}  # parameters with a learning rate of their own, in those of the rest
 
     def __init__(self, config: C, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import NormalDist
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from pydantic import Field, model_validator
@@ -83,12 +83,14 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
     Paper: Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders, Rajamanoharan et al.
     2024, arXiv 2407.14435, equations 9 to 12.
     Differs from the paper: the penalty aims at a target l0 instead of weighing l0; the input is centred by b_dec;
-    inputs have a median norm of sqrt(d_model), so bandwidth and thresholds are larger numbers.
+    inputs have a median norm of sqrt(d_model), so bandwidth and thresholds are larger numbers; thresholds learn ten
+    times as fast as weights, so that short runs arrive at their target.
     """
 
     config_class = JumpReluConfig
     ragged = True
     in_units_of_activation = ("threshold",)
+    lr_multiples: ClassVar[dict[str, float]] = {"threshold": 10.0}  # a threshold has farther to go than a weight
 
     def __init__(self, config: JumpReluConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
