@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart explore test lint bench docs ui clean
+.PHONY: quickstart explore test lint peers bench docs ui clean
 
 quickstart: $(VENV)/train ## from nothing to labelled features of a real model
 	$(VENV)/bin/sae-train training_configs/quickstart.yaml
@@ -12,9 +12,15 @@ quickstart: $(VENV)/train ## from nothing to labelled features of a real model
 explore: $(VENV)/train ## open the explorer of the quickstart run
 	$(VENV)/bin/sae serve runs/quickstart
 
-test: $(VENV)/test lint ## everything that must hold
+test: $(VENV)/test lint peers ## everything that must hold
 	@sh tests/bring_chromium.sh
 	$(VENV)/bin/python -m pytest
+	$(VENV)-peers/bin/python -m pytest tests/test_peers.py
+
+peers: $(VENV)/test ## an environment on top of the tests' with the peers' own packages, to judge exports
+	@test -d $(VENV)-peers || $(PYTHON) -m venv $(VENV)-peers
+	@$(VENV)-peers/bin/python tests/join_environment.py $(VENV)
+	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/peers.txt
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
@@ -32,7 +38,7 @@ ui: ## rebuild the explorer with the system's npm, for those who work on it
 	cd server/ui && npm ci && npm run check && npm run build
 
 clean:
-	rm -rf $(VENV) build dist server/static server/ui/node_modules
+	rm -rf $(VENV) $(VENV)-peers build dist server/static server/ui/node_modules
 
 $(VENV)/python: constraints.txt
 	$(PYTHON) -m venv $(VENV)

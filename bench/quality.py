@@ -52,7 +52,11 @@ def judged(trained: Trained, held_out: Tensor, rooms: Rooms, rows: int) -> dict[
     meter = FvuMeter(held_out.shape[1])
     for x in held_out.split(4096):
         meter.add(x, trained.reconstruct(x))
-    return {"fvu": meter.value(), "loss_recovered": _recovered(trained.reconstruct, held_out, rooms), "dead": trained.dead}
+    return {
+        "fvu": meter.value(),
+        "loss_recovered": _recovered(trained.reconstruct, held_out, rooms),
+        "dead": trained.dead,
+    }
 
 
 def _recovered(reconstruct: Callable[[Tensor], Tensor], held_out: Tensor, rooms: Rooms) -> float:
@@ -67,7 +71,11 @@ def _recovered(reconstruct: Callable[[Tensor], Tensor], held_out: Tensor, rooms:
         ids = torch.from_numpy(contexts.ids[part].astype("int64"))
         made = rooms.held_out.harvester.harvest(contexts.ids[part], documents)
         x = made.x[Channel(HOOK)][made.keep].float()
-        edits = {"clean": {}, "spliced": {HOOK: (made.keep, reconstruct(x))}, "mean": {HOOK: (made.keep, mean.expand_as(x))}}
+        edits = {
+            "clean": {},
+            "spliced": {HOOK: (made.keep, reconstruct(x))},
+            "mean": {HOOK: (made.keep, mean.expand_as(x))},
+        }
         for name, edit in edits.items():
             ce[name] -= float(log_probs(subject, ids, documents, edit).gather(2, ids[:, 1:, None]).sum())
     return loss_recovered(ce["clean"], ce["spliced"], ce["mean"])
@@ -87,12 +95,17 @@ def main() -> None:
     train, held_out = rows_of(rooms, asked.rows)
     rates, table = {}, {}
     for name, fit in PEERS.items():
-        tried = {lr: judged(fit(train, asked.d_sae, 32, 0, BATCH, lr), held_out, rooms, asked.rows)["fvu"] for lr in RATES}
+        tried = {
+            lr: judged(fit(train, asked.d_sae, 32, 0, BATCH, lr), held_out, rooms, asked.rows)["fvu"] for lr in RATES
+        }
         rates[name] = min(tried, key=lambda lr: tried[lr])
         print(f"{name}: learning rates {tried}", flush=True)
     for k in asked.k:
         for name, fit in PEERS.items():
-            found = [judged(fit(train, asked.d_sae, k, seed, BATCH, rates[name]), held_out, rooms, asked.rows) for seed in asked.seeds]
+            found = [
+                judged(fit(train, asked.d_sae, k, seed, BATCH, rates[name]), held_out, rooms, asked.rows)
+                for seed in asked.seeds
+            ]
             table[f"{name} k={k}"] = {key: [f[key] for f in found] for key in found[0]}
             shown = {key: f"{statistics.mean(v):.4f} +- {_error(v):.4f}" for key, v in table[f"{name} k={k}"].items()}
             print(f"k={k} {name:20s} {shown}", flush=True)

@@ -142,22 +142,34 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _transfer_parsers(commands: Any) -> None:
     """`sae eval`, `sae export` and `sae import`."""
-    measure = commands.add_parser("eval", help="measure dictionaries on held-out text; writes metrics.json and report.md")
+    measure = commands.add_parser(
+        "eval", help="measure dictionaries on held-out text; writes metrics.json and report.md"
+    )
     measure.add_argument("path", type=Path, help="a run folder (all its dictionaries) or one dictionary folder")
-    measure.add_argument("--run", type=Path, help="run whose model and held-out text to use, for an imported dictionary")
+    measure.add_argument(
+        "--run", type=Path, help="run whose model and held-out text to use, for an imported dictionary"
+    )
     measure.add_argument(
         "--measures", help=f"comma-separated; known: {', '.join(MEASURE_NAMES)} (default: those of the run's config)"
     )
     measure.add_argument(
-        "--against", type=Path, action="append", default=[], help="dictionary folder to compare with (stability); repeat"
+        "--against",
+        type=Path,
+        action="append",
+        default=[],
+        help="dictionary folder to compare with (stability); repeat",
     )
     measure.set_defaults(work=_evaluate)
     out = commands.add_parser("export", help="write a dictionary in another library's format")
-    out.add_argument("dictionary", type=Path, help="dictionary folder, for example runs/quickstart/dictionaries/resid-4096")
+    out.add_argument(
+        "dictionary", type=Path, help="dictionary folder, for example runs/quickstart/dictionaries/resid-4096"
+    )
     out.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="the format")
     out.add_argument("target", type=Path, help="new folder to write")
     out.set_defaults(work=_export)
-    into = commands.add_parser("import", help="make a dictionary folder of another library's file; nothing in it is run")
+    into = commands.add_parser(
+        "import", help="make a dictionary folder of another library's file; nothing in it is run"
+    )
     into.add_argument("path", type=Path, help="the file or folder")
     into.add_argument("--from", dest="source", required=True, choices=(*EXPORT_FORMATS, "openai"), help="its format")
     into.add_argument("--hook", help="hook point, such as resid_post.8, where the file does not say or is wrong")

@@ -56,7 +56,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
     """Pearson correlation of the ranks of two vectors; ties share their mean rank."""
     from scipy.stats import spearmanr
 
-    return float(spearmanr(a.numpy(), b.numpy()).statistic)
+    return float(spearmanr(a.numpy(), b.numpy())[0])  # pyright: ignore[reportArgumentType]
 
 
 def geometric_median(rows: Tensor, iterations: int = 50) -> Tensor:

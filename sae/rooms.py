@@ -59,7 +59,9 @@ def prepare(
         stage.update(1)
     if channels is None:
         channels = tuple(dict.fromkeys(channel for sae in config.sae for channel in sae.channels))
-    Harvester(lm, channels, config.harvest, config.text.packing)  # a wrong hook point is refused before the text is read
+    Harvester(
+        lm, channels, config.harvest, config.text.packing
+    )  # a wrong hook point is refused before the text is read
     with screen.stage("tokens", config.train.tokens) as stage:
         contexts, held_out = tokens.build(
             config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update

@@ -71,6 +71,17 @@ def _tags(model: type[BaseModel]) -> set[str]:
     return found
 
 
+def _about_tag(key: str, context: Any) -> str:
+    """The line for an entry whose kind is missing or not known."""
+    which = f"{key}.{context['discriminator'].strip(chr(39))}"
+    if "tag" not in context:
+        return f"{which}: missing; this key is required"
+    known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
+    near = difflib.get_close_matches(str(context["tag"]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{which}: {context['tag']!r} is not known; {hint}known: {', '.join(known)}"
+
+
 def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per problem: the dotted key, what was given, what is allowed, the nearest key for a typo."""
     lines = []
@@ -86,14 +97,8 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[st
             near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             lines.append(f"{key}: unknown key; {hint}")
-        elif problem["type"] == "union_tag_invalid":
-            asked, known = str(problem["ctx"]["tag"]), [t.strip("' ") for t in problem["ctx"]["expected_tags"].split(",")]
-            near = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            which = problem["ctx"]["discriminator"].strip("'")
-            lines.append(f"{key}.{which}: {asked!r} is not known; {hint}known: {', '.join(known)}")
-        elif problem["type"] == "union_tag_not_found":
-            lines.append(f"{key}.{problem['ctx']['discriminator'].strip(chr(39))}: missing; this key is required")
+        elif problem["type"].startswith("union_tag"):
+            lines.append(_about_tag(key, problem.get("ctx")))
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; this key is required")
         else:

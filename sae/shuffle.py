@@ -77,7 +77,8 @@ class RingBuffer:
     ):
         self.slots, self.max_rows = slots, max_rows
         self.data = {
-            channel: torch.empty(slots * max_rows, width, dtype=dtype, device=device) for channel, width in widths.items()
+            channel: torch.empty(slots * max_rows, width, dtype=dtype, device=device)
+            for channel, width in widths.items()
         }
         self.held: list[int | None] = [None] * slots
         self.n_rows: dict[int, int] = {}

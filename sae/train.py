@@ -66,7 +66,7 @@ class SaeTrainer:
         self.scale_in = self._scales(activations, config.reads)
         self.scale_out = self._scales(activations, config.writes)
         centres = [torch.tensor(s.mean if config.centre == "mean" else s.centre) * s.scale for s in writes]
-        self.sae: SparseAutoencoder = build(config, *map(len, (self.scale_in, self.scale_out)), dtype)
+        self.sae: SparseAutoencoder = build(config, len(self.scale_in), len(self.scale_out), dtype)
         generator = torch.Generator().manual_seed(seed if config.seed is None else config.seed)
         self.sae.initialise(generator, torch.cat(centres))
         self.sae.to(device)

@@ -44,7 +44,10 @@ WRONG = [
     ({"sae__0__hook": "residual.1"}, "a hook point is site.layer"),
     ({"sae__0__hook": "mlp_out"}, "a hook point is site.layer"),
     ({"sae__0__architecture": "topkk"}, "sae.0.architecture: 'topkk' is not known; did you mean 'topk'"),
-    ({"sae__0__architecture": "gradient", "sae__0__beta": -1}, "sae.0.beta: input should be greater than or equal to 0"),
+    (
+        {"sae__0__architecture": "gradient", "sae__0__beta": -1},
+        "sae.0.beta: input should be greater than or equal to 0",
+    ),
     ({"sae__0__grid": {"k": []}}, "sae: entry 0: grid maps settings to lists of values"),
     ({"sae__0__grid": {"k": [2, 4]}}, "k is given both in the grid and beside it"),
     ({"sae__0__name": "x-{kk}", "sae__0__grid": {"lr": [0.1]}}, "the settings in braces have to be of this entry"),

@@ -57,7 +57,9 @@ def test_the_last_position_has_no_gradient_and_is_not_kept():
 def test_the_way_back_ends_at_the_hook_point():
     lm, seen = small_model("Llama"), {}
     handles = [
-        block.register_forward_hook(lambda _m, _a, out, n=n: seen.__setitem__(n, out if isinstance(out, torch.Tensor) else out[0]))
+        block.register_forward_hook(
+            lambda _m, _a, out, n=n: seen.__setitem__(n, out if isinstance(out, torch.Tensor) else out[0])
+        )
         for n, block in enumerate(lm.body.layers)
     ]
     harvest(lm)

@@ -127,10 +127,7 @@ def test_spliced_identity_changes_nothing(lm):
 
 def test_harvest_is_the_same_for_any_batch_size():
     lm, hook = small_model("Llama"), HookPoint("resid_post", 1)
-    found = [
-        harvested(lm, (hook,), ids(), batch_contexts=n)[hook]
-        for n in (1, 4, 6, 32)
-    ]
+    found = [harvested(lm, (hook,), ids(), batch_contexts=n)[hook] for n in (1, 4, 6, 32)]
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=1e-5, atol=1e-5)
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae.kernels import cpu, reference, sparse
+from sae.kernels import cpu, dense, reference, sparse
+from sae.kernels.sparse import pick
 
 SIZES = [(1, 1, 1, 1), (7, 5, 33, 3), (64, 48, 100, 9), (33, 31, 64, 64)]
 

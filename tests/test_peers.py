@@ -64,7 +64,11 @@ def test_sparsify_loads_and_agrees(tmp_path, name, more):
     sparsify = imported("sparsify")
     folder = published(tmp_path / "mine", name, **more)
     export_dictionary(folder, "sparsify", tmp_path / "theirs")
-    theirs, ours, x = sparsify.SparseCoder.load_from_disk(tmp_path / "theirs", "cpu"), dictionary.load(folder), batch(1000).x
+    theirs, ours, x = (
+        sparsify.SparseCoder.load_from_disk(tmp_path / "theirs", "cpu"),
+        dictionary.load(folder),
+        batch(1000).x,
+    )
     with torch.no_grad():
         found = theirs.encode(x)
         close(torch.zeros(len(x), 48).scatter_add(1, found.top_indices, found.top_acts), dense(ours, x))

@@ -63,7 +63,11 @@ def _traced(lm: LanguageModel, module: torch.nn.Module, seen: list[_Traced]) -> 
         causal = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~causal, -torch.inf)
         if mask is not None:
-            scores = scores + mask[..., :length].float() if mask.dtype != torch.bool else scores.masked_fill(~mask, -torch.inf)
+            scores = (
+                scores + mask[..., :length].float()
+                if mask.dtype != torch.bool
+                else scores.masked_fill(~mask, -torch.inf)
+            )
         pattern = scores.softmax(dim=-1)
         if layer is module:
             seen.append(_Traced(pattern[0], value[0].float()))

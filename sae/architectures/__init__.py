@@ -21,8 +21,9 @@ def _discover() -> dict[str, type[SparseAutoencoder]]:
     for module_info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         for _, cls in inspect.getmembers(module, inspect.isclass):
-            own = issubclass(cls, SparseAutoencoder) and cls.__module__ == module.__name__
-            if own and "config_class" in vars(cls):
+            if not issubclass(cls, SparseAutoencoder) or cls.__module__ != module.__name__:
+                continue
+            if "config_class" in vars(cls):  # else a class that architectures share
                 found[cls.config_class.model_fields["architecture"].default] = cls
     return found
 

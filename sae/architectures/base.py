@@ -221,7 +221,9 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         if self.config.token_norm:
             return  # the token's own norm has taken the scale away
         scale_out = scale_in if scale_out is None else scale_out
-        scale_in, scale_out = (torch.as_tensor(s, dtype=torch.float32).to(self.b_dec.device) for s in (scale_in, scale_out))
+        scale_in, scale_out = (
+            torch.as_tensor(s, dtype=torch.float32).to(self.b_dec.device) for s in (scale_in, scale_out)
+        )
         c = float(scale_out.mean())
         self.W_enc.copy_((self.W_enc.T * (scale_in / c)).T)
         self.W_dec *= c / scale_out

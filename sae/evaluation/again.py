@@ -55,5 +55,3 @@ def evaluate_again(
                 )  # fmt: skip
                 evaluate(subject, names, f"{config.name} / {folder.name}", screen.say)
             yield folder.name, folder
-
-

@@ -60,5 +60,6 @@ def batch_of(config: ArchitectureConfig, rows: dict[Channel, Tensor]) -> Batch:
     """The rows of every channel put together as a dictionary reads and writes them."""
     x = torch.cat([rows[Channel(hook)] for hook in config.reads], dim=1).float()
     y = x if config.reads == config.writes else torch.cat([rows[Channel(h)] for h in config.writes], dim=1).float()
-    gradient = rows[config.gradient].float() if config.gradient in rows else None
+    wanted = config.gradient
+    gradient = rows[wanted].float() if wanted is not None and wanted in rows else None
     return Batch(x, y, gradient)

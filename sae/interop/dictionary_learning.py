@@ -70,7 +70,9 @@ class DictionaryLearning(Format):
             W_enc, b_enc, W_dec, b_dec = taken(tensors, file, "W_enc", "b_enc", "W_dec", "b_dec")
             threshold = _threshold(tensors, file, len(b_enc))
             centred = kind == "MatryoshkaBatchTopKSAE"
-            return Plain("jumprelu", W_enc, b_enc, W_dec, b_dec, None, centred, more={"threshold": threshold}, facts=facts)
+            return Plain(
+                "jumprelu", W_enc, b_enc, W_dec, b_dec, None, centred, more={"threshold": threshold}, facts=facts
+            )
         raise ArtefactError(f"{path}: dict_class {kind!r} is not known.")
 
 

@@ -23,10 +23,18 @@ class GemmaNpz(Format):
     def write(self, plain: Plain, folder: Path) -> None:
         """params.npz."""
         if plain.kind not in ("jumprelu", "relu") or plain.token_norm or "W_skip" in plain.more:
-            raise ConfigError(f"Gemma Scope's format holds JumpReLU; this one computes as {plain.kind}. Use --to saelens.")
+            raise ConfigError(
+                f"Gemma Scope's format holds JumpReLU; this one computes as {plain.kind}. Use --to saelens."
+            )
         free = plain.as_centred(False)
         threshold = free.more.get("threshold", torch.zeros_like(free.b_enc))
-        arrays = {"W_enc": free.W_enc, "W_dec": free.W_dec, "b_enc": free.b_enc, "b_dec": free.b_dec, "threshold": threshold}
+        arrays = {
+            "W_enc": free.W_enc,
+            "W_dec": free.W_dec,
+            "b_enc": free.b_enc,
+            "b_dec": free.b_dec,
+            "threshold": threshold,
+        }
         np.savez(folder / "params.npz", **{name: t.numpy() for name, t in arrays.items()})  # pyright: ignore
         if plain.lossy:
             (folder / "LOSSY.txt").write_text(plain.lossy + "\n")

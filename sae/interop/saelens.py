@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from sae.errors import ArtefactError, ConfigError
 from sae.interop.format import Format, read_json, read_tensors, taken
-from sae.interop.plain import Plain
+from sae.interop.plain import Kind, Plain
 
-ARCHITECTURES = {"topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated"}
+ARCHITECTURES: dict[Kind, str] = {"topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated"}
 SITES = {
     "resid_pre": "hook_resid_pre", "resid_post": "hook_resid_post", "attn_out": "hook_attn_out",
     "attn_z": "attn.hook_z", "mlp_out": "hook_mlp_out", "mlp_hidden": "mlp.hook_post",
@@ -80,9 +80,13 @@ class SaeLens(Format):
     def read(self, path: Path) -> Plain:
         """A folder with cfg.json."""
         cfg = read_json(path / "cfg.json")
-        kind = next((ours for ours, theirs in ARCHITECTURES.items() if theirs == cfg.get("architecture")), None)
+        kind: Kind | None = next(
+            (ours for ours, theirs in ARCHITECTURES.items() if theirs == cfg.get("architecture")), None
+        )
         if kind is None:
-            raise ArtefactError(f"{path}: architecture {cfg.get('architecture')!r}; known: {', '.join(ARCHITECTURES.values())}.")
+            raise ArtefactError(
+                f"{path}: architecture {cfg.get('architecture')!r}; known: {', '.join(ARCHITECTURES.values())}."
+            )
         normalised = cfg.get("normalize_activations", "none")
         if normalised not in ("none", "layer_norm"):
             raise ArtefactError(f"{path}: normalize_activations {normalised!r}; fold it in SAELens first.")

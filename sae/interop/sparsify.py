@@ -26,7 +26,12 @@ class Sparsify(Format):
         if not plain.centred and plain.W_enc.shape[0] != plain.W_dec.shape[1]:
             raise ConfigError("sparsify wants input and output of one width.")
         d_in, d_sae = plain.W_enc.shape
-        tensors = {"encoder.weight": plain.W_enc.T, "encoder.bias": plain.b_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec}
+        tensors = {
+            "encoder.weight": plain.W_enc.T,
+            "encoder.bias": plain.b_enc,
+            "W_dec": plain.W_dec,
+            "b_dec": plain.b_dec,
+        }
         tensors |= {"W_skip": plain.more["W_skip"].T} if "W_skip" in plain.more else {}
         cfg = {
             "activation": "topk", "expansion_factor": max(1, d_sae // d_in), "normalize_decoder": plain.centred,
@@ -46,4 +51,6 @@ class Sparsify(Format):
         encoder, b_enc, W_dec, b_dec = taken(tensors, file, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
         more = {"W_skip": tensors["W_skip"].float().T} if "W_skip" in tensors else {}
         facts = {"target": "mlp_out.0"} if cfg.get("transcode") else {}
-        return Plain("topk", encoder.T, b_enc, W_dec, b_dec, cfg.get("k"), not cfg.get("transcode"), more=more, facts=facts)
+        return Plain(
+            "topk", encoder.T, b_enc, W_dec, b_dec, cfg.get("k"), not cfg.get("transcode"), more=more, facts=facts
+        )

@@ -73,7 +73,9 @@ def _with_facts(plain: Any, facts: dict[str, Any]) -> Any:
     return replace(plain, facts={**plain.facts, **facts})
 
 
-def import_dictionary(path: Path, source: str, target: Path, hook: str | None, writes: str | None = None) -> SparseAutoencoder:
+def import_dictionary(
+    path: Path, source: str, target: Path, hook: str | None, writes: str | None = None
+) -> SparseAutoencoder:
     """Publishes a foreign dictionary as a dictionary folder and returns it; nothing in the file is executed."""
     if target.exists():
         raise ConfigError(f"{target}: exists already. Give a new folder.")
@@ -82,7 +84,9 @@ def import_dictionary(path: Path, source: str, target: Path, hook: str | None, w
     plain = FORMATS[source].read(path)
     if writes is not None or "target" in plain.facts:
         if writes is None or hook is None:
-            raise ConfigError(f"{path}: a transcoder. Say where it reads and writes: --hook mlp_in.8 --target mlp_out.8")
+            raise ConfigError(
+                f"{path}: a transcoder. Say where it reads and writes: --hook mlp_in.8 --target mlp_out.8"
+            )
         plain = _with_facts(plain, {"target": writes})
     if hook is not None:
         plain = _with_facts(plain, {"hook": hook})

@@ -202,4 +202,13 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
     return ragged(mask.view_as(pre_acts))
 
 
-__all__ = ["above", "batch_top_k", "gather_dot", "gather_sum", "norm_crossing", "ragged", "scatter_rows", "top_k_indices"]
+__all__ = [
+    "above",
+    "batch_top_k",
+    "gather_dot",
+    "gather_sum",
+    "norm_crossing",
+    "ragged",
+    "scatter_rows",
+    "top_k_indices",
+]

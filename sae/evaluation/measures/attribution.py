@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Attribution(Measure):
     """
 
     order = 31
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "attribution.spearman_gradient": "rank correlation of |activation x <d, gradient>| with |true change of loss|",
         "attribution.spearman_relp": "the same with RelP's coefficient",
         "attribution.spearman_activation": "the same for the activation alone, the baseline",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ class Decoder(Measure):
     """Cosines among decoder rows, and of each latent's encoder with its decoder; weights only."""
 
     by_default, order = True, 5
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "max_decoder_cosine.mean": "mean over latents of the cosine with the nearest other decoder row",
         "max_decoder_cosine.p95": "its 95th percentile: near 1 means doubled latents",
         "encoder_decoder_cosine": "mean cosine of a latent's encoder and decoder direction",

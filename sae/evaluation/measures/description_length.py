@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class DescriptionLength(Measure):
     """
 
     by_default, order = True, 4
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "description_length.plain_bits": "l0 (7 + log2 d_sae), bits per token",
         "description_length.entropic_bits": "sum of the latents' entropies, quantised to an error of 1 %, bits per token",
         "description_length.bins": "bins per latent that this takes",
@@ -47,6 +47,7 @@ class DescriptionLength(Measure):
         n = sum(len(code.top_acts) for code in codes)
         l0 = sum(int((code.top_acts > 0).sum()) for code in codes) / n
         exact = self._fvu(subject, batches, codes)
+        bins, fvu = BINS[0], float("inf")
         for bins in BINS:
             rounded = [_rounded(code, peaks, bins) for code in codes]
             fvu = self._fvu(subject, batches, rounded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,7 +15,7 @@ class Heads(Measure):
     """Shares of every head in every latent's decoder row, kept as head_shares.safetensors [d_sae, heads]."""
 
     by_default, order = True, 6
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "heads.n": "attention heads of the layer",
         "heads.mean_largest_share": "mean over latents of the largest head's share; 1 / heads means spread evenly",
         "heads.latents_of_one_head": "latents of which one head holds over half",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,7 +22,7 @@ class MetaStructure(Measure):
     """
 
     order = 20
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "meta_structure.explained_variance": "1 - fvu of decoder rows under a meta-dictionary: high means latents are "
         "composed of shared parts",
         "meta_structure.random_rows": "the same for random unit rows, the baseline",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Probing(Measure):
     """
 
     order = 40
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         **{f"probing.latents.{k}": f"mean test AUC of a probe on {k} chosen latents" for k in KS},
         **{f"probing.random.{k}": f"the same on {k} random live latents, a baseline" for k in KS},
         "probing.activations": "mean test AUC of a probe on the activations themselves, the baseline to beat",

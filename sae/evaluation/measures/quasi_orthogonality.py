@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class QuasiOrthogonality(Measure):
     """epsilon_LBO over held-out tokens, and the ZF plot: ||x|| against the norm of the code."""
 
     by_default, order = True, 3
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "epsilon_lbo.median": "smallest departure from orthogonality that explains the code's norm, median over tokens",
         "epsilon_lbo.times_width": "the same times (d_sae - 1): 1 is as far as the theorem reaches",
         "norm_ratio": "median of the code's norm (bias included) over ||x||; below 1 latents fire too weakly",
@@ -57,7 +57,9 @@ class QuasiOrthogonality(Measure):
         epsilon, f, x = torch.cat(parts, dim=1)
         step = max(1, len(x) // PLOTTED)
         with (subject.folder / "zf.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("x_norm", "code_norm"), *zip(x[::step].tolist(), f[::step].tolist(), strict=True)])
+            csv.writer(file).writerows(
+                [("x_norm", "code_norm"), *zip(x[::step].tolist(), f[::step].tolist(), strict=True)]
+            )
         median = float(epsilon.median())
         return {
             "epsilon_lbo": {"median": median, "mean": float(epsilon.mean()), "times_width": median * (sae.d_sae - 1)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,12 +29,19 @@ class _Totals:
         self.counts: list[Tensor] = []
 
     def add(self, y: Tensor, y_hat: Tensor, acts: Tensor, indices: Tensor, inside: Tensor) -> None:
+        """Adds rows, their reconstruction and their code; `inside` marks the typical ones."""
         self.all_rows.add(y, y_hat)
         self.typical.add(y[inside], y_hat[inside])
         self.fired += torch.bincount(indices[acts > 0], minlength=len(self.fired))
         self.counts.append((acts > 0).sum(1).cpu())
         ratio = y_hat.norm(dim=1) / y.norm(dim=1).clamp_min(1e-30)
-        parts = (F.cosine_similarity(y, y_hat), ratio, normalised_mse(y, y_hat), y_hat.square().sum(1), (y * y_hat).sum(1))
+        parts = (
+            F.cosine_similarity(y, y_hat),
+            ratio,
+            normalised_mse(y, y_hat),
+            y_hat.square().sum(1),
+            (y * y_hat).sum(1),
+        )
         self.sums += torch.stack([part.double().sum() for part in parts])
 
 
@@ -42,7 +49,7 @@ class Reconstruction(Measure):
     """fvu, normalised MSE, cosine, l2 ratio, relative bias, l0 and densities; with and without gradients if it can."""
 
     by_default, order = True, 0
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "fvu": "fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean x||^2",
         "fvu_typical": f"the same over positions whose norm is at most {TYPICAL_NORM_MULTIPLE:g} medians",
         "normalised_mse": "mean over tokens of ||x - x_hat||^2 / ||x||^2",

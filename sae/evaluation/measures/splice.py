@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Splice(Measure):
     """
 
     by_default, order = True, 1
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "ce_increase": "cross-entropy with x_hat spliced in, less that of the untouched model, nats per token",
         "loss_recovered.mean": "(CE_ablated - CE_spliced) / (CE_ablated - CE_clean), ablation by the mean activation",
         "loss_recovered.zero": "the same, ablation by zero",

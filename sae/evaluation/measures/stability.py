@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Stability(Measure):
     """Cosines of Hungarian-matched decoder rows against the dictionaries given with --against."""
 
     order = 21
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "stability.mean_cosine": "mean cosine of matched decoder rows, over the dictionaries compared with",
         "stability.found_again": f"share of latents whose match has a cosine of at least {FOUND}",
         "stability.random_rows": "mean matched cosine of random unit rows, the baseline",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Steering(Measure):
     """
 
     order = 30
-    meanings = {
+    meanings: ClassVar[dict[str, str]] = {
         "steering.log_odds_gain": f"mean gain in log-odds of a latent's own tokens at KL {TARGET_KL} nats",
         "steering.random_log_odds_gain": "the same for random directions, the baseline",
         "steering.max_logit_change": "mean largest change of a logit at that KL",
@@ -53,7 +53,11 @@ class Steering(Measure):
         random = F.normalize(torch.randn(rows.shape, generator=generator), dim=1).to(rows.device)
         found = [self._steer(subject, directions, part) for part, directions in enumerate((rows, random))]
         names = ("log_odds_gain", "max_logit_change", "alpha")
-        figures = {f"{prefix}{n}": v for prefix, f in zip(("", "random_"), found, strict=True) for n, v in zip(names, f, strict=True)}
+        figures = {
+            f"{prefix}{n}": v
+            for prefix, f in zip(("", "random_"), found, strict=True)
+            for n, v in zip(names, f, strict=True)
+        }
         return {"steering": {**figures, "target_kl": TARGET_KL, "latents": len(picked), "contexts": CONTEXTS}}
 
     def _steer(self, subject: Subject, rows: Tensor, part: int) -> tuple[float, float, float]:
@@ -65,7 +69,7 @@ class Steering(Measure):
         clean = _last_logits(subject, tokens, None)
         totals = torch.zeros(3, dtype=torch.float64)
         for number, direction in enumerate(rows):
-            low, high = 0.0, 64.0
+            low, high, alpha, steered = 0.0, 64.0, 1.0, clean
             for _ in range(BISECTIONS):
                 alpha = (low + high) / 2 if low > 0 or high < 64 else 1.0
                 steered = _last_logits(subject, tokens, alpha * median * direction)
