@@ -69,14 +69,17 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"\nrun {summary['run']}, {summary['seconds_total']:.0f} s in all")
     for name, found in summary["dictionaries"].items():
         metrics, labels = found["metrics"], found["labels"]
-        recovered = metrics["loss_recovered"]
         print(f"  dictionary {name}: {found['folder']}")
-        print(f"    fvu             {metrics['fvu']:.4f}   (typical positions {metrics['fvu_typical']:.4f})")
-        print(f"    l0              {metrics['l0']:.1f}")
-        print(f"    CE increase     {metrics['ce_increase']:.3f} nats over {metrics['ce']['clean']:.3f}")
-        print(
-            f"    loss recovered  {recovered['mean']:.4f} against mean ablation, {recovered['zero']:.4f} against zero"
-        )
+        if "fvu" in metrics:
+            print(f"    fvu             {metrics['fvu']:.4f}   (typical positions {metrics['fvu_typical']:.4f})")
+            print(f"    l0              {metrics['l0']:.1f}")
+        if "loss_recovered" in metrics:
+            recovered = metrics["loss_recovered"]
+            print(f"    CE increase     {metrics['ce_increase']:.3f} nats over {metrics['ce']['clean']:.3f}")
+            print(
+                f"    loss recovered  {recovered['mean']:.4f} against mean ablation, "
+                f"{recovered['zero']:.4f} against zero"
+            )
         print(f"    dead            {metrics['dead']} of {metrics['d_sae']}")
         if labels is None:
             continue

@@ -166,7 +166,7 @@ class Harvester:
 
         def take(hook: HookPoint, x: Tensor) -> Tensor:
             if hook in wanted:
-                x = x if live else x.detach().requires_grad_()  # the way back ends at the first
+                x = x if x.requires_grad else x.detach().requires_grad_()  # the way back ends at the first
                 live[hook] = x
             found[Channel(hook)] = x.detach().reshape(*tokens.shape, -1)
             return x

@@ -49,7 +49,7 @@ def density(fired: Tensor, n_tokens: int) -> Tensor:
 
 def loss_recovered(clean: float, spliced: float, ablated: float) -> float:
     """(CE_ablated - CE_spliced) / (CE_ablated - CE_clean): 1 for the identity, 0 for the ablation."""
-    return (ablated - spliced) / (ablated - clean)
+    return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

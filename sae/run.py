@@ -53,8 +53,10 @@ def run(config: TrainConfig, screen: Screen) -> dict[str, Any]:
         summary = _summarise(config, folder, rooms, screen)
         metrics = {name: json.loads((path / "metrics.json").read_text()) for name, path in _folders(config).items()}
         log.finish(metrics, {f"{n}/curves": p / "curves.png" for n, p in _folders(config).items()})
-        for leftover in ("checkpoints", "activations", "codes"):
+        for leftover in ("checkpoints", "activations/held_out", "codes"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
+        for segment in (folder / "activations").glob("segment-*"):  # the statistics stay, for `sae eval`
+            segment.unlink()
         write_json(summary_file, summary)
     return summary
 

@@ -25,6 +25,10 @@ DOWNLOADS = {
     "token_latents.parquet": "application/vnd.apache.parquet",
     "curves.png": "image/png",
     "density.png": "image/png",
+    "zf.png": "image/png",
+    "zf.csv": "text/csv",
+    "head_shares.safetensors": "application/octet-stream",
+    "report.md": "text/markdown",
 }
 BUNDLE = "dictionary.zip"
 

@@ -347,6 +347,16 @@ def test_jumprelu_thresholds_feel_the_window_and_the_target():
     assert penalised.threshold.grad.sum() < sae.threshold.grad.sum()  # too many fire: thresholds are pushed up
 
 
+def test_jumprelu_thresholds_stay_positive_so_that_they_can_rise_again():
+    sae = make("jumprelu")
+    with torch.no_grad():
+        sae.threshold.fill_(-0.5)
+    sae.observe(sae.losses(batch(), VARIANCE).made)
+    assert (sae.threshold > 0).all()
+    sae.losses(batch(), VARIANCE, tokens_seen=10**9).total.backward()
+    assert (sae.threshold.grad != 0).any()
+
+
 def test_gated_magnitude_at_initialisation_is_the_gate():
     sae, x = make("gated"), rows()
     with torch.no_grad():

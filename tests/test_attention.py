@@ -21,9 +21,9 @@ def dictionary(width, hook=HOOK):
     return sae
 
 
-@pytest.mark.parametrize("family", ["Llama", "GPT2", "Qwen3", "GPTNeoX", "Gemma2"])
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Qwen3", "GPTNeoX", "Gemma2", "Gemma3Text"])
 def test_attributions_sum_to_the_pre_activation(family):
-    lm, tokens = small_model(family), ids(1)
+    lm, tokens = small_model(family), ids(1, 40)  # longer than a sliding window of 16
     z = harvested(lm, (HOOK,), tokens, batch_contexts=1)[HOOK][0]
     sae = dictionary(z.shape[1])
     before = lm.model.config._attn_implementation
@@ -47,5 +47,5 @@ def test_head_shares_sum_to_one_and_follow_the_weights():
 
 def test_other_hook_points_are_refused():
     lm = small_model("Llama")
-    with pytest.raises(ConfigError, match="needs a dictionary at attn_z"):
+    with pytest.raises(ConfigError, match="needs a dictionary at one attn_z"):
         attribute(lm, dictionary(32, HookPoint("resid_post", 1)), 0, torch.arange(8))

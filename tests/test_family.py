@@ -61,6 +61,23 @@ def test_training_together_changes_no_bit(tmp_path, tree):
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+def test_every_architecture_opens_in_the_server(family):
+    from fastapi.testclient import TestClient
+
+    from server.app import create_app
+    from server.catalogue import open_catalogue
+
+    with TestClient(create_app(open_catalogue([family]))) as client:
+        listed = {d["architecture"]: d for d in client.get("/api/v1/dictionaries").raise_for_status().json()}
+        assert set(listed) == set(ARCHITECTURES)
+        assert listed["relu"]["k"] is None and listed["topk"]["k"] == 4
+        for d in listed.values():
+            address = f"/api/v1/dictionaries/{d['id']}"
+            assert client.get(f"{address}/features/0").raise_for_status().json()["feature"] == 0
+            names = {f["name"] for f in client.get(f"{address}/download").raise_for_status().json()}
+            assert {"report.md", "weights.safetensors"} <= names
+
+
 def test_gradient_dictionaries_name_both_ways_of_selecting(family):
     metrics = json.loads((family / "dictionaries" / "gradient" / "metrics.json").read_text())
     assert metrics["with_gradient"]["fvu"] != metrics["fvu"]

@@ -48,6 +48,16 @@ def test_gradients_do_not_depend_on_the_batch_and_leave_activations_as_they_are(
     torch.testing.assert_close(plain.x[Channel(HOOK)], many.x[Channel(HOOK)], rtol=1e-5, atol=1e-5)
 
 
+def test_hook_points_side_by_side_in_one_block_each_get_their_gradient():
+    """In a block whose attention and MLP run beside each other the later hook point does not depend on the first."""
+    lm, hooks = small_model("GPTNeoX"), (HookPoint("attn_out", 1), HookPoint("mlp_out", 1))
+    channels = tuple(Channel(hook, kind) for hook in hooks for kind in ("activation", "gradient"))
+    made = Harvester(lm, channels, HarvestConfig(), "joined").harvest(ids(2), np.zeros((2, 16)))
+    first, second = (made.x[Channel(hook, "gradient")] for hook in hooks)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)  # both are added to the same sum
+    assert first.abs().sum() > 0
+
+
 def test_the_last_position_has_no_gradient_and_is_not_kept():
     made = harvest(small_model("Llama"))
     assert (made.x[Channel(HOOK, "gradient")][:, -1] == 0).all()

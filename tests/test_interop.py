@@ -73,6 +73,16 @@ def test_skip_transcoders_and_token_norm_survive(tmp_path):
     assert again.config.token_norm and largest_difference(dictionary.load(normed), again, 8.0) <= 1e-5
 
 
+def test_sites_survive_and_transcoders_of_other_kinds_are_refused(tmp_path):
+    folder = published(tmp_path / "mine", "relu", hook="mlp_out.5")
+    for form in ("dictionary_learning", "saelens"):
+        export_dictionary(folder, form, tmp_path / form)
+        assert str(import_dictionary(tmp_path / form, form, tmp_path / f"{form}-back", None).config.hook) == "mlp_out.5"
+    with pytest.raises(ConfigError, match="TopK transcoders only"):
+        import_dictionary(tmp_path / "saelens", "saelens", tmp_path / "new", "mlp_in.5", "mlp_out.5")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_lossy_export_says_so_in_the_file_and_on_the_terminal(tmp_path):
     folder = published(tmp_path / "mine", "top_afa")
     done = run_cli("export", folder, "--to", "saelens", tmp_path / "theirs")

@@ -61,6 +61,8 @@ def _traced(lm: LanguageModel, module: torch.nn.Module, seen: list[_Traced]) -> 
             scores = (scores / more["softcap"]).tanh() * more["softcap"]
         length = scores.shape[-1]
         causal = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
+        if more.get("sliding_window"):
+            causal &= ~causal.tril(-more["sliding_window"])
         scores = scores.masked_fill(~causal, -torch.inf)
         if mask is not None:
             scores = (
@@ -99,8 +101,8 @@ def attribute(lm: LanguageModel, sae: SparseAutoencoder, latent: int, ids: Tenso
     arXiv 2406.17759, section 2.3). Exact, because z^k[t] = sum_s A^k[t, s] v^k[s]: attention is run written out.
     """
     hook: HookPoint = sae.config.hook
-    if hook.site != "attn_z":
-        raise ConfigError(f"attribution by head needs a dictionary at attn_z, this one is at {hook}.")
+    if [h.site for h in sae.config.reads] != ["attn_z"]:
+        raise ConfigError(f"attribution by head needs a dictionary at one attn_z, this one is at {hook}.")
     seen: list[_Traced] = []
     with _traced(lm, _attention_of(lm, hook.layer), seen):
         lm.body(input_ids=ids[None].to(lm.device), use_cache=False)

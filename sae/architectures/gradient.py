@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
@@ -27,6 +27,12 @@ class GradientConfig(KeepsK):
     coefficient: Literal["gradient", "relp"] = Field(
         default="gradient", description="Gradient of the next-token loss, or its relevance-propagation counterpart."
     )
+
+    @model_validator(mode="after")
+    def _no_token_norm(self) -> GradientConfig:
+        if self.token_norm:
+            raise ValueError("token_norm is not for gradient SAEs: the gradient is that of the activations as they are")
+        return self
 
     @property
     def gradient(self) -> Channel:

@@ -14,6 +14,8 @@ from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
 from sae.kernels.sparse import pick, selection_for
 from sae.section import Count
 
+LEAST = 1e-3
+
 
 @final
 class JumpReluConfig(ArchitectureConfig):
@@ -99,19 +101,24 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
             begin = NormalDist().inv_cdf(1 - min(0.5, config.target_l0 / config.d_sae)) or 0.1
         self.threshold = nn.Parameter(torch.full((config.d_sae,), begin))
 
+    @torch.no_grad()
+    def observe(self, made: Pass) -> None:
+        """Keeps thresholds positive after an update: below 0 none would feel a gradient again."""
+        self.threshold.clamp_(min=LEAST)
+
     def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
         """Latents above their threshold; in training also those within half a bandwidth below it."""
         reach = self.config.bandwidth / 2 if self.training else 0.0
         return selection_for(pre_acts).above(pre_acts, self.threshold.detach() - reach)
 
     def activate(self, values: Tensor, indices: Tensor) -> Tensor:
-        """z where it is above the threshold, which never acts below 0."""
-        threshold = pick(self.threshold, indices).clamp_min(0)
+        """z where it is above the threshold."""
+        threshold = pick(self.threshold, indices)
         return _Jump.apply(values, threshold, self.config.bandwidth)  # pyright: ignore[reportReturnType]
 
     def extra_loss(self, made: Pass) -> Tensor:
         """The penalty, risen so far."""
-        threshold = pick(self.threshold, made.encoding.top_indices).clamp_min(0)
+        threshold = pick(self.threshold, made.encoding.top_indices)
         fired: Tensor = _Step.apply(made.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
         l0 = fired.sum(1).mean()
         rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ def evaluate_again(
 
     The model, the held-out text and the filters are those of the run that the dictionary lies in, or of `run`.
     """
-    folders = _dictionaries(path)
+    folders = _dictionaries(path.resolve())
     home = run or folders[0].parent.parent
     if not (home / "config.yaml").exists():
         raise ConfigError(f"{home}: no config.yaml of a run there. Say which run's model and text to use: --run RUN")
@@ -45,6 +46,8 @@ def evaluate_again(
     others = tuple(dictionary.load(folder) for folder in against)
     channels = tuple(dict.fromkeys(channel for sae in saes for channel in sae.config.channels))
     with owned(home), tempfile.TemporaryDirectory() as scratch:
+        for statistics in (home / "activations").glob("*.json"):  # the filters of training, not new ones
+            shutil.copy(statistics, scratch)
         rooms = prepare(config, home, screen, channels=channels, cache=Path(scratch))
         for sae, folder in zip(saes, folders, strict=True):
             with screen.stage(f"evaluate {folder.name}", 1, "parts") as stage:

@@ -47,8 +47,8 @@ def evaluate(subject: Subject, names: tuple[str, ...], title: str, say: Any = la
     for name in names:
         measure = MEASURES[name]
         if not measure.applies(subject):
+            say(f"{name}: says nothing about this dictionary ({measure.applies.__doc__})")
             continue
-        say(name)
         found = measure.measure(subject)
         metrics |= found | {"measured": sorted({*metrics.get("measured", []), name})}
         measure.draw(found, title, subject.folder)

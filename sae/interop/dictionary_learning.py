@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae.errors import ArtefactError, ConfigError
+from sae.hookpoints import SITES
 from sae.interop.format import Format, read_json, read_tensors, taken
 from sae.interop.plain import Plain
 
@@ -44,7 +45,7 @@ class DictionaryLearning(Format):
         trainer = read_json(path / "config.json").get("trainer", {})
         file = path / "ae.pt"
         tensors = read_tensors(file)
-        facts = {"model": trainer.get("lm_name", "unknown"), "hook": f"resid_post.{trainer.get('layer', 0)}"}
+        facts = {"model": trainer.get("lm_name", "unknown"), "hook": f"{_site(trainer)}.{trainer.get('layer', 0)}"}
         kind = trainer.get("dict_class")
         if kind in ("AutoEncoderTopK", "BatchTopKSAE"):
             encoder, b_enc, decoder, b_dec = taken(
@@ -52,7 +53,8 @@ class DictionaryLearning(Format):
             )
             shared: Any = {"W_enc": encoder.T, "b_enc": b_enc, "W_dec": decoder.T, "b_dec": b_dec, "facts": facts}
             if kind == "AutoEncoderTopK":
-                return Plain("topk", k=int(tensors["k"]), **shared)
+                (k,) = taken(tensors, file, "k")
+                return Plain("topk", k=int(k), **shared)
             return Plain("jumprelu", more={"threshold": _threshold(tensors, file, len(b_enc))}, **shared)
         if kind == "AutoEncoder":
             names = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
@@ -74,6 +76,12 @@ class DictionaryLearning(Format):
                 "jumprelu", W_enc, b_enc, W_dec, b_dec, None, centred, more={"threshold": threshold}, facts=facts
             )
         raise ArtefactError(f"{path}: dict_class {kind!r} is not known.")
+
+
+def _site(trainer: dict[str, Any]) -> str:
+    """The site where the file names one of ours; its own library reads everything as resid_post."""
+    named = str(trainer.get("submodule_name"))
+    return named if named in SITES else "resid_post"
 
 
 def _threshold(tensors: dict[str, Any], file: Path, d_sae: int) -> Tensor:

@@ -82,6 +82,8 @@ def module_of(plain: Plain, name: str) -> SparseAutoencoder:
     d_out = plain.W_dec.shape[1]
     settings: dict[str, Any] = {"name": name, "hook": hook, "d_sae": d_sae, "token_norm": plain.token_norm}
     transcodes = "target" in plain.facts
+    if transcodes and plain.kind != "topk":
+        raise ConfigError(f"a transcoder that computes as {plain.kind}: saedex has TopK transcoders only.")
     if transcodes:
         settings |= {"target": plain.facts["target"], "skip": "W_skip" in plain.more}
     if plain.kind == "topk":
@@ -95,7 +97,7 @@ def module_of(plain: Plain, name: str) -> SparseAutoencoder:
     settings["architecture"] = "transcoder" if transcodes else plain.kind
     config: Any = TypeAdapter(SaeConfig).validate_python(settings)  # pyright: ignore[reportArgumentType]
     sae = build(config, d_in, d_out)
-    given = plain if transcodes else plain.as_centred(True)
+    given = plain.as_centred(not transcodes)
     tensors = {"W_enc": given.W_enc, "b_enc": given.b_enc, "W_dec": given.W_dec, "b_dec": given.b_dec, **given.more}
     own = sae.state_dict()
     for key, tensor in tensors.items():

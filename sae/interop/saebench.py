@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sae.architectures import SparseAutoencoder
+from sae.errors import ConfigError
 from sae.interop.saelens import hook_name
 
 
@@ -22,6 +23,8 @@ class SaeBenchAdapter(nn.Module):
 
     def __init__(self, sae: SparseAutoencoder, model_name: str, context_size: int | None = None):
         super().__init__()
+        if sae.config.token_norm or not sae.centred or len(sae.config.reads) > 1:
+            raise ConfigError("SAEBench takes dictionaries of one hook point, without token_norm.")
         self.sae = sae.eval()
         hook = sae.config.hook
         self.cfg = SimpleNamespace(

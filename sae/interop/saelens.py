@@ -27,13 +27,11 @@ def hook_name(hook: str) -> str:
     return f"blocks.{layer}.{SITES[site]}"
 
 
-def our_hook(name: str) -> str:
-    """The inverse of `hook_name`; raises `ArtefactError` for a place that saedex does not know."""
+def our_hook(name: str) -> str | None:
+    """The inverse of `hook_name`; None for a place that saedex does not know."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     site = next((s for s, n in SITES.items() if match and n == match[2]), None)
-    if match is None or site is None:
-        raise ArtefactError(f"hook {name!r} is not one of saedex's; say which with --hook, such as resid_post.8.")
-    return f"{site}.{match[1]}"
+    return None if match is None or site is None else f"{site}.{match[1]}"
 
 
 @final
@@ -101,8 +99,8 @@ class SaeLens(Format):
             W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
         metadata = cfg.get("metadata", {})
         facts = {"model": metadata.get("model_name", "unknown"), "ctx_len": metadata.get("context_size")}
-        if metadata.get("hook_name"):
-            facts["hook"] = our_hook(metadata["hook_name"])
+        hook = our_hook(str(metadata.get("hook_name")))
+        facts |= {"hook": hook} if hook else {}
         centred = cfg.get("apply_b_dec_to_input", True)
         return Plain(
             kind, W_enc, b_enc, W_dec, b_dec, cfg.get("k"), centred, normalised == "layer_norm", more, None, facts

@@ -64,7 +64,7 @@ def ragged(mask: Tensor) -> Tensor:
 
 def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
     """Latents [tokens, width] whose pre-activation is over the threshold (one, or one per latent), -1 for none."""
-    return ragged(pre_acts > threshold)
+    return ragged(pre_acts.float() > threshold)
 
 
 def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:

@@ -29,7 +29,7 @@ def _summary(entry: Entry) -> dict[str, Any]:
         "hook": card["sae"]["hook"],
         "architecture": card["sae"]["architecture"],
         "d_sae": card["sae"]["d_sae"],
-        "k": card["sae"]["k"],
+        "k": card["sae"].get("k"),
         "generation": store.generation,
         "fvu": metrics.get("fvu"),
         "l0": metrics.get("l0"),

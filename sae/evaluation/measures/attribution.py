@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.harvest import Harvester
+from sae.harvest import Harvester, attention_inputs
 from sae.hookpoints import Channel, resolve
 from sae.metrics import spearman
 
@@ -41,7 +41,8 @@ class Attribution(Measure):
         """See `meanings`."""
         sae, hook, held_out = subject.sae, subject.sae.config.hook, subject.held_out
         channels = tuple(Channel(hook, kind) for kind in ("activation", "gradient", "relp"))
-        harvester = Harvester(subject.lm, channels, held_out.harvester.config, held_out.harvester.packing)
+        one_context = held_out.harvester.config.model_copy(update={"batch_contexts": 1})
+        harvester = Harvester(subject.lm, channels, one_context, held_out.harvester.packing)
         generator = subject.generator()
         columns: list[Tensor] = []
         n_contexts = min(CONTEXTS, held_out.contexts.n_contexts)
@@ -55,7 +56,9 @@ class Attribution(Measure):
             chosen = fires[torch.randperm(len(fires), generator=generator)[:PER_CONTEXT].to(fires.device)]
             positions, latents = chosen[:, 0], code.top_indices[chosen[:, 0], chosen[:, 1]]
             parts = code.top_acts[chosen[:, 0], chosen[:, 1]][:, None] * sae.W_dec[latents]
-            true = self._change(subject, torch.from_numpy(ids.astype(np.int64)).to(x.device), positions, parts)
+            if code.deviation is not None:  # back from the token's normalised space
+                parts = parts * code.deviation[positions]
+            true = self._change(subject, ids, documents, positions, parts)
             scores = [(parts * c[positions]).sum(1).abs() for c in (gradient, relp)]
             columns.append(torch.stack([true.abs(), *scores, parts.norm(dim=1)]).cpu())
             subject.report(number + 1, n_contexts)
@@ -64,19 +67,22 @@ class Attribution(Measure):
         found = {f"spearman_{name}": spearman(true, score) for name, score in names.items()}
         return {"attribution": {**found, "ablations": len(true)}}
 
-    def _change(self, subject: Subject, ids: Tensor, positions: Tensor, parts: Tensor) -> Tensor:
+    def _change(
+        self, subject: Subject, ids: np.ndarray, documents: np.ndarray, positions: Tensor, parts: Tensor
+    ) -> Tensor:
         """Change of the context's summed loss when each part [n, width] is taken away at its position, [n]."""
         place, n = resolve(subject.lm, subject.sae.config.hook), len(positions)
+        tokens = torch.from_numpy(np.repeat(ids, n + 1, axis=0).astype(np.int64)).to(parts.device)
+        extra = attention_inputs(np.repeat(documents, n + 1, axis=0), subject.held_out.harvester.packing, subject.lm)
 
         def take_away(x: Tensor) -> Tensor:
-            out = x.reshape(n + 1, ids.shape[1], -1).clone()
+            out = x.reshape(*tokens.shape, -1).clone()  # the last one stays whole
             out[torch.arange(n, device=x.device), positions] -= parts.to(x.dtype)
             return out.reshape(x.shape)
 
-        tokens = ids.expand(n + 1, -1)  # the last one stays whole
         handle = place.watch(take_away)
         try:
-            logits = subject.lm.model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+            logits = subject.lm.model(input_ids=tokens, use_cache=False, **extra).logits[:, :-1].float()
         finally:
             handle.remove()
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(n + 1, -1).sum(1)

@@ -22,6 +22,10 @@ class Decoder(Measure):
         "encoder_decoder_cosine": "mean cosine of a latent's encoder and decoder direction",
     }
 
+    def applies(self, subject: Subject) -> bool:
+        """Rows of several hook points are in several units."""
+        return len(subject.sae.config.writes) == 1
+
     @torch.no_grad()
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""

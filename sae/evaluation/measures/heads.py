@@ -23,7 +23,7 @@ class Heads(Measure):
 
     def applies(self, subject: Subject) -> bool:
         """For dictionaries of the heads' outputs side by side."""
-        return subject.sae.config.writes[0].site == "attn_z"
+        return [hook.site for hook in subject.sae.config.writes] == ["attn_z"]
 
     @torch.no_grad()
     def measure(self, subject: Subject) -> dict[str, Any]:

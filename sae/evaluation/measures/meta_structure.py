@@ -28,6 +28,10 @@ class MetaStructure(Measure):
         "meta_structure.random_rows": "the same for random unit rows, the baseline",
     }
 
+    def applies(self, subject: Subject) -> bool:
+        """Rows of several hook points are in several units."""
+        return len(subject.sae.config.writes) == 1
+
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""
         rows = subject.sae.W_dec.detach().float()

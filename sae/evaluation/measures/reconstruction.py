@@ -66,7 +66,8 @@ class Reconstruction(Measure):
         """See `meanings`."""
         found = self._over(subject, False)
         if subject.sae.config.gradient is not None:
-            found["with_gradient"] = {key: self._over(subject, True)[key] for key in ("fvu", "fvu_typical", "l0")}
+            selected = self._over(subject, True)
+            found["with_gradient"] = {key: selected[key] for key in ("fvu", "fvu_typical", "l0")}
         return found
 
     def _over(self, subject: Subject, with_gradient: bool) -> dict[str, Any]:
