@@ -47,7 +47,7 @@ def rows_of(rooms: Rooms, rows: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def judged(trained: Trained, held_out: Tensor, rooms: Rooms, rows: int) -> dict[str, float]:
+def judged(trained: Trained, held_out: Tensor, rooms: Rooms) -> dict[str, float]:
     """fvu, loss_recovered against mean ablation, and latents that fired on none of the last fifth of training rows."""
     meter = FvuMeter(held_out.shape[1])
     for x in held_out.split(4096):
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=2048, help="latents")
     parser.add_argument("--k", type=int, nargs="+", default=[16, 32, 64], help="latents per token")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the initial weights")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder for harvest and results")
     asked = parser.parse_args()
     config = load_config(CONFIG)
@@ -95,16 +96,16 @@ def main() -> None:
     train, held_out = rows_of(rooms, asked.rows)
     rates, table = {}, {}
     for name, fit in PEERS.items():
-        tried = {
-            lr: judged(fit(train, asked.d_sae, 32, 0, BATCH, lr), held_out, rooms, asked.rows)["fvu"] for lr in RATES
-        }
+        if len(asked.rates) == 1:
+            rates[name] = asked.rates[0]
+            continue
+        tried = {lr: judged(fit(train, asked.d_sae, 32, 0, BATCH, lr), held_out, rooms)["fvu"] for lr in asked.rates}
         rates[name] = min(tried, key=lambda lr: tried[lr])
         print(f"{name}: learning rates {tried}", flush=True)
     for k in asked.k:
         for name, fit in PEERS.items():
             found = [
-                judged(fit(train, asked.d_sae, k, seed, BATCH, rates[name]), held_out, rooms, asked.rows)
-                for seed in asked.seeds
+                judged(fit(train, asked.d_sae, k, seed, BATCH, rates[name]), held_out, rooms) for seed in asked.seeds
             ]
             table[f"{name} k={k}"] = {key: [f[key] for f in found] for key in found[0]}
             shown = {key: f"{statistics.mean(v):.4f} +- {_error(v):.4f}" for key, v in table[f"{name} k={k}"].items()}

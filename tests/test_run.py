@@ -66,7 +66,8 @@ def test_summary_tells_the_figures_and_the_next_step(tmp_path, tree):
         assert part in done.stdout
     run = tmp_path / "runs" / "tiny"
     assert {p.name for p in run.iterdir()} >= {"config.yaml", "summary.json", "dictionaries", "tokens"}
-    assert not (run / "activations").exists() and not (run / "checkpoints").exists()
+    assert not (run / "checkpoints").exists()
+    assert {p.name for p in (run / "activations").iterdir()} == {"resid_post.1.json"}  # the statistics, for `sae eval`
     again = run_cli("train", tmp_path / "config.yaml")
     assert again.returncode == 0 and "complete already" in again.stderr
 
