@@ -48,6 +48,8 @@ def run(config: TrainConfig, screen: Screen) -> dict[str, Any]:
             _train(config, folder, rooms, log, screen, stop)
             for sae_config in config.sae:
                 _finish_dictionary(config, folder / "dictionaries" / sae_config.name, sae_config, rooms, log, screen)
+                if stop():  # asked for where a library held the exception back
+                    raise Interrupted("stopped; what was finished is kept. The same command goes on from there.")
         finally:
             write_json(seconds_file, screen.seconds)
         summary = _summarise(config, folder, rooms, screen)
