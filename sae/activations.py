@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae.architectures import ArchitectureConfig, Batch
 from sae.errors import DataError
 from sae.files import write_json
 from sae.harvest import Harvester
@@ -181,6 +182,15 @@ class Activations:
         if channel not in self._mean_norms:
             self._mean_norms[channel] = float(self._all(0).x[channel].float().norm(dim=1).mean())
         return self._mean_norms[channel]
+
+
+def batch_of(config: ArchitectureConfig, rows: dict[Channel, Tensor]) -> Batch:
+    """The rows of every channel put together as a dictionary reads and writes them."""
+    x = torch.cat([rows[Channel(hook)] for hook in config.reads], dim=1).float()
+    y = x if config.reads == config.writes else torch.cat([rows[Channel(h)] for h in config.writes], dim=1).float()
+    wanted = config.gradient
+    gradient = rows[wanted].float() if wanted is not None and wanted in rows else None
+    return Batch(x, y, gradient)
 
 
 def _measure(x: Tensor, max_norm_multiple: float | None) -> Statistics:

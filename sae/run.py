@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ import yaml
 from feature_store.queries import Store
 from feature_store.writer import drop, read_pointer
 from sae import dictionary, language_model, parquet, plots, tokens
-from sae.architectures import ArchitectureConfig, SparseAutoencoder
+from sae.architectures import ArchitectureConfig
 from sae.config import TrainConfig
 from sae.errors import ConfigError, Interrupted
-from sae.evaluation.evaluate import evaluate
-from sae.evaluation.subject import Subject
+from sae.evaluation.evaluate import evaluate, subject_of
 from sae.files import owned, write_bytes, write_json
 from sae.index import index
 from sae.interpret.label import label
@@ -220,7 +219,11 @@ def _finish_dictionary(
         card = dictionary.read_card(folder)
         write_json(folder / "metrics.json", {"dead": card["training"]["dead_at_end"], "d_sae": sae.d_sae})
         with screen.stage("evaluate", 1, "contexts") as stage:
-            evaluate(subject_of(sae, rooms, config, folder, stage.update), config.evaluate.measures, title)
+            evaluate(
+                subject_of(sae, rooms.held_out, config.evaluate, folder, config.seed, stage.update),
+                config.evaluate.measures,
+                title,
+            )
     if not config.index.build:
         return
     if "contexts" not in read_pointer(folder / "store"):
@@ -239,14 +242,6 @@ def _finish_dictionary(
             parquet.write_features(folder / "features.parquet", store)
             parquet.write_contexts(folder / "contexts.parquet", store)
             store.close()
-
-
-def subject_of(
-    sae: SparseAutoencoder, rooms: Rooms, config: TrainConfig, folder: Path, report: Callable[[int, int], None]
-) -> Subject:
-    """What the measures of a dictionary are given, by the settings of a run."""
-    settings = config.evaluate
-    return Subject(sae, rooms.held_out, folder, settings.splice_tokens, settings.batch_contexts, config.seed, report)
 
 
 def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae import checkpoint
-from sae.activations import Activations
+from sae.activations import Activations, Statistics, batch_of
 from sae.architectures import ArchitectureConfig, Batch, SparseAutoencoder, build
 from sae.errors import Interrupted, NumericError
 from sae.files import write_bytes
@@ -59,12 +59,18 @@ def learning_rate(config: OptimiserConfig, sae: ArchitectureConfig, tokens_seen:
 class SaeTrainer:
     """One dictionary under training: module, optimiser, and the figures since the last log line."""
 
-    def __init__(self, config: ArchitectureConfig, activations: Activations, seed: int, dtype: torch.dtype):
-        self.config, device = config, activations.harvester.lm.device
-        self.statistics = activations.statistics(config.hook)
-        writes = [activations.statistics(hook) for hook in config.writes]
-        self.scale_in = self._scales(activations, config.reads)
-        self.scale_out = self._scales(activations, config.writes)
+    def __init__(
+        self,
+        config: ArchitectureConfig,
+        statistics: dict[HookPoint, Statistics],
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        gradient_norm: float | None = None,
+    ):
+        self.config, self.statistics = config, statistics[config.hook]
+        reads, writes = [statistics[hook] for hook in config.reads], [statistics[hook] for hook in config.writes]
+        self.scale_in, self.scale_out = self._scales(reads, device), self._scales(writes, device)
         centres = [torch.tensor(s.mean if config.centre == "mean" else s.centre) * s.scale for s in writes]
         self.sae: SparseAutoencoder = build(config, len(self.scale_in), len(self.scale_out), dtype)
         generator = torch.Generator().manual_seed(seed if config.seed is None else config.seed)
@@ -76,17 +82,22 @@ class SaeTrainer:
         ]
         self.optimiser = torch.optim.Adam(groups, lr=0.0, fused=True)
         self.variance = torch.tensor(sum(s.variance * s.scale**2 for s in writes), device=device)
-        if config.gradient:
-            self.sae.get_buffer("gradient_norm").fill_(activations.mean_norm(config.gradient))
+        if gradient_norm is not None:
+            self.sae.get_buffer("gradient_norm").fill_(gradient_norm)
         self.tokens_seen = 0
         self.reset_log()
 
+    @classmethod
+    def on(cls, activations: Activations, config: ArchitectureConfig, seed: int, dtype: torch.dtype) -> SaeTrainer:
+        """A trainer for the rows of `activations`, with their statistics."""
+        statistics = {hook: activations.statistics(hook) for hook in (*config.reads, *config.writes)}
+        norm = None if config.gradient is None else activations.mean_norm(config.gradient)
+        return cls(config, statistics, seed, dtype, activations.harvester.lm.device, norm)
+
     @staticmethod
-    def _scales(activations: Activations, hooks: tuple[HookPoint, ...]) -> Tensor:
+    def _scales(found: list[Statistics], device: torch.device | str) -> Tensor:
         """One factor a column: each hook point gets a median norm of sqrt(its width)."""
-        found = [activations.statistics(hook) for hook in hooks]
-        scales = torch.cat([torch.full((len(s.centre),), s.scale) for s in found])
-        return scales.to(activations.harvester.lm.device)
+        return torch.cat([torch.full((len(s.centre),), s.scale) for s in found]).to(device)
 
     def reset_log(self) -> None:
         """Begins a new window of logged figures."""
@@ -95,13 +106,9 @@ class SaeTrainer:
         self.steps = 0
 
     def _batch(self, raw: dict[Channel, Tensor]) -> Batch:
-        x = torch.cat([raw[Channel(hook)] for hook in self.config.reads], dim=1).float() * self.scale_in
-        if self.config.writes == self.config.reads:
-            y = x
-        else:
-            y = torch.cat([raw[Channel(hook)] for hook in self.config.writes], dim=1).float() * self.scale_out
-        gradient = self.config.gradient
-        return Batch(x, y, None if gradient is None else raw[gradient].float())
+        found = batch_of(self.config, raw)
+        x = found.x * self.scale_in
+        return Batch(x, x if found.y is found.x else found.y * self.scale_out, found.gradient)
 
     def step(self, raw: dict[Channel, Tensor], lr: float) -> None:
         """One update on rows [tokens, width] of every channel, in the language model's own units."""
@@ -188,7 +195,7 @@ class TrainingRun:
         log: Callable[[str, dict[str, Any], SaeTrainer], None],
     ):
         self.config, self.activations, self.folder, self.log = config, activations, folder, log
-        self.trainers = [SaeTrainer(c, activations, seed, dtype) for c in saes]
+        self.trainers = [SaeTrainer.on(activations, c, seed, dtype) for c in saes]
         self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed)
         max_rows = activations.segment_contexts * activations.contexts.ctx_len
         widths = {channel: x.shape[1] for channel, x in activations.segment(0).x.items()}

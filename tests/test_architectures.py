@@ -281,7 +281,7 @@ def test_gradient_selection_ignores_sign_and_batch_size_and_uses_the_gradient():
     without = sae.encode(given.x)
     assert torch.equal(without.top_indices, make("topk").encode(given.x).top_indices)
     assert not torch.equal(code.top_indices, without.top_indices)
-    pre_acts = sae.pre_acts(given.x)
+    pre_acts = sae.pre_acts(sae.centre(given.x))
     score = pre_acts * (1 + 5 * (given.gradient @ sae.W_dec.T).abs())
     assert torch.equal(code.top_indices, score.topk(K, dim=1).indices.sort(dim=1).values)
     kept = pre_acts.gather(1, code.top_indices).relu()
@@ -316,7 +316,7 @@ def test_top_afa_norm_meets_the_input_within_one_latent():
     norm = (x - sae.b_dec).norm(dim=1)
     acts = sae.encode(x).top_acts.sort(dim=1, descending=True).values
     energy = acts.square().cumsum(1).sqrt()
-    pre_acts = sae.pre_acts(x).relu().sort(dim=1, descending=True).values
+    pre_acts = sae.pre_acts(sae.centre(x)).relu().sort(dim=1, descending=True).values
     full = pre_acts.square().cumsum(1).sqrt()
     best = (full - norm[:, None]).abs().min(dim=1).values
     torch.testing.assert_close((energy[:, -1] - norm).abs(), best, rtol=1e-4, atol=1e-4)
@@ -362,7 +362,7 @@ def test_gated_magnitude_at_initialisation_is_the_gate():
     with torch.no_grad():
         sae.b_mag.copy_(sae.b_enc)
     dense = torch.zeros(64, D_SAE).scatter_add(1, *reversed(sae.encode(x)[:2]))
-    torch.testing.assert_close(dense, sae.pre_acts(x).relu())
+    torch.testing.assert_close(dense, sae.pre_acts(sae.centre(x)).relu())
 
 
 def test_transcoder_skip_is_a_linear_map_beside_the_code():

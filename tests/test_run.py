@@ -211,14 +211,15 @@ def test_a_loss_that_is_not_finite_is_exit_71():
     from sae.activations import _measure
     from sae.architectures.topk import TopKConfig
     from sae.errors import NumericError
+    from sae.hookpoints import Channel
     from sae.train import SaeTrainer
 
     x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
     config = TopKConfig(name="x", hook="resid_post.0", d_sae=32, k=2)
-    trainer = SaeTrainer(config, _measure(x, None), 0, torch.float32, "cpu")
+    trainer = SaeTrainer(config, {config.hook: _measure(x, None)}, 0, torch.float32, "cpu")
     with torch.no_grad():
         trainer.sae.b_dec.fill_(float("inf"))
-    trainer.step(x, 0.001)
+    trainer.step({Channel(config.hook): x}, 0.001)
     with pytest.raises(NumericError, match=r"Lower train\.lr") as caught:
         trainer.log_line(0.001)
     assert caught.value.exit_code == 71
@@ -256,6 +257,7 @@ def test_golden_losses():
     """
     from sae.activations import _measure
     from sae.architectures.topk import TopKConfig
+    from sae.hookpoints import Channel
     from sae.train import SaeTrainer
 
     generator = torch.Generator().manual_seed(0)
@@ -263,10 +265,10 @@ def test_golden_losses():
     codes = torch.rand(4096, 48, generator=generator) * (torch.rand(4096, 48, generator=generator) < 0.06)
     x = codes @ features
     config = TopKConfig(name="x", hook="resid_post.0", d_sae=64, k=4, k_aux=8, dead_after_tokens=2000)
-    trainer = SaeTrainer(config, _measure(x, None), 0, torch.float32, "cpu")
+    trainer = SaeTrainer(config, {config.hook: _measure(x, None)}, 0, torch.float32, "cpu")
     lines = []
     for step in range(200):
-        trainer.step(x[step * 128 % 4096 :][:128], 0.003)
+        trainer.step({Channel(config.hook): x[step * 128 % 4096 :][:128]}, 0.003)
         if step % 20 == 19:
             line = trainer.log_line(0.003)
             lines.append(f"{line['loss']:.4f} {line['fvu']:.4f} {line['l0']:.3f} {line['dead']}")

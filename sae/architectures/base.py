@@ -84,12 +84,16 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return (x - mean) / deviation, mean, deviation
 
     @final
+    def centre(self, x: Tensor) -> Tensor:
+        """x - b_dec where the dictionary is `centred`, else x."""
+        return x - self.b_dec if self.centred else x
+
+    @final
     @torch.no_grad()
-    def pre_acts(self, x: Tensor) -> Tensor:
-        """(x - b_dec) W_enc + b_enc, [tokens, d_sae], in `selection_dtype`; not differentiated."""
+    def pre_acts(self, given: Tensor) -> Tensor:
+        """given W_enc + b_enc, [tokens, d_sae], of `centre`d rows in `selection_dtype`; not differentiated."""
         dtype = self.selection_dtype
-        given = (x - self.b_dec if self.centred else x).to(dtype)
-        return torch.addmm(self.b_enc.to(dtype), given, self.W_enc.to(dtype))
+        return torch.addmm(self.b_enc.to(dtype), given.to(dtype), self.W_enc.to(dtype))
 
     @abstractmethod
     def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
@@ -104,9 +108,9 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     def _code(self, x: Tensor, gradient: Tensor | None) -> tuple[Encoding, Tensor]:
         """(code, pre-activations [tokens, width] of the selected latents) of prepared rows."""
-        given = x - self.b_dec if self.centred else x
+        given = self.centre(x)
         with torch.no_grad():
-            indices = self.select(self.pre_acts(x), Selecting(given.detach(), gradient))
+            indices = self.select(self.pre_acts(given), Selecting(given, gradient))
         kept = indices.clamp_min(0) if self.ragged else indices
         values = gather_dot(given, self.W_enc.T, kept) + pick(self.b_enc, kept)
         if self.ragged:
@@ -178,8 +182,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         count = min(self.config.k_aux, len(dead))
         if count == 0 or self.config.aux_coefficient == 0:
             return x.new_zeros(())
-        given = x - self.b_dec if self.centred else x
-        pre_acts = given @ self.W_enc[:, dead] + self.b_enc[dead]
+        pre_acts = self.centre(x) @ self.W_enc[:, dead] + self.b_enc[dead]
         top = pre_acts.topk(count, dim=1, sorted=False)
         acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
         e_hat = acts @ self.W_dec[dead]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import KeepsK, Selecting
+from sae.architectures.k_largest import KLargest
+from sae.architectures.settings import KeepsK
 from sae.hookpoints import HookPoint, HookPointField
-from sae.kernels.sparse import selection_for
 
 
 @final
@@ -44,7 +42,7 @@ class CrosscoderConfig(KeepsK):
 
 
 @final
-class Crosscoder(SparseAutoencoder[CrosscoderConfig]):
+class Crosscoder(KLargest[CrosscoderConfig]):
     """Crosscoder: a = ReLU(TopK(sum_p (x_p - b_p) W_enc_p + b_enc)), x_hat_p = a W_dec_p + b_p.
 
     The activations of the hook points stand side by side, each scaled to a median norm of sqrt(d_model), so that
@@ -56,7 +54,3 @@ class Crosscoder(SparseAutoencoder[CrosscoderConfig]):
     """
 
     config_class = CrosscoderConfig
-
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
-        """Indices of the k largest pre-activations."""
-        return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)

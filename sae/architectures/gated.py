@@ -10,13 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
+from sae.architectures.settings import Pass, Penalised, Selecting
 from sae.kernels.sparse import gather_sum, pick, selection_for
-from sae.section import Count
 
 
 @final
-class GatedConfig(ArchitectureConfig):
+class GatedConfig(Penalised):
     """Settings of a Gated dictionary."""
 
     architecture: Literal["gated"] = Field(
@@ -24,9 +23,6 @@ class GatedConfig(ArchitectureConfig):
     )
     l1_coefficient: float = Field(
         default=1e-2, ge=0, description="Weight of the gate's L1, of inputs scaled to a median norm of sqrt(d_model)."
-    )
-    sparsity_warmup_tokens: Count = Field(
-        default=100_000, ge=0, description="Activations over which the penalty rises from 0."
     )
 
 
@@ -63,7 +59,6 @@ class Gated(SparseAutoencoder[GatedConfig]):
     def extra_loss(self, made: Pass) -> Tensor:
         """The gate's penalty and its own reconstruction."""
         gate = F.relu(made.values)
-        rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))
         y_hat = gather_sum(gate, self.W_dec.detach(), made.encoding.top_indices) + self.b_dec.detach()
         reconstruction = (made.batch.y - y_hat).square().sum(1).mean() / made.variance
-        return self.config.l1_coefficient * rise * gate.sum(1).mean() + reconstruction
+        return self.config.l1_coefficient * self.config.risen(made.tokens_seen) * gate.sum(1).mean() + reconstruction

@@ -10,15 +10,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
+from sae.architectures.settings import Pass, Penalised, Selecting
 from sae.kernels.sparse import pick, selection_for
-from sae.section import Count
 
 LEAST = 1e-3
 
 
 @final
-class JumpReluConfig(ArchitectureConfig):
+class JumpReluConfig(Penalised):
     """Settings of a JumpReLU dictionary."""
 
     architecture: Literal["jumprelu"] = Field(
@@ -31,9 +30,6 @@ class JumpReluConfig(ArchitectureConfig):
     )
     initial_threshold: float | None = Field(
         default=None, gt=0, description="Where every threshold begins; none: where about target_l0 latents fire."
-    )
-    sparsity_warmup_tokens: Count = Field(
-        default=100_000, ge=0, description="Activations over which the l0 penalty rises from 0."
     )
 
     @model_validator(mode="after")
@@ -121,5 +117,6 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
         threshold = pick(self.threshold, made.encoding.top_indices)
         fired: Tensor = _Step.apply(made.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
         l0 = fired.sum(1).mean()
-        rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))
-        return self.config.l0_coefficient * rise * (l0 / self.config.target_l0 - 1).square()
+        return (
+            self.config.l0_coefficient * self.config.risen(made.tokens_seen) * (l0 / self.config.target_l0 - 1).square()
+        )

@@ -8,21 +8,17 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
+from sae.architectures.settings import Pass, Penalised, Selecting
 from sae.kernels.sparse import selection_for
-from sae.section import Count
 
 
 @final
-class ReluConfig(ArchitectureConfig):
+class ReluConfig(Penalised):
     """Settings of a ReLU dictionary."""
 
     architecture: Literal["relu"] = Field(default="relu", description="All positive activations, with an L1 penalty.")
     l1_coefficient: float = Field(
         default=1e-2, ge=0, description="Weight of mean sum_i a_i, of inputs scaled to a median norm of sqrt(d_model)."
-    )
-    sparsity_warmup_tokens: Count = Field(
-        default=100_000, ge=0, description="Activations over which the penalty rises from 0."
     )
 
 
@@ -44,5 +40,4 @@ class Relu(SparseAutoencoder[ReluConfig]):
 
     def extra_loss(self, made: Pass) -> Tensor:
         """The penalty, risen so far."""
-        rise = min(1.0, made.tokens_seen / max(self.config.sparsity_warmup_tokens, 1))
-        return self.config.l1_coefficient * rise * made.encoding.top_acts.sum(1).mean()
+        return self.config.l1_coefficient * self.config.risen(made.tokens_seen) * made.encoding.top_acts.sum(1).mean()

@@ -81,6 +81,18 @@ class KeepsK(ArchitectureConfig):
         return self
 
 
+class Penalised(ArchitectureConfig):
+    """Settings of an architecture whose sparsity comes from a term of the loss."""
+
+    sparsity_warmup_tokens: Count = Field(
+        default=100_000, ge=0, description="Activations over which the sparsity penalty rises from 0."
+    )
+
+    def risen(self, tokens_seen: int) -> float:
+        """Share of the penalty's full weight after `tokens_seen` activations."""
+        return min(1.0, tokens_seen / max(self.sparsity_warmup_tokens, 1))
+
+
 class Encoding(NamedTuple):
     """Sparse code of a batch.
 

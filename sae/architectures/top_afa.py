@@ -72,6 +72,6 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
         rows = min(SAMPLE_ROWS, len(made.x_hat))
         kept = int((made.encoding.top_acts[:rows] > 0).sum())
         if kept > 0:
-            least = self.pre_acts(made.batch.x[:rows]).float().flatten().topk(kept).values[-1]
+            least = self.pre_acts(self.centre(made.batch.x[:rows])).float().flatten().topk(kept).values[-1]
             weight = RUNNING_WEIGHT if self.threshold > 0 else 1.0
             self.threshold += weight * (least - self.threshold)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import KeepsK, Pass, Selecting
+from sae.architectures.k_largest import KLargest
+from sae.architectures.settings import KeepsK, Pass
 from sae.kernels.sparse import gather_dot, gather_sum, pick, selection_for
 
 MULTI = 4
@@ -28,7 +28,7 @@ class TopKConfig(KeepsK):
 
 
 @final
-class TopK(SparseAutoencoder[TopKConfig]):
+class TopK(KLargest[TopKConfig]):
     """TopK sparse autoencoder: `l0` is at most k for every token.
 
     Paper: Scaling and evaluating sparse autoencoders, Gao et al. 2024, arXiv 2406.04093, equation 3; multi_topk:
@@ -39,19 +39,16 @@ class TopK(SparseAutoencoder[TopKConfig]):
 
     config_class = TopKConfig
 
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
-        """Indices of the k largest pre-activations."""
-        return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)
-
     def extra_loss(self, made: Pass) -> Tensor | None:
         """fvu with 4k latents, times 1/8, where asked."""
         if not self.config.multi_topk:
             return None
         x, y = made.batch.x, made.batch.y
+        given = self.centre(x)
         with torch.no_grad():
-            pre_acts = self.pre_acts(x)
+            pre_acts = self.pre_acts(given)
             k = min(MULTI * self.config.k, self.d_sae)
             indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
-        values = gather_dot(x - self.b_dec, self.W_enc.T, indices) + pick(self.b_enc, indices)
+        values = gather_dot(given, self.W_enc.T, indices) + pick(self.b_enc, indices)
         error = y - gather_sum(F.relu(values), self.W_dec, indices) - self.b_dec
         return MULTI_WEIGHT * error.square().sum(1).mean() / made.variance

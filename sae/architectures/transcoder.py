@@ -6,12 +6,11 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import KeepsK, Selecting
+from sae.architectures.k_largest import KLargest
+from sae.architectures.settings import KeepsK
 from sae.hookpoints import HookPoint, HookPointField
-from sae.kernels.sparse import selection_for
 
 
 @final
@@ -39,7 +38,7 @@ class TranscoderConfig(KeepsK):
 
 
 @final
-class Transcoder(SparseAutoencoder[TranscoderConfig]):
+class Transcoder(KLargest[TranscoderConfig]):
     """Transcoder: y_hat = sum_i a_i d_i + b_dec (+ x W_skip), a = ReLU(TopK(x W_enc + b_enc)); x is not centred.
 
     Paper: Transcoders find interpretable LLM feature circuits, Dunefsky et al. 2024, arXiv 2406.11944; skip:
@@ -52,7 +51,3 @@ class Transcoder(SparseAutoencoder[TranscoderConfig]):
     def __init__(self, config: TranscoderConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
         self.W_skip = nn.Parameter(torch.zeros(d_in, d_out)) if config.skip else None
-
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
-        """Indices of the k largest pre-activations."""
-        return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)

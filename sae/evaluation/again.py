@@ -10,8 +10,7 @@ from pathlib import Path
 from sae import dictionary
 from sae.config import load_config
 from sae.errors import ConfigError
-from sae.evaluation.evaluate import evaluate, known_measures
-from sae.evaluation.subject import Subject
+from sae.evaluation.evaluate import evaluate, known_measures, subject_of
 from sae.files import owned
 from sae.progress import Screen
 from sae.rooms import prepare
@@ -51,10 +50,7 @@ def evaluate_again(
         rooms = prepare(config, home, screen, channels=channels, cache=Path(scratch))
         for sae, folder in zip(saes, folders, strict=True):
             with screen.stage(f"evaluate {folder.name}", 1, "parts") as stage:
-                settings = config.evaluate
-                subject = Subject(
-                    sae.to(rooms.lm.device), rooms.held_out, folder, settings.splice_tokens,
-                    settings.batch_contexts, config.seed, stage.update, others,
-                )  # fmt: skip
+                sae.to(rooms.lm.device)
+                subject = subject_of(sae, rooms.held_out, config.evaluate, folder, config.seed, stage.update, others)
                 evaluate(subject, names, f"{config.name} / {folder.name}", screen.say)
             yield folder.name, folder

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from sae.activations import Activations
+from sae.architectures import SparseAutoencoder
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.report import write_report
 from sae.evaluation.subject import Subject
@@ -35,6 +39,19 @@ class EvaluateConfig(Section):
         default=8_192, ge=2, description="Tokens for CE and KL with the reconstruction spliced in."
     )
     batch_contexts: Count = Field(default=16, ge=1, description="Contexts per forward pass.")
+
+
+def subject_of(
+    sae: SparseAutoencoder,
+    held_out: Activations,
+    config: EvaluateConfig,
+    folder: Path,
+    seed: int,
+    report: Callable[[int, int], None],
+    against: tuple[SparseAutoencoder, ...] = (),
+) -> Subject:
+    """What the measures of a dictionary are given, by the settings of a run."""
+    return Subject(sae, held_out, folder, config.splice_tokens, config.batch_contexts, seed, report, against)
 
 
 def evaluate(subject: Subject, names: tuple[str, ...], title: str, say: Any = lambda name: None) -> dict[str, Any]:

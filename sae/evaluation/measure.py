@@ -24,6 +24,5 @@ class Measure(ABC):
     def measure(self, subject: Subject) -> dict[str, Any]:
         """The figures by name."""
 
-    def draw(self, found: dict[str, Any], title: str, folder: Path) -> list[str]:
-        """Writes pictures of the figures into the folder and returns their file names; none by default."""
-        return []
+    def draw(self, found: dict[str, Any], title: str, folder: Path) -> None:  # noqa: B027 (most draw nothing)
+        """Writes pictures of the figures into the folder; none by default."""

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from sae.activations import Activations
-from sae.architectures import ArchitectureConfig, Batch, SparseAutoencoder
-from sae.hookpoints import Channel
+from sae.activations import Activations, batch_of
+from sae.architectures import Batch, SparseAutoencoder
 from sae.language_model import LanguageModel
 
 BATCH_ROWS = 4096
@@ -54,12 +52,3 @@ class Subject:
     def generator(self) -> torch.Generator:
         """A generator of the run's seed."""
         return torch.Generator().manual_seed(self.seed)
-
-
-def batch_of(config: ArchitectureConfig, rows: dict[Channel, Tensor]) -> Batch:
-    """The rows of every channel put together as a dictionary reads and writes them."""
-    x = torch.cat([rows[Channel(hook)] for hook in config.reads], dim=1).float()
-    y = x if config.reads == config.writes else torch.cat([rows[Channel(h)] for h in config.writes], dim=1).float()
-    wanted = config.gradient
-    gradient = rows[wanted].float() if wanted is not None and wanted in rows else None
-    return Batch(x, y, gradient)

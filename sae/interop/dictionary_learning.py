@@ -19,8 +19,6 @@ from sae.interop.plain import Plain
 class DictionaryLearning(Format):
     """Trainer folders of dictionary_learning."""
 
-    about = "dictionary_learning (TopK, BatchTopK, ReLU, JumpReLU, Gated)"
-
     def write(self, plain: Plain, folder: Path) -> None:
         """config.json and ae.pt."""
         if plain.W_enc.shape[0] != plain.W_dec.shape[1] or not plain.centred or "W_skip" in plain.more:

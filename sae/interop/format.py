@@ -6,7 +6,7 @@ import json
 import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,9 +19,6 @@ from sae.interop.plain import Plain
 
 class Format(ABC):
     """A library's way to keep a dictionary; its file's name in this folder is its name on the command line."""
-
-    about: ClassVar[str]  # one line for --help
-    exports: ClassVar[bool] = True
 
     @abstractmethod
     def write(self, plain: Plain, folder: Path) -> None:

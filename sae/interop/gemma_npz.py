@@ -18,8 +18,6 @@ from sae.interop.plain import Plain
 class GemmaNpz(Format):
     """Gemma Scope's JumpReLU files."""
 
-    about = "Gemma Scope 1 params.npz (JumpReLU, BatchTopK)"
-
     def write(self, plain: Plain, folder: Path) -> None:
         """params.npz."""
         if plain.kind not in ("jumprelu", "relu") or plain.token_norm or "W_skip" in plain.more:

@@ -14,9 +14,6 @@ from sae.interop.plain import Plain
 class OpenAi(Format):
     """OpenAI's released state dicts; TopK ones read inputs normalised token by token."""
 
-    about = "OpenAI's sparse_autoencoder (import only)"
-    exports = False
-
     def write(self, plain: Plain, folder: Path) -> None:
         """Not offered."""
         raise ConfigError("there is no export to OpenAI's format; use --to saelens.")

@@ -38,8 +38,6 @@ def our_hook(name: str) -> str | None:
 class SaeLens(Format):
     """Inference folders of SAELens 6."""
 
-    about = "SAELens 6 (topk, jumprelu, standard, gated)"
-
     def write(self, plain: Plain, folder: Path) -> None:
         """cfg.json and sae_weights.safetensors."""
         if "W_skip" in plain.more or plain.W_enc.shape[0] != plain.W_dec.shape[1] or not plain.centred:

@@ -17,8 +17,6 @@ from sae.interop.plain import Plain
 class Sparsify(Format):
     """Hook point folders of sparsify: TopK, and TopK transcoders with or without skip."""
 
-    about = "sparsify (TopK and transcoders)"
-
     def write(self, plain: Plain, folder: Path) -> None:
         """cfg.json and sae.safetensors."""
         if plain.kind != "topk" or plain.token_norm:

@@ -67,11 +67,10 @@ class QuasiOrthogonality(Measure):
             "under_activated": float((f < x).double().mean()),
         }
 
-    def draw(self, found: dict[str, Any], title: str, folder: Path) -> list[str]:
+    def draw(self, found: dict[str, Any], title: str, folder: Path) -> None:
         """zf.png, from zf.csv."""
         from sae import plots
 
         with (folder / "zf.csv").open() as file:
             rows = [(float(a), float(b)) for a, b in list(csv.reader(file))[1:]]
         plots.norms(rows, title, folder / "zf.png")
-        return ["zf.png"]

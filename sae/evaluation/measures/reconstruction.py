@@ -99,9 +99,8 @@ class Reconstruction(Measure):
             "density_histogram": {"log10_edges": edges.tolist(), "latents": np.histogram(logs, edges)[0].tolist()},
         }
 
-    def draw(self, found: dict[str, Any], title: str, folder: Path) -> list[str]:
+    def draw(self, found: dict[str, Any], title: str, folder: Path) -> None:
         """density.png."""
         from sae import plots
 
         plots.densities(found["density_histogram"], title, folder / "density.png")
-        return ["density.png"]

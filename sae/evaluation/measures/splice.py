@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae.activations import batch_of
 from sae.evaluation.measure import Measure
-from sae.evaluation.subject import Subject, batch_of
+from sae.evaluation.subject import Subject
 from sae.harvest import attention_inputs
 from sae.hookpoints import Channel, HookPoint
 from sae.metrics import loss_recovered
