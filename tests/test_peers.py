@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -19,6 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of
 def imported(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if os.environ.get("SAEDEX_PEERS"):  # `make test` installs them all, so a missing one is a failure
+            return importlib.import_module(name)
         return pytest.importorskip(name, exc_type=ImportError)
 
 
