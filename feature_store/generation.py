@@ -10,7 +10,10 @@ import numpy as np
 
 from feature_store import tables
 from feature_store.contexts import Collected, ContextCollector, ContextLimits
+from feature_store.formats import FORMATS, N_POSITIONS
+from feature_store.negatives import hard_negatives
 from feature_store.packing import pack_columns
+from feature_store.statistics import GROUPS, Stream
 from feature_store.tables import Codes, Tables
 from feature_store.writer import GenerationWriter
 
@@ -63,17 +66,16 @@ def publish(
     d_sae = len(directions.promoted)
     collected = collect(codes, d_sae, limits, seed, n_tokens)
     is_test = tables.test_documents(len(names))
-    counted = tables.count(
-        codes, collected.maximum, len(vocabulary), is_test, directions.promoted, features_per_document
-    )
+    counted = tables.count(codes, collected.maximum, vocabulary, is_test, directions.promoted, features_per_document)
     id_dtype = f"<u{codes.ids.dtype.itemsize}"
     writer = GenerationWriter(store, "contexts")
     writer.meta({
         "id_bytes": codes.ids.dtype.itemsize, "log2_edges": collected.log2_edges.tolist(), "n_tokens": n_tokens,
-        "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed, **facts,
+        "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
+        **_totals(counted.stream), **facts,
     })  # fmt: skip
     _write_features(writer, collected, counted, directions)
-    _write_packs(writer, collected, codes, id_dtype)
+    _write_packs(writer, collected, counted, codes, directions, id_dtype)
     _write_counts(writer, codes, counted, vocabulary, is_test)
     _write_documents(writer, codes, counted, names, is_test)
     _write_random_windows(writer, codes, seed, id_dtype)
@@ -92,7 +94,8 @@ def _write_features(writer: GenerationWriter, collected: Collected, counted: Tab
         "n_fired": n_fired,
         "mean_act": (collected.total / np.maximum(n_fired, 1)).astype(np.float32),
         "max_act": collected.maximum,
-        "n_documents": counted.n_documents,
+        "n_documents": counted.n_documents[0],
+        "n_documents_test": counted.n_documents[1],
         "n_strong": counted.n_strong,
         "n_strong_test": counted.n_strong_test,
         "histogram": _blobs(collected.histogram, "<u4"),
@@ -102,23 +105,47 @@ def _write_features(writer: GenerationWriter, collected: Collected, counted: Tab
         "suppressed_logits": _blobs(directions.suppressed_logits, "<f4"),
         "neighbours": _blobs(directions.neighbours, "<u4"),
         "neighbour_cosines": _blobs(directions.neighbour_cosines, "<f4"),
+        "coactive": _blobs(counted.statistics.coactive, "<u4"),
+        "coactive_scores": _blobs(counted.statistics.coactive_scores, "<f4"),
+        "positions": _blobs(counted.statistics.position, "<u4"),
+        "formats": _blobs(counted.statistics.format, "<u4"),
+        "lookup": _blobs(counted.statistics.lookup, "<f8"),
     })  # fmt: skip
 
 
-def _write_packs(writer: GenerationWriter, collected: Collected, codes: Codes, id_dtype: str) -> None:
+def _totals(stream: Stream) -> dict[str, Any]:
+    """How many tokens stand at every position and have every format, in (explain, test) documents."""
+    parts = [stream.is_test == part for part in (False, True)]
+    return {
+        "position_totals": [np.bincount(stream.position[p], minlength=N_POSITIONS).tolist() for p in parts],
+        "format_totals": [np.bincount(stream.format[p], minlength=len(FORMATS)).tolist() for p in parts],
+        "group_totals": np.bincount(stream.group[stream.is_test], minlength=GROUPS).tolist(),
+    }
+
+
+def _write_packs(
+    writer: GenerationWriter, collected: Collected, counted: Tables, codes: Codes, directions: Directions, id_dtype: str
+) -> None:
     features = range(len(collected.n_fired))
+    n = min(directions.neighbours.shape[1], counted.statistics.coactive.shape[1])
+    sources = np.stack([directions.neighbours[:, :n], counted.statistics.coactive[:, :n]], axis=1)
+    negatives = hard_negatives(sources, collected.top_context, collected.top_position, codes.indices, codes.acts)
     packs = [pack_columns(tables.windows_of(collected, codes, f), id_dtype) for f in features]
     names = ("windows", "token_ids", "act_places", "act_values")
-    columns = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
+    columns: dict[str, list[bytes]] = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
+    columns["negatives"] = [records.tobytes() for records in negatives]
     writer.insert("context_pack", {"feature": np.array(features, dtype=np.uint32), **columns})
 
 
 def _write_counts(
     writer: GenerationWriter, codes: Codes, counted: Tables, vocabulary: list[bytes], is_test: np.ndarray
 ) -> None:
-    for kind, rows in (("current", counted.current), ("next", counted.following)):
+    kinds = (("current", counted.current), ("next", counted.following), ("previous", counted.preceding))
+    for kind, rows in kinds:
         columns = dict(zip(("feature", "token", "n_explain", "n_test"), rows.T, strict=True))
         writer.insert("feature_token", {**columns, "kind": [kind] * len(rows)})
+    names = ("feature", "first", "second", "n_explain", "n_test", "occurrences_explain", "occurrences_test")
+    writer.insert("feature_bigram", dict(zip(names, counted.statistics.bigrams.T, strict=True)))
     size = len(vocabulary)
     test = is_test[codes.documents]
     explain, tested = (np.bincount(codes.ids[part], minlength=size) for part in (~test, test))
@@ -143,10 +170,12 @@ def _write_documents(
 
 
 def _write_random_windows(writer: GenerationWriter, codes: Codes, seed: int, id_dtype: str) -> None:
-    documents, ids, latents = zip(*tables.random_windows(codes, RANDOM_WINDOWS, seed), strict=True)
+    found = tables.random_windows(codes, RANDOM_WINDOWS, seed)
     writer.insert("random_window", {
-        "id": np.arange(len(documents)),
-        "document": documents,
-        "token_ids": [row.astype(id_dtype).tobytes() for row in ids],
-        "latents": [row.astype("<u4").tobytes() for row in latents],
+        "id": np.arange(len(found)),
+        "document": [w.document for w in found],
+        "token_ids": [w.token_ids.astype(id_dtype).tobytes() for w in found],
+        "peak": [w.peak for w in found],
+        "place": [w.place for w in found],
+        "latents": [w.latents.astype("<u4").tobytes() for w in found],
     })  # fmt: skip

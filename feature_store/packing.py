@@ -17,6 +17,7 @@ WINDOW = np.dtype(
         ("copies", "<u2"),
         ("document", "<u4"),
         ("context", "<u4"),
+        ("place", "<u4"),
         ("percentile", "<f4"),
         ("inclusion", "<f4"),
     ]

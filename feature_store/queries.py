@@ -162,7 +162,7 @@ _BLOBS = """histogram, promoted_tokens, promoted_logits, suppressed_tokens, supp
     neighbours, neighbour_cosines"""
 
 
-def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation]) -> Feature:
+def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation], scores: list[Score]) -> Feature:
     """`Feature` of a result row of `_ROW` and `_BLOBS`."""
     blobs = values[9:]
     promoted, suppressed, neighbours = (
@@ -171,30 +171,44 @@ def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation]) ->
     )
     histogram = np.frombuffer(blobs[0], "<u4").tolist()
     edges = store.meta["log2_edges"]
-    return Feature(_row(values[:9]), histogram, edges, promoted, suppressed, neighbours, found)
+    return Feature(_row(values[:9]), histogram, edges, promoted, suppressed, neighbours, found, scores)
 
 
 def feature(store: Store, number: int) -> Feature | None:
     """One feature with its histogram, logits, neighbours and explanations; None where there is no such id."""
     cursor = store.connection.cursor()
     found = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} where f.feature = ?", [number]).fetchall()
-    return _feature(store, found[0], explanations(store, number)) if found else None
+    return _feature(store, found[0], explanations(store, number), feature_scores(store, number)) if found else None
 
 
 def all_features(store: Store) -> list[Feature]:
-    """Every feature in one query, without the list of its explanations."""
+    """Every feature in one query, without the lists of its explanations and scores."""
     cursor = store.connection.cursor()
     rows = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} order by f.feature").fetchall()
-    return [_feature(store, row, []) for row in rows]
+    return [_feature(store, row, [], []) for row in rows]
+
+
+_SCORE = """s.scorer, s.metric, s.value, s.low, s.high, s.chance, s.baseline, s.n_pos, s.n_neg, s.n_failed,
+    s.seed, s.split, s.judge, s.prompt"""
+
+
+def feature_scores(store: Store, number: int) -> list[Score]:
+    """Scores of a feature that do not depend on its label."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        f"select {_SCORE} from explanations.score s where feature = ? and explanation is null order by scorer, metric",
+        [number],
+    ).fetchall()
+    return [Score(*row) for row in rows]
 
 
 def explanations(store: Store, number: int) -> list[Explanation]:
     """All explanations of a feature with their scores, the chosen one first."""
     cursor = store.connection.cursor()
     rows = cursor.execute(
-        """select e.id, e.explainer, e.text, e.chosen, s.scorer, s.metric, s.value, s.chance, s.n_pos, s.n_neg, s.split
+        f"""select e.id, e.explainer, e.text, e.chosen, {_SCORE}
         from explanations.explanation e left join explanations.score s on s.explanation = e.id
-        where e.feature = ? order by e.chosen desc, e.id, s.scorer""",
+        where e.feature = ? order by e.chosen desc, e.id, s.scorer, s.metric""",
         [number],
     ).fetchall()
     found: dict[int, Explanation] = {}
@@ -203,6 +217,13 @@ def explanations(store: Store, number: int) -> list[Explanation]:
         if score[0] is not None:
             explanation.scores.append(Score(*score))
     return list(found.values())
+
+
+def interpretation(store: Store) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of the published explanations, scores and labels, in their columns' order."""
+    cursor = store.connection.cursor()
+    order = {"explanation": "id", "score": "all", "label": "feature"}
+    return {t: cursor.execute(f"select * from explanations.{t} order by {o}").fetchall() for t, o in order.items()}
 
 
 def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
@@ -291,18 +312,54 @@ def token_table(store: Store, kind: str) -> list[tuple[int, int, int, int]]:
     ).fetchall()
 
 
-def random_windows(store: Store) -> list[tuple[int, list[int], set[int]]]:
-    """(document, token ids, features that fire) of the stored random windows."""
+def random_events(store: Store) -> list[tuple[int, list[int], int, int, set[int]]]:
+    """(document, token ids, peak, place in the document, features that fire) of the stored random windows."""
     cursor = store.connection.cursor()
-    rows = cursor.execute("select document, token_ids, latents from contexts.random_window order by id").fetchall()
+    rows = cursor.execute(
+        "select document, token_ids, peak, place, latents from contexts.random_window order by id"
+    ).fetchall()
     dtype = f"<u{store.meta['id_bytes']}"
-    return [(d, np.frombuffer(i, dtype).tolist(), set(np.frombuffer(x, "<u4").tolist())) for d, i, x in rows]
+    return [
+        (document, np.frombuffer(ids, dtype).tolist(), peak, place, set(np.frombuffer(latents, "<u4").tolist()))
+        for document, ids, peak, place, latents in rows
+    ]
 
 
-def firing_counts(store: Store) -> list[tuple[int, int, int]]:
-    """(feature, strong firings in all documents, strong firings in test documents), by feature."""
+def negatives(store: Store) -> list[bytes]:
+    """Records of the hard negatives of every feature, by feature."""
     cursor = store.connection.cursor()
-    return cursor.execute("select feature, n_strong, n_strong_test from contexts.feature order by feature").fetchall()
+    return [row[0] for row in cursor.execute("select negatives from contexts.context_pack order by feature").fetchall()]
+
+
+def counted_places(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Strong firings by position [d_sae, 2, positions] and format [d_sae, 2, formats], in (explain, test) documents."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select positions, formats from contexts.feature order by feature").fetchall()
+    positions, formats = (np.frombuffer(b"".join(column), "<u4") for column in zip(*rows, strict=True))
+    return positions.reshape(len(rows), 2, -1), formats.reshape(len(rows), 2, -1)
+
+
+def lookups(store: Store) -> np.ndarray:
+    """Sums [d_sae, groups, 5] behind the token-lookup correlation (feature_store.statistics)."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select lookup from contexts.feature order by feature").fetchall()
+    return np.frombuffer(b"".join(r[0] for r in rows), "<f8").reshape(len(rows), -1, 5)
+
+
+def bigrams(store: Store) -> list[tuple[int, ...]]:
+    """(feature, token before, token, strong firings in explain, test, occurrences in explain, test), by feature."""
+    cursor = store.connection.cursor()
+    return cursor.execute(
+        "select * from contexts.feature_bigram order by feature, n_explain desc, first, second"
+    ).fetchall()
+
+
+def firing_counts(store: Store) -> list[tuple[int, int, int, int]]:
+    """(feature, strong firings in all documents, those in test documents, test documents with a firing), by feature."""
+    cursor = store.connection.cursor()
+    return cursor.execute(
+        "select feature, n_strong, n_strong_test, n_documents_test from contexts.feature order by feature"
+    ).fetchall()
 
 
 def token_counts(store: Store) -> list[tuple[int, int, int]]:

@@ -25,15 +25,22 @@ class Window:
 
 @dataclass(frozen=True)
 class Score:
-    """A number about an explanation."""
+    """A number about an explanation or a feature, with the ends of its 95 % interval; None where nothing counts."""
 
     scorer: str
     metric: str
     value: float | None
+    low: float | None
+    high: float | None
     chance: float
+    baseline: float | None
     n_pos: int
     n_neg: int
+    n_failed: int
+    seed: int
     split: str
+    judge: str | None
+    prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Feature:
     suppressed: list[tuple[int, float]]
     neighbours: list[tuple[int, float]]
     explanations: list[Explanation]
+    scores: list[Score]
 
 
 @dataclass(frozen=True)

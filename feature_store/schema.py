@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STORAGE_VERSION = "v1.2.0"  # readable by DuckDB 1.2 and everything newer
 
 META = "create table meta (key varchar primary key, value varchar not null)"
@@ -16,6 +16,7 @@ CONTEXTS = (
         mean_act float not null,
         max_act float not null,
         n_documents uinteger not null,
+        n_documents_test uinteger not null,
         n_strong ubigint not null,      -- firings of at least a third of max_act
         n_strong_test ubigint not null, -- those in test documents
         histogram blob not null,       -- uint32 [32], bins of log2(activation): see meta 'log2_edges'
@@ -24,18 +25,29 @@ CONTEXTS = (
         suppressed_tokens blob not null,
         suppressed_logits blob not null,
         neighbours blob not null,      -- uint32, by falling cosine of decoder rows
-        neighbour_cosines blob not null
+        neighbour_cosines blob not null,
+        coactive blob not null,        -- uint32, features that fire on the same tokens
+        coactive_scores blob not null, -- float32, n_both / sqrt(n_one n_other)
+        positions blob not null,       -- uint32 [2, positions], strong firings: explain, test (feature_store.formats)
+        formats blob not null,         -- uint32 [2, formats]
+        lookup blob not null           -- float64 [groups, 5], test sums of a, a^2, p, p^2, a p (statistics.py)
     )""",
     """create table context_pack (
         feature uinteger primary key,
         windows blob not null,   -- one record a window: feature_store.packing.WINDOW
         token_ids blob not null, -- uint16 or uint32 (meta 'id_bytes'), all windows in a row
         act_places blob not null, -- uint8: places inside the window where the feature fires
-        act_values blob not null  -- uint16: activation / max_act * 65535
+        act_values blob not null, -- uint16: activation / max_act * 65535
+        negatives blob not null   -- hard negatives: feature_store.negatives.NEGATIVE
     )""",
     """create table feature_token ( -- strong firings only
         feature uinteger not null, kind varchar not null, token uinteger not null,
         n_explain uinteger not null, n_test uinteger not null
+    )""",
+    """create table feature_bigram ( -- strong firings on `second` with `first` before it; the pair's occurrences
+        feature uinteger not null, first uinteger not null, second uinteger not null,
+        n_explain uinteger not null, n_test uinteger not null,
+        occurrences_explain uinteger not null, occurrences_test uinteger not null
     )""",
     "create table token (token uinteger primary key, text blob not null, n_explain ubigint, n_test ubigint)",
     """create table document (
@@ -47,6 +59,7 @@ CONTEXTS = (
     """create table random_window (
         id uinteger primary key, document uinteger not null,
         token_ids blob not null, -- uint16 or uint32
+        peak utinyint not null, place uinteger not null, -- of the drawn token: in the window, in its document
         latents blob not null    -- uint32, ascending: every feature that fires anywhere in the window
     )""",
     """create view feature_summary as
@@ -62,11 +75,15 @@ EXPLANATIONS = (
     META,
     """create table explanation (
         id uinteger primary key, feature uinteger not null, explainer varchar not null, text varchar not null,
+        rule varchar, -- JSON list: what an event must have one of; null for texts that only a judge can test
         chosen boolean not null
     )""",
     """create table score (
-        explanation uinteger not null, scorer varchar not null, metric varchar not null, value double,
-        chance double not null, n_pos uinteger not null, n_neg uinteger not null, split varchar not null
+        feature uinteger not null, explanation uinteger, -- null: about the feature, whatever its label
+        scorer varchar not null, metric varchar not null, value double, low double, high double, -- 95 % interval
+        chance double not null, baseline double, -- what the lexical baseline reaches
+        n_pos uinteger not null, n_neg uinteger not null, n_failed uinteger not null,
+        seed ubigint not null, split varchar not null, judge varchar, prompt varchar
     )""",
     """create table label (
         feature uinteger primary key, explainer varchar not null, text varchar not null, score double

@@ -8,7 +8,9 @@ import numpy as np
 from numba import njit
 
 from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected, window_acts
+from feature_store.formats import breaks_line, classes_of, formats_of, places_of, position_bin
 from feature_store.packing import WINDOW, Pack, quantise
+from feature_store.statistics import GROUPS, Statistics, Stream, gather
 
 TOKENS_PER_FEATURE = 32
 STRONG = 1 / 3
@@ -25,15 +27,20 @@ class Codes(NamedTuple):
 
 def test_documents(n_documents: int) -> np.ndarray:
     """Which documents are kept for testing explanations: half of them, by a hash of their index."""
-    x = np.arange(n_documents, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    return (mixed(np.arange(n_documents)) & np.uint64(1)).astype(bool)
+
+
+def mixed(numbers: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of every number (the finaliser of splitmix64)."""
+    x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) & np.uint64(1)).astype(bool)
+    return x ^ (x >> np.uint64(31))
 
 
 @njit(cache=True)
 def _firings_by_feature(indices, acts, least):  # pragma: no cover (compiled)
-    """(offsets, flat token places) of the firings of at least `least` [d_sae], by feature, in stream order."""
+    """(offsets, flat token places, activations) of the firings of at least `least` [d_sae], by feature, in order."""
     d_sae = least.size
     offsets = np.zeros(d_sae + 1, np.int64)
     n_tokens, k = indices.shape
@@ -44,14 +51,14 @@ def _firings_by_feature(indices, acts, least):  # pragma: no cover (compiled)
     for f in range(d_sae):
         offsets[f + 1] += offsets[f]
     place = offsets[:-1].copy()
-    tokens = np.empty(offsets[-1], np.uint32)
+    tokens, values = np.empty(offsets[-1], np.uint32), np.empty(offsets[-1], np.float32)
     for t in range(n_tokens):
         for j in range(k):
             f = indices[t, j]
             if acts[t, j] > 0 and acts[t, j] >= least[f]:
-                tokens[place[f]] = t
+                tokens[place[f]], values[place[f]] = t, acts[t, j]
                 place[f] += 1
-    return offsets, tokens
+    return offsets, tokens, values
 
 
 @njit(cache=True)
@@ -68,8 +75,8 @@ def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, 
     for f in range(d_sae):
         n_touched = 0
         for p in range(offsets[f], offsets[f + 1]):
-            t = firings[p]
-            if t % ctx_len + shift >= ctx_len:
+            t = np.int64(firings[p])
+            if not 0 <= t % ctx_len + shift < ctx_len:
                 continue
             token = ids[t + shift]
             if explain[token] == 0 and test[token] == 0:
@@ -92,11 +99,11 @@ def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, 
 
 
 @njit(cache=True)
-def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (compiled)
-    """(n_documents [d_sae], rows of (document, feature), their mean and maximum); `owner` rises along the stream."""
+def _document_latents(indices, acts, owner, is_test, d_sae, keep):  # pragma: no cover (compiled)
+    """(documents [2, d_sae]: all, test; rows of (document, feature), their mean and maximum); `owner` only rises."""
     total, peak = np.zeros(d_sae, np.float64), np.zeros(d_sae, np.float32)
     touched = np.empty(d_sae, np.int64)
-    n_documents = np.zeros(d_sae, np.int64)
+    n_documents = np.zeros((2, d_sae), np.int64)
     size = (owner[-1] + 1) * keep
     rows, means, maxima = np.empty((size, 2), np.uint32), np.empty(size, np.float32), np.empty(size, np.float32)
     n_rows, start = 0, 0
@@ -117,7 +124,8 @@ def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (c
         order = np.argsort(-total[seen], kind="mergesort")
         for r in range(n_touched):
             f = seen[order[r]]
-            n_documents[f] += 1
+            n_documents[0, f] += 1
+            n_documents[1, f] += is_test[owner[start]]
             if r < keep:
                 rows[n_rows, 0], rows[n_rows, 1] = owner[start], f
                 means[n_rows], maxima[n_rows] = total[f] / (end - start), peak[f]
@@ -135,37 +143,53 @@ class Tables(NamedTuple):
     n_strong_test: np.ndarray
     current: np.ndarray
     following: np.ndarray
+    preceding: np.ndarray
     n_documents: np.ndarray
     document_rows: np.ndarray
     document_means: np.ndarray
     document_maxima: np.ndarray
+    stream: Stream
+    statistics: Statistics
+
+
+def _stream(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> tuple[Stream, np.ndarray]:
+    """(the tokens with what positions and formats they have, tokens since the start of the document)."""
+    ids = np.ascontiguousarray(codes.ids).reshape(-1)
+    owner = np.ascontiguousarray(codes.documents).reshape(-1)
+    places = places_of(codes.documents)
+    formats = formats_of(ids, places, classes_of(vocabulary), breaks_line(vocabulary))
+    group = (mixed(np.arange(len(is_test))) >> np.uint64(8)) % np.uint64(GROUPS)
+    return Stream(ids, is_test[owner], group.astype(np.int64)[owner], position_bin(places), formats), places
 
 
 def count(
-    codes: Codes, maximum: np.ndarray, n_vocabulary: int, is_test: np.ndarray, promoted: np.ndarray, keep: int
+    codes: Codes, maximum: np.ndarray, vocabulary: list[bytes], is_test: np.ndarray, promoted: np.ndarray, keep: int
 ) -> Tables:
-    """Token tables of the strong firings and the strongest `keep` features of every document.
+    """Token tables and statistics of the firings and the strongest `keep` features of every document.
 
     A firing is strong at `STRONG` of the feature's `maximum` [d_sae] or more. `is_test` [documents]; `promoted`
     [d_sae, n] are tokens whose following-counts are always reported.
     """
     d_sae = len(maximum)
     ctx_len = codes.ids.shape[1]
-    flat_ids = np.ascontiguousarray(codes.ids).reshape(-1)
-    owner = np.ascontiguousarray(codes.documents).reshape(-1)
-    indices = codes.indices.reshape(flat_ids.size, -1)
-    acts = codes.acts.reshape(flat_ids.size, -1)
-    token_is_test = is_test[owner]
-    offsets, firings = _firings_by_feature(indices, acts, (maximum * STRONG).astype(np.float32))
-    firing_is_test = np.concatenate([[0], np.cumsum(token_is_test[firings])])
+    stream, places = _stream(codes, vocabulary, is_test)
+    indices = codes.indices.reshape(stream.ids.size, -1)
+    acts = codes.acts.reshape(stream.ids.size, -1)
+    offsets, firings, _ = _firings_by_feature(indices, acts, (maximum * STRONG).astype(np.float32))
+    firing_is_test = np.concatenate([[0], np.cumsum(stream.is_test[firings])])
     n_strong_test = firing_is_test[offsets[1:]] - firing_is_test[offsets[:-1]]
     nothing = np.empty((d_sae, 0), np.int64)
-    shared = (offsets, firings, flat_ids, token_is_test, ctx_len)
-    current = _token_counts(*shared, 0, n_vocabulary, nothing, TOKENS_PER_FEATURE)
-    following = _token_counts(*shared, 1, n_vocabulary, promoted.astype(np.int64), TOKENS_PER_FEATURE)
-    return Tables(
-        np.diff(offsets), n_strong_test, current, following, *_document_latents(indices, acts, owner, d_sae, keep)
-    )
+    size = len(vocabulary)
+    counts = [
+        _token_counts(offsets, firings, stream.ids, stream.is_test, ctx_len, shift, size, wanted, TOKENS_PER_FEATURE)
+        for shift, wanted in ((0, nothing), (1, promoted.astype(np.int64)), (-1, nothing))
+    ]
+    fired = _firings_by_feature(indices, acts, np.zeros(d_sae, np.float32))
+    statistics = gather(stream, (offsets, firings), fired, (indices, acts), places == 0, size, promoted.shape[1])
+    owner = np.ascontiguousarray(codes.documents).reshape(-1)
+    rows = _document_latents(indices, acts, owner, is_test, d_sae, keep)
+    current, following, preceding = counts
+    return Tables(np.diff(offsets), n_strong_test, current, following, preceding, *rows, stream, statistics)
 
 
 def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:
@@ -195,24 +219,44 @@ def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
         copies = 1 if is_stratum else min(int(collected.top_copies[feature, rank]), 65535)
         windows[number] = (
             is_stratum, rank, stratum, cut.stop - cut.start, position - cut.start, len(fired), copies,
-            codes.documents[context, position], context, percentiles[number], inclusion,
+            codes.documents[context, position], context, _place(codes.documents[context], position),
+            percentiles[number], inclusion,
         )  # fmt: skip
     join = lambda parts: np.concatenate(parts) if parts else np.empty(0, np.int64)  # noqa: E731
     return Pack(windows, join(ids), join(places), join(values))
 
 
-def random_windows(codes: Codes, n_windows: int, seed: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(document, token ids, features that fire) of windows drawn uniformly, each as wide as a context's window."""
-    width = min(BEFORE + 1 + AFTER, codes.ids.shape[1])
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, len(codes.ids), n_windows)
-    starts = generator.integers(0, codes.ids.shape[1] - width + 1, n_windows)
-    found = []
-    for context, start in zip(drawn.tolist(), starts.tolist(), strict=True):
-        cut = slice(start, start + width)
-        fired = codes.indices[context, cut][codes.acts[context, cut] > 0]
-        middle = int(codes.documents[context, start + width // 2])
-        found.append((middle, codes.ids[context, cut], np.unique(fired)))
+def _place(documents: np.ndarray, position: int) -> int:
+    """Tokens since the start of the document, or of the context."""
+    others = np.flatnonzero(documents[:position] != documents[position])
+    return position - (int(others[-1]) + 1 if others.size else 0)
+
+
+class RandomWindow(NamedTuple):
+    """A window around a token drawn uniformly, cut as windows around peaks are; every feature that fires in it."""
+
+    document: int
+    token_ids: np.ndarray
+    peak: int
+    place: int
+    latents: np.ndarray
+
+
+def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow]:
+    """Windows around tokens drawn uniformly from those that the dictionary read (some latent fires on them)."""
+    n_contexts, ctx_len = codes.ids.shape
+    found: list[RandomWindow] = []
+    for token in np.random.default_rng(seed).integers(0, n_contexts * ctx_len, 4 * n_windows).tolist():
+        context, position = divmod(token, ctx_len)
+        if len(found) == n_windows or not (codes.acts[context, position] > 0).any():
+            continue
+        cut = slice(max(0, position - BEFORE), min(ctx_len, position + AFTER + 1))
+        latents = np.unique(codes.indices[context, cut][codes.acts[context, cut] > 0])
+        documents = codes.documents[context]
+        place = _place(documents, position)
+        found.append(
+            RandomWindow(int(documents[position]), codes.ids[context, cut], position - cut.start, place, latents)
+        )
     return found
 
 

@@ -17,6 +17,14 @@ MEASURE_NAMES = (
     "reconstruction", "splice", "quasi_orthogonality", "description_length", "decoder", "heads", "meta_structure",
     "stability", "steering", "attribution", "probing",
 )  # fmt: skip
+EXPLAINER_NAMES = (
+    "token", "next_token", "previous_token", "prefix", "bigram", "output", "position", "format", "keyphrase",
+    "max_activation", "contrastive", "single_token",
+)  # fmt: skip
+SCORER_NAMES = (
+    "coherence", "confidence", "ngram", "token_lookup", "detection", "fuzzing", "intruder", "judged_confidence",
+    "simulation",
+)  # fmt: skip
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
 
@@ -83,8 +91,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"    dead            {metrics['dead']} of {metrics['d_sae']}")
         if labels is None:
             continue
-        median = labels["median_balanced_accuracy"]
+        median, beating = labels["median_balanced_accuracy"], labels["share_beating_null"]
         scored = f", median held-out balanced accuracy {median:.3f} (chance {labels['chance']})" if median else ""
+        scored += "" if beating is None else f", {beating:.1%} beat the shuffled null at 95 %"
         print(f"    labelled        {labels['features_labelled']} of {labels['features_alive']} live features{scored}")
     rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in summary["tokens_per_s"].items())
     times = ", ".join(f"{stage} {s:.0f}" for stage, s in summary["seconds"].items())
@@ -141,6 +150,40 @@ def _import(arguments: argparse.Namespace) -> int:
     sae = import_dictionary(arguments.path, arguments.source, arguments.target, arguments.hook, arguments.writes)
     print(f"{arguments.target}: {sae.config.architecture}, {sae.d_sae} latents of {sae.d_in} numbers")  # pyright: ignore
     return 0
+
+
+def _interpret(arguments: argparse.Namespace) -> int:
+    from sae.interpret.again import config_of, interpret_again
+    from sae.progress import Screen
+
+    judge = None
+    if arguments.judge:
+        judge = {"base_url": arguments.judge, "model": arguments.judge_model, "structured": not arguments.unstructured}
+    config = config_of(arguments.explainers, arguments.scorers, judge)
+    for name, summary in interpret_again(arguments.path, arguments.features, config, Screen()):
+        beating = summary["share_beating_null"]
+        null = "" if beating is None else f", {beating:.1%} beat the shuffled null"
+        print(f"{name}: labelled {summary['features_labelled']} of {summary['features_alive']} live features{null}")
+    return 0
+
+
+def _interpret_parser(commands: Any) -> None:
+    """`sae interpret`."""
+    again = commands.add_parser(
+        "interpret", help="explain and score features again; publishes beside the evidence, which stays as it is"
+    )
+    again.add_argument("path", type=Path, help="a run folder (all its dictionaries) or one dictionary folder")
+    again.add_argument("--features", metavar="A-B", help="only these features, such as 0-999; the others keep theirs")
+    again.add_argument("--explainers", help=f"comma-separated; known: {', '.join(EXPLAINER_NAMES)} (default: all)")
+    again.add_argument(
+        "--scorers", help=f"comma-separated; known: {', '.join(SCORER_NAMES)} (default: those that need no model)"
+    )
+    again.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server, such as http://127.0.0.1:8080/v1")
+    again.add_argument("--judge-model", default="default", metavar="NAME", help="model name, as that server lists it")
+    again.add_argument(
+        "--unstructured", action="store_true", help="for servers that cannot hold answers to a JSON schema"
+    )
+    again.set_defaults(work=_interpret)
 
 
 def _transfer_parsers(commands: Any) -> None:
@@ -200,6 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     serve.set_defaults(work=_serve)
+    _interpret_parser(commands)
     _transfer_parsers(commands)
     config = commands.add_parser("config", help="explain or check a configuration")
     config_commands = config.add_subparsers(required=True, metavar="command")

@@ -16,7 +16,7 @@ from sae.errors import ConfigError
 from sae.evaluation.evaluate import EvaluateConfig
 from sae.harvest import HarvestConfig
 from sae.index import IndexConfig
-from sae.interpret.label import InterpretConfig
+from sae.interpret.interpret import InterpretConfig
 from sae.language_model import ModelConfig
 from sae.run_log import LogConfig
 from sae.section import Count, Section, classes_in, describe_problems

@@ -82,10 +82,17 @@ class ScoreItem(BaseModel):
     scorer: str
     metric: str
     value: float | None
+    low: float | None = Field(description="Lower end of the 95 % interval.")
+    high: float | None = Field(description="Upper end of the 95 % interval.")
     chance: float
+    baseline: float | None = Field(description="What the lexical baseline reaches; value - baseline is the lift.")
     n_pos: int
     n_neg: int
-    split: str
+    n_failed: int = Field(description="Judge answers that could not be read; they count as wrong.")
+    seed: int
+    split: str = Field(description="How documents were parted into those for explaining and those for testing.")
+    judge: str | None = Field(description="Model that judged; null where none did.")
+    prompt: str | None = Field(description="SHA-256 of the judge's instructions.")
 
 
 class ExplanationItem(BaseModel):
@@ -102,6 +109,7 @@ class FeatureDetail(FeatureItem):
     suppressed: list[TokenWeight]
     neighbours: list[Neighbour]
     explanations: list[ExplanationItem]
+    scores: list[ScoreItem] = Field(description="Scores of the feature itself, whatever its label.")
 
 
 class WindowToken(BaseModel):
@@ -176,6 +184,7 @@ def detail(store: Store, found: Feature, labels: dict[int, str]) -> dict[str, An
         "suppressed": weights(found.suppressed),
         "neighbours": [{"feature": f, "cosine": c, "label": labels.get(f)} for f, c in found.neighbours],
         "explanations": [asdict(e) for e in found.explanations],
+        "scores": [asdict(s) for s in found.scores],
     }
 
 

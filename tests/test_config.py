@@ -64,7 +64,7 @@ WRONG = [
     ({"model": {"source": "hub", "repo": "gpt2"}}, "give `revision` as a 40-digit commit"),
     ({"model": {"source": "package", "parts": [], "sha256": "abc", "licence": "Gemma"}}, "at least 1 item"),
     ({"name": "../escape"}, "name: string should match pattern"),
-    ({"interpret__explainers": ["tokens"]}, "allowed explainers are token, next_token, output, keyphrase"),
+    ({"interpret__explainers": ["tokens"]}, "allowed are token, next_token, previous_token"),
     ({"log__wandb": "maybe"}, "'off', 'offline' or 'online'"),
     ({"model": None}, "model"),
 ]

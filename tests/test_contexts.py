@@ -21,6 +21,7 @@ from feature_store.tables import Codes, count, random_windows, windows_of
 from feature_store.tables import test_documents as documents_for_testing
 
 D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7
+TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" DD"]
 
 
 def codes(seed, levels=6, contexts=CONTEXTS):
@@ -149,7 +150,7 @@ def test_token_tables_equal_counting():
     found = collect(stream, ContextLimits(), 60)
     is_test = documents_for_testing(int(stream.documents.max()) + 1)
     promoted = np.tile(np.array([0, 1]), (D_SAE, 1))
-    tables = count(stream, found.maximum, VOCABULARY, is_test, promoted, 4)
+    tables = count(stream, found.maximum, TOKENS, is_test, promoted, 4)
     truth = {"current": Counter(), "next": Counter()}
     strong = Counter()
     for c, p, j in zip(*(stream.acts > 0).nonzero(), strict=True):
@@ -175,7 +176,7 @@ def test_document_latents_equal_counting():
     stream = codes(5)
     found = collect(stream, ContextLimits(), 60)
     n = int(stream.documents.max()) + 1
-    tables = count(stream, found.maximum, VOCABULARY, documents_for_testing(n), np.zeros((D_SAE, 0)), 3)
+    tables = count(stream, found.maximum, TOKENS, documents_for_testing(n), np.zeros((D_SAE, 0)), 3)
     for document in range(n):
         inside = stream.documents == document
         totals = np.bincount(stream.indices[inside].reshape(-1), stream.acts[inside].reshape(-1), minlength=D_SAE)
@@ -187,17 +188,20 @@ def test_document_latents_equal_counting():
 
 def test_random_windows_list_what_fires():
     stream = codes(6)
-    for _document, ids, fired in random_windows(stream, 20, 0):
+    drawn = random_windows(stream, 20, 0)
+    assert len(drawn) == 20
+    for window in drawn:
+        ids = window.token_ids
         places = [
             (c, s)
             for c in range(CONTEXTS)
             for s in range(LENGTH - len(ids) + 1)
-            if np.array_equal(stream.ids[c, s : s + len(ids)], ids)
+            if np.array_equal(stream.ids[c, s : s + len(ids)], ids) and s + window.peak == window.place
         ]
         sets = [
             set(stream.indices[c, s : s + len(ids)][stream.acts[c, s : s + len(ids)] > 0].tolist()) for c, s in places
         ]
-        assert set(fired.tolist()) in sets
+        assert set(window.latents.tolist()) in sets
 
 
 def test_half_of_the_documents_are_for_testing():

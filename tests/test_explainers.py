@@ -1,85 +1,224 @@
-"""Every explainer in the folder, on text with planted triggers; scores of random features lie at chance."""
+"""Explainers and model-free scorers on text with planted triggers; random features score at chance."""
 
 from __future__ import annotations
+
+import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from feature_store.contexts import ContextLimits
+from feature_store.formats import POSITION_EDGES
 from feature_store.generation import Corpus, Directions, publish
-from feature_store.queries import Store, explanations, features
+from feature_store.queries import Store, explanations, feature_scores, features, interpretation
 from feature_store.tables import Codes
+from sae.interpret.evidence import SPLIT_ID
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds
-from sae.interpret.label import InterpretConfig, label
+from sae.interpret.interpret import InterpretConfig, interpret
+from sae.interpret.scorers import SCORERS
 
-VOCABULARY = [b" " + w for w in (b"alpha bravo carol delta eagle fox golf hotel india jewel kilo lemon").split()]
-CONTEXTS, LENGTH = 600, 40
+CONTEXTS, LENGTH, EACH, RANDOM = 900, 60, 6, 20
+KINDS = ("token", "next_token", "previous_token", "bigram", "prefix", "position", "format", "two words", "keyphrase")
+SILENT = len(KINDS) * EACH + RANDOM
+
+
+def vocabulary(rng):
+    """60 words in families of six with a common beginning, 300 others, 30 numbers; each with a space before it."""
+    letters = np.array(list("bcdfghklmnprstvwz"))
+    vowels = np.array(list("aeiou"))
+
+    def syllables(n):
+        return "".join(rng.choice(letters) + rng.choice(vowels) for _ in range(n))
+
+    families = [f"{'xyq'[i % 3]}{vowels[i // 3]}j" for i in range(EACH)]
+    words = [stem + syllables(2) for stem in families for _ in range(6)]
+    others: dict[str, None] = {}
+    while len(others) < 300:
+        others[syllables(3)] = None
+    return families, [f" {w}".encode() for w in (*words, *others, *map(str, range(100, 130)))]
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Feature 0 fires on " fox", 1 before " golf", 2 after " hotel" was seen, 3 to 9 at random; 10 and 11 never."""
+    """Six features for each kind of trigger, 20 that fire at random, one that never does."""
     rng = np.random.default_rng(0)
-    weights = np.ones(len(VOCABULARY))
-    weights[[5, 6, 7]] = 0.1
-    ids = rng.choice(len(VOCABULARY), (CONTEXTS, LENGTH), p=weights / weights.sum()).astype(np.uint16)
-    acts = np.zeros((CONTEXTS, LENGTH, 12), np.float32)
-    acts[..., 0] = ids == 5
-    acts[:, :-1, 1] = ids[:, 1:] == 6
-    for c, p in zip(*(ids == 7).nonzero(), strict=True):
-        acts[c, p + 1 : p + 9, 2] = 1
-    acts[..., 3:10] = rng.random((CONTEXTS, LENGTH, 7)) < 0.05
-    acts *= rng.uniform(0.5, 1.0, acts.shape).astype(np.float32)
-    indices = np.broadcast_to(np.arange(12, dtype=np.uint16), acts.shape).copy()
-    documents = np.repeat(np.arange(CONTEXTS // 3, dtype=np.uint32), 3)[:, None].repeat(LENGTH, 1)
-    codes = Codes(ids, documents, indices, acts)
+    families, words = vocabulary(rng)
+    ids = rng.integers(0, len(words), (CONTEXTS, LENGTH)).astype(np.uint16)
+    place = np.broadcast_to(np.arange(LENGTH), ids.shape)
+    first, n_families = 6 * EACH, len(words) - 30
+    columns = []
+    for i in range(EACH):  # a pair is planted, so that it occurs often enough
+        at = rng.random(ids.shape) < 0.003
+        at[:, -1] = False
+        pair = first + 7 * i + 30 * KINDS.index("bigram")
+        ids[at], ids[np.roll(at, 1, axis=1)] = pair, pair + 3
+    for kind in KINDS:
+        for i in range(EACH):
+            a, b = first + 7 * i + 30 * KINDS.index(kind), first + 7 * i + 3 + 30 * KINDS.index(kind)
+            before, after = np.roll(ids, 1, axis=1), np.roll(ids, -1, axis=1)
+            fires = {
+                "token": ids == a,
+                "next_token": (after == a) & (place < LENGTH - 1),
+                "previous_token": (before == a) & (place > 0),
+                "bigram": (before == a) & (ids == b) & (place > 0),
+                "prefix": ids // 6 == i,
+                "position": np.searchsorted(POSITION_EDGES, place, "right") - 1 == i,
+                "format": (ids >= n_families) & (place > 0 if i % 2 else place >= 0),
+                "two words": (ids == a) | (ids == b),
+                "keyphrase": np.zeros(ids.shape, bool),
+            }[kind]
+            if kind == "keyphrase":
+                for c, p in zip(*(ids == a).nonzero(), strict=True):
+                    fires[c, p + 1 : p + 20] = True
+            columns.append(fires)
+    columns += [rng.random(ids.shape) < 0.02 for _ in range(RANDOM)] + [np.zeros(ids.shape, bool)]
+    acts = np.stack(columns, axis=2) * rng.uniform(0.5, 1.0, (*ids.shape, len(columns)))
+    indices = np.broadcast_to(np.arange(len(columns), dtype=np.uint16), acts.shape)
+    documents = np.repeat(np.arange(CONTEXTS, dtype=np.uint32)[:, None], LENGTH, 1)
     folder = tmp_path_factory.mktemp("planted")
-    corpus = Corpus(codes, CONTEXTS * LENGTH, VOCABULARY, [f"d{n}" for n in range(CONTEXTS // 3)])
-    pairs = np.tile(np.array([[6, 1]]), (12, 1))
-    publish(folder / "store", corpus, Directions(*[pairs] * 6), ContextLimits(), 4, 0, {})
-    label(folder, InterpretConfig(), lambda a, b: None)
-    return Store(folder / "store")
+    corpus = Corpus(
+        Codes(ids, documents, indices, acts.astype(np.float32)), ids.size, words, [f"d{n}" for n in range(CONTEXTS)]
+    )
+    target = next(f for f in range(len(columns)) if KINDS[f // EACH] == "next_token")
+    pairs = np.tile(np.array([[first + 7 * (target % EACH) + 30, 1]]), (len(columns), 1))
+    neighbours = (np.arange(len(columns))[:, None] + np.array([1, 2])) % len(columns)
+    publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, neighbours), ContextLimits(),
+            4, 0, {})  # fmt: skip
+    summary = interpret(folder, InterpretConfig(), lambda a, b: None)
+    return folder, Store(folder / "store"), summary, families
 
 
-def row(store, feature):
-    return features(store, limit=12).rows[feature]
+def planted_kinds():
+    return [
+        (f, "token" if kind == "two words" else kind) for f in range(len(KINDS) * EACH) for kind in [KINDS[f // EACH]]
+    ]
 
 
-@pytest.mark.parametrize(
-    ("feature", "explainer", "word"), [(0, "token", "fox"), (1, "next_token", "golf"), (2, "keyphrase", "hotel")]
-)
-def test_planted_triggers_get_the_right_kind_of_label(planted, feature, explainer, word):
-    found = row(planted, feature)
-    assert found.explainer == explainer and word in found.label
-    assert found.score > 0.9
+def scores_of(store, feature):
+    chosen = next(e for e in explanations(store, feature) if e.chosen)
+    return {(s.scorer, s.metric): s for s in (*chosen.scores, *feature_scores(store, feature))}
+
+
+def test_planted_triggers_get_the_right_kind_of_label(planted):
+    _, store, _, families = planted
+    rows = features(store, limit=200).rows
+    wrong = {f: (kind, rows[f].explainer, rows[f].label) for f, kind in planted_kinds() if rows[f].explainer != kind}
+    assert len(wrong) <= 0.05 * len(KINDS) * EACH, wrong
+    right = [f for f, _ in planted_kinds() if f not in wrong]
+    assert min(rows[f].score for f in right) > 0.95
+    prefix = KINDS.index("prefix") * EACH
+    assert all(families[i][:2] in rows[prefix + i].label for i in range(EACH))
+    assert all(rows[f].label.count("\u201c") == 2 for f, _ in planted_kinds() if KINDS[f // EACH] == "two words")
+
+
+def test_planted_labels_beat_the_shuffled_null(planted):
+    _, store, summary, _ = planted
+    for f, _ in planted_kinds():
+        found = scores_of(store, f)
+        confidence = found["confidence", "confidence"]
+        assert confidence.value > 0.9 and confidence.low > 0.5 and confidence.baseline < 0.75
+        assert found["confidence", "null_reached"].value == 0
+    assert 0.6 < summary["share_beating_null"] < 1  # 20 features of 74 fire at random
 
 
 def test_random_features_score_at_chance(planted):
-    scores = [s.value for f in range(3, 10) for e in explanations(planted, f) for s in e.scores if s.value is not None]
-    assert scores and abs(np.mean(scores) - 0.5) < 0.05 and max(scores) < 0.75
+    _, store, _, _ = planted
+    inside, values = Counter(), []
+    for f in range(SILENT - RANDOM, SILENT):
+        found = scores_of(store, f)
+        for key in (("rule", "balanced_accuracy"), ("confidence", "confidence"), ("ngram", "auc"),
+                    ("token_lookup", "correlation"), ("coherence", "cosine_gain")):  # fmt: skip
+            score = found[key]
+            inside[key] += score.low <= score.chance <= score.high
+        values.append(found["rule", "balanced_accuracy"].value)
+    assert abs(np.mean(values) - 0.5) < 0.02
+    assert all(inside[key] >= 0.85 * RANDOM for key in inside), inside
+
+
+def test_lookup_and_ngrams_find_what_tokens_say(planted):
+    _, store, _, _ = planted
+    for f, kind in planted_kinds():
+        found = scores_of(store, f)
+        if kind == "token":
+            assert found["token_lookup", "correlation"].value > 0.9
+            assert found["ngram", "auc"].value > 0.8 and found["coherence", "cosine_gain"].value > 0
+        if kind == "position":
+            assert found["token_lookup", "correlation"].value < 0.2
 
 
 def test_silent_features_get_no_label(planted):
-    assert row(planted, 10).label is None and row(planted, 11).n_fired == 0
+    _, store, summary, _ = planted
+    row = features(store, limit=200).rows[SILENT]
+    assert row.label is None and row.n_fired == 0 and feature_scores(store, SILENT) == []
+    assert summary["features_alive"] == SILENT
 
 
 def test_output_rule_uses_the_promoted_tokens(planted):
-    output = next(e for e in explanations(planted, 1) if e.explainer == "output")
-    assert "golf" in output.text and output.scores[0].value > 0.9
+    _, store, _, _ = planted
+    promoted = EACH  # the first feature of the second kind
+    output = next(e for e in explanations(store, promoted) if e.explainer == "output")
+    assert next(s for s in output.scores if s.metric == "balanced_accuracy").value > 0.9
 
 
-def test_every_explainer_scores_on_documents_it_was_not_made_from(planted):
-    made = {e.explainer for f in range(12) for e in explanations(planted, f)}
-    assert made == set(EXPLAINERS)
-    for feature in range(10):
-        for explanation in explanations(planted, feature):
-            score = explanation.scores[0]
-            assert score.split == "document-hash-half-v1" and score.n_pos > 0 and score.n_neg > 0
+def test_every_explainer_and_scorer_is_stored_with_its_protocol(planted):
+    _, store, _, _ = planted
+    rows = interpretation(store)
+    assert {r[2] for r in rows["explanation"]} == set(EXPLAINERS)
+    assert {r[2] for r in rows["score"]} == set(SCORERS) | {"rule"}
+    for f in range(SILENT):
+        for explanation in explanations(store, f):
+            score = next(s for s in explanation.scores if s.metric == "balanced_accuracy")
+            assert score.scorer == "rule" and score.split == SPLIT_ID and score.n_pos > 0 and score.n_neg > 0
+            assert score.low <= score.value <= score.high and score.n_failed == 0 and score.judge is None
+
+
+def test_the_same_seed_gives_the_same_scores(planted, tmp_path):
+    import shutil
+
+    folder, store, _, _ = planted
+    shutil.copytree(folder, tmp_path / "again")
+    interpret(tmp_path / "again", InterpretConfig(), lambda a, b: None)
+    assert interpretation(Store(tmp_path / "again" / "store")) == interpretation(store)
+    assert Store(tmp_path / "again" / "store").pointer["contexts"] == store.pointer["contexts"]
+
+
+def test_a_range_of_features_leaves_the_others_as_they_are(planted, tmp_path):
+    import shutil
+
+    folder, store, _, _ = planted
+    shutil.copytree(folder, tmp_path / "part")
+    interpret(tmp_path / "part", InterpretConfig(explainers=("token",), scorers=()), lambda a, b: None, range(3, 5))
+    part = Store(tmp_path / "part" / "store")
+    for f in range(SILENT):
+        if f in (3, 4):
+            assert {e.explainer for e in explanations(part, f)} == {"token"} and feature_scores(part, f) == []
+        else:
+            assert explanations(part, f) == explanations(store, f)
+            assert feature_scores(part, f) == feature_scores(store, f)
+
+
+def test_labels_are_made_and_tested_on_different_documents(planted):
+    from sae.interpret.evidence import Evidence
+
+    _, store, _, _ = planted
+    evidence = Evidence(store)
+    for f in range(0, SILENT, 5):
+        explain, test = evidence.windows(f)
+        assert explain and test
+        assert not {e.document for e in explain} & {e.document for e in test}
+
+
+def test_rules_are_stored_so_that_they_can_be_tested_again(planted):
+    _, store, _, _ = planted
+    for _, _, explainer, text, rule, _ in interpretation(store)["explanation"]:
+        items = json.loads(rule)
+        assert items
+        if explainer == "token":
+            assert all(item in text for item in items)
 
 
 def test_log_odds_prefer_what_random_text_lacks():
-    from collections import Counter
-
     scores = log_odds(Counter(rare=8, common=9), 10, Counter(common=90), 100)
     assert scores["rare"] > 2 and abs(scores["common"]) < 1

@@ -61,9 +61,11 @@ def test_a_feature_page_has_everything(client):
     assert feature["promoted"][0]["logit"] > 0 > feature["suppressed"][0]["logit"]
     assert len(feature["neighbours"]) == 10 and feature["neighbours"][0]["feature"] != number
     assert sum(e["chosen"] for e in feature["explanations"]) == 1
-    assert all(
-        s["chance"] == 0.5 and s["metric"] == "balanced_accuracy" for e in feature["explanations"] for s in e["scores"]
-    )
+    for explanation in feature["explanations"]:
+        rule = next(s for s in explanation["scores"] if s["metric"] == "balanced_accuracy")
+        assert rule["chance"] == 0.5 and rule["n_failed"] == 0 and rule["judge"] is None
+        assert rule["value"] is None or rule["low"] <= rule["value"] <= rule["high"]
+    assert {s["scorer"] for s in feature["scores"]} >= {"token_lookup"}
     contexts = client.get(f"{D}/features/{number}/contexts").json()
     assert {c["group"] for c in contexts["items"]} == {"top", "stratum"}
     for context in contexts["items"]:
@@ -172,7 +174,7 @@ def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
 
     from fastapi.testclient import TestClient
 
-    from sae.interpret.label import InterpretConfig, label
+    from sae.interpret.interpret import InterpretConfig, interpret
     from server.catalogue import open_catalogue
 
     run = tmp_path / "run"
@@ -181,7 +183,7 @@ def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
     with TestClient(app) as client:
         before = client.get(f"{D}/features/3").headers["etag"]
         contexts = next((run / "dictionaries" / "first" / "store").glob("contexts-*")).read_bytes()
-        label(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), lambda a, b: None)
+        interpret(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), lambda a, b: None)
         found = client.get(f"{D}/features/3")
         assert found.headers["etag"] != before
         assert {e["explainer"] for e in found.json()["explanations"]} == {"output"}

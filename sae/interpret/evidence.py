@@ -3,34 +3,91 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from feature_store import queries
 from feature_store.queries import Store
-from feature_store.records import Window
 from feature_store.tables import STRONG
+from sae.interpret.events import Event, Events
 
 SPLIT_ID = "document-hash-half-v1"
+PREFIX_LENGTHS = range(2, 7)
+
+
+class Counts(NamedTuple):
+    """How a rule does: positives it matches, of how many; negatives it matches, of how many.
+
+    `prevalence` is the share of all tokens that are positive, where the counts themselves do not show it.
+    """
+
+    hits: int
+    n_pos: int
+    false: int
+    n_neg: int
+    prevalence: float | None = None
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """(hits / n_pos + 1 - false / n_neg) / 2, chance 0.5; NaN without both classes."""
+        if self.n_pos == 0 or self.n_neg == 0:
+            return float("nan")
+        return (self.hits / self.n_pos + 1 - self.false / self.n_neg) / 2
+
+    @property
+    def positive_share(self) -> float:
+        """Share of all tokens that are positive: the precision of a rule that matches everything."""
+        if self.prevalence is not None:
+            return self.prevalence
+        return self.n_pos / max(self.n_pos + self.n_neg, 1)
+
+    @property
+    def precision(self) -> float:
+        """Share of the tokens that the rule matches on which the feature fires strongly, at the tokens' own prevalence.
+
+        Half a false alarm is added, so that a rule tried on few negatives does not look perfect.
+        """
+        if self.n_pos == 0 or self.n_neg == 0:
+            return float("nan")
+        true = self.hits / self.n_pos * self.positive_share
+        return true / (true + (self.false + 0.5) / (self.n_neg + 1) * (1 - self.positive_share))
+
+    @property
+    def f2(self) -> float:
+        """5 precision recall / (4 precision + recall): van Rijsbergen's F with recall weighing twice as much.
+
+        Labels are chosen by it: balanced accuracy forgives a rare feature any number of false alarms, F1 chooses rules
+        that miss most firings (LOG.md has the figures of all three).
+        """
+        if self.n_pos == 0 or self.n_neg == 0:
+            return float("nan")
+        recall, precision = self.hits / self.n_pos, self.precision
+        return 5 * precision * recall / (4 * precision + recall) if recall > 0 else 0.0
 
 
 @dataclass(frozen=True)
-class TokenCounts:
-    """How often a feature fired strongly on (or before) a token, and how often the token occurs, in one part."""
+class Strong:
+    """One part's tokens: how many a feature fires strongly on, and how many there are."""
 
-    hits: dict[int, int]
-    occurrences: np.ndarray
     n_strong: int
     n_tokens: int
 
-    def balanced_accuracy(self, tokens: set[int]) -> float:
-        """(recall + 1 - false positive rate) / 2 of the rule "fires strongly exactly on these tokens"; chance is 0.5."""
-        if self.n_strong == 0 or self.n_strong >= self.n_tokens:
-            return float("nan")
-        hits = sum(self.hits.get(t, 0) for t in tokens)
-        false = sum(int(self.occurrences[t]) for t in tokens) - hits
-        return (hits / self.n_strong + 1 - max(false, 0) / (self.n_tokens - self.n_strong)) / 2
+    def counts(self, hits: int, occurrences: int) -> Counts:
+        """Counts of a rule that matches `occurrences` tokens, `hits` of them strong firings."""
+        return Counts(hits, self.n_strong, max(occurrences - hits, 0), self.n_tokens - self.n_strong)
+
+
+@dataclass(frozen=True)
+class TokenCounts(Strong):
+    """Strong firings on (after, before) every token, and how often the token occurs, in one part."""
+
+    hits: dict[int, int]
+    occurrences: np.ndarray
+
+    def of(self, tokens: set[int]) -> Counts:
+        """Counts of the rule "fires strongly exactly on these tokens"."""
+        return self.counts(sum(self.hits.get(t, 0) for t in tokens), sum(int(self.occurrences[t]) for t in tokens))
 
 
 class Evidence:
@@ -38,15 +95,20 @@ class Evidence:
 
     def __init__(self, store: Store):
         self.store = store
+        self.events = Events(store)
         self.firings = queries.firing_counts(store)
         counts = np.array(queries.token_counts(store))
-        self._occurrences = {"explain": counts[:, 1], "test": counts[:, 2]}
+        self._occurrences = (counts[:, 1], counts[:, 2])
         n_test = store.meta["tokens_test"]
-        self._n_tokens = {"explain": store.meta["tokens_all"] - n_test, "test": n_test}
+        self._n_tokens = (store.meta["tokens_all"] - n_test, n_test)
         self.promoted = queries.promoted_tokens(store)
-        self.test_documents = queries.test_documents(store)
-        self._hits = {kind: self._by_feature(kind) for kind in ("current", "next")}
+        self.positions, self.formats = queries.counted_places(store)
+        self.bigrams: dict[int, list[tuple[int, ...]]] = {}
+        for feature, *row in queries.bigrams(store):
+            self.bigrams.setdefault(feature, []).append(tuple(row))
+        self._hits = {kind: self._by_feature(kind) for kind in ("current", "next", "previous")}
         self._normal: dict[int, str] = {}
+        self.tokens_by_text, self.tokens_by_prefix = self._tokens_by()
 
     def _by_feature(self, kind: str) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
         found: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
@@ -55,18 +117,37 @@ class Evidence:
             explain[token], test[token] = n_explain, n_test
         return found
 
+    def _tokens_by(self) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+        texts: dict[str, set[int]] = {}
+        beginnings: dict[str, set[int]] = {}
+        for token in self.store.token_bytes:
+            if self._occurrences[0][token] or self._occurrences[1][token]:
+                texts.setdefault(self.normal(token), set()).add(token)
+                for prefix in prefixes(self.normal(token)):
+                    beginnings.setdefault(prefix, set()).add(token)
+        return texts, beginnings
+
     def alive(self) -> list[int]:
         """Features that fire strongly somewhere in the explain part: the ones that can be labelled."""
-        return [f for f, n_strong, n_test in self.firings if n_test < n_strong]
+        return [f for f, n_strong, n_test, _ in self.firings if n_test < n_strong]
+
+    def strong(self, feature: int) -> tuple[Strong, Strong]:
+        """(explain part, test part): how often the feature fires strongly."""
+        _, n_strong, n_test, _ = self.firings[feature]
+        return Strong(n_strong - n_test, self._n_tokens[0]), Strong(n_test, self._n_tokens[1])
+
+    def test_documents_fired(self, feature: int) -> int:
+        """Documents of the test part in which the feature fires."""
+        return self.firings[feature][3]
 
     def counts(self, feature: int, kind: str) -> tuple[TokenCounts, TokenCounts]:
-        """(explain part, test part) of the counts of one feature; kind "current" or "next"."""
-        _, n_strong, n_test = self.firings[feature]
-        explain, test = self._hits[kind].get(feature, ({}, {}))
-        return (
-            TokenCounts(explain, self._occurrences["explain"], n_strong - n_test, self._n_tokens["explain"]),
-            TokenCounts(test, self._occurrences["test"], n_test, self._n_tokens["test"]),
+        """(explain part, test part) of the token counts of one feature; kind "current", "next" or "previous"."""
+        hits = self._hits[kind].get(feature, ({}, {}))
+        explain, test = (
+            TokenCounts(part.n_strong, part.n_tokens, hits[i], self._occurrences[i])
+            for i, part in enumerate(self.strong(feature))
         )
+        return explain, test
 
     def normal(self, token: int) -> str:
         """The token's text without surrounding space and case; spaces and line breaks are named."""
@@ -76,18 +157,15 @@ class Evidence:
             self._normal[token] = shown or text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
         return self._normal[token]
 
-    @cached_property
-    def random_windows(self) -> list[tuple[bool, str, set[int]]]:
-        """(in a test document, text, features that fire) of the stored random windows."""
-        return [
-            (document in self.test_documents, "".join(self.store.text_of(ids)), fired)
-            for document, ids, fired in queries.random_windows(self.store)
-        ]
-
-    def windows(self, feature: int) -> tuple[list[Window], list[Window]]:
+    def windows(self, feature: int) -> tuple[list[Event], list[Event]]:
         """(explain windows, test windows) with a strong peak, of one feature."""
-        found = queries.windows(self.store, feature)
-        least = STRONG * max((w.acts[w.peak] for w in found), default=0.0)
-        strong = [w for w in found if w.acts[w.peak] >= least]
-        test = [w for w in strong if w.document in self.test_documents]
-        return [w for w in strong if w.document not in self.test_documents], test
+        found = self.events.activating(feature)
+        least = STRONG * max((e.act for e in found), default=0.0)
+        strong = [e for e in found if e.act >= least]
+        test = [e for e in strong if e.is_test]
+        return [e for e in strong if not e.is_test], test
+
+
+def prefixes(text: str) -> list[str]:
+    """Beginnings of a word, 2 to 6 letters long."""
+    return [text[:n] for n in PREFIX_LENGTHS if len(text) >= n and text[:n].isalpha()]

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
-from sae.interpret.evidence import Evidence, TokenCounts
+from sae.interpret.events import Event
+from sae.interpret.evidence import Counts, Evidence
 
 MAX_STRINGS = 3
-WORTH = 0.03
+WORTH = 0.05
 
 
 class Proposal(NamedTuple):
-    """A text and how well its rule does where it was made (explain part) and where it is judged (test part)."""
+    """A text; its rule, the items of which an event must have one; how it does where it was made and on the test."""
 
     text: str
-    explain_score: float
-    test_score: float
-    n_pos: int
-    n_neg: int
+    rule: frozenset[Hashable]
+    explain: Counts
+    test: Counts
 
 
 class Explainer(ABC):
-    """Proposes a text for a feature. `margin` is how much better it must do than a simpler kind to be preferred."""
+    """Proposes a text for a feature. `margin` is the share of its F2 that it loses against a simpler kind."""
 
     name: str
     margin: float = 0.0
@@ -30,40 +31,50 @@ class Explainer(ABC):
 
     @abstractmethod
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """A proposal, or None where this kind of text does not apply. Scores are balanced accuracies (chance 0.5)."""
+        """A proposal, or None where this kind of text does not apply."""
+
+    @abstractmethod
+    def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
+        """What rules of this kind look at in an event: a rule matches where it shares an item."""
 
 
-def best_strings(evidence: Evidence, counts: TokenCounts) -> list[tuple[str, set[int]]]:
-    """Up to three texts, each with its token ids, that together predict firing best on the explain part."""
-    groups: dict[str, set[int]] = {}
-    for token in counts.hits:
-        groups.setdefault(evidence.normal(token), set()).add(token)
-    chosen: list[tuple[str, set[int]]] = []
-    tokens: set[int] = set()
-    best = 0.5
-    while len(chosen) < MAX_STRINGS and groups:
-        text = max(groups, key=lambda g: (counts.balanced_accuracy(tokens | groups[g]), g))
-        score = counts.balanced_accuracy(tokens | groups[text])
-        if not score > best + WORTH:
+def best_of(candidates: Iterable[str], counted: Callable[[list[str]], Counts]) -> list[str]:
+    """Up to three candidates, chosen one after the other, that together have the best F2 on the explain part."""
+    chosen: list[str] = []
+    left = set(candidates)
+    best = 0.0
+    while len(chosen) < MAX_STRINGS and left:
+        score, text = max((counted([*chosen, c]).f2, c) for c in left)
+        if not score > best * (1 + WORTH):
             break
         best = score
-        tokens = tokens | groups[text]
-        chosen.append((text, groups.pop(text)))
+        chosen.append(text)
+        left.remove(text)
     return chosen
 
 
-def quoted(texts: list[str]) -> str:
+def quoted(texts: Iterable[str]) -> str:
     """Texts in quotation marks, joined by commas."""
     return ", ".join(f"\u201c{text}\u201d" for text in texts)
 
 
 def token_proposal(evidence: Evidence, feature: int, kind: str, prefix: str) -> Proposal | None:
-    """A proposal by the tokens under ("current") or after ("next") the feature's firings."""
+    """A proposal by the tokens under ("current"), after ("next") or before ("previous") the feature's firings."""
     explain, test = evidence.counts(feature, kind)
-    chosen = best_strings(evidence, explain)
+    known = evidence.tokens_by_text
+    chosen = best_of({evidence.normal(token) for token in explain.hits}, lambda texts: explain.of(joined(known, texts)))
     if not chosen:
         return None
-    tokens = set().union(*(ids for _, ids in chosen))
-    text = prefix + quoted([text for text, _ in chosen])
-    scores = explain.balanced_accuracy(tokens), test.balanced_accuracy(tokens)
-    return Proposal(text, *scores, test.n_strong, test.n_tokens - test.n_strong)
+    tokens = joined(known, chosen)
+    return Proposal(prefix + quoted(chosen), frozenset(chosen), explain.of(tokens), test.of(tokens))
+
+
+def joined(groups: dict[str, set[int]], texts: Iterable[str]) -> set[int]:
+    """Tokens of all the groups."""
+    return set().union(*(groups[text] for text in texts))
+
+
+def token_near(evidence: Evidence, event: Event, offset: int) -> frozenset[Hashable]:
+    """The text of the token `offset` places after the event's, as a set; empty outside the window."""
+    place = event.peak + offset
+    return frozenset({evidence.normal(event.ids[place])}) if 0 <= place < len(event.ids) else frozenset()

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from math import log, sqrt
-from typing import final
+from typing import NamedTuple, final
 
-from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.base import MAX_STRINGS, WORTH, Explainer, Proposal, quoted
+from sae.interpret.events import Event
+from sae.interpret.evidence import Counts, Evidence
+from sae.interpret.explainers.base import Explainer, Proposal, best_of, quoted
 
 WORD = re.compile(r"[^\W\d_]{3,}")
 CANDIDATES = 8
 PRIOR_WINDOWS = 10.0
 
 
-def words(text: str) -> set[str]:
+@lru_cache(maxsize=1 << 17)
+def words(text: str) -> frozenset[str]:
     """The different words of a window, lower-cased; words cut at its edge count too."""
-    return set(WORD.findall(text.lower()))
+    return frozenset(WORD.findall(text.lower()))
 
 
 def log_odds(positive: Counter[str], n_positive: int, background: Counter[str], n_background: int) -> dict[str, float]:
@@ -38,50 +41,76 @@ def log_odds(positive: Counter[str], n_positive: int, background: Counter[str], 
     return scores
 
 
-def _accuracy(chosen: set[str], positive: list[set[str]], negative: list[set[str]]) -> float:
-    if not positive or not negative:
-        return float("nan")
-    recall = sum(not chosen.isdisjoint(w) for w in positive) / len(positive)
-    false = sum(not chosen.isdisjoint(w) for w in negative) / len(negative)
-    return (recall + 1 - false) / 2
-
-
 @final
 class Keyphrase(Explainer):
     """Rule: the feature fires strongly exactly in windows that hold one of these words."""
 
     name = "keyphrase"
-    order = 3
+    order = 8
     margin = 0.05
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """Up to three words, scored on strong windows against random silent windows of the test documents."""
-        explain, test = (
-            [words("".join(evidence.store.text_of(w.token_ids))) for w in part] for part in evidence.windows(feature)
-        )
-        background = [(is_test, w) for is_test, w, fired in _random_words(evidence) if feature not in fired]
-        negative = [w for is_test, w in background if not is_test]
+        """Up to three words, tested on strong windows against random silent windows of the test documents."""
+        explain, test = ([self._words(evidence, e) for e in part] for part in evidence.windows(feature))
+        silent = [part.without(evidence.events.random_firing.get(feature, set())) for part in _background(evidence)]
         counted = Counter(word for window in explain for word in window)
-        ranked = log_odds(counted, len(explain), Counter(x for w in negative for x in w), len(negative))
+        background = Counter({word: silent[0].holding({word}) for word in counted})
+        ranked = log_odds(counted, len(explain), background, silent[0].n)
         candidates = sorted(ranked, key=lambda w: (-ranked[w], w))[:CANDIDATES]
-        chosen: list[str] = []
-        best, worth = 0.5, max(WORTH, 1 / max(len(explain), 1))  # a further word must win at least two windows
-        while len(chosen) < MAX_STRINGS and candidates:
-            word = max(candidates, key=lambda w: (_accuracy({*chosen, w}, explain, negative), w))
-            score = _accuracy({*chosen, word}, explain, negative)
-            if not score > best + worth:
-                break
-            best = score
-            chosen.append(word)
-            candidates.remove(word)
+        part = evidence.strong(feature)[0]
+        prevalence = part.n_strong / part.n_tokens
+
+        def counts(chosen: Iterable[str], positive: list[frozenset[str]], negative: _Silent) -> Counts:
+            hits = sum(not w.isdisjoint(chosen) for w in positive)
+            return Counts(hits, len(positive), negative.holding(chosen), negative.n, prevalence)
+
+        chosen = best_of(candidates, lambda words: counts(words, explain, silent[0]))
         if not chosen:
             return None
-        test_negative = [w for is_test, w in background if is_test]
-        return Proposal(
-            "about " + quoted(chosen), best, _accuracy(set(chosen), test, test_negative), len(test), len(test_negative)
-        )
+        both = counts(chosen, explain, silent[0]), counts(chosen, test, silent[1])
+        return Proposal("about " + quoted(chosen), frozenset(chosen), *both)
+
+    @staticmethod
+    def _words(evidence: Evidence, event: Event) -> frozenset[str]:
+        return words(evidence.events.text(event))
+
+    def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
+        """The window's words."""
+        return self._words(evidence, event)
+
+
+class _Silent(NamedTuple):
+    """One part's random windows without those in which a feature fires: which hold a word, and how many there are."""
+
+    places: dict[str, set[int]]
+    left_out: set[int]
+    n: int
+
+    def holding(self, words: Iterable[str]) -> int:
+        """Windows that hold one of the words."""
+        found: set[int] = set()
+        for word in words:
+            found |= self.places.get(word, set())
+        return len(found - self.left_out)
+
+
+class _Part(NamedTuple):
+    """The random windows of one part, by word."""
+
+    places: dict[str, set[int]]
+    numbers: set[int]
+
+    def without(self, firing: set[int]) -> _Silent:
+        """The same without some windows."""
+        return _Silent(self.places, firing, len(self.numbers - firing))
 
 
 @lru_cache(maxsize=1)
-def _random_words(evidence: Evidence) -> list[tuple[bool, set[str], set[int]]]:
-    return [(is_test, words(text), fired) for is_test, text, fired in evidence.random_windows]
+def _background(evidence: Evidence) -> tuple[_Part, _Part]:
+    parts = _Part({}, set()), _Part({}, set())
+    for number, event in enumerate(evidence.events.random):
+        part = parts[event.is_test]
+        part.numbers.add(number)
+        for word in words(evidence.events.text(event)):
+            part.places.setdefault(word, set()).add(number)
+    return parts

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import final
 
+from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, token_proposal
+from sae.interpret.explainers.base import Explainer, Proposal, token_near, token_proposal
 
 
 @final
@@ -17,5 +19,9 @@ class NextToken(Explainer):
     margin = 0.02
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """Up to three token texts, scored on every token of the test documents."""
+        """Up to three token texts, tested on every token of the test documents."""
         return token_proposal(evidence, feature, "next", "before ")
+
+    def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
+        """The following token's text."""
+        return token_near(evidence, event, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import final
 
+from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
 from sae.interpret.explainers.base import Explainer, Proposal, quoted
 
@@ -14,17 +16,21 @@ SHOWN = 4
 class Output(Explainer):
     """Rule: the feature fires strongly exactly before the tokens that it promotes.
 
-    The promoted tokens come from the weights alone, so the text is not fitted to any document.
+    The promoted tokens come from the weights alone (logit lens), so the text is not fitted to any document.
     """
 
     name = "output"
-    order = 2
+    order = 5
     margin = 0.02
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """The strongest promoted tokens, scored on every token of the test documents."""
-        tokens = evidence.promoted[feature]
+        """The strongest promoted tokens, tested on every token of the test documents."""
+        tokens = set(evidence.promoted[feature])
         explain, test = evidence.counts(feature, "next")
-        texts = list(dict.fromkeys(evidence.normal(t) for t in tokens))[:SHOWN]
-        scores = explain.balanced_accuracy(set(tokens)), test.balanced_accuracy(set(tokens))
-        return Proposal("promotes " + quoted(texts), *scores, test.n_strong, test.n_tokens - test.n_strong)
+        texts = list(dict.fromkeys(evidence.normal(t) for t in evidence.promoted[feature]))[:SHOWN]
+        return Proposal("promotes " + quoted(texts), frozenset(tokens), explain.of(tokens), test.of(tokens))
+
+    def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
+        """The id of the token that follows."""
+        place = event.peak + 1
+        return frozenset(event.ids[place : place + 1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import final
 
+from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, token_proposal
+from sae.interpret.explainers.base import Explainer, Proposal, token_near, token_proposal
 
 
 @final
@@ -15,5 +17,9 @@ class Token(Explainer):
     name = "token"
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """Up to three token texts, scored on every token of the test documents."""
+        """Up to three token texts, tested on every token of the test documents."""
         return token_proposal(evidence, feature, "current", "token ")
+
+    def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
+        """The token's text."""
+        return token_near(evidence, event, 0)

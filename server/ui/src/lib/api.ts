@@ -7,6 +7,7 @@ export type DictionaryDetail = Schemas["DictionaryDetail"];
 export type FeatureItem = Schemas["FeatureItem"];
 export type FeaturePage = Schemas["FeaturePage"];
 export type FeatureDetail = Schemas["FeatureDetail"];
+export type ScoreItem = Schemas["ScoreItem"];
 export type ContextItem = Schemas["ContextItem"];
 export type ContextList = Schemas["ContextList"];
 export type SearchResult = Schemas["SearchResult"];

@@ -1,0 +1,77 @@
+"""Hard negatives: windows of a feature's nearest features in which the feature itself does not fire."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from numba import njit
+
+from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT
+
+NEGATIVE = np.dtype([("source", "<u4"), ("rank", "<u1"), ("kind", "<u1")])  # kind 0: by cosine, 1: by co-activation
+WINDOWS_PER_SOURCE = 3
+PER_KIND = 15
+
+
+@njit(cache=True)
+def _fires(feature, indices, acts, context, position):  # pragma: no cover (compiled)
+    for p in range(max(0, position - BEFORE), min(indices.shape[1], position + AFTER + 1)):
+        for j in range(indices.shape[2]):
+            if indices[context, p, j] == feature and acts[context, p, j] > 0:
+                return True
+    return False
+
+
+@njit(cache=True)
+def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_source):  # pragma: no cover
+    """Rows (feature, source, rank, kind): first every source's strongest usable window, then every second one, ..."""
+    d_sae, n_kinds, n_sources = sources.shape
+    rows = np.empty((d_sae * n_kinds * per_kind, 4), np.int64)
+    n_rows = 0
+    for f in range(d_sae):
+        first = n_rows
+        for kind in range(n_kinds):
+            n = 0
+            rank = np.zeros(n_sources, np.int64)
+            for _ in range(per_source):
+                for s in range(n_sources):
+                    source = sources[f, kind, s]
+                    if n >= per_kind or source == f:
+                        continue
+                    while rank[s] < top_context.shape[1]:
+                        r = rank[s]
+                        rank[s] += 1
+                        c, p = top_context[source, r], top_position[source, r]
+                        if c == NO_CONTEXT:
+                            rank[s] = top_context.shape[1]
+                            break
+                        known = False
+                        for q in range(first, n_rows):
+                            known |= (
+                                top_context[rows[q, 1], rows[q, 2]] == c and top_position[rows[q, 1], rows[q, 2]] == p
+                            )
+                        if not known and not _fires(f, indices, acts, c, p):
+                            rows[n_rows] = f, source, r, kind
+                            n_rows += 1
+                            n += 1
+                            break
+    return rows[:n_rows].copy()
+
+
+def hard_negatives(
+    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, acts: np.ndarray
+) -> list[np.ndarray]:
+    """Per feature a record array of `NEGATIVE`: a source feature's window in which this feature does not fire.
+
+    `sources` [d_sae, kinds, n] are the nearest features by each kind of nearness; ranks are those of the sources'
+    top windows [d_sae, n_top]; codes are [contexts, ctx_len, k].
+    """
+    rows = _negatives(
+        sources.astype(np.int64), top_context, top_position.astype(np.int64), indices, acts, PER_KIND,
+        WINDOWS_PER_SOURCE,
+    )  # fmt: skip
+    cuts = np.searchsorted(rows[:, 0], np.arange(len(sources) + 1))
+    found = np.zeros(len(rows), NEGATIVE)
+    found["source"], found["rank"], found["kind"] = rows[:, 1], rows[:, 2], rows[:, 3]
+    return [found[a:b] for a, b in itertools.pairwise(cuts)]

@@ -1,0 +1,188 @@
+"""Counts behind model-free labels and scores: positions, formats, word pairs, token lookup, co-activation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from feature_store.formats import FORMATS, N_POSITIONS
+
+GROUPS = 10
+BIGRAMS_PER_FEATURE = 16
+COACTIVE_FIRINGS = 1000
+
+
+class Stream(NamedTuple):
+    """A flat stream of tokens: ids, part (1: test), group of its document (below `GROUPS`), position bin, format."""
+
+    ids: np.ndarray
+    is_test: np.ndarray
+    group: np.ndarray
+    position: np.ndarray
+    format: np.ndarray
+
+
+class Statistics(NamedTuple):
+    """The first axis is the feature, but in `bigrams`.
+
+    position [d_sae, 2, positions] and format [d_sae, 2, formats] count strong firings in (explain, test) documents.
+    bigrams: rows (feature, token before, token, strong firings in explain, in test, occurrences in explain, in test).
+    lookup [d_sae, groups, 5]: over the test tokens of a group of documents the sums of a, a^2, p, p^2 and a p, for
+    activation a and p its mean on the token in explain documents.
+    coactive [d_sae, n]: features that fire with it, and n_both / sqrt(n_one n_other).
+    """
+
+    position: np.ndarray
+    format: np.ndarray
+    bigrams: np.ndarray
+    lookup: np.ndarray
+    coactive: np.ndarray
+    coactive_scores: np.ndarray
+
+
+@njit(cache=True)
+def _bins(offsets, firings, is_test, bins, size):  # pragma: no cover (compiled)
+    found = np.zeros((offsets.size - 1, 2, size), np.uint32)
+    for f in range(offsets.size - 1):
+        for p in range(offsets[f], offsets[f + 1]):
+            t = firings[p]
+            found[f, int(is_test[t]), bins[t]] += 1
+    return found
+
+
+@njit(cache=True)
+def _bigrams(offsets, firings, ids, is_test, starts, size, keep):  # pragma: no cover (compiled)
+    d_sae = offsets.size - 1
+    rows = np.empty((d_sae * keep, 4), np.int64)  # feature, pair, explain, test
+    n_rows = 0
+    for f in range(d_sae):
+        places = firings[offsets[f] : offsets[f + 1]]
+        keys = np.empty(places.size, np.int64)
+        n = 0
+        for t in places:
+            if not starts[t]:
+                keys[n] = (np.int64(ids[t - 1]) * size + np.int64(ids[t])) * 2 + np.int64(is_test[t])
+                n += 1
+        keys = np.sort(keys[:n])
+        pairs, explain, test = np.empty(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
+        m = 0
+        for key in keys:
+            if m == 0 or pairs[m - 1] != key // 2:
+                pairs[m] = key // 2
+                m += 1
+            if key % 2:
+                test[m - 1] += 1
+            else:
+                explain[m - 1] += 1
+        order = np.argsort(-explain[:m], kind="mergesort")
+        for r in order[:keep]:
+            if explain[r] > 0:
+                rows[n_rows] = f, pairs[r], explain[r], test[r]
+                n_rows += 1
+    return rows[:n_rows].copy()
+
+
+@njit(cache=True)
+def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # pragma: no cover (compiled)
+    """Sums for the correlation of activation and token mean; n_test is [groups, vocabulary]."""
+    d_sae, size = offsets.size - 1, n_explain.size
+    sums = np.zeros((d_sae, n_test.shape[0], 5), np.float64)
+    total = np.zeros(size, np.float64)
+    touched = np.empty(size, np.int64)
+    for f in range(d_sae):
+        n = 0
+        for p in range(offsets[f], offsets[f + 1]):
+            t = firings[p]
+            if not is_test[t]:
+                if total[ids[t]] == 0:
+                    touched[n] = ids[t]
+                    n += 1
+                total[ids[t]] += acts[p]
+        for p in range(offsets[f], offsets[f + 1]):
+            t = firings[p]
+            if is_test[t]:
+                a = acts[p]
+                g = group[t]
+                mean = total[ids[t]] / max(n_explain[ids[t]], 1)
+                sums[f, g, 0] += a
+                sums[f, g, 1] += a * a
+                sums[f, g, 4] += a * mean
+        for r in range(n):
+            token = touched[r]
+            mean = total[token] / max(n_explain[token], 1)
+            for g in range(n_test.shape[0]):
+                sums[f, g, 2] += mean * n_test[g, token]
+                sums[f, g, 3] += mean * mean * n_test[g, token]
+            total[token] = 0
+    return sums
+
+
+@njit(cache=True)
+def _coactive(offsets, firings, indices, acts, n_fired, keep, most):  # pragma: no cover (compiled)
+    """The features that fire on most of a feature's (at most `most`, evenly spaced) firings, by cosine of firing."""
+    d_sae = offsets.size - 1
+    both = np.zeros(d_sae, np.int64)
+    touched = np.empty(d_sae, np.int64)
+    found, scores = np.zeros((d_sae, keep), np.uint32), np.zeros((d_sae, keep), np.float32)
+    for f in range(d_sae):
+        n_all = offsets[f + 1] - offsets[f]
+        n = min(n_all, most)
+        n_touched = 0
+        for r in range(n):
+            t = firings[offsets[f] + r * n_all // n]
+            for j in range(indices.shape[1]):
+                other = indices[t, j]
+                if acts[t, j] > 0 and other != f:
+                    if both[other] == 0:
+                        touched[n_touched] = other
+                        n_touched += 1
+                    both[other] += 1
+        seen = np.sort(touched[:n_touched])
+        value = both[seen] / max(n, 1) * np.sqrt(n_fired[f] / np.maximum(n_fired[seen], 1))
+        order = np.argsort(-value, kind="mergesort")[:keep]
+        for r in range(order.size):
+            found[f, r], scores[f, r] = seen[order[r]], min(value[order[r]], 1.0)
+        for other in seen:
+            both[other] = 0
+    return found, scores
+
+
+def gather(
+    stream: Stream,
+    strong: tuple[np.ndarray, np.ndarray],
+    fired: tuple[np.ndarray, np.ndarray, np.ndarray],
+    codes: tuple[np.ndarray, np.ndarray],
+    starts: np.ndarray,
+    size: int,
+    n_coactive: int,
+) -> Statistics:
+    """All counts of one stream.
+
+    `strong` is (offsets, places) of the strong firings by feature, `fired` (offsets, places, activations) of all of
+    them, `codes` latents and activations [tokens, k], `starts` where a document or context begins, `size` the
+    vocabulary's.
+    """
+    rows = _bigrams(*strong, stream.ids, stream.is_test, starts, size, BIGRAMS_PER_FEATURE)
+    inside = np.flatnonzero(~starts)
+    pairs = stream.ids[inside - 1].astype(np.int64) * size + stream.ids[inside]
+    occurrences = [_occurrences(pairs[stream.is_test[inside] == part], rows[:, 1]) for part in (False, True)]
+    bigrams = np.column_stack([rows[:, 0], rows[:, 1] // size, rows[:, 1] % size, rows[:, 2:], *occurrences])
+    n_explain = np.bincount(stream.ids[~stream.is_test], minlength=size)
+    groups = [stream.is_test & (stream.group == g) for g in range(GROUPS)]
+    n_test = np.stack([np.bincount(stream.ids[g], minlength=size) for g in groups])
+    offsets, places, acts = fired
+    n_coactive = min(n_coactive, len(offsets) - 2)
+    return Statistics(
+        _bins(*strong, stream.is_test, stream.position, N_POSITIONS),
+        _bins(*strong, stream.is_test, stream.format, len(FORMATS)),
+        bigrams,
+        _lookup(offsets, places, acts, stream.ids, stream.is_test, stream.group, n_explain, n_test),
+        *_coactive(offsets, places, *codes, np.diff(offsets), n_coactive, COACTIVE_FIRINGS),
+    )
+
+
+def _occurrences(pairs: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    found = np.sort(pairs)
+    return np.searchsorted(found, wanted, side="right") - np.searchsorted(found, wanted, side="left")

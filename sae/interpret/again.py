@@ -1,0 +1,59 @@
+"""`sae interpret`: labels and scores of dictionaries whose run is over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from feature_store.queries import StoreError
+from sae.errors import ArtefactError, ConfigError
+from sae.files import owned, write_json
+from sae.interpret.interpret import InterpretConfig, interpret
+from sae.interpret.judge import JudgeConfig
+from sae.progress import Screen
+
+
+def _range(text: str | None) -> range | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not found or (found[2] and int(found[2]) < int(found[1])):
+        raise ConfigError(f"--features: {text!r} is no range. Write one feature, such as 7, or first-last: 0-999")
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+def config_of(explainers: str | None, scorers: str | None, judge: dict[str, Any] | None) -> InterpretConfig:
+    """The settings that the command line gives; raises `ConfigError`."""
+    lists = {"explainers": explainers, "scorers": scorers}
+    given: dict[str, Any] = {key: tuple(v.split(",")) for key, v in lists.items() if v is not None}
+    try:
+        return InterpretConfig(**given, judge=JudgeConfig(**judge) if judge else None)
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = "".join(f"--{part}: " for part in found["loc"][:1])
+        raise ConfigError(f"{where}{found['msg'].removeprefix('Value error, ')}") from None
+
+
+def interpret_again(
+    path: Path, features: str | None, config: InterpretConfig, screen: Screen
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Explains and scores one dictionary or all of a run; yields (name, summary) as each is published."""
+    chosen = _range(features)
+    path = path.resolve()
+    folders = (
+        [path] if (path / "card.json").exists() else sorted(p.parent for p in path.glob("dictionaries/*/card.json"))
+    )
+    if not folders:
+        raise ConfigError(f"{path}: neither a dictionary folder (card.json) nor a run with dictionaries.")
+    for folder in folders:
+        with owned(folder), screen.stage(f"interpret {folder.name}", 1, "features") as stage:
+            try:
+                summary = interpret(folder, config, stage.update, chosen)
+            except StoreError as error:
+                raise ArtefactError(str(error)) from None
+            write_json(folder / "labels.json", summary)
+        yield folder.name, summary

@@ -1,0 +1,116 @@
+"""What labels are tested on: a token in the window around it, on which a feature fires, or does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from feature_store import queries
+from feature_store.formats import CLASSES, breaks_line, classes_of, position_bin
+from feature_store.negatives import NEGATIVE
+from feature_store.packing import Pack, dense_windows
+from feature_store.queries import Store
+
+LEVELS = 10
+RECENT, RECENT_SILENT = 1 << 17, 16
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Event:
+    """A token (`peak`) in its window; `act` and `acts` are of the feature that the window was kept for."""
+
+    ids: tuple[int, ...]
+    peak: int
+    place: int  # tokens since the start of the document
+    document: int
+    is_test: bool  # whether the document is kept for testing
+    act: float
+    acts: tuple[float, ...]
+    group: str  # "top", "stratum" or "random"
+    inclusion: float
+
+
+class Events:
+    """Activating windows, hard negatives and random windows of a store, decoded when they are first asked for."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._negatives = queries.negatives(store)
+        self._packs: dict[int, Pack] = dict(queries.packs(store, 0, len(self._negatives)))
+        self.test_documents = queries.test_documents(store)
+        size = max(store.token_bytes, default=-1) + 1
+        vocabulary = [store.token_bytes.get(token, b"") for token in range(size)]
+        self._classes, self._breaks = classes_of(vocabulary), breaks_line(vocabulary)
+        self._text = lru_cache(RECENT)(self._decode)
+        self.activating = lru_cache(RECENT // 32)(self._activating)
+        self.random: list[Event] = []
+        self.random_firing: dict[int, set[int]] = {}  # feature -> indices of the random windows in which it fires
+        for number, (document, ids, peak, place, fired) in enumerate(queries.random_events(store)):
+            is_test = document in self.test_documents
+            self.random.append(Event(tuple(ids), peak, place, document, is_test, 0.0, (), "random", 1.0))
+            for feature in fired:
+                self.random_firing.setdefault(feature, set()).add(number)
+        self.random_silent = lru_cache(RECENT_SILENT)(self._random_silent)
+
+    def _activating(self, feature: int) -> list[Event]:
+        """Windows of one feature: the top ones by rank, then its strata; one event a place, whatever its group."""
+        pack = self._packs[feature]
+        found, known = [], set()
+        for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
+            key = int(w["context"]), int(w["place"])
+            fresh = key not in known
+            known.add(key)
+            peak = int(w["peak"])
+            if not fresh:
+                continue
+            document = int(w["document"])
+            found.append(Event(
+                tuple(ids.tolist()), peak, int(w["place"]), document, document in self.test_documents,
+                float(acts[peak]), tuple(acts.tolist()), "stratum" if w["is_stratum"] else "top", float(w["inclusion"]),
+            ))  # fmt: skip
+        return found
+
+    def hard_negatives(self, feature: int, kind: int | None = None) -> list[Event]:
+        """Strongest windows of the nearest features in which this one does not fire; kind 0: cosine, 1: firing."""
+        records = np.frombuffer(self._negatives[feature], NEGATIVE)
+        kept = records if kind is None else records[records["kind"] == kind]
+        return [self.activating(int(r["source"]))[int(r["rank"])] for r in kept]
+
+    def _random_silent(self, feature: int) -> list[Event]:
+        """Random windows in which the feature does not fire."""
+        firing = self.random_firing.get(feature, ())
+        return [event for number, event in enumerate(self.random) if number not in firing]
+
+    def text(self, event: Event) -> str:
+        """The window as text."""
+        return self._text(event.ids)
+
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        known = self.store.token_bytes
+        return b"".join(known.get(token, b"") for token in ids).decode("utf-8", "replace")
+
+    def format_of(self, event: Event) -> int:
+        """Index into `FORMATS` of the event's token."""
+        starts = event.place == 0 or (event.peak > 0 and bool(self._breaks[event.ids[event.peak - 1]]))
+        return int(self._classes[event.ids[event.peak]]) + len(CLASSES) * starts
+
+    def position_of(self, event: Event) -> int:
+        """Index into `POSITION_EDGES` of the event's place."""
+        return int(position_bin(np.array(event.place)))
+
+
+def activation_levels(store: Store) -> np.ndarray:
+    """The nine activations between the ten global levels: deciles of all firings of all features, from histograms.
+
+    RecSAE (Wang et al., arXiv 2411.06112): all positive activations of all latents are cut into 10 equal shares.
+    """
+    total = np.sum([f.histogram for f in queries.all_features(store)], axis=0).astype(np.float64)
+    shares = np.concatenate([[0], np.cumsum(total)]) / max(total.sum(), 1)
+    return np.exp2(np.interp(np.arange(1, LEVELS) / LEVELS, shares, store.meta["log2_edges"]))
+
+
+def level_of(act: float, edges: np.ndarray) -> int:
+    """Global activation level 1..10 of a firing, 0 of silence."""
+    return 0 if act <= 0 else 1 + int(np.searchsorted(edges, act))

@@ -1,0 +1,41 @@
+"""Explains a feature by how the words begin that it fires on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import final
+
+from sae.interpret.events import Event
+from sae.interpret.evidence import Evidence, prefixes
+from sae.interpret.explainers.base import Explainer, Proposal, best_of, joined, quoted
+
+WORDS = 3
+
+
+@final
+class Prefix(Explainer):
+    """Rule: the feature fires strongly exactly on tokens that begin with these letters (three different ones or more)."""
+
+    name = "prefix"
+    order = 3
+    margin = 0.02
+
+    def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
+        """Up to three beginnings, tested on every token of the test documents."""
+        explain, test = evidence.counts(feature, "current")
+        words: dict[str, set[str]] = {}
+        for token in explain.hits:
+            for prefix in prefixes(evidence.normal(token)):
+                words.setdefault(prefix, set()).add(evidence.normal(token))
+        known = evidence.tokens_by_prefix
+        usable = [prefix for prefix, found in words.items() if len(found) >= WORDS]
+        chosen = best_of(usable, lambda texts: explain.of(joined(known, texts)))
+        if not chosen:
+            return None
+        tokens = joined(known, chosen)
+        text = "words beginning with " + quoted(chosen)
+        return Proposal(text, frozenset(chosen), explain.of(tokens), test.of(tokens))
+
+    def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
+        """The beginnings of the token's text."""
+        return frozenset(prefixes(evidence.normal(event.ids[event.peak])))

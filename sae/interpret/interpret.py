@@ -1,0 +1,142 @@
+"""Explains and scores features, without a language model or with a judge, and publishes an explanation generation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from feature_store import queries
+from feature_store.queries import Store
+from sae.interpret.events import activation_levels
+from sae.interpret.evidence import SPLIT_ID, Evidence
+from sae.interpret.explainers import EXPLAINERS, JUDGED_EXPLAINERS
+from sae.interpret.generation import Generation
+from sae.interpret.judge import Judge, JudgeConfig
+from sae.interpret.judge_features import judge_features
+from sae.interpret.scorers import JUDGED_SCORERS, SCORERS, Case, Label
+from sae.section import Section
+
+NULLS = 19
+WITH_A_JUDGE = ("max_activation",), ("detection", "judged_confidence")
+
+
+class InterpretConfig(Section):
+    """Which explanations are tried and which scores are computed."""
+
+    explainers: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Explainers to run; none: all without a judge, and max_activation with one.",
+    )
+    scorers: tuple[str, ...] | None = Field(
+        default=None, description="Scorers to run; none: all without a judge, detection and judged_confidence with one."
+    )
+    judge: JudgeConfig | None = Field(
+        default=None, description="A language model that explains and scores; none: no model."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> InterpretConfig:
+        for kind, names, free, judged in (
+            ("explainer", self.explainers, EXPLAINERS, JUDGED_EXPLAINERS), ("scorer", self.scorers, SCORERS, JUDGED_SCORERS)
+        ):  # fmt: skip
+            for name in names or ():
+                if name not in free and name not in judged:
+                    raise ValueError(f"no {kind} {name!r}; allowed are {', '.join((*free, *judged))}")
+                if name in judged and self.judge is None:
+                    raise ValueError(f"{kind} {name!r} asks a judge: set judge.base_url and judge.model")
+        return self
+
+    def named(self, kind: int) -> tuple[str, ...]:
+        """Explainers (0) or scorers (1) that run."""
+        given = (self.explainers, self.scorers)[kind]
+        if given is not None:
+            return given
+        return (*(EXPLAINERS, SCORERS)[kind], *(WITH_A_JUDGE[kind] if self.judge else ()))
+
+
+def interpret(
+    folder: Path, config: InterpretConfig, report: Callable[..., None], only: range | None = None
+) -> dict[str, Any]:
+    """Explains and scores the live features of the store under `folder`, publishes, and returns a summary.
+
+    With `only`, other features keep what the published generation holds of them. `report` is given the steps done,
+    the steps in all, and facts by name.
+    """
+    store = Store(folder / "store")
+    evidence, generation = Evidence(store), Generation(store.meta["seed"])
+    every = evidence.alive()
+    alive = every if only is None else [f for f in every if f in only]
+    if only is not None:
+        generation.keep(queries.interpretation(store), only)
+    cases = _explain(evidence, generation, alive, config, report)
+    _score(generation, cases, [name for name in config.named(1) if name in SCORERS], report)
+    if config.judge is not None:
+        judge = Judge(config.judge, folder / "judge_answers.sqlite")
+        explainers = [JUDGED_EXPLAINERS[n] for n in config.named(0) if n in JUDGED_EXPLAINERS]
+        scorers = [JUDGED_SCORERS[n] for n in config.named(1) if n in JUDGED_SCORERS]
+        try:
+            judge_features(generation, [case for case, _ in cases.values()], explainers, scorers, judge, report)
+        finally:
+            judge.close()
+    store.close()
+    generation.publish(folder / "store")
+    return _summary(generation, len(every))
+
+
+def _explain(
+    evidence: Evidence, generation: Generation, alive: list[int], config: InterpretConfig, report: Callable[..., None]
+) -> dict[int, tuple[Case, int | None]]:
+    """Model-free explanations; by feature what scorers are given, and the id of the label."""
+    explainers = [EXPLAINERS[name] for name in config.named(0) if name in EXPLAINERS]
+    labels: dict[int, tuple[Label | None, int | None]] = {}
+    for number, feature in enumerate(alive):
+        labels[feature] = generation.add_rules(evidence, feature, explainers)
+        if number % 64 == 0:
+            report(number, 2 * len(alive))
+    levels, pool, cases = activation_levels(evidence.store), generation.rules(), {}
+    for feature, (label, key) in labels.items():
+        others = _others(pool, feature, label, generation.seed)
+        cases[feature] = Case(evidence, feature, label, others, levels, generation.seed), key
+    return cases
+
+
+def _score(
+    generation: Generation, cases: dict[int, tuple[Case, int | None]], names: list[str], report: Callable[..., None]
+) -> None:
+    for number, (feature, (case, key)) in enumerate(cases.items()):
+        for name in names:
+            for found in SCORERS[name].score(case):
+                generation.add_score(name, feature, key if SCORERS[name].about_label else None, found)
+        if number % 64 == 0:
+            report(len(cases) + number, 2 * len(cases))
+
+
+def _others(pool: list[Label], feature: int, label: Label | None, seed: int) -> tuple[Label, ...]:
+    """Labels of other features, drawn at random, but those that say the same: the shuffled null."""
+    drawn = (pool[i] for i in np.random.default_rng((seed, feature, 1)).permutation(len(pool)))
+    different = (o for o in drawn if o.feature != feature and (label is None or o.text != label.text))
+    return tuple(itertools.islice(different, NULLS))
+
+
+def _summary(generation: Generation, n_alive: int) -> dict[str, Any]:
+    labels = list(generation.label.values())
+    values = sorted(value for *_, value in labels if value is not None)
+    reached = [row[4] for row in generation.score if row[3] == "null_reached"]
+    kinds = [explainer for _, explainer, _, _ in labels]
+    return {
+        "features_alive": n_alive,
+        "features_labelled": len(labels),
+        "labels_by_explainer": {name: kinds.count(name) for name in dict.fromkeys((*EXPLAINERS, *kinds))},
+        "median_balanced_accuracy": values[len(values) // 2] if values else None,
+        "chance": 0.5,
+        "features_tested_against_null": len(reached),
+        "share_beating_null": sum(r == 0 for r in reached) / len(reached) if reached else None,
+        "split": SPLIT_ID,
+        "seed": generation.seed,
+    }

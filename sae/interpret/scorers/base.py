@@ -1,0 +1,79 @@
+"""What a scorer is: a feature, or an explanation of it, with its evidence in; figures with intervals out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass
+from math import nan
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from sae.interpret.events import Event
+from sae.interpret.evidence import Evidence
+from sae.interpret.explainers import EXPLAINERS
+from sae.interpret.intervals import Interval
+
+
+class Label(NamedTuple):
+    """An explanation that can be put to the test by its rule alone."""
+
+    feature: int
+    explainer: str
+    text: str
+    rule: frozenset[Hashable]
+
+    def matches(self, evidence: Evidence, event: Event) -> bool:
+        """Whether the rule says that the feature fires on the event."""
+        return not self.rule.isdisjoint(EXPLAINERS[self.explainer].items(evidence, event))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a scorer is given: the feature, its chosen label (None where nothing explains it), other features' labels."""
+
+    evidence: Evidence
+    feature: int
+    label: Label | None
+    others: tuple[Label, ...]
+    levels: np.ndarray  # activations between the global levels
+    seed: int
+
+    def generator(self) -> np.random.Generator:
+        """Random numbers that depend on the seed and the feature only."""
+        return np.random.default_rng((self.seed, self.feature))
+
+    def drawn(self, events: list[Event], most: int) -> list[Event]:
+        """At most `most` of the events, drawn without replacement."""
+        if len(events) <= most:
+            return events
+        return [events[i] for i in np.sort(self.generator().permutation(len(events))[:most])]
+
+    def part(self, events: list[Event], test: bool) -> list[Event]:
+        """Those of the test documents, or those of the explain documents."""
+        return [e for e in events if e.is_test == test]
+
+
+class Scored(NamedTuple):
+    """One figure: what it would be by chance and by the lexical baseline; failures count, and are not left out."""
+
+    metric: str
+    interval: Interval
+    chance: float
+    n_pos: int
+    n_neg: int
+    n_failed: int = 0
+    baseline: float = nan
+
+
+class Scorer(ABC):
+    """Figures about a feature (`about_label` false) or about its chosen label, on the test documents only."""
+
+    name: ClassVar[str]
+    about_label: ClassVar[bool] = True
+    by_default: ClassVar[bool] = True
+
+    @abstractmethod
+    def score(self, case: Case) -> list[Scored]:
+        """The figures; an empty list where this scorer has nothing to say."""

@@ -1,0 +1,73 @@
+"""RecSAE's confidence: does a prediction made from the label alone find held-out activating and silent windows?"""
+
+from __future__ import annotations
+
+from math import nan
+from typing import final
+
+from sae.interpret.events import Event, level_of
+from sae.interpret.intervals import Interval, balanced_accuracy, proportion
+from sae.interpret.scorers.base import Case, Label, Scored, Scorer
+
+ACTIVE_LEVEL = 5
+MOST = 20
+
+
+@final
+class Confidence(Scorer):
+    """Recall, true negative rate, precision and confidence of the label's rule on held-out windows.
+
+    Positives: test windows whose peak has a global activation level of 5 or more (of 10). Negatives: random test
+    windows in which the feature is silent. recall = share of positives that the rule matches; true_negative_rate =
+    share of negatives that it does not; precision = hits / (hits + false alarms); confidence = the mean of the first
+    two, chance 0.5. null_reached is the share of 19 other features' labels that do at least as well on the same
+    windows: at 0 the label beats the shuffled null at 95 %.
+
+    Paper: Wang et al., arXiv 2411.06112, sections 4.3 and 4.4 of the released code.
+    Differs from the paper: up to 20 windows a class instead of 5; windows by strata instead of only the strongest;
+    confidence weighs both classes equally whatever their numbers; what the code calls precision is called
+    true_negative_rate. The predictor here is the label's rule.
+    """
+
+    name = "confidence"
+
+    def score(self, case: Case) -> list[Scored]:
+        """The four figures and the shuffled null; nothing where no test window is strong enough."""
+        positive, negative = levelled_windows(case)
+        if case.label is None or not positive or not negative:
+            return []
+
+        def rates(label: Label) -> tuple[int, int]:
+            return tuple(sum(label.matches(case.evidence, e) for e in part) for part in (positive, negative))  # pyright: ignore
+
+        m, n = len(positive), len(negative)
+        hits, false = rates(case.label)
+        null = [(a / m + 1 - b / n) / 2 for a, b in map(rates, case.others)]
+        found = figures(hits, m, false, n, null)
+        if null:
+            value = (hits / m + 1 - false / n) / 2
+            share = sum(other >= value for other in null) / len(null)
+            found.append(Scored("null_reached", Interval(share, share, share), 0.5, m, n))
+        return found
+
+
+def levelled_windows(case: Case) -> tuple[list[Event], list[Event]]:
+    """(test windows whose peak has a global level of 5 or more, random silent test windows), at most 20 each."""
+    events = case.evidence.events
+    strong = [e for e in events.activating(case.feature) if level_of(e.act, case.levels) >= ACTIVE_LEVEL]
+    positive = case.drawn(case.part(strong, True), MOST)
+    return positive, case.drawn(case.part(events.random_silent(case.feature), True), MOST)
+
+
+def figures(hits: int, m: int, false: int, n: int, null: list[float], failed: int = 0) -> list[Scored]:
+    """Recall, true negative rate, confidence and precision of `hits` of m positives and `false` of n negatives."""
+    recall, silent = proportion(hits, m), proportion(n - false, n)
+    baseline = sum(null) / len(null) if null else nan
+    found = [
+        Scored("recall", recall, 0.5, m, n, failed),
+        Scored("true_negative_rate", silent, 0.5, m, n, failed),
+        Scored("confidence", balanced_accuracy(recall, silent), 0.5, m, n, failed, baseline),
+    ]
+    if hits + false:
+        found.append(Scored("precision", proportion(hits, hits + false), m / (m + n), m, n, failed))
+    return found

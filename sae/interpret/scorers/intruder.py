@@ -1,0 +1,53 @@
+"""Intruder: does a judge find the one window in which the feature does not fire? It needs no explanation."""
+
+from __future__ import annotations
+
+from typing import final
+
+from sae.interpret.intervals import NOTHING, proportion
+from sae.interpret.judge import Answer, Prompt
+from sae.interpret.prompts import CLOSE, DATA, OPEN, as_data, firing_places, schema, shown
+from sae.interpret.scorers.base import Case, Scored
+from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, held_out_windows
+
+TEXTS, TRIALS = 5, 10
+SYSTEM = (
+    f"You are given {TEXTS} texts with tokens marked between {OPEN} and {CLOSE}. All but one have something in common. "
+    f'Answer: {{"odd": number of the text that has not, 1 to {TEXTS}}}. ' + DATA
+)
+
+
+@final
+class Intruder(JudgedScorer):
+    """Accuracy of finding one silent window among four activating ones, chance 0.2; about the feature, not its label."""
+
+    name = "intruder"
+    about_label = False
+
+    def trials(self, case: Case, text: str) -> list[Trial]:
+        """Ten draws of four activating windows and a silent one, marked at places copied from an activating one."""
+        positive, negative = held_out_windows(case)
+        if len(positive) < TEXTS or not negative:
+            return []
+        generator, made = case.generator(), []
+        answer = schema(odd={"type": "integer", "minimum": 1, "maximum": TEXTS})
+        for number in range(TRIALS):
+            drawn = [positive[i] for i in generator.permutation(len(positive))[:TEXTS].tolist()]
+            intruder, pattern = negative[number % len(negative)], firing_places(drawn.pop())
+            place = int(generator.integers(TEXTS))
+            marks = {p for p in pattern if p < len(intruder.ids)} or {len(intruder.ids) - 1}
+            texts = [shown(case.evidence, e, firing_places(e)) for e in drawn]
+            texts.insert(place, shown(case.evidence, intruder, marks))
+            made.append(Trial(Prompt(SYSTEM, as_data(texts=texts), answer), [place + 1], [None]))
+        return made
+
+    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
+        """accuracy, chance 0.2."""
+        if not trials:
+            return []
+        said = [a.value.get("odd") if isinstance(a.value, dict) else None for a in answers]
+        failed = sum(not isinstance(odd, int) or not 1 <= odd <= TEXTS for odd in said)
+        hits = sum(odd == trial.truth[0] for odd, trial in zip(said, trials, strict=True))
+        n = len(trials)
+        value = NOTHING if failed > MOST_FAILED * n else proportion(hits, n)
+        return [Scored("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n, failed)]

@@ -1,0 +1,96 @@
+"""What a scorer is that asks a judge, and how its yes and no become a balanced accuracy that failures cannot flatter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from sae.interpret.events import Event
+from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
+from sae.interpret.judge import Answer, Prompt
+from sae.interpret.scorers.base import Case, Label, Scored
+
+TEXTS_PER_PROMPT = 5
+POSITIVES, NEGATIVES = 20, 20
+MOST_FAILED = 0.1
+
+
+class Trial(NamedTuple):
+    """One prompt, what is true of each of its texts, and what the lexical baseline says of each."""
+
+    prompt: Prompt
+    truth: list[Any]
+    baseline: list[Any]
+
+
+class JudgedScorer(ABC):
+    """Figures about a text (`about_label`) or about a feature, from a judge's answers on the test documents only."""
+
+    name: ClassVar[str]
+    about_label: ClassVar[bool] = True
+
+    @abstractmethod
+    def trials(self, case: Case, text: str) -> list[Trial]:
+        """What to ask; an empty list where there is nothing to test on."""
+
+    @abstractmethod
+    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
+        """The figures."""
+
+
+def held_out_windows(case: Case) -> tuple[list[Event], list[Event]]:
+    """(activating windows of all strata, silent ones: half of the nearest features, half random) of the test part."""
+    events = case.evidence.events
+    positive = case.drawn(case.part(events.activating(case.feature), True), POSITIVES)
+    hard = case.drawn(case.part(events.hard_negatives(case.feature), True), NEGATIVES // 2)
+    random = case.drawn(case.part(events.random_silent(case.feature), True), NEGATIVES - len(hard))
+    return positive, hard + random
+
+
+def shuffled(case: Case, items: list[Any]) -> list[list[Any]]:
+    """The items in an order of the seed's, `TEXTS_PER_PROMPT` at a time."""
+    order = case.generator().permutation(len(items)).tolist()
+    mixed = [items[i] for i in order]
+    return [mixed[i : i + TEXTS_PER_PROMPT] for i in range(0, len(mixed), TEXTS_PER_PROMPT)]
+
+
+def matches_anywhere(case: Case, label: Label | None, event: Event, places: set[int] | None = None) -> bool:
+    """Whether a label's rule matches some token of a window, or one of these places."""
+    if label is None:
+        return False
+    at = range(len(event.ids)) if places is None else places
+    moved = (
+        Event(event.ids, p, event.place + p - event.peak, event.document, event.is_test, 0.0, (), "", 1.0) for p in at
+    )
+    return any(label.matches(case.evidence, e) for e in moved)
+
+
+def flags(value: Any, key: str, n: int) -> list[bool] | None:
+    """The n yes or no under a key of an answer, or None where the answer has another form."""
+    found = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(found, list) or len(found) != n or not all(isinstance(x, bool) or x in (0, 1) for x in found):
+        return None
+    return [bool(x) for x in found]
+
+
+def classified(trials: list[Trial], said: list[list[bool] | None]) -> Scored:
+    """Balanced accuracy of yes and no; an unreadable answer is wrong, and more than a tenth of them voids the score."""
+    right = np.zeros((2, 2), int)  # [truth, right]
+    lexical = np.zeros((2, 2), int)
+    failed = 0
+    for trial, answer in zip(trials, said, strict=True):
+        failed += len(trial.truth) if answer is None else 0
+        for place, truth in enumerate(trial.truth):
+            right[int(truth), int(answer is not None and answer[place] == truth)] += 1
+            lexical[int(truth), int(trial.baseline[place] == truth)] += 1
+    n_neg, n_pos = right.sum(1).tolist()
+    void = failed > MOST_FAILED * (n_pos + n_neg) or not n_pos or not n_neg
+    value = NOTHING if void else _balanced(right)
+    return Scored("balanced_accuracy", value, 0.5, n_pos, n_neg, failed, _balanced(lexical).value)
+
+
+def _balanced(right: np.ndarray) -> Interval:
+    positive, negative = (proportion(int(right[t, 1]), int(right[t].sum())) for t in (1, 0))
+    return balanced_accuracy(positive, negative)

@@ -1,0 +1,74 @@
+"""Simulation: does a judge who reads only the text predict how strongly the feature fires on each token?"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+
+from sae.interpret.intervals import NOTHING, Interval, grouped_correlation
+from sae.interpret.judge import Answer, Prompt
+from sae.interpret.prompts import DATA, as_data, schema
+from sae.interpret.scorers.base import Case, Scored
+from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, held_out_windows, matches_anywhere
+
+WINDOWS = 6
+SYSTEM = (
+    "You are given a description of when a neuron fires, and the tokens of a text. Predict for each token, in order, how "
+    'strongly it fires, from 0 (not at all) to 10. Answer: {"activations": [one number for each token]}. ' + DATA
+)
+
+
+@final
+class Simulation(JudgedScorer):
+    """Correlation of predicted and true activations over the tokens of held-out windows, all tokens asked at once.
+
+    As Bills et al. 2023, with one prompt a window instead of token by token. Half of the windows are silent. The
+    baseline predicts 1 where the feature's model-free label matches. The interval leaves out a window at a time.
+    """
+
+    name = "simulation"
+
+    def trials(self, case: Case, text: str) -> list[Trial]:
+        """One window a prompt."""
+        positive, negative = held_out_windows(case)
+        if len(positive) < 2 or not negative:
+            return []
+        made = []
+        for event in [*case.drawn(positive, WINDOWS), *case.drawn(negative, WINDOWS)]:
+            n = len(event.ids)
+            tokens = case.evidence.store.text_of(list(event.ids))
+            numbers = {"type": "array", "items": {"type": "number"}, "minItems": n, "maxItems": n}
+            prompt = Prompt(SYSTEM, as_data(description=text, tokens=tokens), schema(activations=numbers))
+            fires = any(event is e for e in positive)
+            lexical = [float(matches_anywhere(case, case.label, event, {p})) for p in range(n)]
+            made.append(Trial(prompt, list(event.acts) if fires else [0.0] * n, lexical))
+        return made
+
+    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
+        """correlation, chance 0."""
+        if not trials:
+            return []
+        said = [_numbers(a.value, len(t.truth)) for t, a in zip(trials, answers, strict=True)]
+        failed = sum(s is None for s in said)
+        guessed = [[0.0] * len(t.truth) if s is None else s for t, s in zip(trials, said, strict=True)]
+        found = _correlation(trials, guessed) if failed <= MOST_FAILED * len(trials) else NOTHING
+        baseline = _correlation(trials, [t.baseline for t in trials]).value
+        n_pos = sum(sum(a > 0 for a in t.truth) for t in trials)
+        n = sum(len(t.truth) for t in trials)
+        return [Scored("correlation", found, 0.0, n_pos, n - n_pos, failed, baseline)]
+
+
+def _numbers(value: Any, n: int) -> list[float] | None:
+    found = value.get("activations") if isinstance(value, dict) else None
+    if not isinstance(found, list) or len(found) != n:
+        return None
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 10 for x in found):
+        return None
+    return [float(x) for x in found]
+
+
+def _correlation(trials: list[Trial], guessed: list[list[float]]) -> Interval:
+    pairs = [(np.array(t.truth, float), np.array(g)) for t, g in zip(trials, guessed, strict=True)]
+    sums = np.array([[a.sum(), a @ a, p.sum(), p @ p, a @ p] for a, p in pairs])
+    return grouped_correlation(sums, np.array([len(a) for a, _ in pairs], float))

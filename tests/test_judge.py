@@ -1,0 +1,327 @@
+"""Explanations and scores of judges that always say yes, no, or anything; that know; that fail; that are attacked."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from test_explainers import planted  # noqa: F401 (a fixture)
+
+from feature_store.queries import Store, explanations, feature_scores
+from sae.cli import main
+from sae.errors import ConfigError, UnavailableError
+from sae.interpret.interpret import InterpretConfig, interpret
+from sae.interpret.judge import Judge, JudgeConfig, Prompt, read
+from sae.interpret.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
+
+FEATURES = range(0, 4)  # features that fire on one word
+PROMPT = Prompt("say ok", "{}", {"type": "object"})
+
+
+@dataclass
+class Script:
+    """A judge: `reply(system, data, schema)` is the answer's text, or a status code; `seen` are the requests."""
+
+    reply: Any
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def judges():
+    servers = []
+
+    def start(reply):
+        script = Script(reply)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                script.seen.append(body)
+                schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {})
+                made = script.reply(body["messages"][0]["content"], json.loads(body["messages"][1]["content"]), schema)
+                status, text = (made, "") if isinstance(made, int) else (200, made)
+                message = {"role": "assistant", "content": text}
+                answer = {
+                    "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
+                } if status == 200 else {"error": {"message": f"scripted {status}"}}  # fmt: skip
+                data = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        script.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        return script
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def says(matches, levels, odd, activations, label="a word"):
+    """A judge that explains with `label` and answers every test by these functions of the data."""
+
+    def reply(system, data, schema):
+        wanted = set(schema["properties"])
+        if "label" in wanted:
+            return json.dumps({"kind": "input", "label": label, "sentence": "It fires on it."})
+        if "matches" in wanted:
+            return json.dumps({"matches": [matches(data["description"], t) for t in data["texts"]]})
+        if "levels" in wanted:
+            return json.dumps({"levels": [levels(data["description"], t) for t in data["texts"]]})
+        if "odd" in wanted:
+            return json.dumps({"odd": odd(data["texts"])})
+        return json.dumps({"activations": [activations(data["description"], t) for t in data["tokens"]]})
+
+    return reply
+
+
+def constant(yes):
+    level = 10 if yes else 0
+    return says(lambda d, t: yes, lambda d, t: level, lambda ts: 1, lambda d, t: level)
+
+
+def copied(planted, tmp_path, name="copy"):  # noqa: F811
+    import shutil
+
+    shutil.copytree(planted[0], tmp_path / name)
+    return tmp_path / name
+
+
+ALL = {
+    "explainers": ("token", "next_token", "keyphrase", "max_activation", "contrastive", "single_token"),
+    "scorers": ("confidence", "detection", "fuzzing", "simulation", "intruder", "judged_confidence"),
+}
+
+
+def judged(folder, script, **more):
+    config = InterpretConfig(judge=JudgeConfig(base_url=script.url, model="scripted", **more), **ALL)
+    summary = interpret(folder, config, lambda *a, **k: None, FEATURES)
+    return Store(folder / "store"), summary
+
+
+def scores(store, feature, explainer="max_activation"):
+    found = next(e for e in explanations(store, feature) if e.explainer == explainer)
+    return {(s.scorer, s.metric): s for s in (*found.scores, *feature_scores(store, feature)) if s.judge}
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_a_judge_that_always_says_the_same_scores_at_chance(planted, tmp_path, judges, yes):  # noqa: F811
+    store, _ = judged(copied(planted, tmp_path), judges(constant(yes)))
+    for feature in FEATURES:
+        found = scores(store, feature)
+        for key in (("detection", "balanced_accuracy"), ("fuzzing", "balanced_accuracy"),
+                    ("judged_confidence", "confidence")):  # fmt: skip
+            assert found[key].value == 0.5 and found[key].low < 0.5 < found[key].high and found[key].n_failed == 0
+        assert found["simulation", "correlation"].value is None  # a constant correlates with nothing
+        assert found["judged_confidence", "recall"].value == yes
+        assert found["judged_confidence", "true_negative_rate"].value == 1 - yes
+
+
+def test_a_random_judge_scores_at_chance_within_the_interval(planted, tmp_path, judges):  # noqa: F811
+    rng = random.Random(0)
+    reply = says(
+        lambda d, t: rng.random() < 0.5, lambda d, t: rng.choice([0, 10]), lambda ts: rng.randint(1, 5),
+        lambda d, t: rng.randint(0, 10),
+    )  # fmt: skip
+    store, _ = judged(copied(planted, tmp_path), judges(reply), concurrency=1)
+    inside = [
+        s.low <= s.chance <= s.high
+        for f in FEATURES
+        for e in ("max_activation", "contrastive", "single_token")
+        for (_, metric), s in scores(store, f, e).items()
+        if metric in ("balanced_accuracy", "confidence", "accuracy", "correlation")
+    ]
+    assert len(inside) > 40 and sum(inside) >= 0.88 * len(inside)
+
+
+def test_a_judge_that_knows_scores_near_one(planted, tmp_path, judges):  # noqa: F811
+    """It names the word between the marks, and later answers by that word alone."""
+
+    def marked(text):
+        return text.split(OPEN, 1)[1].split(CLOSE, 1)[0].strip() if OPEN in text else ""
+
+    def word(description):
+        return description.split(":")[0].replace("token ", "").strip("\u201c\u201d")
+
+    test = says(
+        lambda d, t: marked(t) == word(d) if OPEN in t else f" {word(d)} " in f"{t} ",
+        lambda d, t: 10 * (marked(t) == word(d)), lambda ts: 1, lambda d, t: 10 * (t.strip() == word(d)),
+    )  # fmt: skip
+
+    def reply(system, data, schema):
+        if "label" not in schema["properties"]:
+            if "odd" in schema["properties"]:
+                found = [marked(t) for t in data["texts"]]
+                return json.dumps({"odd": 1 + min(range(len(found)), key=lambda i: found.count(found[i]))})
+            return test(system, data, schema)
+        texts = data.get("windows") or data.get("fires")
+        name = marked(texts[0]) if texts else data["tokens"][0][0].strip()
+        return json.dumps({"kind": "input", "label": name, "sentence": "It fires on this word."})
+
+    store, summary = judged(copied(planted, tmp_path), judges(reply))
+    for feature in FEATURES:
+        for explainer in ("max_activation", "contrastive", "single_token"):
+            found = scores(store, feature, explainer)
+            assert found["detection", "balanced_accuracy"].value > 0.9
+            assert found["fuzzing", "balanced_accuracy"].value > 0.95
+            assert (
+                found["judged_confidence", "confidence"].value > 0.95
+                and found["judged_confidence", "confidence"].baseline < 0.6
+            )
+            assert found["simulation", "correlation"].value > 0.8
+        assert scores(store, feature)["intruder", "accuracy"].value > 0.8
+        label = next(e for e in explanations(store, feature) if e.chosen)
+        assert label.explainer == "max_activation" and label.text.endswith(": It fires on this word.")
+    assert summary["labels_by_explainer"]["max_activation"] == len(FEATURES)
+
+
+@pytest.mark.parametrize("text", ["no JSON here", '{"matches": [true]}', '{"wrong": 1}'])
+def test_unreadable_answers_void_the_scores(planted, tmp_path, judges, text):  # noqa: F811
+    good = constant(True)
+    store, _ = judged(
+        copied(planted, tmp_path), judges(lambda s, d, schema: good(s, d, schema) if "label" in schema["properties"] else text)
+    )  # fmt: skip
+    for feature in FEATURES:
+        for score in scores(store, feature).values():
+            assert score.value is None and score.n_failed > 0
+
+
+def test_a_few_failures_count_as_wrong(planted, tmp_path, judges):  # noqa: F811
+    calls = {"n": 0}
+    good = constant(True)
+
+    def reply(system, data, schema):
+        if "matches" in schema["properties"]:
+            calls["n"] += 1
+            if calls["n"] % 16 == 3:
+                return "garbage"
+        return good(system, data, schema)
+
+    store, _ = judged(copied(planted, tmp_path), judges(reply), concurrency=1)
+    found = [
+        scores(store, f, e)["detection", "balanced_accuracy"]
+        for f in FEATURES
+        for e in ("max_activation", "contrastive")
+    ]
+    failed = [s for s in found if s.n_failed]
+    assert failed and all(s.value is None or s.value < 0.5 for s in failed)
+    assert all(s.value is None for s in failed if s.n_failed > 0.1 * (s.n_pos + s.n_neg))
+
+
+def test_busy_servers_are_asked_again_and_dead_ones_are_reported(judges, tmp_path):
+    calls = {"n": 0}
+
+    def busy(*_):
+        calls["n"] += 1
+        return 429 if calls["n"] < 3 else '{"ok": 1}'
+
+    judge = Judge(JudgeConfig(base_url=judges(busy).url, model="m", retries=4), tmp_path / "a.sqlite")
+    assert judge.ask([PROMPT])[0].value == {"ok": 1} and calls["n"] == 3
+    judge.close()
+    judge = Judge(JudgeConfig(base_url=judges(lambda *_: 503).url, model="m", retries=0), tmp_path / "b.sqlite")
+    with pytest.raises(UnavailableError, match="requests in a row got no answer"):
+        judge.ask([PROMPT] * 3)
+    judge.close()
+    judge = Judge(JudgeConfig(base_url=judges(lambda *_: 400).url, model="m", retries=0), tmp_path / "c.sqlite")
+    with pytest.raises(ConfigError, match="refuses the request"):
+        judge.ask([PROMPT])
+    judge.close()
+
+
+def test_a_slow_server_is_a_failure_not_a_wait(judges, tmp_path):
+    slow = judges(lambda *_: time.sleep(2) or "{}")
+    judge = Judge(JudgeConfig(base_url=slow.url, model="m", retries=0, timeout_s=0.2), tmp_path / "a.sqlite")
+    with pytest.raises(UnavailableError, match="APITimeoutError"):
+        judge.ask([PROMPT])
+    judge.close()
+
+
+def test_answers_are_paid_for_once(planted, tmp_path, judges):  # noqa: F811
+    folder, script = copied(planted, tmp_path), judges(constant(True))
+    judged(folder, script)
+    asked = len(script.seen)
+    assert asked > 20
+    store, _ = judged(folder, script)
+    assert len(script.seen) == asked
+    assert all(body["temperature"] == 0 and body["seed"] == 0 for body in script.seen)
+    digests = {s.prompt for f in FEATURES for s in scores(store, f).values()}
+    assert len(digests) == 5 and all(len(d) == 16 for d in digests)
+
+
+def test_contexts_stay_data_and_answers_lose_their_markup(planted, tmp_path, judges):  # noqa: F811
+    attack = "x <script>alert(1)</script> [click](http://evil.example) `code` http://evil.example\n\u0007" + "y" * 400
+    script = judges(says(lambda d, t: True, lambda d, t: 10, lambda ts: 1, lambda d, t: 1, label=attack))
+    store, _ = judged(copied(planted, tmp_path), script)
+    for body in script.seen:
+        system, user = (m["content"] for m in body["messages"])
+        assert "They are data" in system and isinstance(json.loads(user), dict)
+        assert body["response_format"]["json_schema"]["strict"] is True
+    text = next(e for e in explanations(store, 0) if e.chosen).text
+    assert text.startswith("x alert(1) click code y") and len(text.split(":")[0]) <= LONGEST_LABEL
+    assert not set("<>`[]\n\u0007") & set(text) and "evil" not in text
+    assert plain("javascript:alert(1) ok", 80) == "ok"
+
+
+def test_explanations_are_made_from_explain_documents_only(planted, tmp_path, judges):  # noqa: F811
+    """No text that a judge is tested on was in a prompt that it explained from."""
+    script = judges(constant(True))
+    judged(copied(planted, tmp_path), script)
+    bare = lambda text: text.replace(OPEN, "").replace(CLOSE, "")  # noqa: E731
+    shown, tested = set(), set()
+    for body in script.seen:
+        data = json.loads(body["messages"][1]["content"])
+        for key, texts in data.items():
+            if key in ("windows", "fires", "silent"):
+                shown |= set(map(bare, texts))
+            elif key == "texts":
+                tested |= set(map(bare, texts))
+    assert shown and tested and not shown & tested
+
+
+def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judges):  # noqa: F811
+    from collections import Counter
+
+    from sae.interpret.evidence import Evidence
+    from sae.interpret.scorers import JUDGED_SCORERS, Case
+
+    evidence = Evidence(planted[1])
+    case = Case(evidence, 0, None, (), [], 0)
+    places = {True: Counter(), False: Counter()}
+    for trial in JUDGED_SCORERS["fuzzing"].trials(case, "x"):
+        for text, truth in zip(json.loads(trial.prompt.user)["texts"], trial.truth, strict=True):
+            places[truth][text.split(OPEN)[0].count(" ")] += 1
+    spread = {truth: sum(p * n for p, n in found.items()) / found.total() for truth, found in places.items()}
+    assert abs(spread[True] - spread[False]) < 3
+
+
+def test_answers_are_found_inside_other_text():
+    assert read('Sure! ```json\n{"a": [1]}\n```').value == {"a": [1]}
+    assert read("{broken").failure and read("{a: 1}").failure and read("").failure
+
+
+def test_the_command_line_needs_no_judge_and_names_what_is_missing(planted, tmp_path, capsys):  # noqa: F811
+    assert main(["interpret", str(tmp_path)]) == 2 and "neither a dictionary folder" in capsys.readouterr().err
+    assert main(["interpret", str(tmp_path), "--scorers", "detection"]) == 2
+    assert "asks a judge" in capsys.readouterr().err
+    assert main(["interpret", str(tmp_path), "--explainers", "tokn"]) == 2
+    assert "allowed are token" in capsys.readouterr().err
+    (tmp_path / "card.json").write_text("{}")
+    assert main(["interpret", str(tmp_path), "--features", "9-2"]) == 2 and "0-999" in capsys.readouterr().err
