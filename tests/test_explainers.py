@@ -139,13 +139,17 @@ def test_random_features_score_at_chance(planted):
 
 def test_lookup_and_ngrams_find_what_tokens_say(planted):
     _, store, _, _ = planted
+    ngrams = []
     for f, kind in planted_kinds():
         found = scores_of(store, f)
+        if KINDS[f // EACH] in ("token", "bigram"):
+            ngrams.append(found["ngram", "auc"].value)
         if kind == "token":
             assert found["token_lookup", "correlation"].value > 0.9
-            assert found["ngram", "auc"].value > 0.8 and found["coherence", "cosine_gain"].value > 0
+            assert found["coherence", "cosine_gain"].value > 0
         if kind == "position":
             assert found["token_lookup", "correlation"].value < 0.2
+    assert np.mean(ngrams) > 0.9
 
 
 def test_silent_features_get_no_label(planted):
