@@ -66,7 +66,10 @@ def publish(
     d_sae = len(directions.promoted)
     collected = collect(codes, d_sae, limits, seed, n_tokens)
     is_test = tables.test_documents(len(names))
-    counted = tables.count(codes, collected.maximum, vocabulary, is_test, directions.promoted, features_per_document)
+    n_near = directions.neighbours.shape[1]
+    counted = tables.count(
+        codes, collected.maximum, vocabulary, is_test, directions.promoted, features_per_document, n_near
+    )
     id_dtype = f"<u{codes.ids.dtype.itemsize}"
     writer = GenerationWriter(store, "contexts")
     writer.meta({

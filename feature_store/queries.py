@@ -12,7 +12,7 @@ import numpy as np
 
 from feature_store import schema
 from feature_store.packing import Pack, dense_windows, unpack_columns
-from feature_store.records import Explanation, Feature, FeatureRow, Page, Score, Window
+from feature_store.records import Concept, Explanation, Feature, FeatureRow, Page, Score, Window
 from feature_store.writer import read_pointer
 
 SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "label"]
@@ -379,6 +379,31 @@ def test_documents(store: Store) -> set[int]:
     """Documents kept for testing explanations."""
     cursor = store.connection.cursor()
     return {r[0] for r in cursor.execute("select document from contexts.document where is_test").fetchall()}
+
+
+def nearness(store: Store) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Per feature its nearest features with scores: [by cosine of decoder rows, by cosine of firing]."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select neighbours, neighbour_cosines, coactive, coactive_scores from contexts.feature order by feature"
+    ).fetchall()
+    pairs = lambda ids, scores: (np.frombuffer(ids, "<u4").astype(np.int64), np.frombuffer(scores, "<f4"))  # noqa: E731
+    return [[pairs(a, b), pairs(c, d)] for a, b, c, d in rows]
+
+
+def document_features(store: Store) -> list[bytes]:
+    """Strongest features of every document, as uint32."""
+    cursor = store.connection.cursor()
+    return [row[0] for row in cursor.execute("select latents from contexts.document order by document").fetchall()]
+
+
+def concepts(store: Store) -> list[Concept]:
+    """Every concept: the first level by falling size, each followed by its parts."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select concept, parent, name, coverage, purity, features from explanations.concept order by concept"
+    ).fetchall()
+    return [Concept(*row[:5], np.frombuffer(row[5], "<u4").tolist()) for row in rows]
 
 
 def document_latents(store: Store, document: int) -> tuple[str, list[tuple[int, float, float]]] | None:

@@ -83,6 +83,18 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class Concept:
+    """A named group of features; `parent` is the concept that it is a part of."""
+
+    concept: int
+    parent: int | None
+    name: str
+    coverage: float
+    purity: float
+    features: list[int]
+
+
+@dataclass(frozen=True)
 class Page:
     """One page of feature rows and how many match in all."""
 

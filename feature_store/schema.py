@@ -88,4 +88,10 @@ EXPLANATIONS = (
     """create table label (
         feature uinteger primary key, explainer varchar not null, text varchar not null, score double
     )""",
+    """create table concept (
+        concept uinteger primary key, parent uinteger, name varchar not null,
+        coverage double not null, -- share of members whose label holds a word of the name
+        purity double not null,   -- share of the members' affinity inside the group
+        features blob not null    -- uint32
+    )""",
 )

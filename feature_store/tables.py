@@ -163,8 +163,9 @@ def _stream(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> tuple
 
 
 def count(
-    codes: Codes, maximum: np.ndarray, vocabulary: list[bytes], is_test: np.ndarray, promoted: np.ndarray, keep: int
-) -> Tables:
+    codes: Codes, maximum: np.ndarray, vocabulary: list[bytes], is_test: np.ndarray, promoted: np.ndarray, keep: int,
+    n_coactive: int = 10,
+) -> Tables:  # fmt: skip
     """Token tables and statistics of the firings and the strongest `keep` features of every document.
 
     A firing is strong at `STRONG` of the feature's `maximum` [d_sae] or more. `is_test` [documents]; `promoted`
@@ -185,7 +186,7 @@ def count(
         for shift, wanted in ((0, nothing), (1, promoted.astype(np.int64)), (-1, nothing))
     ]
     fired = _firings_by_feature(indices, acts, np.zeros(d_sae, np.float32))
-    statistics = gather(stream, (offsets, firings), fired, (indices, acts), places == 0, size, promoted.shape[1])
+    statistics = gather(stream, (offsets, firings), fired, (indices, acts), places == 0, size, n_coactive)
     owner = np.ascontiguousarray(codes.documents).reshape(-1)
     rows = _document_latents(indices, acts, owner, is_test, d_sae, keep)
     current, following, preceding = counts

@@ -186,6 +186,50 @@ def _interpret_parser(commands: Any) -> None:
     again.set_defaults(work=_interpret)
 
 
+def _concept(arguments: argparse.Namespace) -> int:
+    from sae.apply.concept_file import add_concept, texts_of
+    from sae.progress import Screen
+
+    texts = texts_of(arguments.positive, arguments.negative, arguments.labelled)
+    found = add_concept(
+        arguments.dictionary,
+        arguments.run,
+        arguments.name,
+        texts,
+        arguments.method,
+        arguments.k,
+        arguments.seed,
+        Screen(),
+    )
+    for title, (value, low, high) in (
+        ("balanced accuracy", found.balanced_accuracy), ("precision", found.precision), ("recall", found.recall)
+    ):  # fmt: skip
+        print(
+            f"{title:<18} {value:.3f}  ({low:.3f} to {high:.3f}) on {found.n_positive[1]} + {found.n_negative[1]} texts"
+        )
+    for feature, weight in zip(found.features, found.weights, strict=True):
+        print(f"  feature {feature:>6}  weight {weight:+.3f}")
+    return 0
+
+
+def _concept_parser(commands: Any) -> None:
+    """`sae concept add`."""
+    concept = commands.add_parser("concept", help="features that tell your own texts apart")
+    add = concept.add_subparsers(required=True, metavar="command").add_parser(
+        "add", help="learn a concept from texts that have it and texts that have not; half of them test it"
+    )
+    add.add_argument("dictionary", type=Path, help="dictionary folder")
+    add.add_argument("--name", required=True, help="what to call it")
+    add.add_argument("--positive", type=Path, help="file with one text a line that has it")
+    add.add_argument("--negative", type=Path, help="file with one text a line that has it not")
+    add.add_argument("--labelled", type=Path, help='instead: JSON lines with "text" and "label" (true or false)')
+    add.add_argument("--method", default="difference", help="difference (of means; default), top (one feature) or tree")
+    add.add_argument("--k", type=int, default=16, help="features at most (default: 16)")
+    add.add_argument("--seed", type=int, default=0, help="seed of the halves (default: 0)")
+    add.add_argument("--run", type=Path, help="run whose model to use, for an imported dictionary")
+    add.set_defaults(work=_concept)
+
+
 def _transfer_parsers(commands: Any) -> None:
     """`sae eval`, `sae export` and `sae import`."""
     measure = commands.add_parser(
@@ -244,6 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     serve.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     serve.set_defaults(work=_serve)
     _interpret_parser(commands)
+    _concept_parser(commands)
     _transfer_parsers(commands)
     config = commands.add_parser("config", help="explain or check a configuration")
     config_commands = config.add_subparsers(required=True, metavar="command")

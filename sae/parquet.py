@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from feature_store import queries
 from feature_store.packing import WINDOW, Pack, dense_acts
 from feature_store.queries import Store
-from feature_store.records import FeatureRow
+from feature_store.records import Concept, FeatureRow
 from feature_store.tables import Codes
 
 FEATURES_PER_GROUP = 512
@@ -44,6 +44,15 @@ def write_contexts(path: Path, store: Store) -> None:
             table = _context_table(store, queries.packs(store, first, first + FEATURES_PER_GROUP))
             writer = writer or stack.enter_context(pq.ParquetWriter(temporary, table.schema, compression="zstd"))
             writer.write_table(table)
+
+
+def write_concepts(path: Path, concepts: list[Concept]) -> None:
+    """One row per concept: its name, its parent, coverage, purity and the list of its features."""
+    columns = {field.name: [getattr(c, field.name) for c in concepts] for field in fields(Concept)}
+    types = {"parent": pa.uint32(), "features": pa.list_(pa.uint32())}
+    arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
+    with _writing(path) as temporary:
+        pq.write_table(pa.table(arrays), temporary, compression="zstd")
 
 
 def _context_table(store: Store, packs: list[tuple[int, Pack]]) -> pa.Table:

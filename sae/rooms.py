@@ -78,6 +78,18 @@ def prepare(
     return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))
 
 
+def harvester_of(config: TrainConfig, folder: Path, channels: tuple[Channel, ...], screen: Screen) -> Harvester:
+    """A finished run's model in the arithmetic that it was trained in, ready to harvest texts that people bring."""
+    path = folder / "dtype.json"
+    if not path.exists():
+        raise ConfigError(f"{folder}: this run has not got as far as its model. Run sae-train to its end first.")
+    language_model.set_quiet()
+    with screen.stage("model", 1, "model"):
+        lm = language_model.load(config.model, device_of(config))
+    lm.cast(getattr(torch, json.loads(path.read_text())))
+    return Harvester(lm, channels, config.harvest, config.text.packing)
+
+
 def _dtype(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
     """The run's arithmetic, measured once and remembered, so that a resumed run computes the same bits."""
     path = folder / "dtype.json"

@@ -22,6 +22,8 @@ DOWNLOADS = {
     "training.jsonl": "application/x-ndjson",
     "features.parquet": "application/vnd.apache.parquet",
     "contexts.parquet": "application/vnd.apache.parquet",
+    "concepts.parquet": "application/vnd.apache.parquet",
+    "concepts.json": "application/json",
     "token_latents.parquet": "application/vnd.apache.parquet",
     "curves.png": "image/png",
     "density.png": "image/png",

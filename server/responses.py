@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from feature_store.queries import Store
-from feature_store.records import Feature, FeatureRow, Window
+from feature_store.records import Concept, Feature, FeatureRow, Window
 
 
 class ErrorInfo(BaseModel):
@@ -147,6 +147,25 @@ class SearchResult(BaseModel):
     items: list[SearchHit]
 
 
+class ConceptMember(BaseModel):
+    feature: int
+    label: str | None
+
+
+class ConceptItem(BaseModel):
+    concept: int
+    parent: int | None = Field(description="The concept that this one is a part of; null on the first level.")
+    name: str = Field(description="Words that stand in its members' labels more often than in others.")
+    coverage: float = Field(description="Share of members whose label holds a word of the name.")
+    purity: float = Field(description="Share of the members' affinity that stays inside the group.")
+    features: list[ConceptMember]
+
+
+class ConceptList(BaseModel):
+    features_grouped: int
+    items: list[ConceptItem]
+
+
 class DocumentFeature(BaseModel):
     feature: int
     mean_act: float
@@ -186,6 +205,11 @@ def detail(store: Store, found: Feature, labels: dict[int, str]) -> dict[str, An
         "explanations": [asdict(e) for e in found.explanations],
         "scores": [asdict(s) for s in found.scores],
     }
+
+
+def concept(found: Concept, labels: dict[int, str]) -> dict[str, Any]:
+    """`ConceptItem` of a concept; `labels` name its members."""
+    return asdict(found) | {"features": [{"feature": f, "label": labels.get(f)} for f in found.features]}
 
 
 def context(store: Store, window: Window) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def test_encode_is_sparse_and_decodes(name):
 
 
 @every
+def test_no_rows_have_an_empty_code(name):
+    sae = make(name).eval()
+    encoding = sae.encode(rows()[:0])
+    assert len(encoding.top_acts) == len(encoding.top_indices) == 0
+    assert sae.decode(encoding).shape == (0, D_MODEL)
+
+
+@every
 def test_initialisation_is_tied_where_input_is_target_and_of_unit_norm(name):
     sae = make(name)
     assert torch.equal(sae.W_enc, sae.W_dec.T) == sae.centred

@@ -83,8 +83,8 @@ def planted(tmp_path_factory):
     )
     target = next(f for f in range(len(columns)) if KINDS[f // EACH] == "next_token")
     pairs = np.tile(np.array([[first + 7 * (target % EACH) + 30, 1]]), (len(columns), 1))
-    neighbours = (np.arange(len(columns))[:, None] + np.array([1, 2])) % len(columns)
-    publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, neighbours), ContextLimits(),
+    neighbours = (np.arange(len(columns))[:, None] + np.arange(1, 6)) % len(columns)
+    publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)), ContextLimits(),
             4, 0, {})  # fmt: skip
     summary = interpret(folder, InterpretConfig(), lambda a, b: None)
     return folder, Store(folder / "store"), summary, families

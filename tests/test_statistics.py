@@ -22,7 +22,7 @@ def counted():
     stream.documents[:] = np.arange(CONTEXTS)[:, None] * 2 + (np.arange(LENGTH) >= 12)  # two documents a context
     found = collect(stream, ContextLimits(), 60)
     is_test = halves(int(stream.documents.max()) + 1)
-    return stream, found, is_test, count(stream, found.maximum, TOKENS, is_test, np.zeros((D_SAE, 3)), 4)
+    return stream, found, is_test, count(stream, found.maximum, TOKENS, is_test, np.zeros((D_SAE, 3)), 4, 3)
 
 
 def firings(stream, maximum):

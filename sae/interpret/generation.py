@@ -7,6 +7,9 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from feature_store.records import Concept
 from feature_store.writer import GenerationWriter
 from sae.interpret.evidence import SPLIT_ID, Counts, Evidence
 from sae.interpret.explainers import Explainer, Proposal
@@ -20,6 +23,7 @@ COLUMNS = {
         "n_failed", "seed", "split", "judge", "prompt",
     ),
     "label": ("feature", "explainer", "text", "score"),
+    "concept": ("concept", "parent", "name", "coverage", "purity", "features"),
 }  # fmt: skip
 
 
@@ -49,6 +53,7 @@ class Generation:
         self.explanation: list[list[Any]] = []
         self.score: list[list[Any]] = []
         self.label: dict[int, list[Any]] = {}
+        self.concepts: list[Concept] = []
         self._chosen: dict[int, int] = {}
 
     def keep(self, held: dict[str, list[tuple[Any, ...]]], only: range) -> None:
@@ -128,6 +133,10 @@ class Generation:
         writer = GenerationWriter(store, "explanations")
         writer.meta({"split": SPLIT_ID, "seed": self.seed})
         rows = {"explanation": self.explanation, "score": self.score, "label": list(self.label.values())}
+        rows["concept"] = [
+            [c.concept, c.parent, c.name, c.coverage, c.purity, np.array(c.features, "<u4").tobytes()]
+            for c in self.concepts
+        ]
         for table, names in COLUMNS.items():
             if rows[table]:
                 writer.insert(table, dict(zip(names, map(list, zip(*rows[table], strict=True)), strict=True)))

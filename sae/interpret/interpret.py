@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from feature_store import queries
 from feature_store.queries import Store
+from sae import parquet
+from sae.files import write_bytes
+from sae.interpret.concepts import as_json, group
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import SPLIT_ID, Evidence
 from sae.interpret.explainers import EXPLAINERS, JUDGED_EXPLAINERS
@@ -84,8 +87,11 @@ def interpret(
             judge_features(generation, [case for case, _ in cases.values()], explainers, scorers, judge, report)
         finally:
             judge.close()
+    generation.concepts = group(store, {label.feature: label for label in generation.rules()}, every, generation.seed)
     store.close()
     generation.publish(folder / "store")
+    write_bytes(folder / "concepts.json", as_json(generation.concepts, len(every)).encode())
+    parquet.write_concepts(folder / "concepts.parquet", generation.concepts)
     return _summary(generation, len(every))
 
 
@@ -137,6 +143,8 @@ def _summary(generation: Generation, n_alive: int) -> dict[str, Any]:
         "chance": 0.5,
         "features_tested_against_null": len(reached),
         "share_beating_null": sum(r == 0 for r in reached) / len(reached) if reached else None,
+        "concepts": sum(c.parent is None for c in generation.concepts),
+        "concepts_second_level": sum(c.parent is not None for c in generation.concepts),
         "split": SPLIT_ID,
         "seed": generation.seed,
     }

@@ -155,7 +155,7 @@ def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
     values, n = pre_acts.float().contiguous().numpy(), len(pre_acts)
     least, n_equal, counts = np.empty(n, np.float64), np.empty(n, np.int64), np.empty(n, np.int64)
     _cut(values, norm.double().numpy(), least, n_equal, counts)
-    out = np.full((n, max(1, int(counts.max()))), -1, np.int64)
+    out = np.full((n, max(1, int(counts.max(initial=0)))), -1, np.int64)
     _fill(values, least, n_equal, out)
     return torch.from_numpy(out)
 
@@ -185,7 +185,7 @@ def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
     bounds = torch.as_tensor(threshold, dtype=torch.float32).expand(pre_acts.shape[1]).contiguous().numpy()
     counts = np.empty(n, np.int64)
     _count_above(values, bounds, counts)
-    out = np.full((n, max(1, int(counts.max()))), -1, np.int64)
+    out = np.full((n, max(1, int(counts.max(initial=0)))), -1, np.int64)
     _fill_above(values, bounds, out)
     return torch.from_numpy(out)
 

@@ -56,7 +56,8 @@ def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
 def ragged(mask: Tensor) -> Tensor:
     """Indices [tokens, width] of the True entries of every row of `mask`, ascending, filled up with -1."""
     counts = mask.sum(1)
-    out = torch.full((len(mask), max(1, int(counts.max()))), -1, dtype=torch.int64, device=mask.device)
+    width = int(counts.max()) if len(counts) else 0
+    out = torch.full((len(mask), max(1, width)), -1, dtype=torch.int64, device=mask.device)
     rows, columns = mask.nonzero(as_tuple=True)
     out[rows, torch.arange(len(rows), device=mask.device) - (counts.cumsum(0) - counts)[rows]] = columns
     return out

@@ -62,6 +62,17 @@ def get_dictionary(request: Request, dictionary: str) -> Response:
     return json_response(body, entry.store.generation, request)
 
 
+@router.get("/dictionaries/{dictionary}/concepts", response_model=responses.ConceptList)
+def list_concepts(request: Request, dictionary: str) -> Response:
+    """The dictionary's concepts: groups of features with a name, the largest first, each followed by its parts."""
+    store = entry_of(request, dictionary).store
+    found = queries.concepts(store)
+    whole = {f for c in found if c.parent is None for f in c.features}
+    labels = queries.labels(store, sorted(whole))
+    body = {"features_grouped": len(whole), "items": [responses.concept(c, labels) for c in found]}
+    return json_response(body, store.generation, request)
+
+
 @router.get("/dictionaries/{dictionary}/documents/{document}", response_model=responses.DocumentDetail)
 def get_document(request: Request, dictionary: str, document: int) -> Response:
     """The strongest features of one document of the index corpus, by mean activation times length."""

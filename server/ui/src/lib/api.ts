@@ -11,6 +11,8 @@ export type ScoreItem = Schemas["ScoreItem"];
 export type ContextItem = Schemas["ContextItem"];
 export type ContextList = Schemas["ContextList"];
 export type SearchResult = Schemas["SearchResult"];
+export type ConceptItem = Schemas["ConceptItem"];
+export type ConceptList = Schemas["ConceptList"];
 export type DownloadItem = Schemas["DownloadItem"];
 
 const BASE = "api/v1/dictionaries";
@@ -29,6 +31,7 @@ function query(values: Record<string, string | number | boolean | null | undefin
 
 export const listDictionaries = () => get<DictionarySummary[]>(BASE);
 export const getDictionary = (id: string) => get<DictionaryDetail>(`${BASE}/${id}`);
+export const listConcepts = (id: string) => get<ConceptList>(`${BASE}/${id}/concepts`);
 export const listDownloads = (id: string) => get<DownloadItem[]>(`${BASE}/${id}/download`);
 export const getFeature = (id: string, feature: number) => get<FeatureDetail>(`${BASE}/${id}/features/${feature}`);
 export const getContexts = (id: string, feature: number) =>

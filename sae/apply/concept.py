@@ -1,0 +1,147 @@
+"""Concepts by example: texts that have something and texts that have not, in; the features that tell them apart out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sae.activations import batch_of
+from sae.architectures import SparseAutoencoder
+from sae.errors import DataError
+from sae.harvest import Harvester
+from sae.interpret.intervals import Interval, balanced_accuracy, proportion
+
+Method = Literal["difference", "top", "tree"]
+MOST_FEATURES, DEPTH, LEAST_TEXTS, BATCH = 16, 3, 8, 16
+
+
+@dataclass(frozen=True)
+class ConceptByExample:
+    """A weighted set of features and a threshold: a text has the concept where sum_i weight_i a_i > threshold.
+
+    a_i is the feature's maximum over the text's tokens. Precision, recall and balanced accuracy come with the ends
+    of their 95 % intervals, from texts that neither features nor threshold were chosen on. Of a tree the weights are
+    the importances, and the threshold is that of its predicted share.
+    """
+
+    name: str
+    method: Method
+    features: list[int]
+    weights: list[float]
+    threshold: float
+    n_positive: tuple[int, int]  # texts to choose on, texts to test on
+    n_negative: tuple[int, int]
+    precision: Interval
+    recall: Interval
+    balanced_accuracy: Interval
+    chosen_balanced_accuracy: float
+    seed: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        found = asdict(self)
+        for key in ("precision", "recall", "balanced_accuracy"):
+            found[key] = dict(zip(("value", "low", "high"), found[key], strict=True))
+        return found
+
+
+@torch.no_grad()
+def strongest(sae: SparseAutoencoder, harvester: Harvester, ctx_len: int, texts: list[str]) -> np.ndarray:
+    """Maximum activation of every latent over the tokens of each text that the dictionary reads, [texts, d_sae]."""
+    lm = harvester.lm
+    bos = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
+    rows = [bos + lm.tokenizer(text, add_special_tokens=False).input_ids[: ctx_len - len(bos)] for text in texts]
+    empty = [n for n, row in enumerate(rows) if len(row) < 2]
+    if empty:
+        raise DataError(f"text {empty[0] + 1} ({texts[empty[0]]!r}) has fewer than two tokens; give longer texts.")
+    found = np.zeros((len(texts), sae.d_sae), np.float32)
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+    for start in range(0, len(order), BATCH):
+        part = order[start : start + BATCH]
+        longest = len(rows[part[-1]])
+        ids, inside = np.zeros((len(part), longest), np.int64), np.zeros((len(part), longest), bool)
+        for place, n in enumerate(part):
+            ids[place, : len(rows[n])], inside[place, : len(rows[n])] = rows[n], True
+        made = harvester.harvest(ids, np.zeros_like(ids))
+        kept = made.keep & torch.from_numpy(inside).to(made.keep.device)
+        batch = batch_of(sae.config, {channel: x[kept] for channel, x in made.x.items()})
+        code = sae.encode(batch.x)
+        owner = kept.nonzero()[:, 0].cpu().numpy()
+        latents, acts = code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy()
+        for place, n in enumerate(part):
+            mine = owner == place
+            np.maximum.at(found[n], latents[mine].reshape(-1), acts[mine].reshape(-1))
+    return found
+
+
+def learn(
+    name: str,
+    positive: np.ndarray,
+    negative: np.ndarray,
+    method: Method = "difference",
+    k: int = MOST_FEATURES,
+    seed: int = 0,
+) -> ConceptByExample:
+    """A concept from the maxima [texts, d_sae] of texts that have it and texts that have not.
+
+    Half of the texts (drawn with `seed`) choose the features and the threshold (by balanced accuracy), the other half
+    tests. difference: the k features whose class means differ most, weighted by the difference over their variance
+    within the classes; top: the one best feature; tree: a decision tree of depth 3 on the k features.
+    """
+    least = min(len(positive), len(negative))
+    if least < LEAST_TEXTS:
+        raise DataError(
+            f"concept {name}: {len(positive)} positive and {len(negative)} negative texts; at least {LEAST_TEXTS} of each are needed."
+        )
+    rng = np.random.default_rng(seed)
+    halves = [np.array_split(rng.permutation(len(x)), 2) for x in (positive, negative)]
+    choose = positive[halves[0][0]], negative[halves[1][0]]
+    test = positive[halves[0][1]], negative[halves[1][1]]
+    features, weights, score = _rule(choose, method, k, seed)
+    threshold = _threshold(score(choose[0]), score(choose[1]))
+    said = [score(part) > threshold for part in test]
+    hits, false = int(said[0].sum()), int(said[1].sum())
+    recall = proportion(hits, len(said[0]))
+    silent = proportion(len(said[1]) - false, len(said[1]))
+    own = (float((score(choose[0]) > threshold).mean()) + float((score(choose[1]) <= threshold).mean())) / 2
+    return ConceptByExample(
+        name, method, features, weights, threshold, (len(choose[0]), len(test[0])), (len(choose[1]), len(test[1])),
+        proportion(hits, hits + false), recall, balanced_accuracy(recall, silent), own, seed,
+    )  # fmt: skip
+
+
+def _rule(
+    choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: int
+) -> tuple[list[int], list[float], Any]:
+    positive, negative = choose
+    difference = positive.mean(0) - negative.mean(0)
+    spread = positive.var(0) + negative.var(0)
+    strength = np.abs(difference) / np.sqrt(spread + 1e-6 * max(float(spread.max()), 1e-12))
+    fires = (positive > 0).sum(0) + (negative > 0).sum(0) >= 2
+    order = np.argsort(-np.where(fires, strength, -1), kind="stable")
+    if method == "top":
+        rising = difference > 0
+        order = np.argsort(-np.where(fires & rising, strength, -1), kind="stable")[:1]
+        return order.tolist(), [1.0], lambda x: x[:, order[0]]
+    order = order[:k]
+    if method == "tree":
+        from sklearn.tree import DecisionTreeClassifier
+
+        tree = DecisionTreeClassifier(max_depth=DEPTH, class_weight="balanced", random_state=seed)
+        tree.fit(np.vstack(choose)[:, order], np.repeat([1, 0], [len(positive), len(negative)]))
+        return order.tolist(), tree.feature_importances_.tolist(), lambda x: tree.predict_proba(x[:, order])[:, 1]
+    weights = difference[order] / (spread[order] + float(spread[order].mean()))
+    return order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights
+
+
+def _threshold(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The middle between two neighbouring scores with the best balanced accuracy; the middle one of equally good ones."""
+    values = np.unique(np.concatenate([positive, negative]))
+    edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2])
+    recall = 1 - np.searchsorted(np.sort(positive), edges, "right") / len(positive)
+    silent = np.searchsorted(np.sort(negative), edges, "right") / len(negative)
+    best = np.flatnonzero(recall + silent >= (recall + silent).max() - 1e-12)
+    return float(edges[best[len(best) // 2]])
