@@ -403,7 +403,10 @@ def concepts(store: Store) -> list[Concept]:
     rows = cursor.execute(
         "select concept, parent, name, coverage, purity, features from explanations.concept order by concept"
     ).fetchall()
-    return [Concept(*row[:5], np.frombuffer(row[5], "<u4").tolist()) for row in rows]
+    return [
+        Concept(number, parent, name, coverage, purity, np.frombuffer(members, "<u4").tolist())
+        for number, parent, name, coverage, purity, members in rows
+    ]
 
 
 def document_latents(store: Store, document: int) -> tuple[str, list[tuple[int, float, float]]] | None:

@@ -28,7 +28,7 @@ from sae.interpret.scorers import JUDGED_SCORERS, Case
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is theirs
 UNUSED = (
     "vllm", "vllm.distributed", "vllm.distributed.parallel_state", "vllm.inputs", "faiss", "sentence_transformers",
-    "blobfile", "asyncer", "fire", "plotly", "plotly.express", "plotly.io", "kaleido",
+    "blobfile", "asyncer", "fire", "plotly", "plotly.express", "plotly.graph_objects", "plotly.subplots", "plotly.io", "kaleido", "tiktoken",
 )  # fmt: skip
 
 

@@ -132,7 +132,11 @@ def _rule(
 
         tree = DecisionTreeClassifier(max_depth=DEPTH, class_weight="balanced", random_state=seed)
         tree.fit(np.vstack(choose)[:, order], np.repeat([1, 0], [len(positive), len(negative)]))
-        return order.tolist(), tree.feature_importances_.tolist(), lambda x: tree.predict_proba(x[:, order])[:, 1]
+        return (
+            order.tolist(),
+            tree.feature_importances_.tolist(),
+            lambda x: np.asarray(tree.predict_proba(x[:, order]))[:, 1],
+        )
     weights = difference[order] / (spread[order] + float(spread[order].mean()))
     return order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights
 
