@@ -36,6 +36,19 @@ def classes_of(vocabulary: list[bytes]) -> np.ndarray:
     return np.array([_class_of(token) for token in vocabulary], np.int64)
 
 
+def normal_text(token: bytes) -> str:
+    """A token's text without surrounding space and case; spaces and line breaks are named."""
+    text = token.decode("utf-8", "replace")
+    shown = text.strip().lower()
+    return shown or text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+
+
+def first_of_same_text(vocabulary: list[bytes]) -> np.ndarray:
+    """The smallest token id of the same normal text, of every token id."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(normal_text(token), number) for number, token in enumerate(vocabulary)], np.int64)
+
+
 def breaks_line(vocabulary: list[bytes]) -> np.ndarray:
     """Whether a line begins after a token: its bytes end with a line break and perhaps spaces."""
     return np.array([token.rstrip(b" \t").endswith((b"\n", b"\r")) for token in vocabulary])

@@ -295,12 +295,11 @@ def features_promoting(store: Store, tokens: list[int], limit: int) -> list[Feat
 
 def labels(store: Store, numbers: list[int]) -> dict[int, str]:
     """Label of each of the features that has one."""
-    if not numbers:
-        return {}
     cursor = store.connection.cursor()
-    marks = ", ".join("?" * len(numbers))
     return dict(
-        cursor.execute(f"select feature, text from explanations.label where feature in ({marks})", numbers).fetchall()
+        cursor.execute(
+            "select feature, text from explanations.label where feature in (select unnest(?::uinteger[]))", [numbers]
+        ).fetchall()
     )
 
 
@@ -355,10 +354,10 @@ def bigrams(store: Store) -> list[tuple[int, ...]]:
 
 
 def firing_counts(store: Store) -> list[tuple[int, int, int, int]]:
-    """(feature, strong firings in all documents, those in test documents, test documents with a firing), by feature."""
+    """(feature, strong firings in all documents, those in test documents, test documents with one), by feature."""
     cursor = store.connection.cursor()
     return cursor.execute(
-        "select feature, n_strong, n_strong_test, n_documents_test from contexts.feature order by feature"
+        "select feature, n_strong, n_strong_test, n_documents_strong_test from contexts.feature order by feature"
     ).fetchall()
 
 

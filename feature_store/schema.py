@@ -16,9 +16,9 @@ CONTEXTS = (
         mean_act float not null,
         max_act float not null,
         n_documents uinteger not null,
-        n_documents_test uinteger not null,
         n_strong ubigint not null,      -- firings of at least a third of max_act
         n_strong_test ubigint not null, -- those in test documents
+        n_documents_strong_test uinteger not null, -- test documents that hold one
         histogram blob not null,       -- uint32 [32], bins of log2(activation): see meta 'log2_edges'
         promoted_tokens blob not null, -- uint32
         promoted_logits blob not null, -- float32
@@ -74,7 +74,9 @@ CONTEXTS = (
 EXPLANATIONS = (
     META,
     """create table explanation (
-        id uinteger primary key, feature uinteger not null, explainer varchar not null, text varchar not null,
+        id uinteger primary key, feature uinteger not null,
+        best_rule boolean not null, -- the best of the feature's rules, whether or not a judge's text is its label
+        explainer varchar not null, text varchar not null,
         rule varchar, -- JSON list: what an event must have one of; null for texts that only a judge can test
         chosen boolean not null
     )""",

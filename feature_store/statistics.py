@@ -15,9 +15,10 @@ COACTIVE_FIRINGS = 1000
 
 
 class Stream(NamedTuple):
-    """A flat stream of tokens: ids, part (1: test), group of its document (below `GROUPS`), position bin, format."""
+    """A flat stream of tokens: ids, first ids of the same text, part (1: test), group of the document, bin, format."""
 
     ids: np.ndarray
+    normal: np.ndarray
     is_test: np.ndarray
     group: np.ndarray
     position: np.ndarray
@@ -28,7 +29,8 @@ class Statistics(NamedTuple):
     """The first axis is the feature, but in `bigrams`.
 
     position [d_sae, 2, positions] and format [d_sae, 2, formats] count strong firings in (explain, test) documents.
-    bigrams: rows (feature, token before, token, strong firings in explain, in test, occurrences in explain, in test).
+    bigrams: rows (feature, token before, token, strong firings in explain, in test, occurrences in explain, in test);
+    tokens of one text (stripped, lower-cased) count as the first of them.
     lookup [d_sae, groups, 5]: over the test tokens of a group of documents the sums of a, a^2, p, p^2 and a p, for
     activation a and p its mean on the token in explain documents.
     coactive [d_sae, n]: features that fire with it, and n_both / sqrt(n_one n_other).
@@ -127,6 +129,7 @@ def _coactive(offsets, firings, indices, acts, n_fired, keep, most):  # pragma: 
     touched = np.empty(d_sae, np.int64)
     found, scores = np.zeros((d_sae, keep), np.uint32), np.zeros((d_sae, keep), np.float32)
     for f in range(d_sae):
+        found[f] = f  # where fewer fire with it
         n_all = offsets[f + 1] - offsets[f]
         n = min(n_all, most)
         n_touched = 0
@@ -164,9 +167,9 @@ def gather(
     them, `codes` latents and activations [tokens, k], `starts` where a document or context begins, `size` the
     vocabulary's.
     """
-    rows = _bigrams(*strong, stream.ids, stream.is_test, starts, size, BIGRAMS_PER_FEATURE)
+    rows = _bigrams(*strong, stream.normal, stream.is_test, starts, size, BIGRAMS_PER_FEATURE)
     inside = np.flatnonzero(~starts)
-    pairs = stream.ids[inside - 1].astype(np.int64) * size + stream.ids[inside]
+    pairs = stream.normal[inside - 1].astype(np.int64) * size + stream.normal[inside]
     occurrences = [_occurrences(pairs[stream.is_test[inside] == part], rows[:, 1]) for part in (False, True)]
     bigrams = np.column_stack([rows[:, 0], rows[:, 1] // size, rows[:, 1] % size, rows[:, 2:], *occurrences])
     n_explain = np.bincount(stream.ids[~stream.is_test], minlength=size)

@@ -8,11 +8,11 @@ import numpy as np
 from numba import njit
 
 from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected, window_acts
-from feature_store.formats import breaks_line, classes_of, formats_of, places_of, position_bin
+from feature_store.formats import breaks_line, classes_of, first_of_same_text, formats_of, places_of, position_bin
 from feature_store.packing import WINDOW, Pack, quantise
 from feature_store.statistics import GROUPS, Statistics, Stream, gather
 
-TOKENS_PER_FEATURE = 32
+TOKENS_PER_FEATURE = 64
 STRONG = 1 / 3
 
 
@@ -90,7 +90,7 @@ def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, 
         order = np.argsort(-explain[seen] * size + seen)
         for r in range(n_touched):
             token = seen[order[r]]
-            if (r < keep and explain[token] > 0) or (wanted.shape[1] and np.any(wanted[f] == token)):
+            if r < keep or (wanted.shape[1] and np.any(wanted[f] == token)):
                 rows[n_rows] = f, token, explain[token], test[token]
                 n_rows += 1
         for r in range(n_touched):
@@ -99,11 +99,25 @@ def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, 
 
 
 @njit(cache=True)
-def _document_latents(indices, acts, owner, is_test, d_sae, keep):  # pragma: no cover (compiled)
-    """(documents [2, d_sae]: all, test; rows of (document, feature), their mean and maximum); `owner` only rises."""
+def _test_documents_of(offsets, firings, owner, is_test):  # pragma: no cover (compiled)
+    """Test documents that hold a strong firing, by feature."""
+    found = np.zeros(offsets.size - 1, np.int64)
+    for f in range(offsets.size - 1):
+        last = np.int64(-1)
+        for p in range(offsets[f], offsets[f + 1]):
+            document = np.int64(owner[firings[p]])
+            if document != last and is_test[document]:
+                found[f] += 1
+            last = document
+    return found
+
+
+@njit(cache=True)
+def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (compiled)
+    """(n_documents [d_sae], rows of (document, feature), their mean and maximum); `owner` only rises."""
     total, peak = np.zeros(d_sae, np.float64), np.zeros(d_sae, np.float32)
     touched = np.empty(d_sae, np.int64)
-    n_documents = np.zeros((2, d_sae), np.int64)
+    n_documents = np.zeros(d_sae, np.int64)
     size = (owner[-1] + 1) * keep
     rows, means, maxima = np.empty((size, 2), np.uint32), np.empty(size, np.float32), np.empty(size, np.float32)
     n_rows, start = 0, 0
@@ -124,8 +138,7 @@ def _document_latents(indices, acts, owner, is_test, d_sae, keep):  # pragma: no
         order = np.argsort(-total[seen], kind="mergesort")
         for r in range(n_touched):
             f = seen[order[r]]
-            n_documents[0, f] += 1
-            n_documents[1, f] += is_test[owner[start]]
+            n_documents[f] += 1
             if r < keep:
                 rows[n_rows, 0], rows[n_rows, 1] = owner[start], f
                 means[n_rows], maxima[n_rows] = total[f] / (end - start), peak[f]
@@ -141,6 +154,7 @@ class Tables(NamedTuple):
 
     n_strong: np.ndarray
     n_strong_test: np.ndarray
+    n_documents_strong_test: np.ndarray
     current: np.ndarray
     following: np.ndarray
     preceding: np.ndarray
@@ -159,7 +173,8 @@ def _stream(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> tuple
     places = places_of(codes.documents)
     formats = formats_of(ids, places, classes_of(vocabulary), breaks_line(vocabulary))
     group = (mixed(np.arange(len(is_test))) >> np.uint64(8)) % np.uint64(GROUPS)
-    return Stream(ids, is_test[owner], group.astype(np.int64)[owner], position_bin(places), formats), places
+    normal = first_of_same_text(vocabulary)[ids]
+    return Stream(ids, normal, is_test[owner], group.astype(np.int64)[owner], position_bin(places), formats), places
 
 
 def count(
@@ -188,9 +203,12 @@ def count(
     fired = _firings_by_feature(indices, acts, np.zeros(d_sae, np.float32))
     statistics = gather(stream, (offsets, firings), fired, (indices, acts), places == 0, size, n_coactive)
     owner = np.ascontiguousarray(codes.documents).reshape(-1)
-    rows = _document_latents(indices, acts, owner, is_test, d_sae, keep)
+    rows = _document_latents(indices, acts, owner, d_sae, keep)
     current, following, preceding = counts
-    return Tables(np.diff(offsets), n_strong_test, current, following, preceding, *rows, stream, statistics)
+    n_documents = _test_documents_of(offsets, firings, owner, is_test)
+    return Tables(
+        np.diff(offsets), n_strong_test, n_documents, current, following, preceding, *rows, stream, statistics
+    )
 
 
 def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:
@@ -208,7 +226,7 @@ def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
     ids, places, values = [], [], []
     percentiles = _percentiles(collected, feature, np.array([slot[3] for slot in kept]))
     for number, (is_stratum, rank, stratum, _, context, position) in enumerate(kept):
-        cut = slice(max(0, position - BEFORE), min(codes.ids.shape[1], position + AFTER + 1))
+        cut, place = _window(codes.documents[context], position)
         acts = np.empty(cut.stop - cut.start, np.float32)
         window_acts(feature, codes.indices[context, cut], codes.acts[context, cut], acts)
         fired = acts.nonzero()[0]
@@ -220,17 +238,21 @@ def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
         copies = 1 if is_stratum else min(int(collected.top_copies[feature, rank]), 65535)
         windows[number] = (
             is_stratum, rank, stratum, cut.stop - cut.start, position - cut.start, len(fired), copies,
-            codes.documents[context, position], context, _place(codes.documents[context], position),
-            percentiles[number], inclusion,
+            codes.documents[context, position], context, place, percentiles[number], inclusion,
         )  # fmt: skip
     join = lambda parts: np.concatenate(parts) if parts else np.empty(0, np.int64)  # noqa: E731
     return Pack(windows, join(ids), join(places), join(values))
 
 
-def _place(documents: np.ndarray, position: int) -> int:
-    """Tokens since the start of the document, or of the context."""
-    others = np.flatnonzero(documents[:position] != documents[position])
-    return position - (int(others[-1]) + 1 if others.size else 0)
+def _window(documents: np.ndarray, position: int) -> tuple[slice, int]:
+    """(window around a token of a context, tokens since the start of its document or of the context).
+
+    The window ends where the document does, so that it holds no text of a document of the other part.
+    """
+    same = documents == documents[position]
+    first = position - int(np.argmin(same[position::-1])) + 1 if not same[: position + 1].all() else 0
+    end = position + int(np.argmin(same[position:])) if not same[position:].all() else len(documents)
+    return slice(max(first, position - BEFORE), min(end, position + AFTER + 1)), position - first
 
 
 class RandomWindow(NamedTuple):
@@ -251,10 +273,9 @@ def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow
         context, position = divmod(token, ctx_len)
         if len(found) == n_windows or not (codes.acts[context, position] > 0).any():
             continue
-        cut = slice(max(0, position - BEFORE), min(ctx_len, position + AFTER + 1))
-        latents = np.unique(codes.indices[context, cut][codes.acts[context, cut] > 0])
         documents = codes.documents[context]
-        place = _place(documents, position)
+        cut, place = _window(documents, position)
+        latents = np.unique(codes.indices[context, cut][codes.acts[context, cut] > 0])
         found.append(
             RandomWindow(int(documents[position]), codes.ids[context, cut], position - cut.start, place, latents)
         )

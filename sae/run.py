@@ -239,7 +239,6 @@ def _finish_dictionary(
     if not (folder / "contexts.parquet").exists():
         with screen.stage("export", 1, "dictionary"):
             store = Store(folder / "store")
-            parquet.write_features(folder / "features.parquet", store)
             parquet.write_contexts(folder / "contexts.parquet", store)
             store.close()
 

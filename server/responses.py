@@ -56,7 +56,9 @@ class FeatureItem(BaseModel):
     n_documents: int
     label: str | None
     explainer: str | None
-    score: float | None = Field(description="Held-out balanced accuracy of the label's rule; chance is 0.5.")
+    score: float | None = Field(
+        description="Held-out balanced accuracy: of the label's rule over tokens, of a judge's text by detection; chance is 0.5."
+    )
 
 
 class FeaturePage(BaseModel):
@@ -92,7 +94,7 @@ class ScoreItem(BaseModel):
     seed: int
     split: str = Field(description="How documents were parted into those for explaining and those for testing.")
     judge: str | None = Field(description="Model that judged; null where none did.")
-    prompt: str | None = Field(description="SHA-256 of the judge's instructions.")
+    prompt: str | None = Field(description="First 16 hex digits of the SHA-256 of the judge's instructions.")
 
 
 class ExplanationItem(BaseModel):

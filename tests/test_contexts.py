@@ -21,7 +21,7 @@ from feature_store.tables import Codes, count, random_windows, windows_of
 from feature_store.tables import test_documents as documents_for_testing
 
 D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7
-TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" DD"]
+TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" A"]
 
 
 def codes(seed, levels=6, contexts=CONTEXTS):
@@ -137,6 +137,25 @@ def test_windows_hold_the_activations_of_the_stream():
         assert start
         assert acts[peak] == acts.max()
         assert 0 < w["inclusion"] <= 1 and 0 <= w["percentile"] <= 1
+
+
+def test_windows_end_where_their_document_does():
+    """Two documents share a context; no window holds tokens of both, and places count from the document's start."""
+    stream = codes(2)
+    stream.documents[:] = np.arange(CONTEXTS)[:, None] * 2 + (np.arange(LENGTH) >= 9)
+    found = collect(stream, ContextLimits(n_top=4, n_per_stratum=1), 60)
+    for feature in range(D_SAE):
+        for w in windows_of(found, stream, feature).windows:
+            length, peak, place = int(w["length"]), int(w["peak"]), int(w["place"])
+            second = w["document"] % 2
+            assert peak <= place and place - peak + length <= (LENGTH - 9 if second else 9)
+            position = place + 9 * second
+            row = (stream.indices[w["context"], position] == feature) * stream.acts[w["context"], position]
+            assert row.max() > 0
+    for window in random_windows(stream, 40, 0):
+        second = window.document % 2
+        start = window.place - window.peak
+        assert start >= 0 and start + len(window.token_ids) <= (LENGTH - 9 if second else 9)
 
 
 def test_empty_feature_packs_and_unpacks():

@@ -13,9 +13,10 @@ from feature_store.formats import POSITION_EDGES
 from feature_store.generation import Corpus, Directions, publish
 from feature_store.queries import Store, explanations, feature_scores, features, interpretation
 from feature_store.tables import Codes
-from sae.interpret.evidence import SPLIT_ID
+from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds
+from sae.interpret.generation import rule_interval
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.scorers import SCORERS
 
@@ -169,7 +170,7 @@ def test_output_rule_uses_the_promoted_tokens(planted):
 def test_every_explainer_and_scorer_is_stored_with_its_protocol(planted):
     _, store, _, _ = planted
     rows = interpretation(store)
-    assert {r[2] for r in rows["explanation"]} == set(EXPLAINERS)
+    assert {r[3] for r in rows["explanation"]} == set(EXPLAINERS)
     assert {r[2] for r in rows["score"]} == set(SCORERS) | {"rule"}
     for f in range(SILENT):
         for explanation in explanations(store, f):
@@ -214,9 +215,22 @@ def test_labels_are_made_and_tested_on_different_documents(planted):
         assert not {e.document for e in explain} & {e.document for e in test}
 
 
+def test_rule_intervals_hold_when_firings_cluster_in_documents():
+    """Recall differs from document to document; each holds 1 to 20 strong firings; documents are the trials."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(1000):
+        n = rng.integers(1, 21, 30)
+        rates = rng.beta(4, 2, 30)
+        hits = rng.binomial(n, rates)
+        counts = Counts(int(hits.sum()), int(n.sum()), 0, 100_000)
+        _, low, high = rule_interval(counts, 30, 500)
+        inside += low <= (4 / 6 + 1) / 2 <= high
+    assert inside >= 930
+
+
 def test_rules_are_stored_so_that_they_can_be_tested_again(planted):
     _, store, _, _ = planted
-    for _, _, explainer, text, rule, _ in interpretation(store)["explanation"]:
+    for _, _, _, explainer, text, rule, _ in interpretation(store)["explanation"]:
         items = json.loads(rule)
         assert items
         if explainer == "token":

@@ -246,6 +246,24 @@ def test_busy_servers_are_asked_again_and_dead_ones_are_reported(judges, tmp_pat
     judge.close()
 
 
+def test_strange_bodies_and_single_refusals_are_failures(judges, tmp_path):
+    calls = {"n": 0}
+
+    def reply(system, data, schema):
+        calls["n"] += 1
+        return 400 if data.get("bad") else '{"ok": 1}'
+
+    config = JudgeConfig(base_url=judges(reply).url, model="m", retries=0, concurrency=1)
+    judge = Judge(config, tmp_path / "a.sqlite")
+    prompts = [PROMPT._replace(user=json.dumps({"n": n, **({"bad": 1} if n == 3 else {})})) for n in range(5)]
+    for _ in range(2):  # the second time only the refused one is asked again, and still it is no reason to stop
+        answers = judge.ask(prompts)
+        assert [a.value for a in answers] == [{"ok": 1}] * 3 + [None] + [{"ok": 1}]
+        assert answers[3].failure == "the server refused this prompt"
+    assert calls["n"] == 6
+    judge.close()
+
+
 def test_a_slow_server_is_a_failure_not_a_wait(judges, tmp_path):
     slow = judges(lambda *_: time.sleep(2) or "{}")
     judge = Judge(JudgeConfig(base_url=slow.url, model="m", retries=0, timeout_s=0.2), tmp_path / "a.sqlite")
@@ -274,10 +292,10 @@ def test_contexts_stay_data_and_answers_lose_their_markup(planted, tmp_path, jud
         system, user = (m["content"] for m in body["messages"])
         assert "They are data" in system and isinstance(json.loads(user), dict)
         assert body["response_format"]["json_schema"]["strict"] is True
-    text = next(e for e in explanations(store, 0) if e.chosen).text
+    text = next(e for e in explanations(store, 0) if e.explainer == "max_activation").text
     assert text.startswith("x alert(1) click code y") and len(text.split(":")[0]) <= LONGEST_LABEL
     assert not set("<>`[]\n\u0007") & set(text) and "evil" not in text
-    assert plain("javascript:alert(1) ok", 80) == "ok"
+    assert plain("javascript:alert(1) ok", 80) == "ok" == plain("java<b></b>script:x h*ttp://e.example ok", 80)
 
 
 def test_explanations_are_made_from_explain_documents_only(planted, tmp_path, judges):  # noqa: F811

@@ -23,8 +23,10 @@ class ConceptByExample:
     """A weighted set of features and a threshold: a text has the concept where sum_i weight_i a_i > threshold.
 
     a_i is the feature's maximum over the text's tokens. Precision, recall and balanced accuracy come with the ends
-    of their 95 % intervals, from texts that neither features nor threshold were chosen on. Of a tree the weights are
-    the importances, and the threshold is that of its predicted share.
+    of their 95 % intervals, from texts that neither features nor threshold were chosen on. A tree has its own rule:
+    `tree` lists its nodes (feature, threshold, node where a_i is at most that, node where it is more, share of positive
+    texts; no feature at a leaf), a text has the concept where the share at its leaf exceeds `threshold`, and the weights
+    are importances.
     """
 
     name: str
@@ -39,12 +41,14 @@ class ConceptByExample:
     balanced_accuracy: Interval
     chosen_balanced_accuracy: float
     seed: int
+    tree: list[tuple[int | None, float, int, int, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain values."""
         found = asdict(self)
         for key in ("precision", "recall", "balanced_accuracy"):
-            found[key] = dict(zip(("value", "low", "high"), found[key], strict=True))
+            ends = (None if x != x else x for x in found[key])
+            found[key] = dict(zip(("value", "low", "high"), ends, strict=True))
         return found
 
 
@@ -91,6 +95,8 @@ def learn(
     tests. difference: the k features whose class means differ most, weighted by the difference over their variance
     within the classes; top: the one best feature; tree: a decision tree of depth 3 on the k features.
     """
+    if k < 1:
+        raise DataError(f"concept {name}: k is {k}; at least one feature is needed.")
     least = min(len(positive), len(negative))
     if least < LEAST_TEXTS:
         raise DataError(
@@ -100,7 +106,7 @@ def learn(
     halves = [np.array_split(rng.permutation(len(x)), 2) for x in (positive, negative)]
     choose = positive[halves[0][0]], negative[halves[1][0]]
     test = positive[halves[0][1]], negative[halves[1][1]]
-    features, weights, score = _rule(choose, method, k, seed)
+    features, weights, score, tree = _rule(choose, method, k, seed)
     threshold = _threshold(score(choose[0]), score(choose[1]))
     said = [score(part) > threshold for part in test]
     hits, false = int(said[0].sum()), int(said[1].sum())
@@ -109,13 +115,13 @@ def learn(
     own = (float((score(choose[0]) > threshold).mean()) + float((score(choose[1]) <= threshold).mean())) / 2
     return ConceptByExample(
         name, method, features, weights, threshold, (len(choose[0]), len(test[0])), (len(choose[1]), len(test[1])),
-        proportion(hits, hits + false), recall, balanced_accuracy(recall, silent), own, seed,
+        proportion(hits, hits + false), recall, balanced_accuracy(recall, silent), own, seed, tree,
     )  # fmt: skip
 
 
 def _rule(
     choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: int
-) -> tuple[list[int], list[float], Any]:
+) -> tuple[list[int], list[float], Any, Any]:
     positive, negative = choose
     difference = positive.mean(0) - negative.mean(0)
     spread = positive.var(0) + negative.var(0)
@@ -125,20 +131,27 @@ def _rule(
     if method == "top":
         rising = difference > 0
         order = np.argsort(-np.where(fires & rising, strength, -1), kind="stable")[:1]
-        return order.tolist(), [1.0], lambda x: x[:, order[0]]
+        return order.tolist(), [1.0], lambda x: x[:, order[0]], None
     order = order[:k]
     if method == "tree":
         from sklearn.tree import DecisionTreeClassifier
 
         tree = DecisionTreeClassifier(max_depth=DEPTH, class_weight="balanced", random_state=seed)
         tree.fit(np.vstack(choose)[:, order], np.repeat([1, 0], [len(positive), len(negative)]))
-        return (
-            order.tolist(),
-            tree.feature_importances_.tolist(),
-            lambda x: np.asarray(tree.predict_proba(x[:, order]))[:, 1],
-        )
+        share = lambda x: np.asarray(tree.predict_proba(x[:, order]))[:, 1]  # noqa: E731
+        return order.tolist(), tree.feature_importances_.tolist(), share, _nodes(tree.tree_, order)
     weights = difference[order] / (spread[order] + float(spread[order].mean()))
-    return order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights
+    return order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights, None
+
+
+def _nodes(tree: Any, order: np.ndarray) -> list[tuple[int | None, float, int, int, float]]:
+    """A fitted tree as plain values, each node's feature by its number in the dictionary."""
+    shares = tree.value[:, 0, 1] / tree.value[:, 0].sum(1)
+    columns = zip(tree.feature, tree.threshold, tree.children_left, tree.children_right, shares, strict=True)
+    return [
+        (int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), float(share))
+        for feature, edge, left, right, share in columns
+    ]
 
 
 def _threshold(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -35,6 +35,8 @@ def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None
     for number, line in enumerate(_lines(labelled), 1):
         try:
             row = json.loads(line)
+            if row["label"] not in (0, 1) or not isinstance(row["text"], str):
+                raise ValueError
             found[0 if row["label"] else 1].append(row["text"])
         except (ValueError, KeyError, TypeError):
             raise DataError(
@@ -56,6 +58,10 @@ def add_concept(
     if not (home / "config.yaml").exists():
         raise ConfigError(f"{home}: no config.yaml of a run there. Say which run's model to use: --run RUN")
     config = load_config(home / "config.yaml")
+    texts = list(dict.fromkeys(texts[0])), list(dict.fromkeys(texts[1]))  # or one would be chosen on and tested on
+    both = set(texts[0]) & set(texts[1])
+    if both:
+        raise DataError(f"concept {name}: {len(both)} texts are in both files, such as {sorted(both)[0]!r}.")
     harvester = harvester_of(config, home, sae.config.channels, screen)
     sae.to(harvester.lm.device)
     with owned(folder), screen.stage("encode", 2, "files") as stage:

@@ -72,11 +72,10 @@ class Events:
             ))  # fmt: skip
         return found
 
-    def hard_negatives(self, feature: int, kind: int | None = None) -> list[Event]:
-        """Strongest windows of the nearest features in which this one does not fire; kind 0: cosine, 1: firing."""
+    def hard_negatives(self, feature: int) -> list[Event]:
+        """Strongest windows of the nearest features, by cosine and by firing, in which this one does not fire."""
         records = np.frombuffer(self._negatives[feature], NEGATIVE)
-        kept = records if kind is None else records[records["kind"] == kind]
-        return [self.activating(int(r["source"]))[int(r["rank"])] for r in kept]
+        return [self.activating(int(r["source"]))[int(r["rank"])] for r in records]
 
     def _random_silent(self, feature: int) -> list[Event]:
         """Random windows in which the feature does not fire."""

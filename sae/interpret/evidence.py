@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from feature_store import queries
+from feature_store.formats import normal_text
 from feature_store.queries import Store
 from feature_store.tables import STRONG
 from sae.interpret.events import Event, Events
@@ -137,7 +138,7 @@ class Evidence:
         return Strong(n_strong - n_test, self._n_tokens[0]), Strong(n_test, self._n_tokens[1])
 
     def test_documents_fired(self, feature: int) -> int:
-        """Documents of the test part in which the feature fires."""
+        """Documents of the test part in which the feature fires strongly."""
         return self.firings[feature][3]
 
     def counts(self, feature: int, kind: str) -> tuple[TokenCounts, TokenCounts]:
@@ -152,9 +153,7 @@ class Evidence:
     def normal(self, token: int) -> str:
         """The token's text without surrounding space and case; spaces and line breaks are named."""
         if token not in self._normal:
-            text = self.store.token_bytes.get(token, b"").decode("utf-8", "replace")
-            shown = text.strip().lower()
-            self._normal[token] = shown or text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+            self._normal[token] = normal_text(self.store.token_bytes.get(token, b""))
         return self._normal[token]
 
     def windows(self, feature: int) -> tuple[list[Event], list[Event]]:

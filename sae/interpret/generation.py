@@ -13,11 +13,11 @@ from feature_store.records import Concept
 from feature_store.writer import GenerationWriter
 from sae.interpret.evidence import SPLIT_ID, Counts, Evidence
 from sae.interpret.explainers import Explainer, Proposal
-from sae.interpret.intervals import Interval, balanced_accuracy, proportion
+from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
 from sae.interpret.scorers import Label, Scored
 
 COLUMNS = {
-    "explanation": ("id", "feature", "explainer", "text", "rule", "chosen"),
+    "explanation": ("id", "feature", "best_rule", "explainer", "text", "rule", "chosen"),
     "score": (
         "feature", "explanation", "scorer", "metric", "value", "low", "high", "chance", "baseline", "n_pos", "n_neg",
         "n_failed", "seed", "split", "judge", "prompt",
@@ -45,12 +45,27 @@ def rule_interval(counts: Counts, n_documents: int, n_silent_documents: int) -> 
     return balanced_accuracy(recall, silent)
 
 
+def precision_interval(counts: Counts, n_documents: int, n_silent_documents: int) -> Interval:
+    """Precision at the tokens' own prevalence; its ends come from those of both rates, so it is wide rather than narrow."""
+    positive, negative = min(counts.n_pos, n_documents), min(counts.n_neg, n_silent_documents)
+    if counts.n_pos == 0 or counts.n_neg == 0:
+        return NOTHING
+    recall = proportion(counts.hits / counts.n_pos * positive, positive)
+    false = proportion(counts.false / counts.n_neg * negative, negative)
+
+    def at(hit: float, wrong: float) -> float:
+        true = hit * counts.positive_share
+        return true / max(true + wrong * (1 - counts.positive_share), 1e-30)
+
+    return Interval(counts.precision, at(recall.low, false.high), at(recall.high, false.low))
+
+
 class Generation:
     """Explanations, scores and labels; what other features already had can be taken over."""
 
     def __init__(self, seed: int):
         self.seed = seed
-        self.explanation: list[list[Any]] = []
+        self.explanation: list[dict[str, Any]] = []
         self.score: list[list[Any]] = []
         self.label: dict[int, list[Any]] = {}
         self.concepts: list[Concept] = []
@@ -59,14 +74,15 @@ class Generation:
     def keep(self, held: dict[str, list[tuple[Any, ...]]], only: range) -> None:
         """Takes over the rows of features outside `only`."""
         ids: dict[int, int] = {}
-        for key, feature, *rest in held["explanation"]:
-            if feature not in only:
-                ids[key] = len(self.explanation)
-                self.explanation.append([ids[key], feature, *rest])
+        for row in held["explanation"]:
+            explanation = dict(zip(COLUMNS["explanation"], row, strict=True))
+            if explanation["feature"] not in only:
+                ids[explanation["id"]] = len(self.explanation)
+                self.explanation.append(explanation | {"id": len(self.explanation)})
         for feature, explanation, *rest in held["score"]:
             if feature not in only:
                 self.score.append([feature, None if explanation is None else ids[explanation], *rest])
-        self._chosen |= {row[1]: row[0] for row in self.explanation if row[5]}
+        self._chosen |= {e["feature"]: e["id"] for e in self.explanation if e["chosen"]}
         self.label |= {row[0]: list(row) for row in held["label"] if row[0] not in only}
 
     def add_rules(
@@ -76,7 +92,7 @@ class Generation:
         made = [(e, p) for e in explainers if (p := e.explain(evidence, feature)) is not None]
         best = choose(made)
         documents = evidence.test_documents_fired(feature), len(evidence.events.test_documents)
-        token = next((p.test.balanced_accuracy for e, p in made if e.name == "token"), 0.5)
+        token = next((p.test.balanced_accuracy for e, p in made if e.name == "token"), nan)
         chosen: tuple[Label | None, int | None] = (None, None)
         for index, (explainer, proposal) in enumerate(made):
             rule = json.dumps(sorted(proposal.rule, key=str))
@@ -86,37 +102,40 @@ class Generation:
                 "balanced_accuracy", rule_interval(counts, *documents), 0.5, counts.n_pos, counts.n_neg, baseline=token
             )
             precision = Scored(
-                "precision", Interval(counts.precision, nan, nan), counts.positive_share, counts.n_pos, counts.n_neg
+                "precision", precision_interval(counts, *documents), counts.positive_share, counts.n_pos, counts.n_neg
             )
             self.add_score("rule", feature, key, accuracy)
             self.add_score("rule", feature, key, precision)
             if index == best:
+                self.explanation[key]["best_rule"] = True
                 self.choose(key, accuracy.interval.value)
                 chosen = Label(feature, explainer.name, proposal.text, proposal.rule), key
         return chosen
 
     def add_text(self, feature: int, explainer: str, text: str, rule: str | None) -> int:
         """Adds an explanation and returns its id."""
-        self.explanation.append([len(self.explanation), feature, explainer, text, rule, False])
+        row = (len(self.explanation), feature, False, explainer, text, rule, False)
+        self.explanation.append(dict(zip(COLUMNS["explanation"], row, strict=True)))
         return len(self.explanation) - 1
 
     def choose(self, key: int, score: float) -> None:
         """Makes an explanation its feature's label."""
-        _, feature, explainer, text, _, _ = self.explanation[key]
+        made = self.explanation[key]
+        feature = made["feature"]
         if feature in self._chosen:
-            self.explanation[self._chosen[feature]][5] = False
+            self.explanation[self._chosen[feature]]["chosen"] = False
         self._chosen[feature] = key
-        self.explanation[key][5] = True
-        self.label[feature] = [feature, explainer, text, _number(score)]
+        made["chosen"] = True
+        self.label[feature] = [feature, made["explainer"], made["text"], _number(score)]
 
     def is_chosen(self, key: int) -> bool:
         """Whether an explanation is its feature's label."""
-        return self.explanation[key][5]
+        return self.explanation[key]["chosen"]
 
     def rules(self) -> list[Label]:
-        """The chosen labels that a rule can test, in the order of features."""
-        rows = sorted((r for r in self.explanation if r[5] and r[4] is not None), key=lambda r: r[1])
-        return [Label(r[1], r[2], r[3], frozenset(json.loads(r[4]))) for r in rows]
+        """The best rule of every feature, whatever its label, in the order of features."""
+        best = sorted((e for e in self.explanation if e["best_rule"]), key=lambda e: e["feature"])
+        return [Label(e["feature"], e["explainer"], e["text"], frozenset(json.loads(e["rule"]))) for e in best]
 
     def add_score(
         self, scorer: str, feature: int, explanation: int | None, found: Scored, judge: str | None = None,
@@ -132,7 +151,11 @@ class Generation:
         """Writes the generation and makes it the current one."""
         writer = GenerationWriter(store, "explanations")
         writer.meta({"split": SPLIT_ID, "seed": self.seed})
-        rows = {"explanation": self.explanation, "score": self.score, "label": list(self.label.values())}
+        rows: dict[str, list[Any]] = {
+            "explanation": [list(e.values()) for e in self.explanation],
+            "score": self.score,
+            "label": list(self.label.values()),
+        }
         rows["concept"] = [
             [c.concept, c.parent, c.name, c.coverage, c.purity, np.array(c.features, "<u4").tobytes()]
             for c in self.concepts

@@ -21,10 +21,10 @@ from sae.interpret.explainers import EXPLAINERS, JUDGED_EXPLAINERS
 from sae.interpret.generation import Generation
 from sae.interpret.judge import Judge, JudgeConfig
 from sae.interpret.judge_features import judge_features
-from sae.interpret.scorers import JUDGED_SCORERS, SCORERS, Case, Label
+from sae.interpret.scorers import JUDGED_SCORERS, NULLS, SCORERS, Case, Label
 from sae.section import Section
 
-NULLS = 19
+DRAWN = 20 * NULLS  # so many draws hold enough different labels even where many are the same
 WITH_A_JUDGE = ("max_activation",), ("detection", "judged_confidence")
 
 
@@ -92,6 +92,9 @@ def interpret(
     generation.publish(folder / "store")
     write_bytes(folder / "concepts.json", as_json(generation.concepts, len(every)).encode())
     parquet.write_concepts(folder / "concepts.parquet", generation.concepts)
+    published = Store(folder / "store")
+    parquet.write_features(folder / "features.parquet", published)
+    published.close()
     return _summary(generation, len(every))
 
 
@@ -125,8 +128,12 @@ def _score(
 
 def _others(pool: list[Label], feature: int, label: Label | None, seed: int) -> tuple[Label, ...]:
     """Labels of other features, drawn at random, but those that say the same: the shuffled null."""
-    drawn = (pool[i] for i in np.random.default_rng((seed, feature, 1)).permutation(len(pool)))
-    different = (o for o in drawn if o.feature != feature and (label is None or o.text != label.text))
+    if not pool:
+        return ()
+    drawn = dict.fromkeys(np.random.default_rng((seed, feature, 1)).integers(0, len(pool), DRAWN).tolist())
+    different = (
+        o for o in map(pool.__getitem__, drawn) if o.feature != feature and (label is None or o.text != label.text)
+    )
     return tuple(itertools.islice(different, NULLS))
 
 

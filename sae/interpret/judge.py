@@ -138,7 +138,8 @@ class Judge:
                 answer = await self._one(client, prompt)
             found[number] = answer
             in_a_row = in_a_row + 1 if answer.failure and answer.failure.startswith("no answer") else 0
-            if in_a_row >= FAILED_ANSWERS_IN_A_ROW or in_a_row == len(prompts):
+            nothing = self.spent.asked + self.spent.cached <= self.spent.failed
+            if in_a_row >= FAILED_ANSWERS_IN_A_ROW or (nothing and in_a_row == len(prompts)):
                 raise UnavailableError(
                     f"judge {config.base_url}: {in_a_row} requests in a row got {answer.failure}. What was answered is "
                     "kept; the same command goes on from there."
@@ -174,21 +175,26 @@ class Judge:
                 max_tokens=self.config.max_tokens,
                 **more,
             )
+            choice = made.choices[0]
+            text, whole, usage = choice.message.content or "", choice.finish_reason != "length", made.usage
         except (
-            openai.BadRequestError,
             openai.AuthenticationError,
-            openai.NotFoundError,
             openai.PermissionDeniedError,
+            openai.NotFoundError,
+            openai.BadRequestError,
         ) as error:
+            if isinstance(error, openai.BadRequestError) and self.spent.asked + self.spent.cached > self.spent.failed:
+                return Answer(None, "the server refused this prompt")  # others it took: too long, or filtered
             raise ConfigError(
                 f"judge {self.config.base_url}: it refuses the request: {error}. Check model and key"
                 + (", or set structured to false." if self.config.structured else ".")
             ) from None
         except openai.OpenAIError as error:
             return Answer(None, f"no answer ({type(error).__name__})")
-        text = (made.choices[0].message.content or "") if made.choices else ""
-        self._keep(prompt, text)
-        usage = made.usage
+        except (ValueError, AttributeError, TypeError, IndexError) as error:
+            return Answer(None, f"no answer in the form of a chat completion ({type(error).__name__})")
+        if whole:
+            self._keep(prompt, text)
         return read(text)._replace(
             prompt_tokens=usage.prompt_tokens if usage else 0, answer_tokens=usage.completion_tokens if usage else 0
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from math import nan
 
 from sae.interpret.explainers import JudgedExplainer
 from sae.interpret.generation import Generation
@@ -22,9 +21,10 @@ def judge_features(
     judge: Judge,
     report: Callable[..., None],
 ) -> None:
-    """Adds the judge's explanations of all cases and its scores; the first explainer's text becomes the label.
+    """Adds the judge's explanations of all cases and its scores.
 
-    A label's score is its detection's, where that ran and its failures did not void it.
+    The first explainer's text becomes the label where detection ran, was not void and is better than chance; its score
+    is then the detection's. Else the best rule stays the label.
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
@@ -54,7 +54,6 @@ def _explained(
     generation: Generation, cases: list[Case], explainers: list[JudgedExplainer], judge: Judge, told: _Told
 ) -> list[tuple[Case, int | None, str]]:
     found: list[tuple[Case, int | None, str]] = []
-    chosen: set[int] = set()
     for explainer in explainers:
         asked = [(case, p) for case in cases if (p := explainer.prompt(case.evidence, case.feature)) is not None]
         answers = judge.ask([prompt for _, prompt in asked], told)
@@ -63,9 +62,6 @@ def _explained(
             if text is None:
                 continue
             key = generation.add_text(case.feature, explainer.name, text, None)
-            if case.feature not in chosen:
-                generation.choose(key, nan)
-                chosen.add(case.feature)
             found.append((case, key, text))
     return found
 
@@ -76,10 +72,13 @@ def _scored(
     trials: list[list[Trial]] = [scorer.trials(case, text) for case, _, text in asked]
     prompts: list[Prompt] = [trial.prompt for part in trials for trial in part]
     answers = iter(judge.ask(prompts, told))
+    chosen: set[int] = set()
     for (case, key, _), part in zip(asked, trials, strict=True):
         given: list[Answer] = [next(answers) for _ in part]
         digest = hashlib.sha256(part[0].prompt.system.encode()).hexdigest()[:16] if part else None
         for found in scorer.score(part, given):
             generation.add_score(scorer.name, case.feature, key, found, judge.config.model, digest)
-            if scorer.name == "detection" and key is not None and generation.is_chosen(key):
-                generation.choose(key, found.interval.value)
+            if scorer.name == "detection" and key is not None and case.feature not in chosen:
+                chosen.add(case.feature)
+                if found.interval.value > 0.5:
+                    generation.choose(key, found.interval.value)

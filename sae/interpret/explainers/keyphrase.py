@@ -28,7 +28,7 @@ def log_odds(positive: Counter[str], n_positive: int, background: Counter[str], 
     """z-score of each word's log-odds of being in a positive window against a background window.
 
     Log-odds with an informative Dirichlet prior (Monroe, Colaresi and Quinn 2008, equations 16 and 22); the prior is
-    the background's own rate, worth `PRIOR_WINDOWS` windows.
+    the rate in all windows together, worth `PRIOR_WINDOWS` windows.
     """
     scores = {}
     for word, count in positive.items():

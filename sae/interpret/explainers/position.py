@@ -13,7 +13,7 @@ from sae.interpret.explainers.base import Explainer, Proposal, best_of
 
 @final
 class Position(Explainer):
-    """Rule: the feature fires strongly exactly on tokens in these ranges, counted from the document's start."""
+    """Rule: the feature fires strongly exactly on tokens in these ranges, counted from the start of the document or of the context."""
 
     name = "position"
     order = 6
@@ -32,7 +32,7 @@ class Position(Explainer):
         if not chosen:
             return None
         bins = sorted(int(r) for r in chosen)
-        text = "position " + ", ".join(position_name(b) for b in bins) + " in a document"
+        text = "position " + ", ".join(position_name(b) for b in bins) + " in a document or context"
         return Proposal(text, frozenset(bins), counted(chosen, 0), counted(chosen, 1))
 
     def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:

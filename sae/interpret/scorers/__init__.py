@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from typing import TypeVar
 
-from sae.interpret.scorers.base import Case, Label, Scored, Scorer
+from sae.interpret.scorers.base import NULLS, Case, Label, Scored, Scorer
 from sae.interpret.scorers.judged import JudgedScorer, Trial
 
 S = TypeVar("S", Scorer, JudgedScorer)
@@ -26,4 +26,4 @@ def _discover(kind: type[S]) -> dict[str, S]:
 SCORERS = _discover(Scorer)
 JUDGED_SCORERS = _discover(JudgedScorer)
 
-__all__ = ["JUDGED_SCORERS", "SCORERS", "Case", "JudgedScorer", "Label", "Scored", "Scorer", "Trial"]
+__all__ = ["JUDGED_SCORERS", "NULLS", "SCORERS", "Case", "JudgedScorer", "Label", "Scored", "Scorer", "Trial"]

@@ -29,6 +29,9 @@ class Label(NamedTuple):
         return not self.rule.isdisjoint(EXPLAINERS[self.explainer].items(evidence, event))
 
 
+NULLS = 19  # others' labels that a label must beat to beat the shuffled null at 95 %
+
+
 @dataclass(frozen=True)
 class Case:
     """What a scorer is given: the feature, its chosen label (None where nothing explains it), other features' labels."""
@@ -72,7 +75,6 @@ class Scorer(ABC):
 
     name: ClassVar[str]
     about_label: ClassVar[bool] = True
-    by_default: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, case: Case) -> list[Scored]:

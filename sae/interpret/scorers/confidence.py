@@ -6,8 +6,8 @@ from math import nan
 from typing import final
 
 from sae.interpret.events import Event, level_of
-from sae.interpret.intervals import Interval, balanced_accuracy, proportion
-from sae.interpret.scorers.base import Case, Label, Scored, Scorer
+from sae.interpret.intervals import balanced_accuracy, proportion
+from sae.interpret.scorers.base import NULLS, Case, Label, Scored, Scorer
 
 ACTIVE_LEVEL = 5
 MOST = 20
@@ -44,10 +44,10 @@ class Confidence(Scorer):
         hits, false = rates(case.label)
         null = [(a / m + 1 - b / n) / 2 for a, b in map(rates, case.others)]
         found = figures(hits, m, false, n, null)
-        if null:
+        if len(null) == NULLS:
             value = (hits / m + 1 - false / n) / 2
-            share = sum(other >= value for other in null) / len(null)
-            found.append(Scored("null_reached", Interval(share, share, share), 0.5, m, n))
+            reached = proportion(sum(other >= value for other in null), NULLS)
+            found.append(Scored("null_reached", reached, 0.5, m, n))
         return found
 
 

@@ -56,10 +56,10 @@ def shuffled(case: Case, items: list[Any]) -> list[list[Any]]:
     return [mixed[i : i + TEXTS_PER_PROMPT] for i in range(0, len(mixed), TEXTS_PER_PROMPT)]
 
 
-def matches_anywhere(case: Case, label: Label | None, event: Event, places: set[int] | None = None) -> bool:
-    """Whether a label's rule matches some token of a window, or one of these places."""
+def matches_anywhere(case: Case, label: Label | None, event: Event, places: set[int] | None = None) -> bool | None:
+    """Whether a label's rule matches some token of a window, or one of these places; None without a label."""
     if label is None:
-        return False
+        return None
     at = range(len(event.ids)) if places is None else places
     moved = (
         Event(event.ids, p, event.place + p - event.peak, event.document, event.is_test, 0.0, (), "", 1.0) for p in at
@@ -84,7 +84,8 @@ def classified(trials: list[Trial], said: list[list[bool] | None]) -> Scored:
         failed += len(trial.truth) if answer is None else 0
         for place, truth in enumerate(trial.truth):
             right[int(truth), int(answer is not None and answer[place] == truth)] += 1
-            lexical[int(truth), int(trial.baseline[place] == truth)] += 1
+            if trial.baseline[place] is not None:
+                lexical[int(truth), int(trial.baseline[place] == truth)] += 1
     n_neg, n_pos = right.sum(1).tolist()
     void = failed > MOST_FAILED * (n_pos + n_neg) or not n_pos or not n_neg
     value = NOTHING if void else _balanced(right)

@@ -66,7 +66,8 @@ class JudgedConfidence(JudgedScorer):
         if not trials or failed > MOST_FAILED * (m + n):
             return [Scored("confidence", NOTHING, 0.5, m, n, failed)] if trials else []
         other = counted[1]
-        null = [(other[0] / other[1] + 1 - other[2] / other[3]) / 2] if other[1] and other[3] else []
+        usable = other[1] and other[3] and other[4] <= MOST_FAILED * (other[1] + other[3])
+        null = [(other[0] / other[1] + 1 - other[2] / other[3]) / 2] if usable else []
         return figures(hits, m, false, n, null, failed)
 
 

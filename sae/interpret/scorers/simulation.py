@@ -41,7 +41,7 @@ class Simulation(JudgedScorer):
             numbers = {"type": "array", "items": {"type": "number"}, "minItems": n, "maxItems": n}
             prompt = Prompt(SYSTEM, as_data(description=text, tokens=tokens), schema(activations=numbers))
             fires = any(event is e for e in positive)
-            lexical = [float(matches_anywhere(case, case.label, event, {p})) for p in range(n)]
+            lexical = [float(bool(matches_anywhere(case, case.label, event, {p}))) for p in range(n)]
             made.append(Trial(prompt, list(event.acts) if fires else [0.0] * n, lexical))
         return made
 
@@ -51,12 +51,17 @@ class Simulation(JudgedScorer):
             return []
         said = [_numbers(a.value, len(t.truth)) for t, a in zip(trials, answers, strict=True)]
         failed = sum(s is None for s in said)
-        guessed = [[0.0] * len(t.truth) if s is None else s for t, s in zip(trials, said, strict=True)]
+        guessed = [_worst(t.truth) if s is None else s for t, s in zip(trials, said, strict=True)]
         found = _correlation(trials, guessed) if failed <= MOST_FAILED * len(trials) else NOTHING
         baseline = _correlation(trials, [t.baseline for t in trials]).value
         n_pos = sum(sum(a > 0 for a in t.truth) for t in trials)
         n = sum(len(t.truth) for t in trials)
         return [Scored("correlation", found, 0.0, n_pos, n - n_pos, failed, baseline)]
+
+
+def _worst(truth: list[float]) -> list[float]:
+    """What an unreadable answer counts as: silence where the window fires, full strength where it is silent."""
+    return [0.0 if any(truth) else 10.0] * len(truth)
 
 
 def _numbers(value: Any, n: int) -> list[float] | None:
