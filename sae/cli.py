@@ -158,12 +158,21 @@ def _interpret(arguments: argparse.Namespace) -> int:
 
     judge = None
     if arguments.judge:
-        judge = {"base_url": arguments.judge, "model": arguments.judge_model, "structured": not arguments.unstructured}
+        judge = {
+            "base_url": arguments.judge, "model": arguments.judge_model, "structured": not arguments.unstructured,
+            "concurrency": arguments.judge_concurrency, "timeout_s": arguments.judge_timeout,
+        }  # fmt: skip
     config = config_of(arguments.explainers, arguments.scorers, judge)
     for name, summary in interpret_again(arguments.path, arguments.features, config, Screen()):
         beating = summary["share_beating_null"]
         null = "" if beating is None else f", {beating:.1%} beat the shuffled null"
         print(f"{name}: labelled {summary['features_labelled']} of {summary['features_alive']} live features{null}")
+        if "judge" in summary:
+            spent = summary["judge"]
+            print(
+                f"  judge: {spent['asked']} prompts asked, {spent['cached']} answered before, {spent['failed']} unreadable; "
+                f"{spent['prompt_tokens']:,} tokens read, {spent['answer_tokens']:,} written"
+            )
     return 0
 
 
@@ -180,6 +189,16 @@ def _interpret_parser(commands: Any) -> None:
     )
     again.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server, such as http://127.0.0.1:8080/v1")
     again.add_argument("--judge-model", default="default", metavar="NAME", help="model name, as that server lists it")
+    again.add_argument(
+        "--judge-concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests at once (default: 8; 1 on a slow machine)",
+    )
+    again.add_argument(
+        "--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="wait for an answer (default: 60)"
+    )
     again.add_argument(
         "--unstructured", action="store_true", help="for servers that cannot hold answers to a JSON schema"
     )

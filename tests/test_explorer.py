@@ -64,10 +64,24 @@ def test_table_sorts_filters_and_pages(page):
     page.get_by_text(re.compile(r"51.\d+ of")).wait_for()
 
 
+def test_concepts_open_and_lead_to_features(page):
+    page.goto(f"/#/{DICTIONARY}/concepts")
+    page.locator("summary").first.click()
+    name = page.locator("summary strong").first.inner_text().split(",")[0]
+    page.locator("details .chip").first.wait_for()
+    page.get_by_role("searchbox").fill(name)
+    page.wait_for_url(re.compile("q="))
+    page.locator("summary", has_text=name).first.wait_for()
+    page.locator("details .chip").first.click()
+    page.get_by_role("heading", name="Strongest contexts").wait_for()
+    page.get_by_role("heading", name="Scores", exact=True).wait_for()
+
+
 def test_search_finds_a_label(page):
     page.goto(f"/#/{DICTIONARY}/features")
-    label = page.locator("tbody tr td:nth-child(2)").first.inner_text()
-    word = re.findall(r"“(.+?)”", label)[0]
+    page.locator("tbody tr td:nth-child(2)").first.wait_for()
+    labels = page.locator("tbody tr td:nth-child(2)").all_inner_texts()
+    word = next(w for label in labels for w in re.findall(r"“(\w+)”", label))
     page.get_by_role("searchbox").fill(word)
     page.wait_for_url(re.compile("q="))
     page.locator("tbody tr", has_text=word).first.wait_for()

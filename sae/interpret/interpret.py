@@ -79,6 +79,7 @@ def interpret(
         generation.keep(queries.interpretation(store), only)
     cases = _explain(evidence, generation, alive, config, report)
     _score(generation, cases, [name for name in config.named(1) if name in SCORERS], report)
+    spent = None
     if config.judge is not None:
         judge = Judge(config.judge, folder / "judge_answers.sqlite")
         explainers = [JUDGED_EXPLAINERS[n] for n in config.named(0) if n in JUDGED_EXPLAINERS]
@@ -87,6 +88,7 @@ def interpret(
             judge_features(generation, [case for case, _ in cases.values()], explainers, scorers, judge, report)
         finally:
             judge.close()
+        spent = judge.spent._asdict()
     generation.concepts = group(store, {label.feature: label for label in generation.rules()}, every, generation.seed)
     store.close()
     generation.publish(folder / "store")
@@ -95,7 +97,7 @@ def interpret(
     published = Store(folder / "store")
     parquet.write_features(folder / "features.parquet", published)
     published.close()
-    return _summary(generation, len(every))
+    return _summary(generation, len(every)) | ({"judge": spent} if spent else {})
 
 
 def _explain(

@@ -95,7 +95,7 @@ class Judge:
             text = self._cached(prompt)
             if text is not None:
                 found[number] = read(text)
-                self._count(cached=1)
+                self._count(cached=1, failed=int(found[number].failure is not None))
         missing = [n for n in range(len(prompts)) if n not in found]
         report(len(found), self.spent)
         if missing:
