@@ -89,6 +89,10 @@ class _Stop:
             before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
+        except Exception as error:
+            if self.asked and not isinstance(error, Interrupted):  # a library turned the stop into an error of its own
+                raise Interrupted("stopped; what was finished is kept. The same command goes on from there.") from error
+            raise
         finally:
             for number, old in before.items():
                 signal.signal(number, old)
