@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sae.errors import LockedError
+from sae.errors import ConfigError, LockedError
 
 
 def sync_folder(folder: Path) -> None:
@@ -59,6 +59,16 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     else:
         temporary.rename(folder)
     sync_folder(folder.parent)
+
+
+def dictionaries_in(path: Path) -> list[Path]:
+    """`path` itself if it is a dictionary folder, else the dictionary folders of the run; raises `ConfigError`."""
+    if (path / "card.json").exists():
+        return [path]
+    found = sorted(p.parent for p in path.glob("dictionaries/*/card.json"))
+    if not found:
+        raise ConfigError(f"{path}: neither a dictionary folder (card.json) nor a run with dictionaries.")
+    return found
 
 
 @contextmanager

@@ -11,18 +11,9 @@ from sae import dictionary
 from sae.config import load_config
 from sae.errors import ConfigError
 from sae.evaluation.evaluate import evaluate, known_measures, subject_of
-from sae.files import owned
+from sae.files import dictionaries_in, owned
 from sae.progress import Screen
 from sae.rooms import prepare
-
-
-def _dictionaries(path: Path) -> list[Path]:
-    if (path / "card.json").exists():
-        return [path]
-    found = sorted(p.parent for p in path.glob("dictionaries/*/card.json"))
-    if not found:
-        raise ConfigError(f"{path}: neither a dictionary folder (card.json) nor a run with dictionaries.")
-    return found
 
 
 def evaluate_again(
@@ -32,7 +23,7 @@ def evaluate_again(
 
     The model, the held-out text and the filters are those of the run that the dictionary lies in, or of `run`.
     """
-    folders = _dictionaries(path.resolve())
+    folders = dictionaries_in(path.resolve())
     home = run or folders[0].parent.parent
     if not (home / "config.yaml").exists():
         raise ConfigError(f"{home}: no config.yaml of a run there. Say which run's model and text to use: --run RUN")

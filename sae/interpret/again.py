@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from feature_store.queries import StoreError
 from sae.errors import ArtefactError, ConfigError
-from sae.files import owned, write_json
+from sae.files import dictionaries_in, owned, write_json
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judge import JudgeConfig
 from sae.progress import Screen
@@ -43,13 +43,7 @@ def interpret_again(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Explains and scores one dictionary or all of a run; yields (name, summary) as each is published."""
     chosen = _range(features)
-    path = path.resolve()
-    folders = (
-        [path] if (path / "card.json").exists() else sorted(p.parent for p in path.glob("dictionaries/*/card.json"))
-    )
-    if not folders:
-        raise ConfigError(f"{path}: neither a dictionary folder (card.json) nor a run with dictionaries.")
-    for folder in folders:
+    for folder in dictionaries_in(path.resolve()):
         with owned(folder), screen.stage(f"interpret {folder.name}", 1, "features") as stage:
             try:
                 summary = interpret(folder, config, stage.update, chosen)

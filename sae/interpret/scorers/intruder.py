@@ -8,7 +8,7 @@ from sae.interpret.intervals import NOTHING, proportion
 from sae.interpret.judge import Answer, Prompt
 from sae.interpret.prompts import CLOSE, DATA, OPEN, as_data, firing_places, schema, shown
 from sae.interpret.scorers.base import Case, Scored
-from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, held_out_windows
+from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, copied_marks, held_out_windows
 
 TEXTS, TRIALS = 5, 10
 SYSTEM = (
@@ -35,7 +35,7 @@ class Intruder(JudgedScorer):
             drawn = [positive[i] for i in generator.permutation(len(positive))[:TEXTS].tolist()]
             intruder, pattern = negative[number % len(negative)], firing_places(drawn.pop())
             place = int(generator.integers(TEXTS))
-            marks = {p for p in pattern if p < len(intruder.ids)} or {len(intruder.ids) - 1}
+            marks = copied_marks(pattern, intruder)
             texts = [shown(case.evidence, e, firing_places(e)) for e in drawn]
             texts.insert(place, shown(case.evidence, intruder, marks))
             made.append(Trial(Prompt(SYSTEM, as_data(texts=texts), answer), [place + 1], [None]))

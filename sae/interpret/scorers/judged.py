@@ -10,6 +10,7 @@ import numpy as np
 from sae.interpret.events import Event
 from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
 from sae.interpret.judge import Answer, Prompt
+from sae.interpret.prompts import as_data, schema, shown
 from sae.interpret.scorers.base import Case, Label, Scored
 
 TEXTS_PER_PROMPT = 5
@@ -38,6 +39,49 @@ class JudgedScorer(ABC):
     @abstractmethod
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
         """The figures."""
+
+
+class Item(NamedTuple):
+    """A window to judge, the places marked in it (None: no marks), and whether the feature fires there."""
+
+    event: Event
+    marks: set[int] | None
+    truth: bool
+
+
+class YesNoScorer(JudgedScorer):
+    """Balanced accuracy of a judge's yes or no to a description of windows, five a prompt, in random order."""
+
+    system: ClassVar[str]
+
+    @abstractmethod
+    def items(self, case: Case) -> list[Item]:
+        """The windows of both classes."""
+
+    def trials(self, case: Case, text: str) -> list[Trial]:
+        """One prompt for five windows; none where a class is empty."""
+        items = self.items(case)
+        if len({item.truth for item in items}) < 2:
+            return []
+        made = []
+        for part in shuffled(case, items):
+            data = as_data(description=text, texts=[shown(case.evidence, i.event, i.marks or set()) for i in part])
+            answer = schema(
+                matches={"type": "array", "items": {"type": "boolean"}, "minItems": len(part), "maxItems": len(part)}
+            )
+            lexical = [matches_anywhere(case, case.label, i.event, i.marks) for i in part]
+            made.append(Trial(Prompt(self.system, data, answer), [i.truth for i in part], lexical))
+        return made
+
+    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
+        """balanced_accuracy, chance 0.5."""
+        said = [flags(a.value, "matches", len(t.truth)) for t, a in zip(trials, answers, strict=True)]
+        return [classified(trials, said)] if trials else []
+
+
+def copied_marks(pattern: set[int], event: Event) -> set[int]:
+    """Another window's marks as far as they fall inside this one; its last token where none does."""
+    return {p for p in pattern if p < len(event.ids)} or {len(event.ids) - 1}
 
 
 def held_out_windows(case: Case) -> tuple[list[Event], list[Event]]:
