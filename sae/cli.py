@@ -23,7 +23,7 @@ EXPLAINER_NAMES = (
 )  # fmt: skip
 SCORER_NAMES = (
     "coherence", "confidence", "ngram", "token_lookup", "detection", "fuzzing", "intruder", "judged_confidence",
-    "simulation",
+    "simulation", "intervention", "embedding",
 )  # fmt: skip
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
@@ -161,6 +161,8 @@ def _interpret(arguments: argparse.Namespace) -> int:
         judge = {
             "base_url": arguments.judge, "model": arguments.judge_model, "structured": not arguments.unstructured,
             "concurrency": arguments.judge_concurrency, "timeout_s": arguments.judge_timeout,
+            "logprobs": arguments.judge_logprobs,
+            **dict(zip(("price_read", "price_written"), arguments.judge_prices, strict=True)),
         }  # fmt: skip
     config = config_of(arguments.explainers, arguments.scorers, judge)
     for name, summary in interpret_again(arguments.path, arguments.features, config, Screen()):
@@ -172,6 +174,7 @@ def _interpret(arguments: argparse.Namespace) -> int:
             print(
                 f"  judge: {spent['asked']} prompts asked, {spent['cached']} answered before, {spent['failed']} unreadable; "
                 f"{spent['prompt_tokens']:,} tokens read, {spent['answer_tokens']:,} written"
+                + ("" if spent["cost"] is None else f"; cost {spent['cost']:.2f}")
             )
     return 0
 
@@ -185,7 +188,7 @@ def _interpret_parser(commands: Any) -> None:
     again.add_argument("--features", metavar="A-B", help="only these features, such as 0-999; the others keep theirs")
     again.add_argument("--explainers", help=f"comma-separated; known: {', '.join(EXPLAINER_NAMES)} (default: all)")
     again.add_argument(
-        "--scorers", help=f"comma-separated; known: {', '.join(SCORER_NAMES)} (default: those that need no model)"
+        "--scorers", help=f"comma-separated; known: {', '.join(SCORER_NAMES)} (default: those that need the store only)"
     )
     again.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server, such as http://127.0.0.1:8080/v1")
     again.add_argument("--judge-model", default="default", metavar="NAME", help="model name, as that server lists it")
@@ -199,6 +202,13 @@ def _interpret_parser(commands: Any) -> None:
     again.add_argument(
         "--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="wait for an answer (default: 60)"
     )
+    again.add_argument(
+        "--judge-logprobs", action="store_true", help="ask how likely each yes and no was; adds an AUC where told"
+    )
+    again.add_argument(
+        "--judge-prices", nargs=2, type=float, default=(None, None), metavar=("READ", "WRITTEN"),
+        help="price of a million tokens read and written, to see the cost",
+    )  # fmt: skip
     again.add_argument(
         "--unstructured", action="store_true", help="for servers that cannot hold answers to a JSON schema"
     )

@@ -24,6 +24,7 @@ from sae.evaluation.evaluate import evaluate, subject_of
 from sae.files import owned, write_bytes, write_json
 from sae.index import index
 from sae.interpret.interpret import interpret
+from sae.interpret.running import Running
 from sae.progress import Screen
 from sae.rooms import Rooms, prepare
 from sae.run_log import MetricsLog
@@ -238,7 +239,7 @@ def _finish_dictionary(
             index(sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update)
     if "explanations" not in read_pointer(folder / "store") or not (folder / "labels.json").exists():
         with screen.stage("label", sae.d_sae, "features") as stage:
-            summary = interpret(folder, config.interpret, stage.update)
+            summary = interpret(folder, config.interpret, stage.update, lambda: Running(sae, rooms.train.harvester))
         write_json(folder / "labels.json", summary)
     if not (folder / "contexts.parquet").exists():
         with screen.stage("export", 1, "dictionary"):

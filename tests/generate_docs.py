@@ -32,6 +32,11 @@ def cli_page() -> str:
         ("sae-train", train_main, ["--help"]),
         ("sae", main, ["--help"]),
         ("sae serve", main, ["serve", "--help"]),
+        ("sae interpret", main, ["interpret", "--help"]),
+        ("sae concept add", main, ["concept", "add", "--help"]),
+        ("sae eval", main, ["eval", "--help"]),
+        ("sae export", main, ["export", "--help"]),
+        ("sae import", main, ["import", "--help"]),
         ("sae config", main, ["config", "--help"]),
     ):
         out = io.StringIO()

@@ -18,7 +18,7 @@ from unittest.mock import MagicMock
 import pandas as pd
 import pytest
 import torch
-from test_explainers import planted  # noqa: F401 (a fixture)
+from test_explainers import no_model, planted  # noqa: F401 (a fixture)
 
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import Evidence
@@ -103,7 +103,7 @@ def ours(trials, garbled):
 def trials_of(planted, feature):  # noqa: F811
     evidence = Evidence(planted[1])
     word = evidence.normal(evidence.events.activating(feature)[0].ids[evidence.events.activating(feature)[0].peak])
-    case = Case(evidence, feature, None, (), activation_levels(planted[1]), 0)
+    case = Case(evidence, feature, None, (), activation_levels(planted[1]), 0, no_model)
     return JUDGED_SCORERS["detection"].trials(case, word)
 
 

@@ -20,6 +20,11 @@ from sae.interpret.generation import rule_interval
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.scorers import SCORERS
 
+
+def no_model():
+    raise AssertionError("what runs by default needs no model")
+
+
 CONTEXTS, LENGTH, EACH, RANDOM = 900, 60, 6, 20
 KINDS = ("token", "next_token", "previous_token", "bigram", "prefix", "position", "format", "two words", "keyphrase")
 SILENT = len(KINDS) * EACH + RANDOM
@@ -87,7 +92,7 @@ def planted(tmp_path_factory):
     neighbours = (np.arange(len(columns))[:, None] + np.arange(1, 6)) % len(columns)
     publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)), ContextLimits(),
             4, 0, {})  # fmt: skip
-    summary = interpret(folder, InterpretConfig(), lambda a, b: None)
+    summary = interpret(folder, InterpretConfig(), lambda a, b: None, no_model)
     return folder, Store(folder / "store"), summary, families
 
 
@@ -171,7 +176,7 @@ def test_every_explainer_and_scorer_is_stored_with_its_protocol(planted):
     _, store, _, _ = planted
     rows = interpretation(store)
     assert {r[3] for r in rows["explanation"]} == set(EXPLAINERS)
-    assert {r[2] for r in rows["score"]} == set(SCORERS) | {"rule"}
+    assert {r[2] for r in rows["score"]} == {name for name, s in SCORERS.items() if s.by_default} | {"rule"}
     for f in range(SILENT):
         for explanation in explanations(store, f):
             score = next(s for s in explanation.scores if s.metric == "balanced_accuracy")
@@ -184,7 +189,7 @@ def test_the_same_seed_gives_the_same_scores(planted, tmp_path):
 
     folder, store, _, _ = planted
     shutil.copytree(folder, tmp_path / "again")
-    interpret(tmp_path / "again", InterpretConfig(), lambda a, b: None)
+    interpret(tmp_path / "again", InterpretConfig(), lambda a, b: None, no_model)
     assert interpretation(Store(tmp_path / "again" / "store")) == interpretation(store)
     assert Store(tmp_path / "again" / "store").pointer["contexts"] == store.pointer["contexts"]
 
@@ -194,7 +199,9 @@ def test_a_range_of_features_leaves_the_others_as_they_are(planted, tmp_path):
 
     folder, store, _, _ = planted
     shutil.copytree(folder, tmp_path / "part")
-    interpret(tmp_path / "part", InterpretConfig(explainers=("token",), scorers=()), lambda a, b: None, range(3, 5))
+    interpret(
+        tmp_path / "part", InterpretConfig(explainers=("token",), scorers=()), lambda a, b: None, no_model, range(3, 5)
+    )
     part = Store(tmp_path / "part" / "store")
     for f in range(SILENT):
         if f in (3, 4):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import random
 import threading
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_explainers import planted  # noqa: F401 (a fixture)
+from test_explainers import no_model, planted  # noqa: F401 (a fixture)
 
 from feature_store.queries import Store, explanations, feature_scores
 from sae.cli import main
 from sae.errors import ConfigError, UnavailableError
 from sae.interpret.interpret import InterpretConfig, interpret
-from sae.interpret.judge import Judge, JudgeConfig, Prompt, read
+from sae.interpret.judge import Judge, JudgeConfig, Prompt, chances, read
 from sae.interpret.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
+from sae.interpret.scorers.judged import Trial, ranked
 
 FEATURES = range(0, 4)  # features that fire on one word
 PROMPT = Prompt("say ok", "{}", {"type": "object"})
@@ -29,16 +32,29 @@ class Script:
     """A judge: `reply(system, data, schema)` is the answer's text, or a status code; `seen` are the requests."""
 
     reply: Any
+    chance: Any = None  # of a yes, by what the answer says: then log-probabilities are told where asked
     seen: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
+
+
+def told_chances(text, chance):
+    """Log-probabilities of an answer, a token a word: every true and false with its opposite beside it."""
+    content = []
+    for word in text.replace("[", "[ ").replace("]", " ]").split():
+        plain_word = word.strip(",")
+        yes = chance() if plain_word in ("true", "false") else 1.0
+        pairs = {" true": yes, "false,": 1 - yes} if yes < 1 else {word: 1.0}
+        top = [{"token": t, "logprob": math.log(max(p, 1e-9)), "bytes": None} for t, p in pairs.items()]
+        content.append({"token": word, "logprob": -0.1, "bytes": None, "top_logprobs": top})
+    return {"content": content, "refusal": None}
 
 
 @pytest.fixture
 def judges():
     servers = []
 
-    def start(reply):
-        script = Script(reply)
+    def start(reply, chance=None):
+        script = Script(reply, chance)
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
@@ -48,9 +64,10 @@ def judges():
                 made = script.reply(body["messages"][0]["content"], json.loads(body["messages"][1]["content"]), schema)
                 status, text = (made, "") if isinstance(made, int) else (200, made)
                 message = {"role": "assistant", "content": text}
+                told = told_chances(text, script.chance) if script.chance and body.get("logprobs") else None
                 answer = {
                     "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": told}],
                     "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
                 } if status == 200 else {"error": {"message": f"scripted {status}"}}  # fmt: skip
                 data = json.dumps(answer).encode()
@@ -82,6 +99,8 @@ def says(matches, levels, odd, activations, label="a word"):
         wanted = set(schema["properties"])
         if "label" in wanted:
             return json.dumps({"kind": "input", "label": label, "sentence": "It fires on it."})
+        if "name" in wanted:
+            return json.dumps({"name": f"<b>{label}</b> [group](http://evil.example)"})
         if "matches" in wanted:
             return json.dumps({"matches": [matches(data["description"], t) for t in data["texts"]]})
         if "levels" in wanted:
@@ -113,7 +132,7 @@ ALL = {
 
 def judged(folder, script, **more):
     config = InterpretConfig(judge=JudgeConfig(base_url=script.url, model="scripted", **more), **ALL)
-    summary = interpret(folder, config, lambda *a, **k: None, FEATURES)
+    summary = interpret(folder, config, lambda *a, **k: None, no_model, FEATURES)
     return Store(folder / "store"), summary
 
 
@@ -280,6 +299,7 @@ def test_answers_are_paid_for_once(planted, tmp_path, judges):  # noqa: F811
     store, _ = judged(folder, script)
     assert len(script.seen) == asked
     assert all(body["temperature"] == 0 and body["seed"] == 0 for body in script.seen)
+    assert judged(folder, script, price_read=1.0)[1]["judge"]["cost"] == 0.0
     digests = {s.prompt for f in FEATURES for s in scores(store, f).values()}
     assert len(digests) == 5 and all(len(d) == 16 for d in digests)
 
@@ -321,13 +341,76 @@ def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judge
     from sae.interpret.scorers import JUDGED_SCORERS, Case
 
     evidence = Evidence(planted[1])
-    case = Case(evidence, 0, None, (), [], 0)
+    case = Case(evidence, 0, None, (), [], 0, no_model)
     places = {True: Counter(), False: Counter()}
     for trial in JUDGED_SCORERS["fuzzing"].trials(case, "x"):
         for text, truth in zip(json.loads(trial.prompt.user)["texts"], trial.truth, strict=True):
             places[truth][text.split(OPEN)[0].count(" ")] += 1
     spread = {truth: sum(p * n for p, n in found.items()) / found.total() for truth, found in places.items()}
     assert abs(spread[True] - spread[False]) < 3
+
+
+def test_chances_of_yes_become_an_auc_where_the_server_tells_them(planted, tmp_path, judges):  # noqa: F811
+    """A judge that always says yes, but is less sure where it should say no."""
+    truths = iter(())
+
+    def reply(system, data, schema):
+        nonlocal truths
+        if "matches" in schema["properties"] and "description" in data:
+            word = data["description"].split(":")[0]
+            truths = iter([word in t for t in data["texts"]])
+            return json.dumps({"matches": [True] * len(data["texts"])})
+        return constant(True)(system, data, schema) if "label" not in schema["properties"] else json.dumps(
+            {"kind": "input", "label": data["peaks"][0].strip() if "peaks" in data else "x", "sentence": ""}
+        )  # fmt: skip
+
+    script = judges(reply, lambda: 0.9 if next(truths) else 0.6)
+    store, _ = judged(copied(planted, tmp_path), script, logprobs=True, concurrency=1)
+    for feature in FEATURES:
+        found = scores(store, feature)
+        assert found["detection", "balanced_accuracy"].value == 0.5
+        assert found["detection", "auc"].value > 0.9 and found["detection", "auc"].low > 0.7
+    store, _ = judged(copied(planted, tmp_path, "silent"), judges(constant(True)), logprobs=True)
+    assert ("detection", "auc") not in scores(store, FEATURES[0])
+
+
+def test_chances_are_of_yes_among_yes_and_no():
+    def token(text, **others):
+        top = [SimpleNamespace(token=t, logprob=math.log(p), top_logprobs=[]) for t, p in others.items()]
+        return SimpleNamespace(token=text, logprob=top[0].logprob if top else 0.0, top_logprobs=top)
+
+    tokens = [token("{"), token(" true", **{" true": 0.6, "false": 0.2, "x": 0.2}), token("false,", **{"false,": 0.5})]
+    assert chances(tokens) == [pytest.approx(0.75), 0.0]
+
+
+def test_an_unreadable_answer_ranks_last():
+    def trial(truth):
+        return Trial(PROMPT, truth, [None] * len(truth))
+
+    trials = [trial([True, False]) for _ in range(20)]
+    told = [[0.9, 0.1]] * 20
+    whole = ranked(trials, [[True, False]] * 20, told)[0]
+    assert whole.interval.value == 1 and whole.n_failed == 0
+    one_lost = ranked(trials, [[True, False]] * 19 + [None], [*told[:19], None])[0]
+    assert one_lost.n_failed == 2 and one_lost.interval.value == pytest.approx(19 * 19 / 400)
+    assert math.isnan(ranked(trials, [[True, False]] * 17 + [None] * 3, [*told[:17], *[None] * 3])[0].interval.value)
+    assert ranked(trials, [[True, False]] * 20, [*told[:19], [0.9]]) == []
+
+
+def test_a_judge_names_concepts_and_what_it_does_not_name_keeps_its_words(planted, tmp_path, judges):  # noqa: F811
+    folder = copied(planted, tmp_path)
+    judged(folder, judges(constant(True)), price_read=1e6, price_written=2e6)
+    named = json.loads((folder / "concepts.json").read_text())["concepts"]
+    plain_names = json.loads((planted[0] / "concepts.json").read_text())["concepts"]
+    assert named and all(c["name"].startswith("a word group (") for c in named)
+    assert [c["features"] for c in named] == [c["features"] for c in plain_names]
+    good = constant(True)
+    silent = judges(lambda s, d, schema: "no" if "name" in schema["properties"] else good(s, d, schema))
+    _, summary = judged(copied(planted, tmp_path, "other"), silent, price_read=1e6, price_written=2e6)
+    kept = json.loads((tmp_path / "other" / "concepts.json").read_text())["concepts"]
+    assert not any("(" in c["name"] for c in kept)
+    spent = summary["judge"]
+    assert spent["cost"] == spent["prompt_tokens"] + 2 * spent["answer_tokens"] > 0
 
 
 def test_answers_are_found_inside_other_text():

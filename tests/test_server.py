@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from test_explainers import no_model
 
 from sae import SparseAutoencoder
 from server.app import create_app
@@ -183,7 +184,7 @@ def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
     with TestClient(app) as client:
         before = client.get(f"{D}/features/3").headers["etag"]
         contexts = next((run / "dictionaries" / "first" / "store").glob("contexts-*")).read_bytes()
-        interpret(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), lambda a, b: None)
+        interpret(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), lambda a, b: None, no_model)
         found = client.get(f"{D}/features/3")
         assert found.headers["etag"] != before
         assert {e["explainer"] for e in found.json()["explanations"]} == {"output"}

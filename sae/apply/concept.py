@@ -12,7 +12,7 @@ from sae.activations import batch_of
 from sae.architectures import SparseAutoencoder
 from sae.errors import DataError
 from sae.harvest import Harvester
-from sae.interpret.intervals import Interval, balanced_accuracy, proportion
+from sae.interpret.intervals import Interval, balanced_accuracy, best_threshold, proportion
 
 Method = Literal["difference", "top", "tree"]
 MOST_FEATURES, DEPTH, LEAST_TEXTS, BATCH = 16, 3, 8, 16
@@ -107,7 +107,7 @@ def learn(
     choose = positive[halves[0][0]], negative[halves[1][0]]
     test = positive[halves[0][1]], negative[halves[1][1]]
     features, weights, score, tree = _rule(choose, method, k, seed)
-    threshold = _threshold(score(choose[0]), score(choose[1]))
+    threshold = best_threshold(score(choose[0]), score(choose[1]))
     said = [score(part) > threshold for part in test]
     hits, false = int(said[0].sum()), int(said[1].sum())
     recall = proportion(hits, len(said[0]))
@@ -152,13 +152,3 @@ def _nodes(tree: Any, order: np.ndarray) -> list[tuple[int | None, float, int, i
         (int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), float(share))
         for feature, edge, left, right, share in columns
     ]
-
-
-def _threshold(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The middle between two neighbouring scores with the best balanced accuracy; the middle one of equally good ones."""
-    values = np.unique(np.concatenate([positive, negative]))
-    edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2])
-    recall = 1 - np.searchsorted(np.sort(positive), edges, "right") / len(positive)
-    silent = np.searchsorted(np.sort(negative), edges, "right") / len(negative)
-    best = np.flatnonzero(recall + silent >= (recall + silent).max() - 1e-12)
-    return float(edges[best[len(best) // 2]])

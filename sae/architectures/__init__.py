@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any
@@ -14,21 +11,13 @@ from pydantic import Field
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import ArchitectureConfig, Batch, Encoding
+from sae.discovery import classes_in
 
-
-def _discover() -> dict[str, type[SparseAutoencoder]]:
-    found = {}
-    for module_info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        for _, cls in inspect.getmembers(module, inspect.isclass):
-            if not issubclass(cls, SparseAutoencoder) or cls.__module__ != module.__name__:
-                continue
-            if "config_class" in vars(cls):  # else a class that architectures share
-                found[cls.config_class.model_fields["architecture"].default] = cls
-    return found
-
-
-ARCHITECTURES = _discover()
+ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
+    cls.config_class.model_fields["architecture"].default: cls
+    for cls in classes_in(__name__, SparseAutoencoder)
+    if "config_class" in vars(cls)  # else a class that architectures share
+}
 _CONFIGS: Any = reduce(or_, (cls.config_class for cls in ARCHITECTURES.values()))
 SaeConfig = Annotated[_CONFIGS, Field(discriminator="architecture")] if len(ARCHITECTURES) > 1 else _CONFIGS
 

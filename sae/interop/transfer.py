@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ from pydantic import ValidationError
 
 from sae import dictionary, interop
 from sae.architectures import SparseAutoencoder
+from sae.discovery import instances_in
 from sae.errors import ArtefactError, ConfigError
 from sae.files import write_folder
 from sae.hookpoints import HookPoint
@@ -19,21 +17,7 @@ from sae.interop.format import Format
 from sae.interop.plain import largest_difference, module_of, plain_of
 
 TOLERANCE = 1e-5
-NOT_FORMATS = {"transfer", "format", "plain", "saebench"}
-
-
-def _discover() -> dict[str, Format]:
-    found = {}
-    for info in pkgutil.iter_modules(interop.__path__):
-        if info.name not in NOT_FORMATS:
-            module = importlib.import_module(f"sae.interop.{info.name}")
-            for _, cls in inspect.getmembers(module, inspect.isclass):
-                if issubclass(cls, Format) and cls.__module__ == module.__name__:
-                    found[info.name.replace("gemma_npz", "gemma-npz")] = cls()
-    return found
-
-
-FORMATS = _discover()
+FORMATS = {name.replace("gemma_npz", "gemma-npz"): f for name, f in instances_in(interop.__name__, Format).items()}
 
 
 def export_dictionary(folder: Path, to: str, target: Path) -> str | None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich.console import Console
 
 from feature_store.queries import StoreError
+from sae import dictionary
+from sae.config import load_config
 from sae.errors import ArtefactError, ConfigError
 from sae.files import dictionaries_in, owned, write_json
+from sae.hookpoints import Channel
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judge import JudgeConfig
+from sae.interpret.running import Running
 from sae.progress import Screen
+from sae.rooms import harvester_of
 
 
 def _range(text: str | None) -> range | None:
@@ -46,8 +53,21 @@ def interpret_again(
     for folder in dictionaries_in(path.resolve()):
         with owned(folder), screen.stage(f"interpret {folder.name}", 1, "features") as stage:
             try:
-                summary = interpret(folder, config, stage.update, chosen)
+                running = lru_cache(partial(_running, folder))
+                summary = interpret(folder, config, stage.update, running, chosen)
             except StoreError as error:
                 raise ArtefactError(str(error)) from None
             write_json(folder / "labels.json", summary)
         yield folder.name, summary
+
+
+def _running(folder: Path) -> Running:
+    """The dictionary of a finished run, with the run's model."""
+    home = folder.parent.parent
+    if not (home / "config.yaml").exists():
+        raise ConfigError(f"{home}: no config.yaml of a run there; a scorer that runs the model needs that run.")
+    sae = dictionary.load(folder)
+    channels = tuple(map(Channel, dict.fromkeys((*sae.config.reads, *sae.config.writes))))
+    quiet = Screen(Console(quiet=True))  # the bar of the features stays the only one
+    harvester = harvester_of(load_config(home / "config.yaml"), home, channels, quiet)
+    return Running(sae.to(harvester.lm.device), harvester)

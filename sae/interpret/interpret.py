@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from feature_store import queries
 from feature_store.queries import Store
 from sae import parquet
 from sae.files import write_bytes
+from sae.interpret.concept_names import named_by
 from sae.interpret.concepts import as_json, group
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import SPLIT_ID, Evidence
@@ -21,6 +23,7 @@ from sae.interpret.explainers import EXPLAINERS, JUDGED_EXPLAINERS
 from sae.interpret.generation import Generation
 from sae.interpret.judge import Judge, JudgeConfig
 from sae.interpret.judge_features import judge_features
+from sae.interpret.running import Running
 from sae.interpret.scorers import JUDGED_SCORERS, NULLS, SCORERS, Case, Label
 from sae.section import Section
 
@@ -37,7 +40,8 @@ class InterpretConfig(Section):
         description="Explainers to run; none: all without a judge, and max_activation with one.",
     )
     scorers: tuple[str, ...] | None = Field(
-        default=None, description="Scorers to run; none: all without a judge, detection and judged_confidence with one."
+        default=None,
+        description="Scorers to run; none: those that need the store only, detection and judged_confidence with a judge.",
     )
     judge: JudgeConfig | None = Field(
         default=None, description="A language model that explains and scores; none: no model."
@@ -60,16 +64,21 @@ class InterpretConfig(Section):
         given = (self.explainers, self.scorers)[kind]
         if given is not None:
             return given
-        return (*(EXPLAINERS, SCORERS)[kind], *(WITH_A_JUDGE[kind] if self.judge else ()))
+        free = (EXPLAINERS, [name for name, scorer in SCORERS.items() if scorer.by_default])[kind]
+        return (*free, *(WITH_A_JUDGE[kind] if self.judge else ()))
 
 
 def interpret(
-    folder: Path, config: InterpretConfig, report: Callable[..., None], only: range | None = None
+    folder: Path,
+    config: InterpretConfig,
+    report: Callable[..., None],
+    running: Callable[[], Running],
+    only: range | None = None,
 ) -> dict[str, Any]:
     """Explains and scores the live features of the store under `folder`, publishes, and returns a summary.
 
     With `only`, other features keep what the published generation holds of them. `report` is given the steps done,
-    the steps in all, and facts by name.
+    the steps in all, and facts by name. `running` loads the model; it is called where a scorer runs it.
     """
     store = Store(folder / "store")
     evidence, generation = Evidence(store), Generation(store.meta["seed"])
@@ -77,19 +86,13 @@ def interpret(
     alive = every if only is None else [f for f in every if f in only]
     if only is not None:
         generation.keep(queries.interpretation(store), only)
-    cases = _explain(evidence, generation, alive, config, report)
+    cases = _explain(evidence, generation, alive, config, running, report)
     _score(generation, cases, [name for name in config.named(1) if name in SCORERS], report)
+    generation.concepts = group(store, {label.feature: label for label in generation.rules()}, every, generation.seed)
     spent = None
     if config.judge is not None:
-        judge = Judge(config.judge, folder / "judge_answers.sqlite")
-        explainers = [JUDGED_EXPLAINERS[n] for n in config.named(0) if n in JUDGED_EXPLAINERS]
-        scorers = [JUDGED_SCORERS[n] for n in config.named(1) if n in JUDGED_SCORERS]
-        try:
-            judge_features(generation, [case for case, _ in cases.values()], explainers, scorers, judge, report)
-        finally:
-            judge.close()
-        spent = judge.spent._asdict()
-    generation.concepts = group(store, {label.feature: label for label in generation.rules()}, every, generation.seed)
+        with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
+            spent = _judge(generation, [case for case, _ in cases.values()], config, judge, report)
     store.close()
     generation.publish(folder / "store")
     write_bytes(folder / "concepts.json", as_json(generation.concepts, len(every)).encode())
@@ -101,7 +104,12 @@ def interpret(
 
 
 def _explain(
-    evidence: Evidence, generation: Generation, alive: list[int], config: InterpretConfig, report: Callable[..., None]
+    evidence: Evidence,
+    generation: Generation,
+    alive: list[int],
+    config: InterpretConfig,
+    running: Callable[[], Running],
+    report: Callable[..., None],
 ) -> dict[int, tuple[Case, int | None]]:
     """Model-free explanations; by feature what scorers are given, and the id of the label."""
     explainers = [EXPLAINERS[name] for name in config.named(0) if name in EXPLAINERS]
@@ -113,7 +121,7 @@ def _explain(
     levels, pool, cases = activation_levels(evidence.store), generation.rules(), {}
     for feature, (label, key) in labels.items():
         others = _others(pool, feature, label, generation.seed)
-        cases[feature] = Case(evidence, feature, label, others, levels, generation.seed), key
+        cases[feature] = Case(evidence, feature, label, others, levels, generation.seed, running), key
     return cases
 
 
@@ -126,6 +134,19 @@ def _score(
                 generation.add_score(name, feature, key if SCORERS[name].about_label else None, found)
         if number % 64 == 0:
             report(len(cases) + number, 2 * len(cases))
+
+
+def _judge(
+    generation: Generation, cases: list[Case], config: InterpretConfig, judge: Judge, report: Callable[..., None]
+) -> dict[str, Any]:
+    """Adds what the judge says of features and concepts; returns what was spent."""
+    explainers = [JUDGED_EXPLAINERS[n] for n in config.named(0) if n in JUDGED_EXPLAINERS]
+    scorers = [JUDGED_SCORERS[n] for n in config.named(1) if n in JUDGED_SCORERS]
+    judge_features(generation, cases, explainers, scorers, judge, report)
+    if explainers:
+        labels = {feature: text for feature, _, text, _ in generation.label.values()}
+        generation.concepts = named_by(judge, generation.concepts, labels)
+    return judge.spent._asdict() | {"cost": judge.cost}
 
 
 def _others(pool: list[Label], feature: int, label: Label | None, seed: int) -> tuple[Label, ...]:

@@ -1,4 +1,4 @@
-"""95 % intervals of the figures that scores are made of; a simulation in the tests holds their coverage."""
+"""Thresholds, and 95 % intervals of the figures that scores are made of; a simulation in the tests holds their coverage."""
 
 from __future__ import annotations
 
@@ -69,6 +69,16 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> Interval:
         return (inside + outside) / 2
 
     return Interval(value, end(-1), end(1))
+
+
+def best_threshold(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The middle between two neighbouring scores with the best balanced accuracy; the middle one of equally good ones."""
+    values = np.unique(np.concatenate([positive, negative]))
+    edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2])
+    recall = 1 - np.searchsorted(np.sort(positive), edges, "right") / len(positive)
+    silent = np.searchsorted(np.sort(negative), edges, "right") / len(negative)
+    best = np.flatnonzero(recall + silent >= (recall + silent).max() - 1e-12)
+    return float(edges[best[len(best) // 2]])
 
 
 def jackknife(value: float, left_out: np.ndarray) -> Interval:

@@ -6,18 +6,20 @@ import asyncio
 import hashlib
 import json
 import os
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from math import exp
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from sae.errors import ConfigError, UnavailableError
+from sae.interpret.answer_cache import AnswerCache
 from sae.section import Count, Section
 
 FAILED_ANSWERS_IN_A_ROW = 20
+ALTERNATIVES = 5
+YES, NO = ("true", "1"), ("false", "0")
 
 
 class JudgeConfig(Section):
@@ -35,6 +37,12 @@ class JudgeConfig(Section):
     structured: bool = Field(
         default=True, description="Have the server hold the answer to a JSON schema; false where it cannot."
     )
+    logprobs: bool = Field(
+        default=False,
+        description="Ask how likely every yes and no was; where the server tells, yes-or-no scorers add an AUC.",
+    )
+    price_read: float | None = Field(default=None, ge=0, description="Price of a million tokens read; shown as cost.")
+    price_written: float | None = Field(default=None, ge=0, description="Price of a million tokens written.")
 
 
 class Prompt(NamedTuple):
@@ -51,12 +59,16 @@ class Prompt(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The judge's JSON value, or None with the reason why there is none; tokens that were paid for now."""
+    """The judge's JSON value, or None with the reason why there is none; tokens that were paid for now.
+
+    `chances` holds the probability of yes at every yes or no of the answer, in order, where the server tells it.
+    """
 
     value: Any
     failure: str | None = None
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    chances: list[float] | None = None
 
 
 class Spent(NamedTuple):
@@ -73,17 +85,20 @@ class Judge:
     """Asks prompts concurrently; an answer once given is never paid for again, so a stopped run goes on."""
 
     def __init__(self, config: JudgeConfig, cache: Path):
-        self.config = config
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        self._cache = sqlite3.connect(cache)
-        self._cache.execute(
-            "create table if not exists answer (model text, prompt text, text text, primary key (model, prompt))"
-        )
+        self.config, self._cache = config, AnswerCache(cache)
         self.spent = Spent(0, 0, 0, 0, 0)
 
     def close(self) -> None:
         """Closes the cache."""
         self._cache.close()
+
+    @property
+    def cost(self) -> float | None:
+        """What was spent, in the unit of the prices; None without prices."""
+        prices = self.config.price_read, self.config.price_written
+        if prices == (None, None):
+            return None
+        return (self.spent.prompt_tokens * (prices[0] or 0) + self.spent.answer_tokens * (prices[1] or 0)) / 1e6
 
     def ask(self, prompts: list[Prompt], report: Callable[[int, Spent], None] = lambda n, s: None) -> list[Answer]:
         """One answer for every prompt, in order. `report` is given (prompts done, what was spent so far).
@@ -92,28 +107,15 @@ class Judge:
         """
         found: dict[int, Answer] = {}
         for number, prompt in enumerate(prompts):
-            text = self._cached(prompt)
-            if text is not None:
-                found[number] = read(text)
+            held = self._cache.get(self.config.model, prompt.digest, self.config.logprobs)
+            if held is not None:
+                found[number] = read(held[0])._replace(chances=held[1])
                 self._count(cached=1, failed=int(found[number].failure is not None))
         missing = [n for n in range(len(prompts)) if n not in found]
         report(len(found), self.spent)
         if missing:
             asyncio.run(self._ask_all([(n, prompts[n]) for n in missing], found, report))
         return [found[n] for n in range(len(prompts))]
-
-    def _cached(self, prompt: Prompt) -> str | None:
-        with closing(self._cache.cursor()) as cursor:
-            row = cursor.execute(
-                "select text from answer where model = ? and prompt = ?", (self.config.model, prompt.digest)
-            ).fetchone()
-        return None if row is None else row[0]
-
-    def _keep(self, prompt: Prompt, text: str) -> None:
-        with self._cache:
-            self._cache.execute(
-                "insert or replace into answer values (?, ?, ?)", (self.config.model, prompt.digest, text)
-            )
 
     def _count(self, **more: int) -> None:
         self.spent = Spent(**{name: value + more.get(name, 0) for name, value in self.spent._asdict().items()})
@@ -165,6 +167,8 @@ class Judge:
         if self.config.structured:
             schema = {"name": "answer", "schema": prompt.schema, "strict": True}
             more["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if self.config.logprobs:
+            more |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
         try:
             made = await client.chat.completions.create(
@@ -177,6 +181,7 @@ class Judge:
             )
             choice = made.choices[0]
             text, whole, usage = choice.message.content or "", choice.finish_reason != "length", made.usage
+            told = chances(choice.logprobs.content or []) if choice.logprobs else None
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
@@ -187,17 +192,35 @@ class Judge:
                 return Answer(None, "the server refused this prompt")  # others it took: too long, or filtered
             raise ConfigError(
                 f"judge {self.config.base_url}: it refuses the request: {error}. Check model and key"
-                + (", or set structured to false." if self.config.structured else ".")
+                + "".join(f", or set {n} to false" for n in ("structured", "logprobs") if getattr(self.config, n))
+                + "."
             ) from None
         except openai.OpenAIError as error:
             return Answer(None, f"no answer ({type(error).__name__})")
         except (ValueError, AttributeError, TypeError, IndexError) as error:
             return Answer(None, f"no answer in the form of a chat completion ({type(error).__name__})")
         if whole:
-            self._keep(prompt, text)
+            self._cache.put(self.config.model, prompt.digest, self.config.logprobs, text, told)
         return read(text)._replace(
-            prompt_tokens=usage.prompt_tokens if usage else 0, answer_tokens=usage.completion_tokens if usage else 0
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            answer_tokens=usage.completion_tokens if usage else 0,
+            chances=told,
         )
+
+
+def chances(tokens: list[Any]) -> list[float]:
+    """P(yes) / (P(yes) + P(no)) at every token of an answer that is a yes or a no, among its likeliest alternatives."""
+    found = []
+    for token in tokens:
+        if _word(token) in (*YES, *NO):
+            given = {t.token: t for t in (*(token.top_logprobs or ()), token)}.values()
+            yes, no = (sum(exp(t.logprob) for t in given if _word(t) in words) for words in (YES, NO))
+            found.append(yes / (yes + no) if yes + no > 0 else float(_word(token) in YES))
+    return found
+
+
+def _word(token: Any) -> str:
+    return token.token.strip(" \n\t[],:").lower()
 
 
 def read(text: str) -> Answer:

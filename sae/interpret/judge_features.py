@@ -28,7 +28,7 @@ def judge_features(
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
-        told = _Told(first, len(cases), report)
+        told = _Told(first, len(cases), judge, report)
         texts = _explained(generation, part, explainers, judge, told)
         for scorer in scorers:
             whole: list[tuple[Case, int | None, str]] = [(case, None, "") for case in part]
@@ -40,13 +40,14 @@ def judge_features(
 class _Told:
     """Progress with what was asked and paid for."""
 
-    def __init__(self, done: int, total: int, report: Callable[..., None]):
-        self.done, self.total, self.report = done, total, report
+    def __init__(self, done: int, total: int, judge: Judge, report: Callable[..., None]):
+        self.done, self.total, self.judge, self.report = done, total, judge, report
 
     def __call__(self, prompts: int, spent: Spent) -> None:
         self.report(
             self.done, self.total, asked=spent.asked, cached=spent.cached, failed=spent.failed,
             tokens_read=spent.prompt_tokens, tokens_written=spent.answer_tokens,
+            **({} if self.judge.cost is None else {"cost": self.judge.cost}),
         )  # fmt: skip
 
 

