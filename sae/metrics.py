@@ -21,15 +21,27 @@ class FvuMeter:
     @torch.no_grad()
     def add(self, x: Tensor, x_hat: Tensor) -> None:
         """Adds rows x [rows, d_model] and their reconstruction."""
-        self.error += (x - x_hat).square().sum(dtype=torch.float64)
-        self.square += x.square().sum(dtype=torch.float64)
-        self.total += x.sum(0, dtype=torch.float64)
-        self.rows += len(x)
+        self.add_sums(*batch_sums(x, x_hat), len(x))
+
+    @torch.no_grad()
+    def add_sums(self, error: Tensor, square: Tensor, total: Tensor, rows: int) -> None:
+        """Adds what `batch_sums` gives of a batch."""
+        self.error += error
+        self.square += square
+        self.total += total
+        self.rows += rows
 
     def value(self) -> float:
         """The fraction of variance unexplained; nan before two different rows."""
         variance = self.square - self.total.square().sum() / max(self.rows, 1)
         return float(self.error / variance) if variance > 0 else float("nan")
+
+
+@torch.no_grad()
+def batch_sums(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum ||x - x_hat||^2, sum ||x||^2, sum x) over the rows of a batch, in float64."""
+    wide = torch.float64
+    return (x - x_hat).square().sum(dtype=wide), x.square().sum(dtype=wide), x.sum(0, dtype=wide)
 
 
 def normalised_mse(x: Tensor, x_hat: Tensor) -> Tensor:

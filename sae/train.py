@@ -17,8 +17,9 @@ from sae.activations import Activations, Statistics, batch_of
 from sae.architectures import ArchitectureConfig, Batch, SparseAutoencoder, build
 from sae.errors import Interrupted, NumericError
 from sae.files import write_bytes
+from sae.fused import FusedStep, Made
 from sae.hookpoints import Channel, HookPoint
-from sae.metrics import FvuMeter, l0
+from sae.metrics import FvuMeter, batch_sums, l0
 from sae.section import Count, Section
 from sae.shuffle import RingBuffer, ShuffleConfig, ShufflePlan
 
@@ -84,6 +85,7 @@ class SaeTrainer:
         self.variance = torch.tensor(sum(s.variance * s.scale**2 for s in writes), device=device)
         if gradient_norm is not None:
             self.sae.get_buffer("gradient_norm").fill_(gradient_norm)
+        self.fused = FusedStep(self.sae, self.optimiser) if FusedStep.fits(self.sae) else None
         self.tokens_seen = 0
         self.reset_log()
 
@@ -105,29 +107,34 @@ class SaeTrainer:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.sae.b_dec.device)
         self.steps = 0
 
-    def _batch(self, raw: dict[Channel, Tensor]) -> Batch:
-        found = batch_of(self.config, raw)
-        x = found.x * self.scale_in
-        return Batch(x, x if found.y is found.x else found.y * self.scale_out, found.gradient)
-
     def step(self, raw: dict[Channel, Tensor], lr: float) -> None:
         """One update on rows [tokens, width] of every channel, in the language model's own units."""
-        losses = self.sae.losses(self._batch(raw), self.variance, self.tokens_seen)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group["multiple"]
+        batch, scales = batch_of(self.config, raw), (self.scale_in, self.scale_out)
+        made = self.fused(batch, scales, self.variance, lr, self.tokens_seen) if self.fused else None
+        made = made or self._reference_step(batch)
+        self.fvu.add_sums(made.squared_error, made.square, made.total, len(batch.x))
+        self.sums += torch.stack([made.loss.double(), made.aux.double(), made.l0.double()])
+        self.steps += 1
+        self.tokens_seen += len(batch.x)
+
+    def _reference_step(self, raw: Batch) -> Made:
+        x = raw.x * self.scale_in
+        batch = Batch(x, x if raw.y is raw.x else raw.y * self.scale_out, raw.gradient)
+        losses = self.sae.losses(batch, self.variance, self.tokens_seen)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         self.sae.project_decoder_gradient()
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr * group["multiple"]
         self.optimiser.step()
         self.sae.normalise_decoder()
         made = losses.made
         self.sae.count_firings(made.encoding)
         self.sae.observe(made)
-        with torch.no_grad():
-            self.fvu.add(made.batch.y, made.x_hat)
-            self.sums += torch.stack([losses.total, losses.aux, l0(made.encoding.top_acts)]).double()
-        self.steps += 1
-        self.tokens_seen += len(made.x_hat)
+        if self.fused:
+            self.fused.reset()
+        mean_l0 = l0(made.encoding.top_acts.detach())
+        return Made(losses.total.detach(), losses.aux.detach(), mean_l0, *batch_sums(made.batch.y, made.x_hat))
 
     def log_line(self, lr: float) -> dict[str, float | int]:
         """Figures since the last line; raises `NumericError` where the loss is not finite."""
@@ -163,6 +170,8 @@ class SaeTrainer:
                 for name in ("exp_avg", "exp_avg_sq"):
                     moments[name] = torch.empty_like(parameter).copy_(moments[name])
                 self.optimiser.state[parameter] = moments
+        if self.fused:
+            self.fused.reset()
         self.fvu.error, self.fvu.square, self.fvu.total = (
             own[f"fvu.{n}"].to(self.sums.device) for n in ("error", "square", "total")
         )

@@ -117,6 +117,32 @@ def constant(yes):
     return says(lambda d, t: yes, lambda d, t: level, lambda ts: 1, lambda d, t: level)
 
 
+def marked(text):
+    return text.split(OPEN, 1)[1].split(CLOSE, 1)[0].strip() if OPEN in text else ""
+
+
+def word(description):
+    return description.split(":")[0].replace("token ", "").strip("\u201c\u201d")
+
+
+word_test = says(
+    lambda d, t: marked(t) == word(d) if OPEN in t else f" {word(d)} " in f"{t} ",
+    lambda d, t: 10 * (marked(t) == word(d)), lambda ts: 1, lambda d, t: 10 * (t.strip() == word(d)),
+)  # fmt: skip
+
+
+def knows(system, data, schema):
+    """Names the word between the marks, and later answers by that word alone."""
+    if "label" not in schema["properties"]:
+        if "odd" in schema["properties"]:
+            found = [marked(t) for t in data["texts"]]
+            return json.dumps({"odd": 1 + min(range(len(found)), key=lambda i: found.count(found[i]))})
+        return word_test(system, data, schema)
+    texts = data.get("windows") or data.get("fires")
+    name = marked(texts[0]) if texts else data["tokens"][0][0].strip()
+    return json.dumps({"kind": "input", "label": name, "sentence": "It fires on this word."})
+
+
 def copied(planted, tmp_path, name="copy"):  # noqa: F811
     import shutil
 
@@ -172,30 +198,7 @@ def test_a_random_judge_scores_at_chance_within_the_interval(planted, tmp_path, 
 
 
 def test_a_judge_that_knows_scores_near_one(planted, tmp_path, judges):  # noqa: F811
-    """It names the word between the marks, and later answers by that word alone."""
-
-    def marked(text):
-        return text.split(OPEN, 1)[1].split(CLOSE, 1)[0].strip() if OPEN in text else ""
-
-    def word(description):
-        return description.split(":")[0].replace("token ", "").strip("\u201c\u201d")
-
-    test = says(
-        lambda d, t: marked(t) == word(d) if OPEN in t else f" {word(d)} " in f"{t} ",
-        lambda d, t: 10 * (marked(t) == word(d)), lambda ts: 1, lambda d, t: 10 * (t.strip() == word(d)),
-    )  # fmt: skip
-
-    def reply(system, data, schema):
-        if "label" not in schema["properties"]:
-            if "odd" in schema["properties"]:
-                found = [marked(t) for t in data["texts"]]
-                return json.dumps({"odd": 1 + min(range(len(found)), key=lambda i: found.count(found[i]))})
-            return test(system, data, schema)
-        texts = data.get("windows") or data.get("fires")
-        name = marked(texts[0]) if texts else data["tokens"][0][0].strip()
-        return json.dumps({"kind": "input", "label": name, "sentence": "It fires on this word."})
-
-    store, summary = judged(copied(planted, tmp_path), judges(reply))
+    store, summary = judged(copied(planted, tmp_path), judges(knows))
     for feature in FEATURES:
         for explainer in ("max_activation", "contrastive", "single_token"):
             found = scores(store, feature, explainer)
@@ -399,16 +402,18 @@ def test_an_unreadable_answer_ranks_last():
 
 def test_a_judge_names_concepts_and_what_it_does_not_name_keeps_its_words(planted, tmp_path, judges):  # noqa: F811
     folder = copied(planted, tmp_path)
-    judged(folder, judges(constant(True)), price_read=1e6, price_written=2e6)
+    judged(folder, judges(knows), price_read=1e6, price_written=2e6)
     named = json.loads((folder / "concepts.json").read_text())["concepts"]
     plain_names = json.loads((planted[0] / "concepts.json").read_text())["concepts"]
-    assert named and all(c["name"].startswith("a word group (") for c in named)
+    assert named and all(c["name"].startswith("a word group (") for c in named), named[:2]
     assert [c["features"] for c in named] == [c["features"] for c in plain_names]
-    good = constant(True)
-    silent = judges(lambda s, d, schema: "no" if "name" in schema["properties"] else good(s, d, schema))
+    silent = judges(lambda s, d, schema: "no" if "name" in schema["properties"] else knows(s, d, schema))
     _, summary = judged(copied(planted, tmp_path, "other"), silent, price_read=1e6, price_written=2e6)
     kept = json.loads((tmp_path / "other" / "concepts.json").read_text())["concepts"]
     assert not any("(" in c["name"] for c in kept)
+    judged(copied(planted, tmp_path, "guessing"), judges(constant(True)))
+    guessed = json.loads((tmp_path / "guessing" / "concepts.json").read_text())["concepts"]
+    assert guessed == plain_names  # a judge at chance explains nothing and names nothing
     spent = summary["judge"]
     assert spent["cost"] == spent["prompt_tokens"] + 2 * spent["answer_tokens"] > 0
 

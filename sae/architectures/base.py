@@ -19,6 +19,15 @@ TOKEN_NORM_EPS = 1e-5
 C = TypeVar("C", bound=ArchitectureConfig)
 
 
+def aux_of(given: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, count: int) -> Tensor:
+    """AuxK of dead latents with these weights: see `SparseAutoencoder.aux_loss`."""
+    pre_acts = given @ w_enc + b_enc
+    top = pre_acts.topk(min(count, len(b_enc)), dim=1, sorted=False)
+    acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
+    e_hat = acts @ w_dec
+    return (error - e_hat).square().sum() / (error - error.mean(0)).square().sum().clamp_min(1e-30)
+
+
 class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     """x_hat = sum_i a_i d_i + b_dec with few a_i > 0; a = activate((x - b_dec) W_enc + b_enc) on the selected latents.
 
@@ -75,7 +84,8 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         """Whether b_dec is taken from the input: where input and target are the same."""
         return self.config.reads == self.config.writes
 
-    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    @final
+    def prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(x, or x with each token normalised; its mean; its deviation)."""
         if not self.config.token_norm:
             return x, None, None
@@ -120,7 +130,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     @final
     def encode(self, x: Tensor, gradient: Tensor | None = None) -> Encoding:
         """Sparse code of activations x [tokens, d_in]; `gradient` is for architectures that select by it."""
-        x, mean, deviation = self._prepared(x)
+        x, mean, deviation = self.prepared(x)
         return self._code(x, gradient)[0]._replace(mean=mean, deviation=deviation)
 
     @final
@@ -148,7 +158,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         `token_norm` everything is in the normalised space, whose variance is d_out.
         """
         if self.config.token_norm:
-            x = self._prepared(batch.x)[0]
+            x = self.prepared(batch.x)[0]
             batch, variance = Batch(x, x, batch.gradient), torch.full_like(variance, self.d_out)
         encoding, values = self._code(batch.x, batch.gradient)
         x_hat = self.decode(encoding, batch.x)
@@ -182,20 +192,18 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         count = min(self.config.k_aux, len(dead))
         if count == 0 or self.config.aux_coefficient == 0:
             return x.new_zeros(())
-        pre_acts = self.centre(x) @ self.W_enc[:, dead] + self.b_enc[dead]
-        top = pre_acts.topk(count, dim=1, sorted=False)
-        acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
-        e_hat = acts @ self.W_dec[dead]
-        return (error - e_hat).square().sum() / (error - error.mean(0)).square().sum().clamp_min(1e-30)
+        return aux_of(self.centre(x), error, self.W_enc[:, dead], self.b_enc[dead], self.W_dec[dead], count)
 
     @final
     @torch.no_grad()
     def count_firings(self, encoding: Encoding) -> None:
         """Advances `tokens_since_fired`; a selected latent whose activation is 0 has not fired."""
-        fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
-        fired[encoding.top_indices[encoding.top_acts > 0]] = True
+        acts, latents = encoding.top_acts.flatten(), encoding.top_indices.flatten().long()
+        most = torch.zeros_like(self.tokens_since_fired, dtype=acts.dtype).scatter_reduce_(
+            0, latents, acts.detach(), "amax"
+        )
         self.tokens_since_fired += len(encoding.top_acts)
-        self.tokens_since_fired[fired] = 0
+        self.tokens_since_fired.masked_fill_(most > 0, 0)
 
     @final
     @torch.no_grad()

@@ -143,8 +143,9 @@ def _judge(
     explainers = [JUDGED_EXPLAINERS[n] for n in config.named(0) if n in JUDGED_EXPLAINERS]
     scorers = [JUDGED_SCORERS[n] for n in config.named(1) if n in JUDGED_SCORERS]
     judge_features(generation, cases, explainers, scorers, judge, report)
-    if explainers:
-        labels = {feature: text for feature, _, text, _ in generation.label.values()}
+    labels = {feature: text for feature, _, text, _ in generation.label.values()}
+    own = sum(explainer in JUDGED_EXPLAINERS for _, explainer, _, _ in generation.label.values())
+    if own > len(cases) / 2:  # a judge that describes features better than chance may name concepts
         generation.concepts = named_by(judge, generation.concepts, labels)
     return judge.spent._asdict() | {"cost": judge.cost}
 

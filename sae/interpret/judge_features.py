@@ -23,8 +23,8 @@ def judge_features(
 ) -> None:
     """Adds the judge's explanations of all cases and its scores.
 
-    The first explainer's text becomes the label where detection ran, was not void and is better than chance; its score
-    is then the detection's. Else the best rule stays the label.
+    The first explainer's text becomes the label where detection finds it better than chance, and not worse than the best
+    rule on the same windows, both at 95 %; its score is then the detection's. Else the best rule stays the label.
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
@@ -81,5 +81,5 @@ def _scored(
             generation.add_score(scorer.name, case.feature, key, found, judge.config.model, digest)
             if scorer.name == "detection" and key is not None and case.feature not in chosen:
                 chosen.add(case.feature)
-                if found.interval.value > 0.5:
+                if found.interval.low > found.chance and not found.interval.high < found.baseline:
                     generation.choose(key, found.interval.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -10,11 +11,16 @@ from torch import Tensor
 
 from sae.kernels import dense, reference
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 DENSE_SHARE = {"cpu": 0.25, "cuda": 0.012}  # a token that keeps more of the latents is multiplied densely
 
 
 def selection_for(tensor: Tensor) -> ModuleType:
-    """The module of selections for pre-activations: a CPU's for float32 and bfloat16, else plain torch."""
+    """The module of selections for pre-activations in float32 or bfloat16 on a CPU or with Triton, else plain torch."""
+    if tensor.device.type == "cuda" and HAS_TRITON:
+        from sae.kernels import cuda
+
+        return cuda
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16):
         from sae.kernels import cpu
 

@@ -1,0 +1,1 @@
+"""Speed of saedex on this machine beside floors and peers, as ratios of one run."""

@@ -1,0 +1,152 @@
+"""`sae bench step`: one whole training step with Adam, activations in memory, beside peers and floors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae.activations import Statistics
+from sae.architectures.topk import TopKConfig
+from sae.benchmarks.timing import timed
+from sae.hookpoints import Channel, HookPoint
+from sae.train import SaeTrainer
+
+HOOK = HookPoint("resid_post", 0)
+
+
+class Shape(NamedTuple):
+    """Width of the activations, latents, latents kept per token, tokens a step."""
+
+    width: int
+    latents: int
+    k: int
+    tokens: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """Of "width,latents,k,tokens"."""
+        return cls(*map(int, text.split(",")))
+
+
+Step = Callable[[], object]
+
+
+def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype) -> Step:
+    """Ours: selection in `dtype`."""
+    config = TopKConfig(name="x", hook=HOOK, d_sae=shape.latents, k=shape.k)
+    centre = rows.float().mean(0)
+    variance = float((rows.float() - centre).square().sum(1).mean())
+    norm = float(rows.float().norm(dim=1).median())
+    scale = shape.width**0.5 / norm
+    statistics = Statistics(norm, scale, centre.tolist(), centre.tolist(), variance, None)
+    trainer = SaeTrainer(config, {HOOK: statistics}, 0, dtype, rows.device)
+    return lambda: trainer.step({Channel(HOOK): rows}, 1e-3)
+
+
+def sparsify(shape: Shape, rows: Tensor) -> Step:
+    """eai-sparsify's step with its own kernels and fused Adam."""
+    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
+
+    coder: Any = SparseCoder(shape.width, SparseCoderConfig(num_latents=shape.latents, k=shape.k), dtype=torch.float32)
+    coder.to(rows.device)
+    optimiser = torch.optim.Adam(coder.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        coder.set_decoder_norm_to_unit_norm()
+        out = coder(rows.float())
+        optimiser.zero_grad()
+        out.fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimiser.step()
+
+    return step
+
+
+def dictionary_learning(shape: Shape, rows: Tensor) -> Step:
+    """dictionary-learning's step, in bfloat16 autocast on a GPU."""
+    from dictionary_learning.trainers.top_k import TopKTrainer  # pyright: ignore[reportMissingImports]
+
+    trainer: Any = TopKTrainer(
+        steps=100_000, activation_dim=shape.width, dict_size=shape.latents, k=shape.k, layer=0, lm_name="x", lr=1e-3,
+        device=str(rows.device),
+    )  # fmt: skip
+    count = iter(range(1, 1 << 30))
+
+    def step() -> None:
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=rows.device.type == "cuda"):
+            trainer.update(next(count), rows.float())
+
+    return step
+
+
+def saelens(shape: Shape, rows: Tensor) -> Step:
+    """sae-lens' step, in bfloat16 autocast on a GPU."""
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # pyright: ignore[reportMissingImports]
+    from sae_lens.saes.sae import TrainStepInput  # pyright: ignore[reportMissingImports]
+
+    device = rows.device
+    sae: Any = TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=shape.width, d_sae=shape.latents, k=shape.k, device=str(device))
+    )
+    optimiser = torch.optim.Adam(sae.parameters(), lr=1e-3, fused=True)
+    dead = torch.zeros(shape.latents, dtype=torch.bool, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            out = sae.training_forward_pass(TrainStepInput(rows.float(), {}, dead, 1, False))
+        optimiser.zero_grad()
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimiser.step()
+
+    return step
+
+
+PEERS = {"sparsify": sparsify, "dictionary_learning": dictionary_learning, "saelens": saelens}
+
+
+def floors(shape: Shape, rows: Tensor, dtype: torch.dtype) -> dict[str, Step]:
+    """What no step can do without: the encoder's product, and reading and writing all weights and moments once."""
+    device = rows.device
+    given, table = rows.to(dtype), torch.randn(shape.latents, shape.width, device=device).to(dtype)
+    weights = [torch.randn(shape.latents, shape.width, device=device, requires_grad=True) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimiser = torch.optim.Adam(weights, lr=1e-3, fused=True)
+    return {"encoder product": lambda: given @ table.T, "fused Adam": optimiser.step}
+
+
+def measure(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Seconds and peak memory of every step and floor that can run here; what cannot says why."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
+    makers: dict[str, Callable[[], Step]] = {"saedex": lambda: saedex(shape, rows, dtype)}
+    makers |= {name: lambda make=make: make(shape, rows) for name, make in PEERS.items()}
+    found: dict[str, Any] = {}
+    for name, make in makers.items():
+        try:
+            found[name] = timed(make(), device, repeats)._asdict()
+        except ImportError as error:
+            found[name] = {"missing": str(error).splitlines()[0]}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    for name, call in floors(shape, rows, dtype).items():
+        found[name] = timed(call, device, repeats)._asdict()
+    return {"shape": shape._asdict(), "dtype": str(dtype).removeprefix("torch."), "steps": found}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The measurements as a Markdown table, each against saedex."""
+    ours = measured["steps"]["saedex"]
+    lines = ["| | ms | against saedex | peak MiB |", "|---|---|---|---|"]
+    for name, found in measured["steps"].items():
+        if "missing" in found:
+            lines.append(f"| {name} | not installed | | |")
+        else:
+            ratio, memory = found["seconds"] / ours["seconds"], found["peak_bytes"] / 2**20
+            lines.append(f"| {name} | {found['seconds'] * 1e3:.2f} | {ratio:.2f} | {memory:.0f} |")
+    return "\n".join(lines)

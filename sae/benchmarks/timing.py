@@ -1,0 +1,43 @@
+"""How long one call takes, and the memory that it needs on a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+WARM_UP, REPEATS = 5, 20
+
+
+class Timed(NamedTuple):
+    """Median seconds of a call, and the most bytes that were in use on the GPU (0 on a CPU)."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> Timed:
+    """Times `repeats` calls after a few that do not count; on a GPU by its own clock."""
+    for _ in range(WARM_UP if device.type == "cuda" else 2):
+        call()
+    if device.type != "cuda":
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - start)
+        return Timed(statistics.median(found), 0)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        call()
+        mark.record()
+    torch.cuda.synchronize()
+    each = [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
+    return Timed(statistics.median(each), torch.cuda.max_memory_allocated())
