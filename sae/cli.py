@@ -215,6 +215,47 @@ def _interpret_parser(commands: Any) -> None:
     again.set_defaults(work=_interpret)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, Shape, measure, table
+
+    gpu = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise UnavailableError("--device cuda was asked, torch sees no GPU. Use --device cpu.")
+    device = torch.device("cuda" if gpu else "cpu")
+    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    shapes = [Shape.parse(text) for text in arguments.shape] or list(GPU_SHAPES if gpu else CPU_SHAPES)
+    found: dict[str, Any] = {"device": name, "torch": torch.__version__, "shapes": []}
+    print(f"One training step with Adam; {name}, torch {torch.__version__}. Medians of {arguments.repeats} steps.")
+    for shape in shapes:
+        found["shapes"].append(measure(shape, device, arguments.repeats))
+        print(f"\nwidth {shape.width}, latents {shape.latents}, k {shape.k}, tokens {shape.tokens}\n")
+        print(table(found["shapes"][-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+    return 0
+
+
+def _bench_parser(commands: Any) -> None:
+    """`sae bench step`."""
+    bench = commands.add_parser("bench", help="speed on this machine beside floors and installed peers")
+    step = bench.add_subparsers(required=True, metavar="command").add_parser(
+        "step", help="one training step, activations in memory, as ratios in one run"
+    )
+    step.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: a GPU if any)")
+    step.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="WIDTH,LATENTS,K,TOKENS",
+        help="repeat; default: three usual ones",
+    )
+    step.add_argument("--repeats", type=int, default=20, metavar="N", help="steps that are timed (default: 20)")
+    step.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    step.set_defaults(work=_bench)
+
+
 def _concept(arguments: argparse.Namespace) -> int:
     from sae.apply.concept_file import add_concept, texts_of
     from sae.progress import Screen
@@ -318,6 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     serve.set_defaults(work=_serve)
     _interpret_parser(commands)
     _concept_parser(commands)
+    _bench_parser(commands)
     _transfer_parsers(commands)
     config = commands.add_parser("config", help="explain or check a configuration")
     config_commands = config.add_subparsers(required=True, metavar="command")

@@ -40,12 +40,14 @@ class FusedStep:
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
-        """Whether the loss of this dictionary is the squared error and AuxK of a code ReLU(z), on a GPU in bfloat16."""
+        """Whether this dictionary of one hook point has the squared error and AuxK of a code ReLU(z) as its loss, on a GPU
+        in bfloat16."""
         kind, base = type(sae), SparseAutoencoder
-        plain = kind.activate is base.activate and not sae.lr_multiples and sae.W_skip is None
+        plain = kind.activate is base.activate and not sae.lr_multiples
         extra = kind.extra_loss is not base.extra_loss and getattr(sae.config, "multi_topk", True)
+        one = len(sae.config.reads) == 1 and sae.centred
         on_gpu = sae.b_dec.device.type == "cuda" and sae.selection_dtype == torch.bfloat16 and HAS_TRITON
-        return plain and not extra and on_gpu and sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
+        return plain and not extra and one and on_gpu and sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
 
     def reset(self) -> None:
         """Forgets what is derived from weights and moments; to be called when they change from outside."""
@@ -53,16 +55,14 @@ class FusedStep:
         self._updates: int | None = None
 
     @torch.no_grad()
-    def __call__(
-        self, raw: Batch, scales: tuple[Tensor, Tensor], variance: Tensor, lr: float, tokens_seen: int
-    ) -> Made | None:
+    def __call__(self, raw: Batch, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int) -> Made | None:
         """One update on rows in the language model's units; None, and nothing done, where a token keeps too many latents."""
         from sae.kernels import cuda
 
         sae, n = self.sae, len(raw.x)
         if not self._rounded:
             self._rounded = [sae.W_enc.data.T.bfloat16(), sae.W_dec.data.bfloat16()]
-        batch, given, square, variance = self._prepared(raw, scales, variance)
+        batch, given, square, variance = self._prepared(raw, scale, variance)
         indices, values = self._select(given, batch)
         if indices.shape[1] > WIDEST:
             return None
@@ -74,8 +74,7 @@ class FusedStep:
         adam = self._adam(lr)
         to_b_dec = to_b_dec + _column_sums(decoded.error) * coefficient
         gradient, ends = cuda.update_latents(pairs, decoded, self._state(sae.b_enc), sae.tokens_since_fired, adam, more)
-        if sae.centred:
-            to_b_dec -= torch.mm(gradient[None].bfloat16(), self._rounded[0], out_dtype=torch.float32)[0]
+        to_b_dec -= torch.mm(gradient[None].bfloat16(), self._rounded[0], out_dtype=torch.float32)[0]
         cuda.update_rows(
             pairs, decoded, given, coefficient, ends, self._rows(sae.W_enc, 0), self._rows(sae.W_dec, 1), adam, more
         )
@@ -87,21 +86,17 @@ class FusedStep:
         loss = error / n / variance + sae.config.aux_coefficient * aux
         return Made(loss, aux, count / n, error, square, _column_sums(batch.y))
 
-    def _prepared(
-        self, raw: Batch, scales: tuple[Tensor, Tensor], variance: Tensor
-    ) -> tuple[Batch, Tensor, Tensor, Tensor]:
+    def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> tuple[Batch, Tensor, Tensor, Tensor]:
         """(batch in the dictionary's units, centred input in bfloat16, sum of the target's squares, variance)."""
         from sae.kernels import cuda
 
         sae = self.sae
-        if raw.x is raw.y and not sae.config.token_norm:
-            y, given, squares = cuda.prepare(raw.x, scales[1], sae.b_dec if sae.centred else None)
+        if not sae.config.token_norm:
+            y, given, squares = cuda.prepare(raw.x, scale, sae.b_dec)
             return Batch(y, y, raw.gradient), given, squares.sum(dtype=torch.float64), variance
-        batch = Batch(raw.x * scales[0], raw.y * scales[1], raw.gradient)
-        if sae.config.token_norm:
-            x = sae.prepared(batch.x)[0]
-            batch, variance = Batch(x, x, batch.gradient), torch.full_like(variance, sae.d_out)
-        return batch, sae.centre(batch.x).bfloat16(), batch.y.square().sum(dtype=torch.float64), variance
+        x = sae.prepared(raw.x * scale)[0]
+        square, variance = x.square().sum(dtype=torch.float64), torch.full_like(variance, sae.d_out)
+        return Batch(x, x, raw.gradient), sae.centre(x).bfloat16(), square, variance
 
     def _select(self, given: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(latents in int32, pre-activations in float32), [tokens, width] each."""
@@ -139,7 +134,7 @@ class FusedStep:
         if self._updates is None:
             self._updates = int(steps[0])
         self._updates += 1
-        torch._foreach_add_(steps, 1)
+        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
         group = self.optimiser.param_groups[0]
         (beta1, beta2), t = group["betas"], self._updates
         return cuda.Adam(lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, beta1, beta2, group["eps"])
@@ -158,14 +153,12 @@ class FusedStep:
         with torch.enable_grad():
             b_dec, b_enc = sae.b_dec.detach().requires_grad_(), sae.b_enc.detach()[dead].requires_grad_()
             w_enc, w_dec = sae.W_enc.detach().T[dead].requires_grad_(), sae.W_dec.detach()[dead].requires_grad_()
-            given = x - b_dec if sae.centred else x
-            aux = aux_of(given, -error.float(), w_enc.T, b_enc, w_dec, config.k_aux)
-            wanted = (w_enc, w_dec, b_enc, *((b_dec,) if sae.centred else ()))
-            found = torch.autograd.grad(aux * config.aux_coefficient, wanted)
+            aux = aux_of(x - b_dec, -error.float(), w_enc.T, b_enc, w_dec, config.k_aux)
+            found = torch.autograd.grad(aux * config.aux_coefficient, (w_enc, w_dec, b_enc, b_dec))
         slots = torch.full((sae.d_sae,), -1, dtype=torch.int32, device=x.device)
         slots[dead] = torch.arange(len(dead), dtype=torch.int32, device=x.device)
         more = slots, found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
-        return aux.detach(), more, found[3] if sae.centred else nothing[2]
+        return aux.detach(), more, found[3]
 
 
 def _column_sums(rows: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ class SaeTrainer:
         """One update on rows [tokens, width] of every channel, in the language model's own units."""
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["multiple"]
-        batch, scales = batch_of(self.config, raw), (self.scale_in, self.scale_out)
-        made = self.fused(batch, scales, self.variance, lr, self.tokens_seen) if self.fused else None
+        batch = batch_of(self.config, raw)
+        made = self.fused(batch, self.scale_in, self.variance, lr, self.tokens_seen) if self.fused else None
         made = made or self._reference_step(batch)
         self.fvu.add_sums(made.squared_error, made.square, made.total, len(batch.x))
         self.sums += torch.stack([made.loss.double(), made.aux.double(), made.l0.double()])

@@ -37,6 +37,7 @@ def cli_page() -> str:
         ("sae eval", main, ["eval", "--help"]),
         ("sae export", main, ["export", "--help"]),
         ("sae import", main, ["import", "--help"]),
+        ("sae bench step", main, ["bench", "step", "--help"]),
         ("sae config", main, ["config", "--help"]),
     ):
         out = io.StringIO()

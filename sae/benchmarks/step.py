@@ -11,6 +11,7 @@ from torch import Tensor
 from sae.activations import Statistics
 from sae.architectures.topk import TopKConfig
 from sae.benchmarks.timing import timed
+from sae.errors import ConfigError
 from sae.hookpoints import Channel, HookPoint
 from sae.train import SaeTrainer
 
@@ -27,10 +28,18 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """Of "width,latents,k,tokens"."""
-        return cls(*map(int, text.split(",")))
+        """Of "width,latents,k,tokens"; raises `ConfigError`."""
+        try:
+            found = cls(*map(int, text.split(",")))
+        except (ValueError, TypeError):
+            raise ConfigError(f"--shape: {text!r} is not width,latents,k,tokens, such as 768,24576,32,8192") from None
+        if min(found) < 1 or found.k > found.latents:
+            raise ConfigError(f"--shape: {text!r}: numbers from 1 up, and no more k than latents")
+        return found
 
 
+GPU_SHAPES = Shape(768, 24_576, 32, 8192), Shape(576, 36_864, 32, 8192), Shape(2304, 65_536, 64, 4096)
+CPU_SHAPES = (Shape(256, 4096, 32, 2048),)
 Step = Callable[[], object]
 
 

@@ -1,0 +1,281 @@
+"""The programs that `cuda` runs, in Triton."""
+
+# pyright: reportMissingImports=false
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def prepare_program(raw, scale, centre, target, given, squares, WIDTH: tl.constexpr, SIZE: tl.constexpr):
+    """One row: raw * scale, that minus the centre in bfloat16, and its squared norm."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, SIZE)
+    ok = columns < WIDTH
+    y = tl.load(raw + row * WIDTH + columns, ok, 0.0).to(tl.float32) * tl.load(scale + columns, ok, 0.0)
+    tl.store(target + row * WIDTH + columns, y, ok)
+    tl.store(squares + row, tl.sum(y * y, 0))
+    y -= tl.load(centre + columns, ok, 0.0)
+    tl.store(given + row * WIDTH + columns, y.to(tl.bfloat16), ok)
+
+
+@triton.jit
+def encode_program(
+    given, table, bias, out, maxima, n_rows, n_latents, PROGRAMS: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr,
+    MAXIMA: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """Tiles of given table^T + bias in bfloat16, and the maxima of every SPAN latents."""
+    down, across = tl.cdiv(n_rows, ROWS), tl.cdiv(n_latents, LATENTS)
+    # One program does many tiles, so that the next tile is read while the last one is written.
+    for tile in tl.range(tl.program_id(0), down * across, PROGRAMS, flatten=True):
+        first = tile // (GROUPED * across) * GROUPED  # tiles at work together share rows and latents in the cache
+        size = min(down - first, GROUPED)
+        row_block, latent_block = first + (tile % (GROUPED * across)) % size, (tile % (GROUPED * across)) // size
+        total = tl.zeros((ROWS, LATENTS), tl.float32)
+        for start in range(0, WIDTH, STEP):
+            a = given.load([row_block * ROWS, start])
+            b = table.load([latent_block * LATENTS, start])
+            total = tl.dot(a, b.T, total)
+        latents = latent_block * LATENTS + tl.arange(0, LATENTS)
+        rounded = (total + tl.load(bias + latents, latents < n_latents, 0.0)[None, :]).to(tl.bfloat16)
+        out.store([row_block * ROWS, latent_block * LATENTS], rounded)
+        if MAXIMA:
+            best = tl.max(tl.reshape(rounded.to(tl.float32), (ROWS, LATENTS // SPAN, SPAN)), 2).to(tl.bfloat16)
+            rows, n_groups = row_block * ROWS + tl.arange(0, ROWS), n_latents // SPAN
+            groups = latent_block * (LATENTS // SPAN) + tl.arange(0, LATENTS // SPAN)
+            inside = (rows < n_rows)[:, None] & (groups < n_groups)[None, :]
+            tl.store(maxima + rows[:, None] * n_groups + groups[None, :], best, inside)
+
+
+@triton.jit
+def maxima_program(pre_acts, maxima, n_groups, GROUPS: tl.constexpr, SPAN: tl.constexpr):
+    """The maxima of every SPAN latents of GROUPS groups of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    groups = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    places = groups[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+    inside = (groups < n_groups)[:, None] & (places >= 0)
+    found = tl.load(pre_acts + row * n_groups * SPAN + places, inside, float("-inf"))
+    tl.store(maxima + row * n_groups + groups, tl.max(found, 1), groups < n_groups)
+
+
+@triton.jit
+def _ordered(values, BITS: tl.constexpr):
+    """Integers in the order of the floats: their bits, with those of negative numbers turned round."""
+    if BITS == 16:
+        bits = values.to(tl.int16, bitcast=True).to(tl.int32)
+        ordered = tl.where(bits < 0, bits ^ 0x7FFF, bits)
+    else:
+        bits = values.to(tl.int32, bitcast=True)
+        ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return ordered
+
+
+@triton.jit
+def _chosen(keys, low, high, K: tl.constexpr):
+    """(which of `keys` are the K largest, ties to the first; their places 0..K-1; the K-th largest).
+
+    At least K keys reach `low` and none is over `high`: the bound is found by halving.
+    """
+    while low < high:
+        middle = high - (high - low) // 2
+        enough = tl.sum((keys >= middle).to(tl.int32), 0) >= K
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+    above, at = keys > low, keys == low
+    spare = K - tl.sum(above.to(tl.int32), 0)
+    take = above | (at & (tl.cumsum(at.to(tl.int32), 0) <= spare))
+    return take, tl.cumsum(take.to(tl.int32), 0) - 1, low
+
+
+@triton.jit
+def groups_program(maxima, groups, bounds, n_groups, K: tl.constexpr, SIZE: tl.constexpr, BITS: tl.constexpr):
+    """The K groups of one row with the largest maxima, ascending, and the K-th largest maximum."""
+    row = tl.program_id(0)
+    numbers = tl.arange(0, SIZE)
+    ok = numbers < n_groups
+    keys = _ordered(tl.load(maxima + row * n_groups + numbers, ok, float("-inf")), BITS)
+    high = tl.max(keys, 0)
+    low = tl.min(tl.where(ok, keys, high), 0)
+    take, place, least = _chosen(tl.where(ok, keys, low - 1), low, high, K)
+    tl.store(groups + row * K + place, numbers, take)
+    tl.store(bounds + row, least)
+
+
+@triton.jit
+def pick_program(
+    pre_acts, groups, bounds, indices, values, n_latents, K: tl.constexpr, SIZE: tl.constexpr, SPAN: tl.constexpr,
+    BITS: tl.constexpr,
+):  # fmt: skip
+    """The K largest values of one row inside its K groups, by ascending latent."""
+    row = tl.program_id(0)
+    number = tl.arange(0, SIZE)
+    ok = number // SPAN < K
+    group = tl.load(groups + row * K + number // SPAN, ok, 0)
+    latents = group * SPAN + number % SPAN
+    found = tl.load(pre_acts + row.to(tl.int64) * n_latents + latents, ok, float("-inf"))
+    low = tl.load(bounds + row)
+    keys = tl.where(ok, _ordered(found, BITS), low - 1)
+    take, place, _ = _chosen(keys, low, tl.max(keys, 0), K)
+    tl.store(indices + row * K + place, latents, take)
+    tl.store(values + row * K + place, found.to(tl.float32), take)
+
+
+@triton.jit
+def decode_program(
+    values, indices, table, bias, target, coefficient, acts, error, to_acts, squares, counts,
+    K: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row: activations, x_hat - target, gradients of the activations, squared error, latents that fired."""
+    row = tl.program_id(0).to(tl.int64)
+    number = tl.arange(0, SIZE)
+    ok = number < K
+    act = tl.maximum(tl.load(values + row * K + number, ok, 0.0), 0.0)
+    tl.store(acts + row * K + number, act, ok)
+    latent = tl.load(indices + row * K + number, ok, 0).to(tl.int64)
+    inner = tl.zeros((SIZE,), tl.float32)
+    square = tl.zeros((), tl.float32)
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < WIDTH
+        rows = tl.load(table + latent[:, None] * WIDTH + columns[None, :], ok[:, None] & inside[None, :], 0.0)
+        rows = rows.to(tl.float32)
+        x_hat = tl.sum(act[:, None] * rows, 0) + tl.load(bias + columns, inside, 0.0)
+        e = tl.where(inside, x_hat - tl.load(target + row * WIDTH + columns, inside, 0.0), 0.0)
+        tl.store(error + row * WIDTH + columns, e.to(tl.bfloat16), inside)
+        inner += tl.sum(rows * e[None, :], 1)
+        square += tl.sum(e * e, 0)
+    inner = tl.where(act > 0, inner * tl.load(coefficient), 0.0)
+    tl.store(to_acts + row * K + number, inner, ok)
+    tl.store(squares + row, square)
+    tl.store(counts + row, tl.sum((act > 0).to(tl.float32), 0))
+
+
+@triton.jit
+def _pair_sums(
+    start, end, order, acts, to_acts, error, given, K: tl.constexpr, PAIRS: tl.constexpr,
+    WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+):  # fmt: skip
+    """(sum of to_act * given row, sum of act * error row) over the pairs start..end of the sorted list."""
+    to_encoder, to_decoder = tl.zeros((BLOCK_IN,), tl.float32), tl.zeros((BLOCK_OUT,), tl.float32)
+    into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
+    for first in range(start, end, PAIRS):
+        pair = first + tl.arange(0, PAIRS)
+        ok = pair < end
+        place = tl.load(order + pair, ok, 0)
+        token = place // K
+        act, to_act = tl.load(acts + place, ok, 0.0), tl.load(to_acts + place, ok, 0.0)
+        e = tl.load(error + token[:, None] * WIDTH_OUT + out[None, :], ok[:, None] & (out < WIDTH_OUT)[None, :], 0.0)
+        x = tl.load(given + token[:, None] * WIDTH_IN + into[None, :], ok[:, None] & (into < WIDTH_IN)[None, :], 0.0)
+        to_decoder += tl.sum(act[:, None] * e.to(tl.float32), 0)
+        to_encoder += tl.sum(to_act[:, None] * x.to(tl.float32), 0)
+    return to_encoder, to_decoder
+
+
+@triton.jit
+def _adam(place, grad, ok, weights, mean, square, rate, root, beta1, beta2, eps):
+    """New weights of one row after Adam (Kingma and Ba 2015, algorithm 1); its moments are stored."""
+    m = tl.load(mean + place, ok, 0.0)
+    v = tl.load(square + place, ok, 0.0)
+    m += (1 - beta1) * (grad - m)
+    v = beta2 * v + (1 - beta2) * grad * grad
+    tl.store(mean + place, m, ok)
+    tl.store(square + place, v, ok)
+    return tl.load(weights + place, ok, 0.0) - rate * m / (tl.sqrt(v) * root + eps)
+
+
+@triton.jit
+def latents_program(
+    offsets, order, acts, to_acts, slots, more, bias, mean, square, gradient, since, n_parts, n_tokens,
+    rate, root, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """One latent: the gradient of b_enc and its update, tokens since it fired, parts of its list of pairs."""
+    latent = tl.program_id(0)
+    start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
+    total, most = tl.zeros((SIZE,), tl.float32), tl.zeros((SIZE,), tl.float32)
+    for first in range(start, end, SIZE):
+        pair = first + tl.arange(0, SIZE)
+        place = tl.load(order + pair, pair < end, 0)
+        total += tl.load(to_acts + place, pair < end, 0.0)
+        most = tl.maximum(most, tl.load(acts + place, pair < end, 0.0))
+    grad = tl.sum(total, 0)
+    if MORE:
+        slot = tl.load(slots + latent)
+        grad += tl.load(more + slot, slot >= 0, 0.0)
+    tl.store(gradient + latent, tl.sum(total, 0))
+    tl.store(bias + latent, _adam(latent, grad, True, bias, mean, square, rate, root, beta1, beta2, eps))
+    tl.store(since + latent, tl.where(tl.max(most, 0) > 0, 0, tl.load(since + latent) + n_tokens))
+    tl.store(n_parts + latent, tl.where(end - start > SPLIT, tl.cdiv(end - start, SPLIT), 0))
+
+
+@triton.jit
+def vector_program(bias, mean, square, gradient, n, rate, root, beta1, beta2, eps, SIZE: tl.constexpr):
+    """Adam on SIZE numbers."""
+    place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    ok = place < n
+    grad = tl.load(gradient + place, ok, 0.0)
+    tl.store(bias + place, _adam(place, grad, ok, bias, mean, square, rate, root, beta1, beta2, eps), ok)
+
+
+@triton.jit
+def parts_program(
+    owners, ends, offsets, order, acts, to_acts, error, given, encoder_parts, decoder_parts,
+    n_latents, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
+    WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+):  # fmt: skip
+    """Sums of both weight gradients over SPLIT pairs of a latent that has more than SPLIT."""
+    part = tl.program_id(0).to(tl.int64)
+    latent = tl.load(owners + part)
+    if latent < n_latents:
+        whole, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
+        number = part - (tl.load(ends + latent) - tl.cdiv(end - whole, SPLIT))
+        start = whole + number.to(tl.int32) * SPLIT
+        end = min(end, start + SPLIT)
+        to_encoder, to_decoder = _pair_sums(
+            start, end, order, acts, to_acts, error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
+        )
+        into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
+        tl.store(encoder_parts + part * WIDTH_IN + into, to_encoder, into < WIDTH_IN)
+        tl.store(decoder_parts + part * WIDTH_OUT + out, to_decoder, out < WIDTH_OUT)
+
+
+@triton.jit
+def update_program(
+    offsets, ends, order, acts, to_acts, error, given, coefficient, encoder_parts, decoder_parts,
+    slots, encoder_more, decoder_more,
+    encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+    rate, root, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
+    WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+):  # fmt: skip
+    """One latent: both weight gradients, Adam, the unit norm of its decoder row, and the weights in bfloat16."""
+    latent = tl.program_id(0).to(tl.int64)
+    start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
+    into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
+    in_ok, out_ok = into < WIDTH_IN, out < WIDTH_OUT
+    if end - start <= SPLIT:
+        to_encoder, to_decoder = _pair_sums(
+            start, end, order, acts, to_acts, error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
+        )
+    else:
+        to_encoder, to_decoder = tl.zeros((BLOCK_IN,), tl.float32), tl.zeros((BLOCK_OUT,), tl.float32)
+        last = tl.load(ends + latent)
+        for part in range(last - tl.cdiv(end - start, SPLIT), last):
+            to_encoder += tl.load(encoder_parts + part * WIDTH_IN + into, in_ok, 0.0)
+            to_decoder += tl.load(decoder_parts + part * WIDTH_OUT + out, out_ok, 0.0)
+    to_decoder *= tl.load(coefficient)
+    if MORE:
+        slot = tl.load(slots + latent)
+        if slot >= 0:
+            to_encoder += tl.load(encoder_more + slot * WIDTH_IN + into, in_ok, 0.0)
+            to_decoder += tl.load(decoder_more + slot * WIDTH_OUT + out, out_ok, 0.0)
+    place = latent * WIDTH_IN + into
+    new = _adam(place, to_encoder, in_ok, encoder, encoder_mean, encoder_square, rate, root, beta1, beta2, eps)
+    tl.store(encoder + place, new, in_ok)
+    tl.store(encoder_rounded + place, new.to(tl.bfloat16), in_ok)
+    place = latent * WIDTH_OUT + out
+    row = tl.load(decoder + place, out_ok, 0.0)
+    to_decoder -= tl.sum(to_decoder * row, 0) * row
+    new = _adam(place, to_decoder, out_ok, decoder, decoder_mean, decoder_square, rate, root, beta1, beta2, eps)
+    new = new / tl.maximum(tl.sqrt(tl.sum(new * new, 0)), 1e-12)
+    tl.store(decoder + place, new, out_ok)
+    tl.store(decoder_rounded + place, new.to(tl.bfloat16), out_ok)

@@ -1,0 +1,42 @@
+"""`sae bench step`: what it prints, keeps and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from sae.benchmarks.step import Shape, floors, saedex
+from sae.benchmarks.timing import timed
+from sae.cli import main
+
+
+def test_a_step_is_timed_beside_floors_and_missing_peers_are_named(tmp_path, capsys):
+    out = tmp_path / "step.json"
+    command = ["bench", "step", "--device", "cpu", "--shape", "32,128,4,64", "--repeats", "3", "--json", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    steps = found["shapes"][0]["steps"]
+    assert found["shapes"][0]["shape"] == {"width": 32, "latents": 128, "k": 4, "tokens": 64}
+    assert steps["saedex"]["seconds"] > 0 and "| saedex |" in said and "| encoder product |" in said
+    for name in ("sparsify", "dictionary_learning", "saelens"):
+        assert steps[name].get("seconds", 0) > 0 or ("missing" in steps[name] and f"| {name} | not installed" in said)
+
+
+def test_the_timed_step_trains(capsys):
+    rows = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    step = saedex(Shape(32, 128, 4, 64), rows, torch.float32)
+    trainer = step.__closure__[-1].cell_contents if step.__closure__ else None
+    step()
+    before = trainer.sae.W_dec.clone()
+    step()
+    assert trainer.tokens_seen == 128 and not torch.equal(before, trainer.sae.W_dec)
+    for call in floors(Shape(32, 128, 4, 64), rows, torch.float32).values():
+        assert timed(call, torch.device("cpu"), 2).seconds > 0
+
+
+def test_a_wrong_shape_is_one_clear_line(capsys):
+    for text in ("1,2,3", "a,b,c,d", "16,8,9,4", "0,8,1,4"):
+        assert main(["bench", "step", "--device", "cpu", "--shape", text]) == 2
+        assert f"--shape: {text!r}" in capsys.readouterr().err
