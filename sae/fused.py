@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder, aux_of
@@ -45,9 +46,20 @@ class FusedStep:
         kind, base = type(sae), SparseAutoencoder
         plain = kind.activate is base.activate and not sae.lr_multiples
         extra = kind.extra_loss is not base.extra_loss and getattr(sae.config, "multi_topk", True)
+        few = getattr(sae.config, "k", 1) <= WIDEST
         one = len(sae.config.reads) == 1 and sae.centred
         on_gpu = sae.b_dec.device.type == "cuda" and sae.selection_dtype == torch.bfloat16 and HAS_TRITON
-        return plain and not extra and one and on_gpu and sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
+        # The tiles are of a size that an H100 holds; they were tried on nothing else.
+        on_gpu = on_gpu and torch.cuda.get_device_capability(sae.b_dec.device) >= (9, 0)
+        return (
+            plain
+            and not extra
+            and one
+            and few
+            and on_gpu
+            and sae.d_in % 16 == 0 == sae.d_out % 16
+            and sae.d_sae % 8 == 0
+        )
 
     def reset(self) -> None:
         """Forgets what is derived from weights and moments; to be called when they change from outside."""
@@ -108,6 +120,9 @@ class FusedStep:
         if by_maxima:
             return cuda.top_k(pre_acts, sae.config.k, maxima)
         indices = sae.select(pre_acts, Selecting(given, batch.gradient))
+        if sae.ragged:  # kernels are compiled for a width, so widths are powers of two
+            width = indices.shape[1]
+            indices = F.pad(indices, (0, (1 << (width - 1).bit_length()) - width), value=-1)
         values = pre_acts.gather(1, indices.clamp_min(0)).float()
         return indices.int(), values.masked_fill(indices < 0, PADDED) if sae.ragged else values
 

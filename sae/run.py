@@ -22,9 +22,10 @@ from sae.config import TrainConfig
 from sae.errors import ConfigError, Interrupted
 from sae.evaluation.evaluate import evaluate, subject_of
 from sae.files import owned, write_bytes, write_json
+from sae.harvest import Harvester
 from sae.index import index
 from sae.interpret.interpret import interpret
-from sae.interpret.running import Running
+from sae.interpret.running import Running, channels_of
 from sae.progress import Screen
 from sae.rooms import Rooms, prepare
 from sae.run_log import MetricsLog
@@ -239,7 +240,8 @@ def _finish_dictionary(
             index(sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update)
     if "explanations" not in read_pointer(folder / "store") or not (folder / "labels.json").exists():
         with screen.stage("label", sae.d_sae, "features") as stage:
-            summary = interpret(folder, config.interpret, stage.update, lambda: Running(sae, rooms.train.harvester))
+            harvester = Harvester(rooms.lm, channels_of(sae), config.harvest, config.text.packing)
+            summary = interpret(folder, config.interpret, stage.update, lambda: Running(sae, harvester))
         write_json(folder / "labels.json", summary)
     if not (folder / "contexts.parquet").exists():
         with screen.stage("export", 1, "dictionary"):

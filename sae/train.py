@@ -133,6 +133,7 @@ class SaeTrainer:
         self.sae.observe(made)
         if self.fused:
             self.fused.reset()
+            self.optimiser.zero_grad(set_to_none=True)
         mean_l0 = l0(made.encoding.top_acts.detach())
         return Made(losses.total.detach(), losses.aux.detach(), mean_l0, *batch_sums(made.batch.y, made.x_hat))
 

@@ -45,7 +45,17 @@ def test_the_k_largest_are_exact_and_ties_go_to_the_first(n, latents, k, dtype):
     from sae.kernels import cuda
 
     random = torch.randn(n, latents, device="cuda").to(dtype)
-    for pre_acts in (random, (random * 2).round() / 2, torch.zeros_like(random), -random.abs(), random * 0 - 1):
+    far = random * 1e8
+    far[:, :64] = -far[:, :64].abs()  # the bits of the maxima are further apart than an integer reaches
+    for pre_acts in (
+        random,
+        (random * 2).round() / 2,
+        torch.zeros_like(random),
+        -random.abs(),
+        random * 0 - 1,
+        random * 300,
+        far,
+    ):
         indices, values = cuda.top_k(pre_acts, k)
         expected = pre_acts.float().sort(dim=1, descending=True, stable=True).indices[:, :k].sort(1).values
         assert torch.equal(indices.long(), expected) and torch.equal(values, pre_acts.float().gather(1, expected))

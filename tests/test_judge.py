@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import random
+import sqlite3
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,8 +17,11 @@ import pytest
 from test_explainers import no_model, planted  # noqa: F401 (a fixture)
 
 from feature_store.queries import Store, explanations, feature_scores
+from feature_store.records import Concept
 from sae.cli import main
 from sae.errors import ConfigError, UnavailableError
+from sae.interpret.answer_cache import AnswerCache
+from sae.interpret.concept_names import named_by
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judge import Judge, JudgeConfig, Prompt, chances, read
 from sae.interpret.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
@@ -400,22 +404,51 @@ def test_an_unreadable_answer_ranks_last():
     assert ranked(trials, [[True, False]] * 20, [*told[:19], [0.9]]) == []
 
 
-def test_a_judge_names_concepts_and_what_it_does_not_name_keeps_its_words(planted, tmp_path, judges):  # noqa: F811
+def test_a_judge_whose_texts_hold_up_names_concepts(judges, tmp_path):
+    concepts = [
+        Concept(0, None, "the, a", 1.0, 1.0, [0, 1, 2]),
+        Concept(1, None, "cat", 1.0, 1.0, [3, 4]),
+        Concept(2, 0, "of", 1.0, 1.0, [0, 1]),
+    ]
+    labels = {feature: f"label {feature}" for feature in range(5)}
+
+    def named(reply, own):
+        judge = Judge(JudgeConfig(base_url=judges(reply).url, model=reply.__name__), tmp_path / "answers.sqlite")
+        found = named_by(judge, concepts, labels, own)
+        judge.close()
+        assert [c.features for c in found] == [c.features for c in concepts]
+        return [c.name for c in found]
+
+    def good(system, data, schema):
+        assert set(data) == {"descriptions"} and all(d.startswith("label") for d in data["descriptions"])
+        return json.dumps({"name": "<b>articles</b> [x](http://evil.example)"})
+
+    def silent(system, data, schema):
+        return "no"
+
+    assert named(good, {0, 1, 3}) == ["articles x (the, a)", "cat", "articles x (of)"]
+    assert named(good, set()) == named(silent, {0, 1, 2, 3, 4}) == ["the, a", "cat", "of"]
+
+
+def test_a_guessing_judge_explains_and_names_nothing_and_its_cost_is_known(planted, tmp_path, judges):  # noqa: F811
     folder = copied(planted, tmp_path)
-    judged(folder, judges(knows), price_read=1e6, price_written=2e6)
-    named = json.loads((folder / "concepts.json").read_text())["concepts"]
-    plain_names = json.loads((planted[0] / "concepts.json").read_text())["concepts"]
-    assert named and all(c["name"].startswith("a word group (") for c in named), named[:2]
-    assert [c["features"] for c in named] == [c["features"] for c in plain_names]
-    silent = judges(lambda s, d, schema: "no" if "name" in schema["properties"] else knows(s, d, schema))
-    _, summary = judged(copied(planted, tmp_path, "other"), silent, price_read=1e6, price_written=2e6)
-    kept = json.loads((tmp_path / "other" / "concepts.json").read_text())["concepts"]
-    assert not any("(" in c["name"] for c in kept)
-    judged(copied(planted, tmp_path, "guessing"), judges(constant(True)))
-    guessed = json.loads((tmp_path / "guessing" / "concepts.json").read_text())["concepts"]
-    assert guessed == plain_names  # a judge at chance explains nothing and names nothing
+    store, summary = judged(folder, judges(constant(True)), price_read=1e6, price_written=2e6)
+    assert (folder / "concepts.json").read_text() == (planted[0] / "concepts.json").read_text()
+    assert not any(e.chosen for f in FEATURES for e in explanations(store, f) if e.explainer == "max_activation")
     spent = summary["judge"]
     assert spent["cost"] == spent["prompt_tokens"] + 2 * spent["answer_tokens"] > 0
+
+
+def test_answers_of_an_earlier_version_are_still_paid_for(tmp_path):
+    with sqlite3.connect(tmp_path / "a.sqlite") as file:
+        file.execute("create table answer (model text, prompt text, text text, primary key (model, prompt))")
+        file.execute("insert into answer values ('m', 'p', 'yes')")
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    assert cache.get("m", "p", False) == ("yes", None) and cache.get("m", "p", True) is None
+    cache.put("m", "q", True, "no", [0.5])
+    assert cache.get("m", "q", True) == cache.get("m", "q", False) == ("no", [0.5])
+    cache.close()
+    AnswerCache(tmp_path / "a.sqlite").close()
 
 
 def test_answers_are_found_inside_other_text():

@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from test_explainers import planted  # noqa: F401 (a fixture)
 
 from feature_store.queries import Store, explanations, feature_scores
+from sae.architectures import build
+from sae.architectures.topk import TopKConfig
 from sae.cli import main
 from sae.errors import ConfigError
-from sae.hookpoints import resolve
+from sae.hookpoints import Channel, resolve
 from sae.interpret import encoder
 from sae.interpret.again import _running
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.intervals import best_threshold
+from sae.interpret.running import Running
 from sae.interpret.scorers import SCORERS, embedding
 from sae.interpret.scorers.intervention import _kl, _logits_at
 
@@ -36,9 +39,10 @@ IDS = np.array([[5, 20, 30, 40, 50], [7, 21, 31, 41, 51]])
 def test_activations_are_those_of_the_dictionary_and_none_where_it_was_not_trained(running):
     with torch.no_grad():
         for latent in range(0, 64, 7):
-            acts = running.acts(IDS, latent)
+            acts, factor = running.acts(IDS, latent)
+            assert torch.all(factor == 1)
             for row, ids in enumerate(IDS):
-                alone = running.acts(ids[None], latent)
+                alone, _ = running.acts(ids[None], latent)
                 torch.testing.assert_close(acts[row], alone[0])
             assert torch.all(acts[:, 0] == 0)  # the first position is dropped
         seen = []
@@ -48,8 +52,24 @@ def test_activations_are_those_of_the_dictionary_and_none_where_it_was_not_train
         dense = torch.zeros(5, 64)
         code = running.sae.encode(seen[0].reshape(2, 5, -1)[0])
         dense.scatter_(1, code.top_indices, code.top_acts)
-        found = torch.stack([running.acts(IDS, latent)[0] for latent in range(64)], dim=1)
+        found = torch.stack([running.acts(IDS, latent)[0][0] for latent in range(64)], dim=1)
         torch.testing.assert_close(found[1:], dense[1:])
+
+
+def test_with_normalised_tokens_a_latent_adds_its_activation_times_the_factor(running):
+    config = TopKConfig(name="x", hook=running.sae.config.hook, d_sae=64, k=4, token_norm=True)
+    sae = build(config, 32)
+    sae.initialise(torch.Generator().manual_seed(0), torch.zeros(32))
+    normed = Running(sae, running.harvester)
+    x = running.harvester.harvest(IDS, np.zeros_like(IDS)).x[Channel(config.hook)][0].float()
+    with torch.no_grad():
+        code = sae.encode(x)
+        latent = int(code.top_indices[2, 0])
+        acts, factor = normed.acts(IDS, latent)
+        without = code._replace(top_acts=code.top_acts * (code.top_indices != latent))
+        added = sae.decode(code) - sae.decode(without)
+    torch.testing.assert_close(added[1:], (acts * factor)[0, 1:, None] * sae.W_dec[latent].detach())
+    assert float(acts[0, 2]) > 0 and not torch.allclose(factor, torch.ones_like(factor))
 
 
 def test_logits_are_those_of_the_changed_activations(running):

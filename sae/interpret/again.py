@@ -16,10 +16,9 @@ from sae import dictionary
 from sae.config import load_config
 from sae.errors import ArtefactError, ConfigError
 from sae.files import dictionaries_in, owned, write_json
-from sae.hookpoints import Channel
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judge import JudgeConfig
-from sae.interpret.running import Running
+from sae.interpret.running import Running, channels_of
 from sae.progress import Screen
 from sae.rooms import harvester_of
 
@@ -67,7 +66,6 @@ def _running(folder: Path) -> Running:
     if not (home / "config.yaml").exists():
         raise ConfigError(f"{home}: no config.yaml of a run there; a scorer that runs the model needs that run.")
     sae = dictionary.load(folder)
-    channels = tuple(map(Channel, dict.fromkeys((*sae.config.reads, *sae.config.writes))))
     quiet = Screen(Console(quiet=True))  # the bar of the features stays the only one
-    harvester = harvester_of(load_config(home / "config.yaml"), home, channels, quiet)
+    harvester = harvester_of(load_config(home / "config.yaml"), home, channels_of(sae), quiet)
     return Running(sae.to(harvester.lm.device), harvester)

@@ -18,6 +18,9 @@ class AnswerCache:
             "create table if not exists said (model text, prompt text, logprobs bool, text text, chances text, "
             "primary key (model, prompt, logprobs))"
         )
+        if self._file.execute("select 1 from sqlite_master where name = 'answer'").fetchone():  # of an earlier version
+            with self._file:
+                self._file.execute("insert or ignore into said select model, prompt, false, text, 'null' from answer")
 
     def close(self) -> None:
         """Closes the file."""
@@ -27,7 +30,7 @@ class AnswerCache:
         """(text, chances), or None where this was not asked before."""
         with closing(self._file.cursor()) as cursor:
             row = cursor.execute(
-                "select text, chances from said where model = ? and prompt = ? and logprobs = ?",
+                "select text, chances from said where model = ? and prompt = ? and logprobs >= ? order by logprobs",
                 (model, prompt, logprobs),
             ).fetchone()
         return None if row is None else (row[0], json.loads(row[1]))

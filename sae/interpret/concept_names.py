@@ -17,13 +17,15 @@ SYSTEM = (
 ANSWER = schema(name={"type": "string", "maxLength": LONGEST_NAME})
 
 
-def named_by(judge: Judge, concepts: list[Concept], labels: dict[int, str]) -> list[Concept]:
+def named_by(judge: Judge, concepts: list[Concept], labels: dict[int, str], own: set[int]) -> list[Concept]:
     """The concepts, each named by the judge with its own key words in brackets; without an answer it keeps those.
 
-    Coverage goes on to mean the key words.
+    Only concepts most of whose members have a label of the judge's (`own`) are named: that is a judge whose texts held
+    up. Coverage goes on to mean the key words.
     """
     members = [[labels[f] for f in c.features if f in labels] for c in concepts]
-    asked = [(i, _spread(found)) for i, found in enumerate(members) if found]
+    held_up = [2 * len(own.intersection(c.features)) > len(c.features) for c in concepts]
+    asked = [(i, _spread(found)) for i, found in enumerate(members) if found and held_up[i]]
     answers = judge.ask([Prompt(SYSTEM, as_data(descriptions=found), ANSWER) for _, found in asked])
     named = list(concepts)
     for (i, _), answer in zip(asked, answers, strict=True):

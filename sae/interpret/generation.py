@@ -128,10 +128,6 @@ class Generation:
         made["chosen"] = True
         self.label[feature] = [feature, made["explainer"], made["text"], _number(score)]
 
-    def is_chosen(self, key: int) -> bool:
-        """Whether an explanation is its feature's label."""
-        return self.explanation[key]["chosen"]
-
     def rules(self) -> list[Label]:
         """The best rule of every feature, whatever its label, in the order of features."""
         best = sorted((e for e in self.explanation if e["best_rule"]), key=lambda e: e["feature"])

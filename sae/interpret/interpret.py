@@ -144,9 +144,8 @@ def _judge(
     scorers = [JUDGED_SCORERS[n] for n in config.named(1) if n in JUDGED_SCORERS]
     judge_features(generation, cases, explainers, scorers, judge, report)
     labels = {feature: text for feature, _, text, _ in generation.label.values()}
-    own = sum(explainer in JUDGED_EXPLAINERS for _, explainer, _, _ in generation.label.values())
-    if own > len(cases) / 2:  # a judge that describes features better than chance may name concepts
-        generation.concepts = named_by(judge, generation.concepts, labels)
+    own = {feature for feature, explainer, _, _ in generation.label.values() if explainer in JUDGED_EXPLAINERS}
+    generation.concepts = named_by(judge, generation.concepts, labels, own)
     return judge.spent._asdict() | {"cost": judge.cost}
 
 

@@ -24,7 +24,8 @@ def judge_features(
     """Adds the judge's explanations of all cases and its scores.
 
     The first explainer's text becomes the label where detection finds it better than chance, and not worse than the best
-    rule on the same windows, both at 95 %; its score is then the detection's. Else the best rule stays the label.
+    rule on the same windows, both at 95 %; its score is then the detection's, chosen on the windows that it is of and so a
+    little too good. Else the best rule stays the label.
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]

@@ -11,7 +11,13 @@ from torch import Tensor
 from sae.activations import batch_of
 from sae.architectures import SparseAutoencoder
 from sae.harvest import Harvester
+from sae.hookpoints import Channel
 from sae.language_model import LanguageModel
+
+
+def channels_of(sae: SparseAutoencoder) -> tuple[Channel, ...]:
+    """The activations that a dictionary reads and writes; at inference none needs gradients."""
+    return tuple(map(Channel, dict.fromkeys((*sae.config.reads, *sae.config.writes))))
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,14 @@ class Running:
         return self.harvester.lm
 
     @torch.no_grad()
-    def acts(self, ids: np.ndarray, latent: int) -> Tensor:
-        """Activations [contexts, length] of one latent on texts `ids`; 0 at positions that are never trained on."""
+    def acts(self, ids: np.ndarray, latent: int) -> tuple[Tensor, Tensor]:
+        """(activations of one latent, what decoding multiplies them by), [contexts, length] each, on texts `ids`.
+
+        Activations are 0 at positions that are never trained on; the factor is 1 without `token_norm`.
+        """
         found = self.harvester.harvest(ids, np.zeros_like(ids))
         rows = {channel: x.flatten(0, 1).float() for channel, x in found.x.items()}
         code = self.sae.encode(batch_of(self.sae.config, rows).x)
         acts = (code.top_acts * (code.top_indices == latent)).sum(1).reshape(ids.shape)
-        return acts * found.keep
+        factor = torch.ones_like(acts) if code.deviation is None else code.deviation.reshape(ids.shape)
+        return acts * found.keep, factor

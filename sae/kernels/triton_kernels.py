@@ -78,7 +78,7 @@ def _chosen(keys, low, high, K: tl.constexpr):
     At least K keys reach `low` and none is over `high`: the bound is found by halving.
     """
     while low < high:
-        middle = high - (high - low) // 2
+        middle = (low | high) - ((low ^ high) >> 1)  # the upper middle; high - low may not fit
         enough = tl.sum((keys >= middle).to(tl.int32), 0) >= K
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import nan
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from sae.interpret.evidence import Evidence
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.intervals import Interval
 from sae.interpret.running import Running
+
+E = TypeVar("E")
 
 
 class Label(NamedTuple):
@@ -49,7 +51,7 @@ class Case:
         """Random numbers that depend on the seed and the feature only."""
         return np.random.default_rng((self.seed, self.feature))
 
-    def drawn(self, events: list[Event], most: int) -> list[Event]:
+    def drawn(self, events: list[E], most: int) -> list[E]:
         """At most `most` of the events, drawn without replacement."""
         if len(events) <= most:
             return events

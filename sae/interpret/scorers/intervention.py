@@ -46,14 +46,14 @@ class Intervention(Scorer):
             return []
         live = [f for f in case.evidence.alive() if f != case.feature]
         other = live[int(case.generator().integers(len(live)))] if live else case.feature
-        acts = running.acts(ids, case.feature)
+        acts, factor = running.acts(ids, case.feature)
         rows = torch.arange(len(ids), device=acts.device)
         clamp = torch.zeros_like(acts)
         most = max(e.act for e in case.evidence.events.activating(case.feature))
         clamp[rows, peaks] = most - acts[rows, peaks]
         own, another = (F.normalize(running.sae.W_dec[f], dim=0) for f in (case.feature, other))
         size = running.sae.W_dec[case.feature].norm()
-        changes = [amount[..., None] * size * d for amount in (-acts, clamp) for d in (own, another)]
+        changes = [(amount * factor)[..., None] * size * d for amount in (-acts, clamp) for d in (own, another)]
         clean, *changed = _logits_at(running, ids, peaks, changes)
         kl = [_kl(clean, other_logits) for other_logits in changed[:2]]
         promoted = torch.tensor(case.evidence.promoted[case.feature], device=clean.device)
@@ -67,10 +67,12 @@ class Intervention(Scorer):
 def _windows(case: Case, running: Running) -> tuple[np.ndarray, Tensor]:
     """(token ids [windows, length] up to the peak and filled up behind it, place of the peak) of test windows."""
     lm, config = running.lm, running.harvester.config
-    first = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
+    bos = lm.tokenizer.bos_token_id if lm.prepend_bos else None
     events = case.part(case.evidence.events.activating(case.feature), True)
-    usable = [e for e in events if e.peak + len(first) >= config.drop_positions]
-    found = [[*first, *e.ids[: e.peak + 1]] for e in case.drawn(usable, MOST)]
+    before = [[] if bos is None or e.ids[0] == bos else [bos] for e in events]  # the first window of a context has it
+    rows = [[*first, *e.ids[: e.peak + 1]] for first, e in zip(before, events, strict=True)]
+    usable = [row for row in rows if len(row) > config.drop_positions]
+    found = case.drawn(usable, MOST)
     length = max(map(len, found), default=0)
     ids = np.array([row + row[-1:] * (length - len(row)) for row in found], np.int64).reshape(len(found), length)
     return ids, torch.tensor([len(row) - 1 for row in found], device=lm.device)
