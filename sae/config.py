@@ -153,6 +153,13 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
         raise ConfigError(f"{path}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from None
 
 
+def config_of_run(home: Path, hint: str) -> TrainConfig:
+    """The settings that a run folder was begun with; raises `ConfigError`, ending with `hint`, where there are none."""
+    if not (home / "config.yaml").exists():
+        raise ConfigError(f"{home}: no config.yaml of a run there. {hint}")
+    return load_config(home / "config.yaml")
+
+
 def explain(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[tuple[str, str, str]]:
     """(dotted key, default, description) of every field."""
     rows = []

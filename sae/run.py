@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from feature_store.queries import Store
 from feature_store.writer import drop, read_pointer
 from sae import dictionary, language_model, parquet, plots, tokens
-from sae.architectures import ArchitectureConfig
+from sae.architectures import ArchitectureConfig, SparseAutoencoder
 from sae.config import TrainConfig
 from sae.errors import ConfigError, Interrupted
 from sae.evaluation.evaluate import evaluate, subject_of
@@ -25,7 +26,7 @@ from sae.files import owned, write_bytes, write_json
 from sae.harvest import Harvester
 from sae.index import index
 from sae.interpret.interpret import interpret
-from sae.interpret.running import Running, channels_of
+from sae.interpret.running import Running
 from sae.progress import Screen
 from sae.rooms import Rooms, prepare
 from sae.run_log import MetricsLog
@@ -240,14 +241,20 @@ def _finish_dictionary(
             index(sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update)
     if "explanations" not in read_pointer(folder / "store") or not (folder / "labels.json").exists():
         with screen.stage("label", sae.d_sae, "features") as stage:
-            harvester = Harvester(rooms.lm, channels_of(sae), config.harvest, config.text.packing)
-            summary = interpret(folder, config.interpret, stage.update, lambda: Running(sae, harvester))
+            summary = interpret(
+                folder, config.interpret, stage.update, lru_cache(partial(_running, config, sae, rooms))
+            )
         write_json(folder / "labels.json", summary)
     if not (folder / "contexts.parquet").exists():
         with screen.stage("export", 1, "dictionary"):
             store = Store(folder / "store")
             parquet.write_contexts(folder / "contexts.parquet", store)
             store.close()
+
+
+def _running(config: TrainConfig, sae: SparseAutoencoder, rooms: Rooms) -> Running:
+    """The dictionary with a harvester of its own activations: that of training may also harvest gradients."""
+    return Running(sae, Harvester(rooms.lm, sae.config.activations, config.harvest, config.text.packing))
 
 
 def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) -> dict[str, Any]:

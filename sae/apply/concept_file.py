@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 from sae import dictionary
 from sae.apply.concept import ConceptByExample, Method, learn, strongest
-from sae.config import load_config
+from sae.config import config_of_run
 from sae.errors import ConfigError, DataError
 from sae.files import owned, write_json
 from sae.progress import Screen
@@ -55,9 +55,7 @@ def add_concept(
     folder = folder.resolve()
     sae = dictionary.load(folder)
     home = run or folder.parent.parent
-    if not (home / "config.yaml").exists():
-        raise ConfigError(f"{home}: no config.yaml of a run there. Say which run's model to use: --run RUN")
-    config = load_config(home / "config.yaml")
+    config = config_of_run(home, "Say which run's model to use: --run RUN")
     texts = list(dict.fromkeys(texts[0])), list(dict.fromkeys(texts[1]))  # or one would be chosen on and tested on
     both = set(texts[0]) & set(texts[1])
     if both:

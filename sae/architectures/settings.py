@@ -57,10 +57,14 @@ class ArchitectureConfig(Section):
         return None
 
     @property
+    def activations(self) -> tuple[Channel, ...]:
+        """The activations that are read and written: all that inference needs."""
+        return tuple(map(Channel, dict.fromkeys((*self.reads, *self.writes))))
+
+    @property
     def channels(self) -> tuple[Channel, ...]:
         """Everything that training reads of the stream."""
-        hooks = dict.fromkeys((*self.reads, *self.writes))
-        return (*map(Channel, hooks), *((self.gradient,) if self.gradient else ()))
+        return (*self.activations, *((self.gradient,) if self.gradient else ()))
 
     @model_validator(mode="after")
     def _token_norm_fits(self) -> ArchitectureConfig:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sae import dictionary
-from sae.config import load_config
+from sae.config import config_of_run
 from sae.errors import ConfigError
 from sae.evaluation.evaluate import evaluate, known_measures, subject_of
 from sae.files import dictionaries_in, owned
@@ -25,9 +25,7 @@ def evaluate_again(
     """
     folders = dictionaries_in(path.resolve())
     home = run or folders[0].parent.parent
-    if not (home / "config.yaml").exists():
-        raise ConfigError(f"{home}: no config.yaml of a run there. Say which run's model and text to use: --run RUN")
-    config = load_config(home / "config.yaml")
+    config = config_of_run(home, "Say which run's model and text to use: --run RUN")
     try:
         names = known_measures(measures) if measures else config.evaluate.measures
     except ValueError as error:

