@@ -184,12 +184,17 @@ class Activations:
         return self._mean_norms[channel]
 
 
-def batch_of(config: ArchitectureConfig, rows: dict[Channel, Tensor]) -> Batch:
-    """The rows of every channel put together as a dictionary reads and writes them."""
-    x = torch.cat([rows[Channel(hook)] for hook in config.reads], dim=1).float()
-    y = x if config.reads == config.writes else torch.cat([rows[Channel(h)] for h in config.writes], dim=1).float()
+def batch_of(config: ArchitectureConfig, rows: dict[Channel, Tensor], dtype: torch.dtype | None = torch.float32) -> Batch:
+    """The rows of every channel put together as a dictionary reads and writes them, in `dtype` (none: as they are)."""
+
+    def beside(hooks: tuple[HookPoint, ...]) -> Tensor:
+        parts = [rows[Channel(hook)].to(dtype=dtype) for hook in hooks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    x = beside(config.reads)
+    y = x if config.reads == config.writes else beside(config.writes)
     wanted = config.gradient
-    gradient = rows[wanted].float() if wanted is not None and wanted in rows else None
+    gradient = rows[wanted].to(dtype=dtype) if wanted is not None and wanted in rows else None
     return Batch(x, y, gradient)
 
 

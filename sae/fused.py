@@ -1,30 +1,30 @@
-"""One update of a dictionary on a GPU without autograd: every gradient by hand, and never written where it is large."""
+"""One update of a dictionary without autograd: every gradient by hand, and never written where it is large."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae.architectures.base import PADDED, SparseAutoencoder, aux_of
+from sae.architectures.base import PADDED, SparseAutoencoder
 from sae.architectures.k_largest import KLargest
 from sae.architectures.settings import Batch, Encoding, Pass, Selecting
+from sae.dead_latents import DeadCount, revive
+from sae.graphs import Graphs
 from sae.kernels.sparse import HAS_TRITON
 
 WIDEST = 512  # latents of one token that the kernels hold at once
+TILE = 128  # batches of nearly the same size share a recording
+CHUNK_NUMBERS = 1 << 27  # pre-activations that are held at a time where tokens select for themselves
 
 
 class Made(NamedTuple):
-    """What an update came to, as tensors: the loss, AuxK, mean l0; sums over the batch of the squared error, of the
-    target's squares, and of the target's rows."""
+    """What an update came to, as tensors: [loss, AuxK, mean l0, sum of the squared errors, sum of the target's squares],
+    and the sum of the target's rows."""
 
-    loss: Tensor
-    aux: Tensor
-    l0: Tensor
-    squared_error: Tensor
-    square: Tensor
+    figures: Tensor
     total: Tensor
 
 
@@ -36,95 +36,163 @@ class FusedStep:
     """
 
     def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam):
-        self.sae, self.optimiser = sae, optimiser
+        from sae.kernels import cuda
+
+        self.sae, self.optimiser, self.kernels = sae, optimiser, cuda
+        self.prefixes = self._prefixes()
         self.reset()
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
-        """Whether this dictionary of one hook point has the squared error and AuxK of a code ReLU(z) as its loss, on a GPU
-        in bfloat16."""
-        kind, base = type(sae), SparseAutoencoder
-        plain = kind.activate is base.activate and not sae.lr_multiples
-        extra = kind.extra_loss is not base.extra_loss and getattr(sae.config, "multi_topk", True)
+        """Whether this dictionary of one hook point has a loss whose gradients are known here, on a GPU in bfloat16."""
         few = getattr(sae.config, "k", 1) <= WIDEST
         one = len(sae.config.reads) == 1 and sae.centred
         on_gpu = sae.b_dec.device.type == "cuda" and sae.selection_dtype == torch.bfloat16 and HAS_TRITON
         # The tiles are of a size that an H100 holds; they were tried on nothing else.
         on_gpu = on_gpu and torch.cuda.get_device_capability(sae.b_dec.device) >= (9, 0)
-        return (
-            plain
-            and not extra
-            and one
-            and few
-            and on_gpu
-            and sae.d_in % 16 == 0 == sae.d_out % 16
-            and sae.d_sae % 8 == 0
-        )
+        sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
+        return sae.loss_is_of in ("error", "prefixes", "code") and one and few and on_gpu and sizes
 
     def reset(self) -> None:
         """Forgets what is derived from weights and moments; to be called when they change from outside."""
         self._rounded: list[Tensor] = []
-        self._updates: int | None = None
+        self._updates = 0
+        self._numbers: Tensor | None = None
+        self._rows: dict[int, Batch] = {}
+        self._dead, self._graphs = DeadCount(self.sae), Graphs()
 
     @torch.no_grad()
     def __call__(self, raw: Batch, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int) -> Made | None:
         """One update on rows in the language model's units; None, and nothing done, where a token keeps too many latents."""
-        from sae.kernels import cuda
+        n = len(raw.x)
+        adam = self._adam(lr, n)
+        room = self._dead.room(n, tokens_seen)
+        if self.sae.ragged:  # the shapes are not known beforehand
+            made = self._update(raw, scale, variance, adam, room, tokens_seen)
+        else:
+            held = self._held(raw, -(-n // TILE) * TILE)
+            key = (len(held.x), room)
+            made = self._graphs(key, lambda: self._update(held, scale, variance, adam, room, tokens_seen))
+        if made is not None:
+            self._updates += 1
+            torch._foreach_add_(self._steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+            self._dead.ask(n, tokens_seen)
+        return made
 
-        sae, n = self.sae, len(raw.x)
-        if not self._rounded:
-            self._rounded = [sae.W_enc.data.T.bfloat16(), sae.W_dec.data.bfloat16()]
-        batch, given, square, variance = self._prepared(raw, scale, variance)
+    def _held(self, raw: Batch, size: int) -> Batch:
+        """The rows in tensors that stay where they are, followed by rows that do not count."""
+        if size not in self._rows:
+            x, gradient = (None if t is None else t.new_zeros(size, t.shape[1]) for t in (raw.x, raw.gradient))
+            assert x is not None
+            self._rows[size] = Batch(x, x, gradient)
+        held = self._rows[size]
+        held.x[: len(raw.x)].copy_(raw.x)
+        if held.gradient is not None and raw.gradient is not None:
+            held.gradient[: len(raw.x)].copy_(raw.gradient)
+        return held
+
+    def _update(
+        self, raw: Batch, scale: Tensor, variance: Tensor, adam: Any, room: int, tokens_seen: int
+    ) -> Made | None:
+        sae, kernels, n = self.sae, self.kernels, adam.numbers[2]
+        real = (kernels.numbers(len(raw.x), raw.x.device) < n).to(torch.bfloat16)[None]
+        batch, given, squares, variance = self._prepared(raw, scale, variance)
         indices, values = self._select(given, batch)
         if indices.shape[1] > WIDEST:
             return None
         kept = indices.clamp_min(0) if sae.ragged else indices
         coefficient = 2 / (n * variance)
-        decoded = cuda.decode(values, kept, self._rounded[1], sae.b_dec, batch.y, coefficient)
-        pairs = cuda.Pairs(torch.where(indices < 0, sae.d_sae, indices) if sae.ragged else indices, sae.d_sae)
-        aux, more, to_b_dec = self._aux(batch.x, decoded.error, tokens_seen)
-        adam = self._adam(lr)
-        to_b_dec = to_b_dec + _column_sums(decoded.error) * coefficient
-        gradient, ends = cuda.update_latents(pairs, decoded, self._state(sae.b_enc), sae.tokens_since_fired, adam, more)
-        to_b_dec -= torch.mm(gradient[None].bfloat16(), self._rounded[0], out_dtype=torch.float32)[0]
-        cuda.update_rows(
-            pairs, decoded, given, coefficient, ends, self._rows(sae.W_enc, 0), self._rows(sae.W_dec, 1), adam, more
+        decode = (kept, self._rounded[1], sae.b_dec, batch.y, coefficient, n, self.prefixes)
+        if sae.loss_is_of == "code":
+            decoded, extra, others = self._decode_code(batch, values, decode, variance, tokens_seen)
+        else:
+            decoded, extra, others = kernels.decode(values, *decode), 0.0, {}
+        to_b_dec = torch.mm(real, decoded.error[0], out_dtype=torch.float32)[0] * coefficient
+        error, whole, count, square = (torch.stack([*decoded.by_token, squares]) * real).sum(1)
+        pairs = kernels.Pairs(torch.where(indices < 0, sae.d_sae, indices) if sae.ragged else indices, sae.d_sae)
+        more, aux = None, torch.zeros_like(variance)
+        if room:
+            *tables, last = *self._rounded, decoded.error[-1]
+            found = revive(sae, tables[0], tables[1], given, last, real[0].float(), error, room)
+            aux, more = found.loss, found[1:]
+        gradient, ends = kernels.update_latents(
+            pairs, decoded, self._state(sae.b_enc), sae.tokens_since_fired, adam, more
         )
-        cuda.update_vector(self._state(sae.b_dec), to_b_dec, adam)
+        to_b_dec -= kernels.row_times(gradient, self._rounded[0])
+        kernels.update_rows(
+            pairs, decoded, given, coefficient, ends, self._latents(sae.W_enc, 0), self._latents(sae.W_dec, 1), adam,
+            more, self.prefixes,
+        )  # fmt: skip
+        kernels.update_vector(self._state(sae.b_dec), to_b_dec, adam)
+        for name, grad in others.items():
+            multiple = sae.lr_multiples.get(name, 1.0)
+            kernels.update_vector(self._state(sae.get_parameter(name)), grad, adam.faster(multiple))
         if type(sae).observe is not SparseAutoencoder.observe:
             code = Encoding(decoded.acts, kept)
-            sae.observe(Pass(batch, values, code, batch.y + decoded.error, variance, tokens_seen))
-        error, count = torch.stack([decoded.squares, decoded.counts]).sum(1, dtype=torch.float64)
-        loss = error / n / variance + sae.config.aux_coefficient * aux
-        return Made(loss, aux, count / n, error, square, _column_sums(batch.y))
+            sae.observe(Pass(batch, values, code, batch.y + decoded.error[-1], variance, tokens_seen))
+        loss = whole * (coefficient / 2) + sae.config.aux_coefficient * aux + extra
+        return Made(torch.stack([loss, aux, count / n, error, square]), (real.float() @ batch.y)[0])
+
+    def _prefixes(self) -> Tensor | None:
+        """Sizes of nested dictionaries, for a loss that is the sum over them."""
+        if self.sae.loss_is_of != "prefixes":
+            return None
+        return torch.tensor(self.sae.config.prefixes, dtype=torch.int32, device=self.sae.b_dec.device)
 
     def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> tuple[Batch, Tensor, Tensor, Tensor]:
-        """(batch in the dictionary's units, centred input in bfloat16, sum of the target's squares, variance)."""
-        from sae.kernels import cuda
-
+        """(batch in the dictionary's units, centred input in bfloat16, the targets' squared norms, variance)."""
         sae = self.sae
         if not sae.config.token_norm:
-            y, given, squares = cuda.prepare(raw.x, scale, sae.b_dec)
-            return Batch(y, y, raw.gradient), given, squares.sum(dtype=torch.float64), variance
-        x = sae.prepared(raw.x * scale)[0]
-        square, variance = x.square().sum(dtype=torch.float64), torch.full_like(variance, sae.d_out)
-        return Batch(x, x, raw.gradient), sae.centre(x).bfloat16(), square, variance
+            y, given, squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
+        else:
+            y = sae.prepared(raw.x * scale)[0]
+            given, squares = sae.centre(y).bfloat16(), y.square().sum(1)
+            variance = torch.full_like(variance, sae.d_out)
+        return Batch(y, y, raw.gradient), given, squares, variance
 
     def _select(self, given: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(latents in int32, pre-activations in float32), [tokens, width] each."""
-        from sae.kernels import cuda
+        if self.sae.ragged:
+            return self._select_rows(given, batch.gradient)
+        parts = -(-len(given) * self.sae.d_sae // CHUNK_NUMBERS)
+        step = -(-len(given) // parts // TILE) * TILE
+        gradients = [None] * len(given) if batch.gradient is None else batch.gradient.split(step)
+        found = [self._select_rows(rows, g) for rows, g in zip(given.split(step), gradients, strict=False)]
+        if len(found) == 1:
+            return found[0]
+        return torch.cat([indices for indices, _ in found]), torch.cat([values for _, values in found])
 
-        sae = self.sae
-        by_maxima = isinstance(sae, KLargest) and cuda.fits_groups(sae.d_sae, sae.config.k)
-        pre_acts, maxima = cuda.encode(given, self._rounded[0], sae.b_enc, by_maxima)
+    def _select_rows(self, given: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+        sae, kernels = self.sae, self.kernels
+        by_maxima = isinstance(sae, KLargest) and kernels.fits_groups(sae.d_sae, sae.config.k)
+        pre_acts, maxima = kernels.encode(given, self._rounded[0], sae.b_enc, by_maxima)
         if by_maxima:
-            return cuda.top_k(pre_acts, sae.config.k, maxima)
-        indices = sae.select(pre_acts, Selecting(given, batch.gradient))
+            return kernels.top_k(pre_acts, sae.config.k, maxima)
+        indices = sae.select(pre_acts, Selecting(given, gradient))
         if sae.ragged:  # kernels are compiled for a width, so widths are powers of two
             width = indices.shape[1]
             indices = F.pad(indices, (0, (1 << (width - 1).bit_length()) - width), value=-1)
         values = pre_acts.gather(1, indices.clamp_min(0)).float()
         return indices.int(), values.masked_fill(indices < 0, PADDED) if sae.ragged else values
+
+    def _decode_code(
+        self, batch: Batch, values: Tensor, decode: tuple[Any, ...], variance: Tensor, tokens_seen: int
+    ) -> tuple[Any, Tensor, dict[str, Tensor]]:
+        """(decoded, the extra term, gradients of parameters that only the code has): autograd for [tokens, width] alone."""
+        sae, kept = self.sae, decode[0]
+        others = {n: p for n, p in sae.named_parameters() if n not in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        with torch.enable_grad():
+            values = values.requires_grad_()
+            acts = sae.activate(values, kept.long())
+        decoded = self.kernels.decode(acts.detach(), *decode, rectify=False)
+        with torch.enable_grad():
+            made = Pass(batch, values, Encoding(acts, kept.long()), batch.y, variance, tokens_seen)
+            extra = sae.extra_loss(made)
+            roots = (acts,) if extra is None else (acts, extra)
+            ends = (decoded.to_acts,) if extra is None else (decoded.to_acts, torch.ones_like(extra))
+            found = torch.autograd.grad(roots, (values, *others.values()), ends)
+        extra = torch.zeros_like(variance) if extra is None else extra.detach()
+        return decoded._replace(to_acts=found[0]), extra, dict(zip(others, found[1:], strict=True))
 
     def _state(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights, both moments) of a parameter, the moments made as Adam would where there are none."""
@@ -134,49 +202,22 @@ class FusedStep:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         return parameter.data, state["exp_avg"], state["exp_avg_sq"]
 
-    def _rows(self, parameter: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _latents(self, parameter: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same by latent, [latents, width], and the weights in bfloat16."""
         weights, mean, square = (t if number else t.T for t in self._state(parameter))
         return weights, mean, square, self._rounded[number]
 
-    def _adam(self, lr: float):
-        """The numbers of this update; its count is kept beside the moments, as Adam keeps it."""
-        from sae.kernels import cuda
-
-        for parameter in self.sae.parameters():
-            self._state(parameter)
-        steps = [self.optimiser.state[p]["step"] for p in self.sae.parameters()]
-        if self._updates is None:
-            self._updates = int(steps[0])
-        self._updates += 1
-        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+    def _adam(self, lr: float, n_tokens: int):
+        """The numbers of this update, in a tensor that stays where it is; the count is kept beside the moments."""
+        if self._numbers is None:
+            for parameter in self.sae.parameters():
+                self._state(parameter)
+            self._steps = [self.optimiser.state[parameter]["step"] for parameter in self.sae.parameters()]
+            self._rounded = [self.sae.W_enc.data.T.bfloat16(), self.sae.W_dec.data.bfloat16()]
+            self._numbers = torch.empty(3, dtype=torch.float32, device=self.sae.b_dec.device)
+            self._updates = int(self._steps[0])
         group = self.optimiser.param_groups[0]
-        (beta1, beta2), t = group["betas"], self._updates
-        return cuda.Adam(lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, beta1, beta2, group["eps"])
-
-    def _aux(
-        self, x: Tensor, error: Tensor, tokens_seen: int
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor] | None, Tensor]:
-        """(AuxK, its gradients for the dead latents' rows, its gradient for b_dec)."""
-        sae, config = self.sae, self.sae.config
-        nothing = x.new_zeros(()), None, torch.zeros_like(sae.b_dec)
-        if tokens_seen < config.dead_after_tokens or not config.k_aux or not config.aux_coefficient:
-            return nothing  # no latent can be dead yet: the GPU need not be asked
-        dead = sae.dead().nonzero()[:, 0]
-        if len(dead) == 0:
-            return nothing
-        with torch.enable_grad():
-            b_dec, b_enc = sae.b_dec.detach().requires_grad_(), sae.b_enc.detach()[dead].requires_grad_()
-            w_enc, w_dec = sae.W_enc.detach().T[dead].requires_grad_(), sae.W_dec.detach()[dead].requires_grad_()
-            aux = aux_of(x - b_dec, -error.float(), w_enc.T, b_enc, w_dec, config.k_aux)
-            found = torch.autograd.grad(aux * config.aux_coefficient, (w_enc, w_dec, b_enc, b_dec))
-        slots = torch.full((sae.d_sae,), -1, dtype=torch.int32, device=x.device)
-        slots[dead] = torch.arange(len(dead), dtype=torch.int32, device=x.device)
-        more = slots, found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
-        return aux.detach(), more, found[3]
-
-
-def _column_sums(rows: Tensor) -> Tensor:
-    """Sum over the rows [width] in float32, as a product with ones: a third of the time of `sum`."""
-    ones = torch.ones(1, len(rows), dtype=rows.dtype, device=rows.device)
-    return (torch.mm(ones, rows, out_dtype=torch.float32) if rows.dtype == torch.bfloat16 else ones @ rows)[0]
+        (beta1, beta2), t = group["betas"], self._updates + 1
+        for place, number in enumerate((lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, n_tokens)):
+            self._numbers[place].fill_(number)
+        return self.kernels.Adam(self._numbers, beta1, beta2, group["eps"])

@@ -111,17 +111,18 @@ class SaeTrainer:
         """One update on rows [tokens, width] of every channel, in the language model's own units."""
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["multiple"]
-        batch = batch_of(self.config, raw)
+        batch = batch_of(self.config, raw, None if self.fused else torch.float32)
         made = self.fused(batch, self.scale_in, self.variance, lr, self.tokens_seen) if self.fused else None
         made = made or self._reference_step(batch)
-        self.fvu.add_sums(made.squared_error, made.square, made.total, len(batch.x))
-        self.sums += torch.stack([made.loss.double(), made.aux.double(), made.l0.double()])
+        self.fvu.add_sums(made.figures[3], made.figures[4], made.total, len(batch.x))
+        self.sums += made.figures[:3]
         self.steps += 1
         self.tokens_seen += len(batch.x)
 
     def _reference_step(self, raw: Batch) -> Made:
         x = raw.x * self.scale_in
-        batch = Batch(x, x if raw.y is raw.x else raw.y * self.scale_out, raw.gradient)
+        gradient = None if raw.gradient is None else raw.gradient.float()
+        batch = Batch(x, x if raw.y is raw.x else raw.y * self.scale_out, gradient)
         losses = self.sae.losses(batch, self.variance, self.tokens_seen)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
@@ -135,7 +136,9 @@ class SaeTrainer:
             self.fused.reset()
             self.optimiser.zero_grad(set_to_none=True)
         mean_l0 = l0(made.encoding.top_acts.detach())
-        return Made(losses.total.detach(), losses.aux.detach(), mean_l0, *batch_sums(made.batch.y, made.x_hat))
+        error, square, total = batch_sums(made.batch.y, made.x_hat)
+        figures = [t.detach().double() for t in (losses.total, losses.aux, mean_l0)]
+        return Made(torch.stack([*figures, error, square]), total)
 
     def log_line(self, lr: float) -> dict[str, float | int]:
         """Figures since the last line; raises `NumericError` where the loss is not finite."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sae.activations import Statistics
-from sae.architectures import ARCHITECTURES, build
+from sae.architectures import ARCHITECTURES, Batch, build
 from sae.fused import FusedStep
 from sae.hookpoints import Channel, HookPoint
 from sae.kernels.sparse import HAS_TRITON
@@ -63,6 +63,23 @@ def test_the_k_largest_are_exact_and_ties_go_to_the_first(n, latents, k, dtype):
     assert cuda.top_k_indices(random[:0], k).shape == (0, k)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("n, latents, k", [(64, 4096, 8), (7, 256, 1), (33, 640, 200)])
+def test_the_largest_of_a_batch_are_exact_and_ties_go_to_the_first(n, latents, k, dtype):
+    from sae.kernels import cuda
+
+    random = torch.randn(n, latents, device="cuda").to(dtype)
+    for pre_acts in (random, (random * 2).round() / 2, torch.zeros_like(random), -random.abs(), random.clamp_min(2)):
+        found = cuda.batch_top_k(pre_acts, k)
+        flat = pre_acts.float().flatten()
+        order = flat.sort(descending=True, stable=True).indices[: n * k]
+        expected = torch.zeros(n * latents, dtype=torch.bool, device="cuda")
+        expected[order[flat[order] > 0]] = True
+        kept = torch.zeros(n, latents + 1, dtype=torch.bool, device="cuda")
+        kept.scatter_(1, torch.where(found < 0, latents, found), True)
+        assert torch.equal(kept[:, :latents], expected.view(n, latents))
+
+
 @pytest.mark.parametrize("n, width, latents", [(8192, 64, 512), (33, 96, 640), (1, 576, 64)])
 def test_pre_activations_are_the_product_and_maxima_those_of_groups(n, width, latents):
     from sae.kernels import cuda
@@ -80,6 +97,10 @@ KINDS = [
     ("topk", {"k": 7, "token_norm": True}),
     ("batch_topk", {"k": 5}),
     ("gradient", {"k": 4, "beta": 2.0}),
+    ("matryoshka", {"k": 5}),
+    ("top_afa", {}),
+    ("jumprelu", {"target_l0": 8.0, "sparsity_warmup_tokens": 0}),
+    ("batch_topk", {"k": 5, "dead_after_tokens": 1500, "k_aux": 1000}),
 ]
 
 
@@ -93,7 +114,7 @@ def test_an_update_has_the_gradients_of_the_reference(kind, settings):
     for step in range(5):  # the first three by the reference in both, so that there are moments and dead latents
         x = rows(step, n, width)
         gradient = torch.randn(n, width, device="cuda", generator=torch.Generator("cuda").manual_seed(step))
-        raw = {Channel(HOOK): x, Channel(HOOK, "gradient"): gradient}
+        raw = {Channel(HOOK): x.bfloat16(), Channel(HOOK, "gradient"): gradient}
         held = fused.fused
         if step < 4:
             fused.fused = None
@@ -130,6 +151,35 @@ def test_a_run_ends_at_the_fvu_of_the_float32_reference():
     assert all(abs(a / b - 1) < 0.005 for a, b in zip(*curves, strict=True)), curves
 
 
+@pytest.mark.parametrize("dead_after", [2000, 100_000])
+def test_recorded_updates_are_the_plain_ones(dead_after):
+    """Recorded kernels, rows that do not count, and room for the dead found without waiting change nothing."""
+    settings = {"k": 8, "dead_after_tokens": dead_after, "k_aux": 16}
+    recorded, plain = made("topk", 128, 1024, **settings), made("topk", 128, 1024, **settings)
+    assert recorded.fused is not None and plain.fused is not None
+    for step in range(20):
+        x = rows(step, 700 - 9 * (step % 3), 128).bfloat16()
+        plain.fused._graphs._recorded.clear()
+        plain.fused._graphs._seen.clear()
+        recorded.step({Channel(HOOK): x}, LR)
+        plain.step({Channel(HOOK): x}, LR)
+    assert len(recorded.fused._graphs._recorded) >= 1
+    assert (recorded.sums[1] > 0) == (dead_after == 2000)
+    for name, value in recorded.tensors().items():
+        assert torch.equal(value, plain.tensors()[name]), name
+
+
+def test_rows_that_do_not_count_change_nothing():
+    alone = made("topk", 128, 1024, k=8)
+    alone.step({Channel(HOOK): rows(0, 200, 128).bfloat16()}, LR)
+    other = made("topk", 128, 1024, k=8)
+    assert other.fused is not None
+    other.fused._held(Batch(*[rows(9, 256, 128).bfloat16()] * 2), 256)
+    other.step({Channel(HOOK): rows(0, 200, 128).bfloat16()}, LR)
+    for name, value in alone.tensors().items():
+        assert torch.equal(value, other.tensors()[name]), name
+
+
 def test_the_same_bits_every_time_and_after_a_resume():
     def run(trainer, steps):
         for step in steps:
@@ -149,7 +199,7 @@ def test_the_same_bits_every_time_and_after_a_resume():
 
 
 def test_what_has_another_loss_goes_by_the_reference():
-    for kind in ("matryoshka", "top_afa", "jumprelu", "gated", "relu"):
+    for kind in ("gated", "relu"):
         config = ARCHITECTURES[kind].config_class(name="x", hook=HOOK, d_sae=128)
         assert not FusedStep.fits(build(config, 64, selection_dtype=torch.bfloat16).cuda())
     assert not FusedStep.fits(made("topk", 64, 128, k=4, multi_topk=True).sae)

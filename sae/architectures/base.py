@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar, final
+from typing import ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,16 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
             rows = torch.randn(self.d_sae, self.d_in, generator=generator)
             self.W_enc.copy_(F.normalize(rows, dim=1).T)
         self.b_dec.copy_(torch.zeros_like(centre) if self.config.token_norm else centre)
+
+    @property
+    def loss_is_of(self) -> Literal["error", "prefixes", "code"] | None:
+        """What the loss depends on besides AuxK, for a step that makes its gradients by hand.
+
+        "error": the squared error of a ReLU code alone; "prefixes": those of all `config.prefixes`; "code": the squared
+        error and a term of the selected activations, with parameters of one number a latent; None: anything else.
+        """
+        own, base = type(self), SparseAutoencoder
+        return "error" if own.activate is base.activate and own.extra_loss is base.extra_loss else None
 
     @property
     def centred(self) -> bool:

@@ -39,6 +39,11 @@ class TopK(KLargest[TopKConfig]):
 
     config_class = TopKConfig
 
+    @property
+    def loss_is_of(self) -> Literal["error"] | None:
+        """The squared error alone, but for `multi_topk`."""
+        return None if self.config.multi_topk else "error"
+
     def extra_loss(self, made: Pass) -> Tensor | None:
         """fvu with 4k latents, times 1/8, where asked."""
         if not self.config.multi_topk:

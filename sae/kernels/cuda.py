@@ -7,6 +7,7 @@ Everything sums in a fixed order (no atomic additions of floats), so a step give
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,20 +16,35 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sae.kernels import triton_kernels as kernels
-from sae.kernels.reference import above, batch_top_k, norm_crossing, ragged
+from sae.kernels.reference import above, by_token, norm_crossing, ragged
+from sae.kernels.reference import batch_top_k as _plain_batch_top_k
 
 GROUP = 64  # latents whose largest pre-activation stands for them while the k largest are looked for
 LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
 
 
 class Adam(NamedTuple):
-    """One update's numbers: rate = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t)."""
+    """One update's numbers: [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count] on the GPU, and what stays."""
 
-    rate: float
-    root: float
+    numbers: Tensor
     beta1: float
     beta2: float
     eps: float
+
+    def faster(self, multiple: float) -> Adam:
+        """The same with a multiple of the learning rate."""
+        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0]))
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@lru_cache(maxsize=None)
+def numbers(n: int, device: torch.device) -> Tensor:
+    """0 .. n - 1 in int32, made once, so that recorded kernels find it where it was."""
+    return torch.arange(n, dtype=torch.int32, device=device)
 
 
 def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +68,7 @@ def encode(given: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = True)
     out = torch.empty(n, m, dtype=torch.bfloat16, device=given.device)
     maxima = torch.empty(n, m // GROUP, dtype=torch.bfloat16, device=given.device) if with_maxima else None
     rows, latents, step = 128, 256, 64
-    programs = torch.cuda.get_device_properties(given.device).multi_processor_count if given.is_cuda else 4
+    programs = _multiprocessors(given.device)
     kernels.encode_program[(programs,)](
         TensorDescriptor.from_tensor(given, [rows, step]), TensorDescriptor.from_tensor(table, [latents, step]), bias,
         TensorDescriptor.from_tensor(out, [rows, latents]), out if maxima is None else maxima, n, m,
@@ -64,7 +80,8 @@ def encode(given: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = True)
 
 def fits_groups(n_latents: int, k: int) -> bool:
     """Whether the k largest can be found by the maxima of groups."""
-    return n_latents % GROUP == 0 and k <= n_latents // GROUP and k * GROUP <= 16_384
+    n_groups = n_latents // GROUP
+    return n_latents % GROUP == 0 and k <= n_groups <= 32_768 and k * GROUP <= 16_384
 
 
 def _maxima(pre_acts: Tensor) -> Tensor:
@@ -110,35 +127,60 @@ def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
     return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
 
 
+def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
+    """See `reference.batch_top_k`; looks only into the groups whose maximum is among the largest, as `top_k` does.
+
+    Ties go to the smaller (token, latent).
+    """
+    n, m = pre_acts.shape
+    wanted = n * k
+    if m % GROUP or wanted >= n * m // GROUP or pre_acts.dtype not in (torch.bfloat16, torch.float32):
+        return _plain_batch_top_k(pre_acts, k)
+    pre_acts = pre_acts.contiguous()
+    maxima = _maxima(pre_acts).flatten()
+    groups = (maxima >= maxima.topk(wanted, sorted=False).values.min()).nonzero()[:, 0]
+    found = pre_acts.view(-1, GROUP)[groups]
+    least = found.flatten().topk(wanted, sorted=False).values.min()
+    keep, at = found > least.clamp_min(0), (found == least) & (least > 0)
+    keep |= at & (at.flatten().cumsum(0).view_as(at) <= wanted - keep.sum())
+    row, column = keep.nonzero(as_tuple=True)
+    places = groups[row] * GROUP + column
+    return by_token(torch.div(places, m, rounding_mode="floor"), places % m, n)
+
+
 class Decoded(NamedTuple):
-    """Of one batch: activations and their gradients [tokens, k], x_hat - target in bfloat16 [tokens, width], and by
-    token [tokens] the squared error and the number of activations over 0."""
+    """Of one batch: activations and their gradients [tokens, k]; in bfloat16 the sum of x_hat - target over the prefixes
+    that hold a latent of each prefix [prefixes, tokens, width]; by token [3, tokens] the squared error, its sum over the
+    prefixes, and the number of activations over 0."""
 
     acts: Tensor
     to_acts: Tensor
     error: Tensor
-    squares: Tensor
-    counts: Tensor
+    by_token: Tensor
 
 
 def decode(
-    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor
-) -> Decoded:
+    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
+    prefixes: Tensor | None, rectify: bool = True,
+) -> Decoded:  # fmt: skip
     """Everything of a token that the decoder says, from its pre-activations `values` [tokens, k].
 
-    The loss is coefficient / 2 times the sum of the squared errors; an activation of 0 has no gradient.
+    The loss is coefficient / 2 times the sum of the squared errors of the first `n_rows` rows, of all prefixes (none: of the
+    whole dictionary). An activation of 0 has no gradient; without `rectify` the values are activations, and all have one.
     """
     (n, k), width = values.shape, target.shape[1]
     acts, to_acts = torch.empty_like(values), torch.empty_like(values)
-    error = torch.empty(target.shape, dtype=torch.bfloat16, device=values.device)
-    squares, counts = torch.empty(2, n, dtype=torch.float32, device=values.device)
+    levels = 1 if prefixes is None else len(prefixes)
+    error = torch.empty(levels, n, width, dtype=torch.bfloat16, device=values.device)
+    by_token = torch.empty(3, n, dtype=torch.float32, device=values.device)
     size = triton.next_power_of_2(k)
     block = max(16, min(128, width & -width, 16_384 // size))
     kernels.decode_program[(n,)](
-        values, indices, table, bias, target, coefficient, acts, error, to_acts, squares, counts, K=k, SIZE=size,
-        WIDTH=width, BLOCK=block, num_warps=1 if size * block <= 4096 else 4,
+        values, indices, table, bias, target, coefficient, n_rows, by_token if prefixes is None else prefixes,
+        acts, error, to_acts, *by_token, n, K=k, SIZE=size, WIDTH=width, BLOCK=block, LEVELS=levels,
+        RECTIFY=rectify, num_warps=1 if size * block <= 4096 else 4,
     )  # fmt: skip
-    return Decoded(acts, to_acts, error, squares, counts)
+    return Decoded(acts, to_acts, error, by_token)
 
 
 class Pairs:
@@ -146,8 +188,7 @@ class Pairs:
 
     def __init__(self, indices: Tensor, n_latents: int):
         ordered, self.order = indices.flatten().sort(stable=True)
-        bounds = torch.arange(n_latents + 1, device=indices.device, dtype=indices.dtype)
-        self.offsets = torch.searchsorted(ordered, bounds, out_int32=True)
+        self.offsets = torch.searchsorted(ordered, numbers(n_latents + 1, indices.device), out_int32=True)
         self.n_parts = 2 * len(ordered) // LONG
 
 
@@ -158,16 +199,21 @@ Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # weights [latents, width], both m
 def update_latents(
     pairs: Pairs, decoded: Decoded, bias: tuple[Tensor, Tensor, Tensor], since: Tensor, adam: Adam, more: More | None
 ) -> tuple[Tensor, Tensor]:
-    """Updates b_enc and the tokens since every latent fired; returns (gradient of b_enc without `more`, end of parts)."""
+    """Updates b_enc and the tokens since every latent fired; returns (gradient of b_enc, end of parts)."""
     n_latents = len(since)
     gradient = torch.empty(n_latents, dtype=torch.float32, device=since.device)
     n_parts = torch.empty(n_latents, dtype=torch.int32, device=since.device)
     slots, rows = (more[0], more[3]) if more else (pairs.offsets, gradient)
     kernels.latents_program[(n_latents,)](
         pairs.offsets, pairs.order, decoded.acts, decoded.to_acts, slots, rows, *bias, gradient, since, n_parts,
-        len(decoded.acts), *adam, MORE=more is not None, SPLIT=LONG, SIZE=32, num_warps=1,
+        *adam, MORE=more is not None, SPLIT=LONG, SIZE=32, num_warps=1,
     )  # fmt: skip
     return gradient, n_parts.cumsum(0)
+
+
+def row_times(row: Tensor, table: Tensor) -> Tensor:
+    """row [latents] times a table [latents, width] in bfloat16, summed in float32."""
+    return torch.mm(row[None].to(table.dtype), table, out_dtype=torch.float32)[0]
 
 
 def update_vector(bias: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: Adam) -> None:
@@ -178,20 +224,21 @@ def update_vector(bias: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: A
 
 def update_rows(
     pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: Tensor, encoder: Rows, decoder: Rows,
-    adam: Adam, more: More | None,
+    adam: Adam, more: More | None, prefixes: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Both weight gradients, Adam and the unit norm of the decoder rows, in place; no gradient is ever written."""
     k, n_latents, device = decoded.acts.shape[1], len(encoder[0]), given.device
-    width_in, width_out = given.shape[1], decoded.error.shape[1]
+    width_in, width_out = given.shape[1], decoded.error.shape[2]
     sizes: dict[str, Any] = dict(
         K=k, WIDTH_IN=width_in, WIDTH_OUT=width_out, BLOCK_IN=triton.next_power_of_2(width_in),
-        BLOCK_OUT=triton.next_power_of_2(width_out), SPLIT=LONG,
+        BLOCK_OUT=triton.next_power_of_2(width_out), SPLIT=LONG, LEVELS=len(decoded.error),
     )  # fmt: skip
     sizes["num_warps"] = 4 if max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]) <= 4096 else 8
     parts = [torch.empty(pairs.n_parts, w, dtype=torch.float32, device=device) for w in (width_in, width_out)]
-    read = decoded.acts, decoded.to_acts, decoded.error, given
+    ends_of = ends if prefixes is None else prefixes
+    read = decoded.acts, decoded.to_acts, decoded.error, given, ends_of, len(given)
     if pairs.n_parts:
-        owners = torch.searchsorted(ends, torch.arange(pairs.n_parts, device=device), right=True)
+        owners = torch.searchsorted(ends, numbers(pairs.n_parts, device).long(), right=True)
         kernels.parts_program[(pairs.n_parts,)](
             owners, ends, pairs.offsets, pairs.order, *read, *parts, n_latents, PAIRS=4, **sizes
         )
@@ -213,8 +260,10 @@ __all__ = [
     "decode",
     "encode",
     "fits_groups",
+    "numbers",
     "norm_crossing",
     "prepare",
+    "row_times",
     "ragged",
     "top_k",
     "top_k_indices",

@@ -55,11 +55,15 @@ def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
 
 def ragged(mask: Tensor) -> Tensor:
     """Indices [tokens, width] of the True entries of every row of `mask`, ascending, filled up with -1."""
-    counts = mask.sum(1)
+    return by_token(*mask.nonzero(as_tuple=True), len(mask))
+
+
+def by_token(tokens: Tensor, latents: Tensor, n_tokens: int) -> Tensor:
+    """Pairs sorted by token as indices [n_tokens, width], filled up with -1."""
+    counts = torch.bincount(tokens, minlength=n_tokens)
     width = int(counts.max()) if len(counts) else 0
-    out = torch.full((len(mask), max(1, width)), -1, dtype=torch.int64, device=mask.device)
-    rows, columns = mask.nonzero(as_tuple=True)
-    out[rows, torch.arange(len(rows), device=mask.device) - (counts.cumsum(0) - counts)[rows]] = columns
+    out = torch.full((n_tokens, max(1, width)), -1, dtype=torch.int64, device=tokens.device)
+    out[tokens, torch.arange(len(tokens), device=tokens.device) - (counts.cumsum(0) - counts)[tokens]] = latents
     return out
 
 

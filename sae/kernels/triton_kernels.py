@@ -83,9 +83,10 @@ def _chosen(keys, low, high, K: tl.constexpr):
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
     above, at = keys > low, keys == low
-    spare = K - tl.sum(above.to(tl.int32), 0)
-    take = above | (at & (tl.cumsum(at.to(tl.int32), 0) <= spare))
-    return take, tl.cumsum(take.to(tl.int32), 0) - 1, low
+    counts = tl.cumsum(above.to(tl.int32) + at.to(tl.int32) * 65536, 0)  # both at once
+    n_above, n_at = counts & 65535, counts >> 16
+    spare = K - tl.max(n_above, 0)
+    return above | (at & (n_at <= spare)), n_above + tl.minimum(n_at, spare) - 1, low
 
 
 @triton.jit
@@ -122,32 +123,59 @@ def pick_program(
 
 
 @triton.jit
+def _level(latent, prefixes, LEVELS: tl.constexpr):
+    """The first prefix that holds a latent: 0 where there is only the whole dictionary."""
+    level = (latent * 0).to(tl.int32)
+    for prefix in tl.static_range(LEVELS - 1):
+        level += (latent >= tl.load(prefixes + prefix)).to(tl.int32)
+    return level
+
+
+@triton.jit
 def decode_program(
-    values, indices, table, bias, target, coefficient, acts, error, to_acts, squares, counts,
-    K: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    values, indices, table, bias, target, coefficient, n_rows, prefixes,
+    acts, error, to_acts, squares, prefix_squares, counts, n, K: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, LEVELS: tl.constexpr, RECTIFY: tl.constexpr,
 ):  # fmt: skip
-    """One row: activations, x_hat - target, gradients of the activations, squared error, latents that fired."""
+    """One row: activations, x_hat - target, gradients of the activations, squared errors, latents that fired."""
     row = tl.program_id(0).to(tl.int64)
+    limit = tl.load(n_rows).to(tl.int64)
     number = tl.arange(0, SIZE)
     ok = number < K
-    act = tl.maximum(tl.load(values + row * K + number, ok, 0.0), 0.0)
+    act = tl.load(values + row * K + number, ok & (number * 0 + row < limit), 0.0)
+    if RECTIFY:
+        act = tl.maximum(act, 0.0)
     tl.store(acts + row * K + number, act, ok)
     latent = tl.load(indices + row * K + number, ok, 0).to(tl.int64)
+    level = _level(latent, prefixes, LEVELS)
     inner = tl.zeros((SIZE,), tl.float32)
     square = tl.zeros((), tl.float32)
+    prefix_square = tl.zeros((), tl.float32)
     for start in tl.static_range(0, WIDTH, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < WIDTH
         rows = tl.load(table + latent[:, None] * WIDTH + columns[None, :], ok[:, None] & inside[None, :], 0.0)
         rows = rows.to(tl.float32)
-        x_hat = tl.sum(act[:, None] * rows, 0) + tl.load(bias + columns, inside, 0.0)
-        e = tl.where(inside, x_hat - tl.load(target + row * WIDTH + columns, inside, 0.0), 0.0)
-        tl.store(error + row * WIDTH + columns, e.to(tl.bfloat16), inside)
-        inner += tl.sum(rows * e[None, :], 1)
-        square += tl.sum(e * e, 0)
-    inner = tl.where(act > 0, inner * tl.load(coefficient), 0.0)
+        start_of = tl.load(bias + columns, inside, 0.0) - tl.load(target + row * WIDTH + columns, inside, 0.0)
+        start_of = tl.where(inside & (columns * 0 + row < limit), start_of, 0.0)
+        left = tl.zeros((BLOCK,), tl.float32)  # the sum of the errors of all prefixes that hold a latent of this one
+        for prefix in tl.static_range(LEVELS):
+            e = start_of + tl.sum(tl.where(level <= prefix, act, 0.0)[:, None] * rows, 0)
+            left += e
+            prefix_square += tl.sum(e * e, 0)
+            if prefix == LEVELS - 1:
+                square += tl.sum(e * e, 0)
+        for prefix in tl.static_range(LEVELS):
+            tl.store(error + (prefix * n + row) * WIDTH + columns, left.to(tl.bfloat16), inside)
+            inner += tl.where(level == prefix, tl.sum(rows * left[None, :], 1), 0.0)
+            if prefix < LEVELS - 1:
+                left -= start_of + tl.sum(tl.where(level <= prefix, act, 0.0)[:, None] * rows, 0)
+    inner *= tl.load(coefficient)
+    if RECTIFY:
+        inner = tl.where(act > 0, inner, 0.0)
     tl.store(to_acts + row * K + number, inner, ok)
     tl.store(squares + row, square)
+    tl.store(prefix_squares + row, prefix_square)
     tl.store(counts + row, tl.sum((act > 0).to(tl.float32), 0))
 
 
@@ -173,8 +201,9 @@ def _pair_sums(
 
 
 @triton.jit
-def _adam(place, grad, ok, weights, mean, square, rate, root, beta1, beta2, eps):
+def _adam(place, grad, ok, weights, mean, square, numbers, beta1, beta2, eps):
     """New weights of one row after Adam (Kingma and Ba 2015, algorithm 1); its moments are stored."""
+    rate, root = tl.load(numbers), tl.load(numbers + 1)
     m = tl.load(mean + place, ok, 0.0)
     v = tl.load(square + place, ok, 0.0)
     m += (1 - beta1) * (grad - m)
@@ -186,8 +215,8 @@ def _adam(place, grad, ok, weights, mean, square, rate, root, beta1, beta2, eps)
 
 @triton.jit
 def latents_program(
-    offsets, order, acts, to_acts, slots, more, bias, mean, square, gradient, since, n_parts, n_tokens,
-    rate, root, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, SIZE: tl.constexpr,
+    offsets, order, acts, to_acts, slots, more, bias, mean, square, gradient, since, n_parts,
+    numbers, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """One latent: the gradient of b_enc and its update, tokens since it fired, parts of its list of pairs."""
     latent = tl.program_id(0)
@@ -202,25 +231,26 @@ def latents_program(
     if MORE:
         slot = tl.load(slots + latent)
         grad += tl.load(more + slot, slot >= 0, 0.0)
-    tl.store(gradient + latent, tl.sum(total, 0))
-    tl.store(bias + latent, _adam(latent, grad, True, bias, mean, square, rate, root, beta1, beta2, eps))
+    tl.store(gradient + latent, grad)
+    tl.store(bias + latent, _adam(latent, grad, True, bias, mean, square, numbers, beta1, beta2, eps))
+    n_tokens = tl.load(numbers + 2).to(tl.int64)
     tl.store(since + latent, tl.where(tl.max(most, 0) > 0, 0, tl.load(since + latent) + n_tokens))
     tl.store(n_parts + latent, tl.where(end - start > SPLIT, tl.cdiv(end - start, SPLIT), 0))
 
 
 @triton.jit
-def vector_program(bias, mean, square, gradient, n, rate, root, beta1, beta2, eps, SIZE: tl.constexpr):
+def vector_program(bias, mean, square, gradient, n, numbers, beta1, beta2, eps, SIZE: tl.constexpr):
     """Adam on SIZE numbers."""
     place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     ok = place < n
     grad = tl.load(gradient + place, ok, 0.0)
-    tl.store(bias + place, _adam(place, grad, ok, bias, mean, square, rate, root, beta1, beta2, eps), ok)
+    tl.store(bias + place, _adam(place, grad, ok, bias, mean, square, numbers, beta1, beta2, eps), ok)
 
 
 @triton.jit
 def parts_program(
-    owners, ends, offsets, order, acts, to_acts, error, given, encoder_parts, decoder_parts,
-    n_latents, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
+    owners, ends, offsets, order, acts, to_acts, error, given, prefixes, n, encoder_parts, decoder_parts,
+    n_latents, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr, LEVELS: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
     """Sums of both weight gradients over SPLIT pairs of a latent that has more than SPLIT."""
@@ -231,8 +261,9 @@ def parts_program(
         number = part - (tl.load(ends + latent) - tl.cdiv(end - whole, SPLIT))
         start = whole + number.to(tl.int32) * SPLIT
         end = min(end, start + SPLIT)
+        own_error = error + _level(latent, prefixes, LEVELS).to(tl.int64) * n * WIDTH_OUT
         to_encoder, to_decoder = _pair_sums(
-            start, end, order, acts, to_acts, error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
+            start, end, order, acts, to_acts, own_error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
         )
         into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
         tl.store(encoder_parts + part * WIDTH_IN + into, to_encoder, into < WIDTH_IN)
@@ -241,10 +272,11 @@ def parts_program(
 
 @triton.jit
 def update_program(
-    offsets, ends, order, acts, to_acts, error, given, coefficient, encoder_parts, decoder_parts,
+    offsets, ends, order, acts, to_acts, error, given, prefixes, n, coefficient, encoder_parts, decoder_parts,
     slots, encoder_more, decoder_more,
     encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
-    rate, root, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
+    numbers, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
+    LEVELS: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
     """One latent: both weight gradients, Adam, the unit norm of its decoder row, and the weights in bfloat16."""
@@ -253,8 +285,9 @@ def update_program(
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
     in_ok, out_ok = into < WIDTH_IN, out < WIDTH_OUT
     if end - start <= SPLIT:
+        own_error = error + _level(latent, prefixes, LEVELS).to(tl.int64) * n * WIDTH_OUT
         to_encoder, to_decoder = _pair_sums(
-            start, end, order, acts, to_acts, error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
+            start, end, order, acts, to_acts, own_error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
         )
     else:
         to_encoder, to_decoder = tl.zeros((BLOCK_IN,), tl.float32), tl.zeros((BLOCK_OUT,), tl.float32)
@@ -269,13 +302,13 @@ def update_program(
             to_encoder += tl.load(encoder_more + slot * WIDTH_IN + into, in_ok, 0.0)
             to_decoder += tl.load(decoder_more + slot * WIDTH_OUT + out, out_ok, 0.0)
     place = latent * WIDTH_IN + into
-    new = _adam(place, to_encoder, in_ok, encoder, encoder_mean, encoder_square, rate, root, beta1, beta2, eps)
+    new = _adam(place, to_encoder, in_ok, encoder, encoder_mean, encoder_square, numbers, beta1, beta2, eps)
     tl.store(encoder + place, new, in_ok)
     tl.store(encoder_rounded + place, new.to(tl.bfloat16), in_ok)
     place = latent * WIDTH_OUT + out
     row = tl.load(decoder + place, out_ok, 0.0)
     to_decoder -= tl.sum(to_decoder * row, 0) * row
-    new = _adam(place, to_decoder, out_ok, decoder, decoder_mean, decoder_square, rate, root, beta1, beta2, eps)
+    new = _adam(place, to_decoder, out_ok, decoder, decoder_mean, decoder_square, numbers, beta1, beta2, eps)
     new = new / tl.maximum(tl.sqrt(tl.sum(new * new, 0)), 1e-12)
     tl.store(decoder + place, new, out_ok)
     tl.store(decoder_rounded + place, new.to(tl.bfloat16), out_ok)
