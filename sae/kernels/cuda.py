@@ -16,8 +16,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sae.kernels import triton_kernels as kernels
-from sae.kernels.reference import above, by_token, norm_crossing, ragged
+from sae.kernels.reference import by_token, ragged
 from sae.kernels.reference import batch_top_k as _plain_batch_top_k
+from sae.kernels.reference import norm_crossing as _plain_norm_crossing
 
 GROUP = 64  # latents whose largest pre-activation stands for them while the k largest are looked for
 LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
@@ -146,6 +147,46 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
     row, column = keep.nonzero(as_tuple=True)
     places = groups[row] * GROUP + column
     return by_token(torch.div(places, m, rounding_mode="floor"), places % m, n)
+
+
+def _filled(pre_acts: Tensor, bounds: Tensor, spares: Tensor | None, counts: Tensor) -> Tensor:
+    n, m = pre_acts.shape
+    out = torch.full((n, max(1, int(counts.max()) if n else 0)), -1, dtype=torch.int64, device=pre_acts.device)
+    if n:
+        by_row = spares is not None
+        kernels.above_program[(n,)](
+            pre_acts, bounds, spares if by_row else counts, counts, out, m, out.shape[1], BLOCK=1024, BY_ROW=by_row,
+            FILL=True, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
+    """See `reference.above`."""
+    pre_acts, (n, m) = pre_acts.contiguous(), pre_acts.shape
+    bounds = torch.as_tensor(threshold, dtype=torch.float32, device=pre_acts.device).expand(m).contiguous()
+    counts = torch.zeros(n, dtype=torch.int32, device=pre_acts.device)
+    if n:
+        kernels.above_program[(n,)](
+            pre_acts, bounds, counts, counts, counts, m, 1, BLOCK=1024, BY_ROW=False, FILL=False, num_warps=4
+        )
+    return _filled(pre_acts, bounds, None, counts)
+
+
+def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
+    """See `reference.norm_crossing`; finds the crossing by halving, with sums in float32."""
+    pre_acts, (n, m) = pre_acts.contiguous(), pre_acts.shape
+    if m > 1 << 17 or pre_acts.dtype not in (torch.bfloat16, torch.float32):
+        return _plain_norm_crossing(pre_acts, norm)
+    bounds = torch.empty(n, dtype=torch.float32, device=pre_acts.device)
+    spares, counts = torch.empty(2, n, dtype=torch.int32, device=pre_acts.device)
+    size = triton.next_power_of_2(m)
+    if n:
+        kernels.crossing_program[(n,)](
+            pre_acts, norm.float().contiguous(), bounds, spares, counts, m, SIZE=size,
+            BITS=16 if pre_acts.dtype == torch.bfloat16 else 32, num_warps=min(16, max(1, size // 2048)),
+        )  # fmt: skip
+    return _filled(pre_acts, bounds, spares, counts)
 
 
 class Decoded(NamedTuple):

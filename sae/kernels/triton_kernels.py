@@ -123,6 +123,66 @@ def pick_program(
 
 
 @triton.jit
+def crossing_program(
+    pre_acts, norms, bounds, spares, counts, n_latents, SIZE: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Of one row: what is over `bound` and the first `spare` at it have the norm nearest to the row's; their count."""
+    row = tl.program_id(0)
+    latents = tl.arange(0, SIZE)
+    found = tl.load(pre_acts + row.to(tl.int64) * n_latents + latents, latents < n_latents, 0.0)
+    keys = _ordered(found, BITS)
+    values = tl.maximum(found.to(tl.float32), 0.0)
+    norm = tl.load(norms + row)
+    low, high = tl.min(keys, 0) * 0, tl.max(keys, 0)  # 0 is the key of 0.0, which is never kept
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        reached = tl.sum(tl.where(keys >= middle, values * values, 0.0), 0) >= norm * norm
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle - 1)
+    over, at = keys > low, keys == low
+    energy, n_over = tl.sum(tl.where(over, values * values, 0.0), 0), tl.sum(over.to(tl.int32), 0)
+    bound = tl.max(tl.where(at, values, 0.0), 0)
+    most = tl.sum(at.to(tl.int32), 0)
+    wanted = tl.minimum(tl.ceil((norm * norm - energy) / tl.maximum(bound * bound, 1e-30)), 1e9).to(tl.int32)
+    spare = tl.minimum(tl.maximum(wanted, 1), most)
+    short = norm - tl.sqrt(energy + (spare - 1) * bound * bound)
+    nearer = short <= tl.sqrt(energy + spare * bound * bound) - norm
+    spare -= (nearer & (n_over + spare > 1)).to(tl.int32)
+    spare = tl.where(low > 0, spare, 0)  # the norm is never reached: all that is positive is kept
+    tl.store(bounds + row, bound)
+    tl.store(spares + row, spare)
+    tl.store(counts + row, n_over + spare)
+
+
+@triton.jit
+def above_program(
+    pre_acts, bounds, spares, counts, out, n_latents, width, BLOCK: tl.constexpr, BY_ROW: tl.constexpr, FILL: tl.constexpr
+):  # fmt: skip
+    """Of one row the latents over the bound, of the row (then also the first `spare` at it) or of every latent.
+
+    Their number, or, to FILL, their indices in `out` [tokens, width].
+    """
+    row = tl.program_id(0).to(tl.int64)
+    n_kept, n_at = 0, 0
+    for start in range(0, n_latents, BLOCK):
+        latents = start + tl.arange(0, BLOCK)
+        inside = latents < n_latents
+        value = tl.load(pre_acts + row * n_latents + latents, inside, 0.0).to(tl.float32)
+        if BY_ROW:
+            bound = tl.load(bounds + row)
+            at = inside & (value == bound)
+            take = (inside & (value > bound)) | (at & (n_at + tl.cumsum(at.to(tl.int32), 0) <= tl.load(spares + row)))
+            n_at += tl.sum(at.to(tl.int32), 0)
+        else:
+            take = inside & (value > tl.load(bounds + latents, inside, 0.0))
+        if FILL:
+            tl.store(out + row * width + n_kept + tl.cumsum(take.to(tl.int32), 0) - 1, latents, take)
+        n_kept += tl.sum(take.to(tl.int32), 0)
+    if not FILL:
+        tl.store(counts + row, n_kept)
+
+
+@triton.jit
 def _level(latent, prefixes, LEVELS: tl.constexpr):
     """The first prefix that holds a latent: 0 where there is only the whole dictionary."""
     level = (latent * 0).to(tl.int32)
