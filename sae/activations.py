@@ -55,7 +55,10 @@ class Statistics:
 
 
 class Activations:
-    """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for."""
+    """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for.
+
+    `folder` keeps the statistics and, with `keep`, the segments; without a folder nothing is kept.
+    """
 
     def __init__(
         self,
@@ -64,9 +67,10 @@ class Activations:
         segment_contexts: int,
         folder: Path | None,
         training: Activations | None = None,
+        keep: bool = True,
     ):
         self.harvester, self.contexts, self.folder = harvester, contexts, folder
-        self.segment_contexts = segment_contexts
+        self.segment_contexts, self.keep = segment_contexts, keep
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
         self.harvested_tokens, self.harvest_s = 0, 0.0
         self._statistics: dict[HookPoint, Statistics] = {}
@@ -117,7 +121,7 @@ class Activations:
         return Segment(x, positions.cpu().to(torch.int64))
 
     def _path(self, number: int) -> Path | None:
-        return None if self.folder is None else self.folder / f"segment-{number:06d}.safetensors"
+        return None if self.folder is None or not self.keep else self.folder / f"segment-{number:06d}.safetensors"
 
     def _read(self, number: int) -> Segment | None:
         path = self._path(number)

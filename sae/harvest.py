@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from sae.compiled import CompiledBlocks, next_token_loss
 from sae.errors import ConfigError, NumericError
 from sae.hookpoints import Channel, HookPoint, Place, resolve, run_order
 from sae.language_model import LanguageModel
@@ -25,12 +26,20 @@ from sae.section import Count, Section
 
 SHORT = 6
 LOGITS = {"cpu": 1 << 25}  # numbers; above this the memory for them costs more time than the model
+GPU_TOKENS = 1 << 16  # tokens of a forward pass that keep a GPU busy
 
 
 class HarvestConfig(Section):
     """How the model is run and which positions are left out of training."""
 
-    batch_contexts: Count = Field(default=16, ge=1, description="Contexts per forward pass (a fixed shape).")
+    batch_contexts: Count | None = Field(
+        default=None,
+        ge=1,
+        description="Contexts per forward pass (a fixed shape); none: 16 on a CPU, 65,536 tokens on a GPU.",
+    )
+    compile: Literal["auto"] | bool = Field(
+        default="auto", description="Compile the model's blocks (a minute, once); auto: on a GPU."
+    )
     drop_positions: Count = Field(
         default=1,
         ge=0,
@@ -42,9 +51,19 @@ class HarvestConfig(Section):
         gt=1,
         description="Leave out positions whose norm exceeds this multiple of the median; none: keep all.",
     )
-    cache: bool = Field(
-        default=True, description="Keep harvested activations on disk until the run ends (2 bytes a number)."
+    cache: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Keep harvested activations on disk until the run ends (2 bytes a number), for the index and a resumed "
+        "run; auto: not on a GPU, which is faster than the disk.",
     )
+
+    def contexts_per_pass(self, ctx_len: int, device: torch.device) -> int:
+        """`batch_contexts`, or what suits the device."""
+        return self.batch_contexts or (max(1, GPU_TOKENS // ctx_len) if device.type == "cuda" else 16)
+
+    def caches(self, device: torch.device) -> bool:
+        """`cache`, or what suits the device."""
+        return device.type != "cuda" if self.cache == "auto" else self.cache
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,8 @@ class Harvester:
         self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(c.hook for c in self.channels))))
         self.places: dict[HookPoint, Place] = {hook: resolve(lm, hook) for hook in self.hooks}
         self.rules = RelevanceRules(lm) if "relp" in self.kinds else None
+        compiled = config.compile is True or (config.compile == "auto" and lm.device.type == "cuda")
+        self.compiled = CompiledBlocks(lm, self.places.values()) if compiled and self.rules is None else None
         self.tick: Callable[[int], None] = lambda n_tokens: None  # called after every forward pass
         self._special = torch.tensor(lm.special_ids, device=lm.device)
         if packing == "separate":
@@ -87,19 +108,33 @@ class Harvester:
         """All channels of the contexts `ids` [contexts, ctx_len], in the model's own dtype."""
         outputs: dict[Channel, Tensor] = {}
         keeps = []
-        step = self.config.batch_contexts
+        step = self.config.contexts_per_pass(ids.shape[1], self.lm.device)
+        finite = torch.ones((), dtype=torch.bool, device=self.lm.device)
         for start in range(0, len(ids), step):
             part, part_documents = _padded(ids[start : start + step], documents[start : start + step], step)
-            tokens = torch.from_numpy(part.astype(np.int64)).to(self.lm.device)
-            found = self._channels(tokens, part_documents)
+            tokens = self._sent(part)
+            with self.compiled.active() if self.compiled else nullcontext():
+                found = self._channels(tokens, part_documents)
             n = min(step, len(ids) - start)
             for channel, x in found.items():
                 if channel not in outputs:
                     outputs[channel] = x.new_empty((len(ids), *x.shape[1:]))
                 outputs[channel][start : start + n] = x[:n]
+                finite &= torch.isfinite(x).all()  # looked at once for all passes, so that no pass is waited for
             keeps.append(self.keep(tokens[:n]))
             self.tick(tokens[:n].numel())
+        if not finite:
+            names = ", ".join(str(c) for c, x in outputs.items() if not torch.isfinite(x).all())
+            dtype = next(iter(outputs.values())).dtype
+            raise NumericError(f"harvest: {names} not finite in {dtype}. Use model.dtype: float32.")
         return ActivationBatch(outputs, torch.cat(keeps))
+
+    def _sent(self, ids: np.ndarray) -> Tensor:
+        """Token ids on the model's device; a GPU is not waited for."""
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        if self.lm.device.type == "cuda":
+            tokens = tokens.pin_memory()
+        return tokens.to(self.lm.device, non_blocking=True)
 
     @torch.no_grad()
     def _check_separate(self) -> None:
@@ -130,15 +165,13 @@ class Harvester:
             found |= {channel: torch.cat([part[channel] for part in parts]) for channel in parts[0]}
         if not self.kinds:
             found = {Channel(hook): x for hook, x in self._forward(tokens, documents).items()}
-        for channel, x in found.items():
-            if not torch.isfinite(x).all():
-                raise NumericError(f"harvest: {channel} is not finite in {x.dtype}. Use model.dtype: float32.")
         return {channel: found[channel] for channel in self.channels}
 
     def _parts(self, tokens: Tensor) -> list[slice]:
-        """Slices of a batch whose logits are few enough numbers to be held several times over."""
+        """Nearly equal slices of a batch whose logits are few enough numbers to be held several times over."""
         per_context = tokens.shape[1] * self.lm.model.get_output_embeddings().weight.shape[0]
-        step = max(1, LOGITS.get(self.lm.device.type, 1 << 30) // per_context)
+        most = max(1, LOGITS.get(self.lm.device.type, 1 << 30) // per_context)
+        step = -(-len(tokens) // -(-len(tokens) // most))
         return [slice(start, start + step) for start in range(0, len(tokens), step)]
 
     def _forward(self, tokens: Tensor, documents: np.ndarray) -> dict[HookPoint, Tensor]:
@@ -178,8 +211,8 @@ class Harvester:
                 stack.enter_context(self.rules.active())
             stack.enter_context(torch.enable_grad())
             extra = attention_inputs(documents, self.packing, self.lm)
-            logits = self.lm.model(input_ids=tokens, use_cache=False, **extra).logits[:, :-1]
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")
+            logits = self.lm.model(input_ids=tokens, use_cache=False, **extra).logits
+            loss = (self.compiled.loss if self.compiled else next_token_loss)(logits, tokens)
             coefficients = torch.autograd.grad(loss, list(live.values()))
         for hook, coefficient in zip(live, coefficients, strict=True):
             found[Channel(hook, kind)] = coefficient.reshape(*tokens.shape, -1)  # pyright: ignore[reportArgumentType]

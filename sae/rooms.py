@@ -70,9 +70,10 @@ def prepare(
     lm.cast(dtype)
     harvester = Harvester(lm, channels, config.harvest, config.text.packing)
     bytes_per_context = config.text.ctx_len * 2 * sum(harvester.width(channel.hook) for channel in channels)
-    size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts)
+    per_pass = config.harvest.contexts_per_pass(config.text.ctx_len, lm.device) if lm.device.type == "cuda" else 1
+    size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts, per_pass)
     home = cache or folder / "activations"
-    train = Activations(harvester, contexts, size, home if config.harvest.cache else None)
+    train = Activations(harvester, contexts, size, home, keep=config.harvest.caches(lm.device))
     held_out_folder = home / "held_out"
     held_out_size = min(size, held_out.n_contexts)
     return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))
@@ -94,6 +95,6 @@ def _dtype(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Conte
     """The run's arithmetic, measured once and remembered, so that a resumed run computes the same bits."""
     path = folder / "dtype.json"
     if not path.exists():
-        chosen = choose_dtype(lm, config.model.dtype, contexts.ids[: config.harvest.batch_contexts])
+        chosen = choose_dtype(lm, config.model.dtype, contexts.ids[: config.harvest.batch_contexts or 16])
         write_json(path, str(chosen).removeprefix("torch."))
     return getattr(torch, json.loads(path.read_text()))

@@ -30,26 +30,26 @@ class ShuffleConfig(Section):
     reuse: Count = Field(default=1, ge=1, le=64, description="Times that every harvested activation is trained on.")
 
 
-def segment_contexts(config: ShuffleConfig, bytes_per_context: int, n_contexts: int) -> int:
-    """Contexts per segment such that the whole ring fits the budget; at least 1."""
+def segment_contexts(config: ShuffleConfig, bytes_per_context: int, n_contexts: int, per_pass: int = 1) -> int:
+    """Contexts per segment such that the whole ring fits the budget: whole forward passes where it holds one; at least 1."""
     slots = config.reuse * SPREAD
     fitting = max(1, config.buffer_bytes // (slots * bytes_per_context))
-    return min(fitting, max(1, -(-n_contexts // slots)))
+    return min(fitting // per_pass * per_pass or fitting, max(1, -(-n_contexts // slots)))
 
 
-def _generator(seed: int, *stream: int) -> torch.Generator:
-    """A generator that depends on the run's seed and a place in it only."""
+def _generator(seed: int, device: torch.device, *stream: int) -> torch.Generator:
+    """A generator that depends on the run's seed, a place in it, and the kind of device only."""
     mixed = seed
     for number in stream:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % (1 << 63)
-    return torch.Generator().manual_seed(mixed)
+    return torch.Generator(device).manual_seed(mixed)
 
 
 class ShufflePlan:
-    """Which rows of which segments each cycle emits; `rows[g]` is the number of rows of segment g."""
+    """Which rows of which segments each cycle emits, drawn on a device, whose kind decides the numbers."""
 
-    def __init__(self, n_segments: int, reuse: int, seed: int):
-        self.n_segments, self.reuse, self.seed = n_segments, reuse, seed
+    def __init__(self, n_segments: int, reuse: int, seed: int, device: torch.device | str = "cpu"):
+        self.n_segments, self.reuse, self.seed, self.device = n_segments, reuse, seed, torch.device(device)
         self.slots = reuse * SPREAD
         self.n_cycles = n_segments + self.slots - 1
 
@@ -60,8 +60,11 @@ class ShufflePlan:
     def emitted(self, segment: int, cycle: int, n_rows: int) -> Tensor:
         """Rows of one segment that a cycle emits: part `age % SPREAD` of the permutation of this use."""
         use, part = divmod(cycle - segment, SPREAD)
-        order = torch.randperm(n_rows, generator=_generator(self.seed, 1, segment, use))
-        return order[part::SPREAD]
+        return self.permutation(n_rows, 1, segment, use)[part::SPREAD]
+
+    def permutation(self, n: int, *stream: int) -> Tensor:
+        """A random order of n things that depends on the seed and the place `stream` alone."""
+        return torch.randperm(n, generator=_generator(self.seed, self.device, *stream), device=self.device)
 
 
 class RingBuffer:
@@ -100,10 +103,10 @@ class RingBuffer:
             plan.emitted(g, cycle, self.n_rows[g]) + (g % self.slots) * self.max_rows for g in plan.segments_in(cycle)
         ]
         joined = torch.cat(places)
-        return joined[torch.randperm(len(joined), generator=_generator(plan.seed, 2, cycle))]
+        return joined[plan.permutation(len(joined), 2, cycle)]
 
     def batches(self, order: Tensor, batch_tokens: int, skip: int) -> Iterator[dict[Channel, Tensor]]:
         """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches."""
         n_batches = -(-len(order) // batch_tokens)
         for places in torch.tensor_split(order, n_batches)[skip:] if n_batches else ():
-            yield {c: data.index_select(0, places.to(data.device)) for c, data in self.data.items()}
+            yield {c: data.index_select(0, places) for c, data in self.data.items()}

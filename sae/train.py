@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from sae.hookpoints import Channel, HookPoint
 from sae.metrics import FvuMeter, batch_sums, l0
 from sae.section import Count, Section
 from sae.shuffle import RingBuffer, ShuffleConfig, ShufflePlan
+
+LEAST_LOG_TOKENS = 20_000
+CHECKPOINT_S = 120.0
 
 
 class OptimiserConfig(Section):
@@ -44,8 +48,14 @@ class OptimiserConfig(Section):
         default="auto",
         description="Arithmetic of the selection of latents; auto: the language model's. All else is float32.",
     )
-    checkpoint_tokens: Count = Field(default=500_000, ge=1, description="Activations between two checkpoints.")
-    log_tokens: Count = Field(default=20_000, ge=1, description="Activations between two lines of metrics.")
+    checkpoint_tokens: Count | None = Field(
+        default=None, ge=1, description="Activations between two checkpoints; none: two minutes of training."
+    )
+    log_tokens: Count | None = Field(
+        default=None,
+        ge=1,
+        description="Activations between two lines of metrics; none: 20,000, or a 500th of training where that is more.",
+    )
 
 
 def learning_rate(config: OptimiserConfig, sae: ArchitectureConfig, tokens_seen: int, total_tokens: int) -> float:
@@ -209,13 +219,15 @@ class TrainingRun:
     ):
         self.config, self.activations, self.folder, self.log = config, activations, folder, log
         self.trainers = [SaeTrainer.on(activations, c, seed, dtype) for c in saes]
-        self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed)
+        device = activations.harvester.lm.device
+        self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed, device)
         max_rows = activations.segment_contexts * activations.contexts.ctx_len
         widths = {channel: x.shape[1] for channel, x in activations.segment(0).x.items()}
-        device = activations.harvester.lm.device
         self.ring = RingBuffer(widths, self.plan.slots, max_rows, torch.bfloat16, device)
         self.total = int(activations.trained_rows() * shuffle.reuse * activations.kept_share())
-        self.position = Position(next_checkpoint=config.checkpoint_tokens)
+        self.position = Position(next_checkpoint=config.checkpoint_tokens or 0)
+        self.log_every = config.log_tokens or max(LEAST_LOG_TOKENS, self.total // 500)
+        self._saved_at = time.monotonic()
 
     def resume(self, warn: Callable[[str], None]) -> int:
         """Loads the newest checkpoint, if there is one; returns the activations already trained on."""
@@ -232,6 +244,7 @@ class TrainingRun:
         """Writes a checkpoint of this moment."""
         tensors = {name: t for trainer in self.trainers for name, t in trainer.tensors().items()}
         checkpoint.save(self.folder, self.trainers[0].tokens_seen, tensors, {"position": vars(self.position)})
+        self._saved_at = time.monotonic()
 
     def stop(self) -> NoReturn:
         """Writes a checkpoint and raises `Interrupted`."""
@@ -252,10 +265,18 @@ class TrainingRun:
                 position.batch += 1
                 if stopping():
                     self.stop()
-                if self.trainers[0].tokens_seen >= position.next_checkpoint:
-                    position.next_checkpoint = self.trainers[0].tokens_seen + self.config.checkpoint_tokens
+                if self._checkpoint_due():
                     self.save()
             position.batch, position.cycle = 0, cycle + 1
+
+    def _checkpoint_due(self) -> bool:
+        seen, every = self.trainers[0].tokens_seen, self.config.checkpoint_tokens
+        if every is None:
+            return time.monotonic() - self._saved_at >= CHECKPOINT_S
+        if seen < self.position.next_checkpoint:
+            return False
+        self.position.next_checkpoint = seen + every
+        return True
 
     def _train_on(
         self, trainer: SaeTrainer, raw: dict[Channel, Tensor], report: Callable[[int, dict[str, Any]], None]
@@ -263,8 +284,8 @@ class TrainingRun:
         name = trainer.config.name
         lr = learning_rate(self.config, trainer.config, trainer.tokens_seen, self.total)
         trainer.step(raw, lr)
-        if trainer.tokens_seen >= self.position.next_log.get(name, self.config.log_tokens):
-            self.position.next_log[name] = trainer.tokens_seen + self.config.log_tokens
+        if trainer.tokens_seen >= self.position.next_log.get(name, self.log_every):
+            self.position.next_log[name] = trainer.tokens_seen + self.log_every
             line = trainer.log_line(lr)
             self.log(name, line, trainer)
             report(trainer.tokens_seen, line)

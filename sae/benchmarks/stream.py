@@ -1,0 +1,221 @@
+"""`sae bench stream`: tokens to a trained dictionary, against harvest alone, the step alone, and sparsify's own trainer."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sae.activations import Activations
+from sae.architectures import ArchitectureConfig
+from sae.architectures.gradient import GradientConfig
+from sae.architectures.topk import TopKConfig
+from sae.benchmarks.timing import timed
+from sae.harvest import HarvestConfig, Harvester
+from sae.hookpoints import Channel, HookPoint
+from sae.language_model import LanguageModel
+from sae.shuffle import ShuffleConfig, segment_contexts
+from sae.tokens import Contexts
+from sae.train import OptimiserConfig, SaeTrainer, TrainingRun
+
+
+class Size(NamedTuple):
+    """A language model of SmolLM2's family with random weights, and the dictionary trained on one of its layers."""
+
+    width: int
+    layers: int
+    layer: int
+    vocabulary: int
+    latents: int
+    k: int
+    batch_tokens: int
+    ctx_len: int
+    tokens: int
+
+    @property
+    def heads(self) -> int:
+        return self.width // 64
+
+    @property
+    def key_heads(self) -> int:
+        return max(1, self.heads // 3)
+
+    @property
+    def hidden(self) -> int:
+        return self.width * 8 // 3
+
+    def gradient_harvest(self) -> float:
+        """FLOPs of harvesting a token's gradient over those of its activation.
+
+        Whole forward pass with the head, the way back through the head and the blocks above; no weight gradients. Of
+        attention a causal half is counted, its way back as 2.5 times the way there.
+        """
+        linear = 2 * self.width * (2 * self.width + 2 * 64 * self.key_heads + 3 * self.hidden)
+        attention = 2 * self.ctx_len * self.width
+        above = self.layers - self.layer - 1
+        back = above * (linear + 2.5 * attention)
+        whole = self.layers * (linear + attention) + 2 * 2 * self.width * self.vocabulary + back
+        return whole / ((self.layer + 1) * (linear + attention))
+
+
+GPU_SIZE = Size(576, 30, 15, 49_152, 36_864, 32, 8192, 256, 1 << 24)
+CPU_SIZE = Size(192, 6, 4, 4096, 2048, 32, 1024, 128, 1 << 17)
+
+
+def random_model(size: Size, device: torch.device) -> LanguageModel:
+    """A Llama of that size; speed does not depend on what the weights are."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.hidden, head_dim=64,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.key_heads, bos_token_id=0,
+        eos_token_id=0, pad_token_id=0, max_position_embeddings=size.ctx_len, tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(config)
+    lm = LanguageModel(model, SimpleNamespace(all_special_ids=[0]), "random", "", "", False)
+    model.eval().requires_grad_(False).to(device)
+    lm.cast(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return lm
+
+
+def write_tokens(size: Size, folder: Path) -> Contexts:
+    """Random contexts on disk, as a run keeps them."""
+    n_contexts = size.tokens // size.ctx_len
+    random = np.random.default_rng(0)
+    random.integers(1, size.vocabulary, (n_contexts, size.ctx_len), dtype=np.uint16).tofile(folder / "ids.bin")
+    np.zeros((n_contexts, size.ctx_len), np.uint32).tofile(folder / "documents.bin")
+    return Contexts(folder, size.ctx_len, False, "<u2", n_contexts)
+
+
+class Stream:
+    """Everything that the timings share: the model, the tokens and the sizes of pieces."""
+
+    def __init__(self, size: Size, device: torch.device, folder: Path):
+        self.size, self.device, self.folder = size, device, folder
+        self.lm = random_model(size, device)
+        self.contexts = write_tokens(size, folder)
+        self.hook = HookPoint("resid_post", size.layer)
+        self.shuffle = ShuffleConfig(buffer_bytes=1_000_000_000 if device.type == "cuda" else 50_000_000)
+        self.train = OptimiserConfig(tokens=size.tokens, batch_tokens=size.batch_tokens)
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+    def activations(self, config: ArchitectureConfig) -> Activations:
+        """The stream of a dictionary's activations, harvested anew."""
+        harvester = Harvester(self.lm, config.channels, HarvestConfig(), "joined")
+        per_context = self.size.ctx_len * 2 * self.size.width * len(config.channels)
+        per_pass = harvester.config.contexts_per_pass(self.size.ctx_len, self.device)
+        pieces = segment_contexts(self.shuffle, per_context, self.contexts.n_contexts, per_pass)
+        return Activations(harvester, self.contexts, pieces, None)
+
+    def config(self, gradient: bool = False) -> ArchitectureConfig:
+        """The dictionary's settings."""
+        kind = GradientConfig if gradient else TopKConfig
+        return kind(name="x", hook=self.hook, d_sae=self.size.latents, k=self.size.k)
+
+    def harvest(self, gradient: bool = False) -> float:
+        """Seconds to harvest all tokens, without training."""
+        activations = self.activations(self.config(gradient))
+        activations.segment(0)  # compiled by now
+        return _seconds(lambda: [activations.segment(g) for g in range(activations.n_segments)], self.device)
+
+    def step(self) -> float:
+        """Seconds for the updates on all tokens, with the activations in memory."""
+        activations = self.activations(self.config())
+        x = activations.segment(0).x[Channel(self.hook)]
+        trainer = SaeTrainer.on(activations, self.config(), 0, self.dtype)
+        rows = {Channel(self.hook): x[: self.size.batch_tokens].clone()}
+        return timed(lambda: trainer.step(rows, 1e-4), self.device).seconds * self.size.tokens / len(rows[Channel(self.hook)])
+
+    def end_to_end(self) -> float:
+        """Seconds from tokens on disk to a trained dictionary: harvest, mixing, updates."""
+        activations = self.activations(self.config())
+        run = TrainingRun(
+            self.train, self.shuffle, (self.config(),), activations, 0, self.dtype, self.folder / "checkpoints",
+            lambda name, line, trainer: None,
+        )  # fmt: skip
+        return _seconds(lambda: run.run(lambda seen, line: None, lambda: False), self.device)
+
+    def read(self) -> float:
+        """Seconds to read all tokens from disk."""
+        return _seconds(lambda: [int(part.sum()) for part in np.array_split(self.contexts.ids, 64)], self.device)
+
+    def sparsify(self) -> float:
+        """Seconds of sparsify's own trainer on the same model, layer and tokens."""
+        from datasets import Dataset
+        from sparsify import SparseCoderConfig, TrainConfig, Trainer  # pyright: ignore[reportMissingImports]
+
+        per_batch = self.size.batch_tokens // self.size.ctx_len
+        coder = SparseCoderConfig(num_latents=self.size.latents, k=self.size.k)
+
+        def trainer(n_contexts: int) -> Any:
+            ids = torch.from_numpy(self.contexts.ids[:n_contexts].astype(np.int64))
+            rows = Dataset.from_dict({"input_ids": ids.numpy()}).with_format("torch")
+            config = TrainConfig(
+                coder, batch_size=per_batch, hookpoints=[f"layers.{self.size.layer}"], optimizer="adam",
+                log_to_wandb=False, save_dir=str(self.folder), run_name="peer", save_every=1 << 30,
+            )  # fmt: skip
+            return Trainer(config, rows, self.lm.model)
+
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            trainer(8 * per_batch).fit()  # its kernels are compiled by now
+            n = max(8, min(self.contexts.n_contexts // per_batch, 128)) * per_batch  # a part of the tokens is enough
+            made = trainer(n)
+            return _seconds(made.fit, self.device) * self.contexts.n_contexts / n
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(device: torch.device, size: Size | None = None) -> dict[str, Any]:
+    """Seconds of every part for the same tokens, and what of the peers could not run."""
+    size = size or (GPU_SIZE if device.type == "cuda" else CPU_SIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        stream = Stream(size, device, Path(folder))
+        found: dict[str, Any] = {"tokens on disk": stream.read(), "harvest alone": stream.harvest()}
+        found |= {"step alone": stream.step(), "end to end": stream.end_to_end()}
+        found["gradient harvest alone"] = stream.harvest(gradient=True)
+        try:
+            found["sparsify end to end"] = stream.sparsify()
+        except ImportError as error:
+            found["sparsify end to end"] = f"not installed ({error})"
+        except Exception as error:  # a peer's own: our figures are still worth showing
+            found["sparsify end to end"] = f"failed ({type(error).__name__}: {error})"
+    return {"size": size._asdict(), "seconds": found}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The measurements as a Markdown table, each against the whole way."""
+    seconds, tokens = measured["seconds"], measured["size"]["tokens"]
+    whole = seconds["end to end"]
+    lines = ["| | tokens/s | time against end to end |", "|---|---|---|"]
+    for name, found in seconds.items():
+        if isinstance(found, str):
+            lines.append(f"| {name} | {found.splitlines()[0].replace('|', '/')} | |")
+        else:
+            lines.append(f"| {name} | {tokens / found:,.0f} | {found / whole:.2f} |")
+    floor = (seconds["harvest alone"] + seconds["step alone"]) / whole
+    multiple = Size(**measured["size"]).gradient_harvest()
+    gradient = seconds["gradient harvest alone"] / (multiple * seconds["harvest alone"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"- harvest alone and step alone, one after the other, over end to end: {floor:.2f}",
+            f"- gradient harvest over its FLOPs ({multiple:.2f} times those of harvest) at the rate of harvest: {gradient:.2f}",
+        ]
+    )
