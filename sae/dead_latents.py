@@ -86,7 +86,8 @@ def revive(
     latents.scatter_(0, torch.where(slots < 0, room, slots), torch.arange(sae.d_sae, device=given.device))
     latents = latents[:room]
     empty = torch.arange(room, device=given.device) >= dead.sum()
-    encoder, decoder, bias = w_enc[latents], w_dec[latents], sae.b_enc.detach()[latents]
+    encoder, decoder = (table[latents].to(given.dtype) for table in (w_enc, w_dec))
+    bias = sae.b_enc.detach()[latents]
     mean = real.to(error.dtype)[None] @ error
     spread = (squared - mean.float().square().sum() / real.sum()).clamp_min(1e-30)
     loss = squared.new_zeros(())

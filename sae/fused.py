@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,18 @@ from sae.dead_latents import DeadCount, revive
 from sae.graphs import Graphs
 from sae.kernels.sparse import HAS_TRITON
 
-WIDEST = 512  # latents of one token that the kernels hold at once
 TILE = 128  # batches of nearly the same size share a recording
 CHUNK_NUMBERS = 1 << 28  # pre-activations that are held at a time where tokens select for themselves
+
+
+def _kernels(device: torch.device) -> ModuleType:
+    if device.type == "cuda":
+        from sae.kernels import cuda
+
+        return cuda
+    from sae.kernels import cpu_step
+
+    return cpu_step
 
 
 class Made(NamedTuple):
@@ -31,27 +41,33 @@ class Made(NamedTuple):
 class FusedStep:
     """Forward pass, gradients, Adam and the unit norm of one batch, as `SparseAutoencoder.losses` defines them.
 
-    Differs from the reference in precision: products and the stored rows of input and error are in bfloat16, and the
-    activations are the bfloat16 pre-activations; weights, moments and all sums are in float32.
+    Differs from the reference on a GPU in precision: products and the stored rows of input and error are in bfloat16, and
+    the activations are the bfloat16 pre-activations; weights, moments and all sums are in float32. On a CPU all but the
+    selection is in float32.
     """
 
     def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam):
-        from sae.kernels import cuda
-
-        self.sae, self.optimiser, self.kernels = sae, optimiser, cuda
+        self.sae, self.optimiser, self.kernels = sae, optimiser, _kernels(sae.b_dec.device)
+        self.recorded = sae.b_dec.device.type == "cuda" and not sae.ragged  # else the shapes are not known beforehand
         self.prefixes = self._prefixes()
         self.reset()
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
-        """Whether this dictionary of one hook point has a loss whose gradients are known here, on a GPU in bfloat16."""
-        few = getattr(sae.config, "k", 1) <= WIDEST
-        one = len(sae.config.reads) == 1 and sae.centred
-        on_gpu = sae.b_dec.device.type == "cuda" and sae.selection_dtype == torch.bfloat16 and HAS_TRITON
-        # The tiles are of a size that an H100 holds; they were tried on nothing else.
-        on_gpu = on_gpu and torch.cuda.get_device_capability(sae.b_dec.device) >= (9, 0)
-        sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
-        return sae.loss_is_of in ("error", "prefixes", "code") and one and few and on_gpu and sizes
+        """Whether this dictionary of one hook point has a loss whose gradients are known here, on a device with kernels.
+
+        On a GPU of compute capability 9.0 or more (the tiles are of a size that an H100 holds; they were tried on nothing
+        else) in bfloat16, and on a CPU.
+        """
+        device = sae.b_dec.device
+        if sae.loss_is_of is None or len(sae.config.reads) > 1 or not sae.centred:
+            return False
+        if device.type == "cuda":
+            fast = HAS_TRITON and torch.cuda.get_device_capability(device) >= (9, 0)
+            sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
+            if not fast or not sizes or sae.selection_dtype != torch.bfloat16:
+                return False
+        return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels(device).widest(sae.d_sae)
 
     def reset(self) -> None:
         """Forgets what is derived from weights and moments; to be called when they change from outside."""
@@ -67,7 +83,7 @@ class FusedStep:
         n = len(raw.x)
         adam = self._adam(lr, n)
         room = self._dead.room(n, tokens_seen)
-        if self.sae.ragged:  # the shapes are not known beforehand
+        if not self.recorded:
             made = self._update(raw, scale, variance, adam, room, tokens_seen)
         else:
             held = self._held(raw, -(-n // TILE) * TILE)
@@ -95,25 +111,25 @@ class FusedStep:
         self, raw: Batch, scale: Tensor, variance: Tensor, adam: Any, room: int, tokens_seen: int
     ) -> Made | None:
         sae, kernels, n = self.sae, self.kernels, adam.numbers[2]
-        real = (kernels.numbers(len(raw.x), raw.x.device) < n).to(torch.bfloat16)[None]
+        real = (kernels.numbers(len(raw.x), raw.x.device) < n).to(kernels.DTYPE)
         batch, given, squares, variance = self._prepared(raw, scale, variance)
         indices, values = self._select(given, batch)
-        if indices.shape[1] > WIDEST:
+        if indices.shape[1] > kernels.widest(sae.d_sae):
             return None
         kept = indices.clamp_min(0) if sae.ragged else indices
         coefficient = 2 / (n * variance)
-        decode = (kept, self._rounded[1], sae.b_dec, batch.y, coefficient, n, self.prefixes)
+        decode = (kept, self._rounded[1], sae.b_dec.data, batch.y, coefficient, n, self.prefixes)
         if sae.loss_is_of == "code":
             decoded, extra, others = self._decode_code(batch, values, decode, variance, tokens_seen)
         else:
             decoded, extra, others = kernels.decode(values, *decode), 0.0, {}
-        to_b_dec = torch.mm(real, decoded.error[0], out_dtype=torch.float32)[0] * coefficient
+        to_b_dec = kernels.row_times(real, decoded.error[0]) * coefficient
         error, whole, count, square = (torch.stack([*decoded.by_token, squares]) * real).sum(1)
         pairs = kernels.Pairs(torch.where(indices < 0, sae.d_sae, indices) if sae.ragged else indices, sae.d_sae)
         more, aux = None, torch.zeros_like(variance)
         if room:
             *tables, last = *self._rounded, decoded.error[-1]
-            found = revive(sae, tables[0], tables[1], given, last, real[0].float(), error, room)
+            found = revive(sae, tables[0], tables[1], given, last, real.float(), error, room)
             aux, more = found.loss, found[1:]
         gradient, ends = kernels.update_latents(
             pairs, decoded, self._state(sae.b_enc), sae.tokens_since_fired, adam, more
@@ -131,7 +147,7 @@ class FusedStep:
             code = Encoding(decoded.acts, kept)
             sae.observe(Pass(batch, values, code, batch.y + decoded.error[-1], variance, tokens_seen))
         loss = whole * (coefficient / 2) + sae.config.aux_coefficient * aux + extra
-        return Made(torch.stack([loss, aux, count / n, error, square]), (real.float() @ batch.y)[0])
+        return Made(torch.stack([loss, aux, count / n, error, square]), real.float() @ batch.y)
 
     def _prefixes(self) -> Tensor | None:
         """Sizes of nested dictionaries, for a loss that is the sum over them."""
@@ -140,19 +156,19 @@ class FusedStep:
         return torch.tensor(self.sae.config.prefixes, dtype=torch.int32, device=self.sae.b_dec.device)
 
     def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> tuple[Batch, Tensor, Tensor, Tensor]:
-        """(batch in the dictionary's units, centred input in bfloat16, the targets' squared norms, variance)."""
+        """(batch in the dictionary's units, centred input as it is stored, the targets' squared norms, variance)."""
         sae = self.sae
         if not sae.config.token_norm:
             y, given, squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
         else:
             y = sae.prepared(raw.x * scale)[0]
-            given, squares = sae.centre(y).bfloat16(), y.square().sum(1)
+            given, squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
             variance = torch.full_like(variance, sae.d_out)
         return Batch(y, y, raw.gradient), given, squares, variance
 
     def _select(self, given: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(latents in int32, pre-activations in float32), [tokens, width] each."""
-        if self.sae.ragged:
+        if not self.recorded:
             return self._select_rows(given, batch.gradient)
         parts = -(-len(given) * self.sae.d_sae // CHUNK_NUMBERS)
         step = -(-len(given) // parts // TILE) * TILE
@@ -169,10 +185,10 @@ class FusedStep:
         if by_maxima:
             return kernels.top_k(pre_acts, sae.config.k, maxima)
         indices = sae.select(pre_acts, Selecting(given, gradient))
-        if sae.ragged:  # kernels are compiled for a width, so widths are powers of two
+        if sae.ragged and kernels.ONE_WIDTH:  # few widths to compile for
             width = indices.shape[1]
             indices = F.pad(indices, (0, (1 << (width - 1).bit_length()) - width), value=-1)
-        values = pre_acts.gather(1, indices.clamp_min(0)).float()
+        values = kernels.values_at(pre_acts, indices.clamp_min(0), given, sae.W_enc.data.T, sae.b_enc.data)
         return indices.int(), values.masked_fill(indices < 0, PADDED) if sae.ragged else values
 
     def _decode_code(
@@ -213,7 +229,8 @@ class FusedStep:
             for parameter in self.sae.parameters():
                 self._state(parameter)
             self._steps = [self.optimiser.state[parameter]["step"] for parameter in self.sae.parameters()]
-            self._rounded = [self.sae.W_enc.data.T.bfloat16(), self.sae.W_dec.data.bfloat16()]
+            tables = ((self.sae.W_enc.data.T, self.sae.selection_dtype), (self.sae.W_dec.data, torch.float32))
+            self._rounded = [self.kernels.rounded(table, dtype) for table, dtype in tables]
             self._numbers = torch.empty(3, dtype=torch.float32, device=self.sae.b_dec.device)
             self._updates = int(self._steps[0])
         group = self.optimiser.param_groups[0]

@@ -1,4 +1,4 @@
-"""The GPU's kernels and the step without autograd, held to the plain reference. Runs where there is a GPU."""
+"""The step without autograd and the GPU's kernels, held to the plain reference. What needs a GPU runs where there is one."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from sae.hookpoints import Channel, HookPoint
 from sae.kernels.sparse import HAS_TRITON
 from sae.train import SaeTrainer
 
-pytestmark = pytest.mark.skipif(not (torch.cuda.is_available() and HAS_TRITON), reason="needs a GPU with Triton")
-
+on_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and HAS_TRITON), reason="needs a GPU with Triton")
+DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
+SELECTION = {"cpu": torch.float32, "cuda": torch.bfloat16}
 HOOK = HookPoint("resid_post", 1)
 LR = 1e-3
 
 
-def made(architecture, width, latents, dtype=torch.bfloat16, **settings):
+def made(architecture, width, latents, device="cuda", dtype=None, **settings):
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=latents, **settings)
     scale = 1.0
     centre = torch.randn(width, generator=torch.Generator().manual_seed(1)).mul(0.3).tolist()
     statistics = {HOOK: Statistics(width**0.5, scale, centre, centre, 20.0, None)}
-    return SaeTrainer(config, statistics, 0, dtype, "cuda", 1.0 if architecture == "gradient" else None)
+    norm = 1.0 if architecture == "gradient" else None
+    return SaeTrainer(config, statistics, 0, dtype or SELECTION[device], device, norm)
 
 
-def rows(seed, n, width):
+def rows(seed, n, width, device="cuda"):
     """Sums of a few of many directions, of very different frequencies, with a little noise."""
     shape = torch.Generator().manual_seed(5)
     directions = F.normalize(torch.randn(4 * width, width, generator=shape), dim=1)
@@ -36,9 +38,10 @@ def rows(seed, n, width):
     code = (torch.rand(n, 4 * width, generator=generator) < often).float() * torch.rand(
         n, 4 * width, generator=generator
     )
-    return (3 * code @ directions + 0.05 * torch.randn(n, width, generator=generator)).cuda()
+    return (3 * code @ directions + 0.05 * torch.randn(n, width, generator=generator)).to(device)
 
 
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("n, latents, k", [(33, 640, 10), (1, 64, 1), (7, 128, 2), (100, 4096, 64), (5, 24576, 32)])
 def test_the_k_largest_are_exact_and_ties_go_to_the_first(n, latents, k, dtype):
@@ -63,6 +66,7 @@ def test_the_k_largest_are_exact_and_ties_go_to_the_first(n, latents, k, dtype):
     assert cuda.top_k_indices(random[:0], k).shape == (0, k)
 
 
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("n, latents, k", [(64, 4096, 8), (7, 256, 1), (33, 640, 200)])
 def test_the_largest_of_a_batch_are_exact_and_ties_go_to_the_first(n, latents, k, dtype):
@@ -80,6 +84,7 @@ def test_the_largest_of_a_batch_are_exact_and_ties_go_to_the_first(n, latents, k
         assert torch.equal(kept[:, :latents], expected.view(n, latents))
 
 
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("n, latents", [(64, 4096), (7, 200), (33, 3000)])
 def test_ragged_selections_are_those_of_the_reference(n, latents, dtype):
@@ -104,6 +109,7 @@ def test_ragged_selections_are_those_of_the_reference(n, latents, dtype):
     assert cuda.above(random[:0], 1.0).shape[0] == 0
 
 
+@on_gpu
 @pytest.mark.parametrize("n, width, latents", [(8192, 64, 512), (33, 96, 640), (1, 576, 64)])
 def test_pre_activations_are_the_product_and_maxima_those_of_groups(n, width, latents):
     from sae.kernels import cuda
@@ -128,16 +134,18 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind, settings", KINDS)
-def test_an_update_has_the_gradients_of_the_reference(kind, settings):
-    """After one update from the same state both moments are those of autograd, to bfloat16's precision."""
+def test_an_update_has_the_gradients_of_the_reference(kind, settings, device):
+    """After one update from the same state the moments are those of autograd, to bfloat16's precision on a GPU."""
     n, width, latents = 500, 96, 512
-    fused, plain = made(kind, width, latents, **settings), made(kind, width, latents, **settings)
+    fused, plain = (made(kind, width, latents, device, **settings) for _ in range(2))
     assert fused.fused is not None
+    exact = device == "cpu"
     plain.fused = None
     for step in range(5):  # the first three by the reference in both, so that there are moments and dead latents
-        x = rows(step, n, width)
-        gradient = torch.randn(n, width, device="cuda", generator=torch.Generator("cuda").manual_seed(step))
+        x = rows(step, n, width, device)
+        gradient = torch.randn(n, width, generator=torch.Generator().manual_seed(step)).to(device)
         raw = {Channel(HOOK): x.bfloat16(), Channel(HOOK, "gradient"): gradient}
         held = fused.fused
         if step < 4:
@@ -148,21 +156,22 @@ def test_an_update_has_the_gradients_of_the_reference(kind, settings):
         held.reset()
     a, b = fused.tensors(), plain.tensors()
     for name in a:
-        if "exp_avg" in name and "sq" not in name:
+        if "exp_avg" in name and (exact or "sq" not in name):
             error = (a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-12)
-            assert error < 0.08, (name, float(error))  # a near tie may be decided differently in a few tokens
+            # On a GPU a near tie may be decided differently in a few tokens.
+            assert error < (1e-4 if exact else 0.08), (name, float(error))
     assert torch.equal(a["x/tokens_since_fired"] == 0, b["x/tokens_since_fired"] == 0)
-    torch.testing.assert_close(a["x/sums"], b["x/sums"], rtol=5e-3, atol=1e-3)
-    torch.testing.assert_close(a["x/fvu.error"], b["x/fvu.error"], rtol=5e-3, atol=0)
-    torch.testing.assert_close(a["x/fvu.square"], b["x/fvu.square"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(a["x/fvu.total"], b["x/fvu.total"], rtol=1e-3, atol=1e-2)
+    rough = {"rtol": 1e-5, "atol": 1e-4} if exact else {"rtol": 5e-3, "atol": 1e-2}
+    for name in ("sums", "fvu.error", "fvu.square", "fvu.total"):
+        torch.testing.assert_close(a[f"x/{name}"], b[f"x/{name}"], **rough)
     norms = fused.sae.W_dec.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
+@on_gpu
 def test_a_run_ends_at_the_fvu_of_the_float32_reference():
     width, latents, n = 256, 2048, 2048
-    fused, exact = made("topk", width, latents, k=16), made("topk", width, latents, torch.float32, k=16)
+    fused, exact = made("topk", width, latents, k=16), made("topk", width, latents, dtype=torch.float32, k=16)
     assert fused.fused is not None and exact.fused is None
     curves = ([], [])
     for step in range(300):
@@ -175,6 +184,7 @@ def test_a_run_ends_at_the_fvu_of_the_float32_reference():
     assert all(abs(a / b - 1) < 0.005 for a, b in zip(*curves, strict=True)), curves
 
 
+@on_gpu
 @pytest.mark.parametrize("dead_after", [2000, 100_000])
 def test_recorded_updates_are_the_plain_ones(dead_after):
     """Recorded kernels, rows that do not count, and room for the dead found without waiting change nothing."""
@@ -193,6 +203,7 @@ def test_recorded_updates_are_the_plain_ones(dead_after):
         assert torch.equal(value, plain.tensors()[name]), name
 
 
+@on_gpu
 def test_rows_that_do_not_count_change_nothing():
     alone = made("topk", 128, 1024, k=8)
     alone.step({Channel(HOOK): rows(0, 200, 128).bfloat16()}, LR)
@@ -204,32 +215,36 @@ def test_rows_that_do_not_count_change_nothing():
         assert torch.equal(value, other.tensors()[name]), name
 
 
-def test_the_same_bits_every_time_and_after_a_resume():
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_same_bits_every_time_and_after_a_resume(device):
+    def fresh():
+        return made("topk", 128, 1024, device, k=8, dead_after_tokens=2000, k_aux=16)
+
     def run(trainer, steps):
         for step in steps:
-            trainer.step({Channel(HOOK): rows(step, 700, 128)}, LR)
+            trainer.step({Channel(HOOK): rows(step, 700, 128, device)}, LR)
         return trainer
 
-    settings = {"k": 8, "dead_after_tokens": 2000, "k_aux": 16}
-    whole = run(made("topk", 128, 1024, **settings), range(8))
-    again = run(made("topk", 128, 1024, **settings), range(8))
-    half = run(made("topk", 128, 1024, **settings), range(4))
-    resumed = made("topk", 128, 1024, **settings)
+    whole, again, half = run(fresh(), range(8)), run(fresh(), range(8)), run(fresh(), range(4))
+    resumed = fresh()
     resumed.load_tensors({name: t.clone() for name, t in half.tensors().items()})
     run(resumed, range(4, 8))
+    assert whole.sums[1] > 0
     for other in (again, resumed):
         for name, value in whole.tensors().items():
             assert torch.equal(value, other.tensors()[name]), name
 
 
+@on_gpu
 def test_what_has_another_loss_goes_by_the_reference():
     for kind in ("gated", "relu"):
         config = ARCHITECTURES[kind].config_class(name="x", hook=HOOK, d_sae=128)
         assert not FusedStep.fits(build(config, 64, selection_dtype=torch.bfloat16).cuda())
     assert not FusedStep.fits(made("topk", 64, 128, k=4, multi_topk=True).sae)
-    assert not FusedStep.fits(made("topk", 64, 128, torch.float32, k=4).sae)
+    assert not FusedStep.fits(made("topk", 64, 128, dtype=torch.float32, k=4).sae)
 
 
+@on_gpu
 def test_a_token_with_very_many_latents_goes_by_the_reference():
     trainer = made("jumprelu", 64, 2048, initial_threshold=1e-3)
     trainer.step({Channel(HOOK): rows(0, 64, 64)}, LR)

@@ -20,6 +20,8 @@ from sae.kernels.reference import by_token, ragged
 from sae.kernels.reference import batch_top_k as _plain_batch_top_k
 from sae.kernels.reference import norm_crossing as _plain_norm_crossing
 
+DTYPE = torch.bfloat16  # of stored rows
+ONE_WIDTH = True  # programs are compiled for a number of latents per token
 GROUP = 64  # latents whose largest pre-activation stands for them while the k largest are looked for
 LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
 
@@ -35,6 +37,21 @@ class Adam(NamedTuple):
     def faster(self, multiple: float) -> Adam:
         """The same with a multiple of the learning rate."""
         return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0]))
+
+
+def widest(n_latents: int) -> int:
+    """The most latents of one token that the programs hold at once."""
+    return 512
+
+
+def rounded(table: Tensor, selection: torch.dtype) -> Tensor:
+    """The table [latents, width] as the products read it."""
+    return table.bfloat16()
+
+
+def values_at(pre_acts: Tensor, indices: Tensor, given: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+    """Pre-activations [tokens, k] of the selected latents."""
+    return pre_acts.gather(1, indices).float()
 
 
 @lru_cache
@@ -304,6 +321,7 @@ __all__ = [
     "numbers",
     "norm_crossing",
     "prepare",
+    "rounded",
     "row_times",
     "ragged",
     "top_k",
@@ -311,4 +329,6 @@ __all__ = [
     "update_latents",
     "update_rows",
     "update_vector",
+    "values_at",
+    "widest",
 ]

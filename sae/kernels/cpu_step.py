@@ -1,0 +1,272 @@
+"""The training step of a dictionary on a CPU, in numba: what `cuda` is to a GPU, in float32 and in a fixed order of sums."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from sae.kernels.cpu import gather_dot
+
+DTYPE = torch.float32  # of stored rows
+ONE_WIDTH = False  # nothing is compiled for a number of latents per token
+
+
+class Adam(NamedTuple):
+    """One update's numbers: [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count], and what stays."""
+
+    numbers: Tensor
+    beta1: float
+    beta2: float
+    eps: float
+
+    def faster(self, multiple: float) -> Adam:
+        """The same with a multiple of the learning rate."""
+        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0]))
+
+    def floats(self) -> np.ndarray:
+        """[rate, root, beta1, beta2, eps, 1 - beta1, 1 - beta2] in float32."""
+        rate, root, _ = self.numbers.tolist()
+        given = [rate, root, self.beta1, self.beta2, self.eps, 1 - self.beta1, 1 - self.beta2]
+        return np.array(given, np.float32)
+
+
+class Decoded(NamedTuple):
+    """See `cuda.Decoded`; the errors are in float32."""
+
+    acts: Tensor
+    to_acts: Tensor
+    error: Tensor
+    by_token: Tensor
+
+
+def widest(n_latents: int) -> int:
+    """The most latents of one token: with more, dense products are faster."""
+    return max(1, n_latents // 4)
+
+
+def numbers(n: int, device: torch.device) -> Tensor:
+    """0 .. n - 1."""
+    return torch.arange(n, device=device)
+
+
+def rounded(table: Tensor, selection: torch.dtype) -> Tensor:
+    """The table [latents, width] as the encoder's product reads it: itself, or a copy in bfloat16."""
+    return table.to(selection)
+
+
+def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(raw * scale, that minus `centre`, squared norms [tokens] of the first)."""
+    target = raw * scale
+    return target, target - centre, target.square().sum(1)
+
+
+def encode(given: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = False) -> tuple[Tensor, None]:
+    """(pre-activations [tokens, latents] in the table's dtype, nothing)."""
+    return torch.addmm(bias.to(table.dtype), given.to(table.dtype), table.T), None
+
+
+def fits_groups(n_latents: int, k: int) -> bool:
+    """Never: `cpu.top_k_indices` looks for groups itself."""
+    return False
+
+
+def values_at(pre_acts: Tensor, indices: Tensor, given: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+    """Pre-activations [tokens, k] of the selected latents in float32."""
+    if pre_acts.dtype == torch.float32:
+        return pre_acts.gather(1, indices)
+    return gather_dot(given, table, indices) + bias[indices]
+
+
+def row_times(row: Tensor, table: Tensor) -> Tensor:
+    """row [n] times a table [n, width], in float32."""
+    return row.float() @ table.float()
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def _decode(values, indices, table, bias, target, coefficient, levels, rectify, acts, to_acts, error, by_token):  # pragma: no cover (compiled)
+    n_levels, _, width = error.shape
+    for n in prange(len(values)):
+        e = bias - target[n]
+        squares, prefix_squares, count = np.float32(0), np.float32(0), 0
+        for level in range(n_levels):
+            for j in range(values.shape[1]):
+                act = values[n, j]
+                if levels[indices[n, j]] == level:
+                    if rectify and act < 0:
+                        act = np.float32(0)
+                    acts[n, j] = act
+                    count += act > 0
+                    if act != 0:
+                        row = table[indices[n, j]]
+                        for d in range(width):
+                            e[d] += act * row[d]
+            squares = np.float32(0)
+            for d in range(width):
+                error[level, n, d] = e[d]
+                squares += e[d] * e[d]
+            prefix_squares += squares
+        for level in range(n_levels - 2, -1, -1):
+            for d in range(width):
+                error[level, n, d] += error[level + 1, n, d]
+        for j in range(values.shape[1]):
+            total = np.float32(0)
+            if acts[n, j] > 0 or not rectify:
+                row, left = table[indices[n, j]], error[levels[indices[n, j]], n]
+                for d in range(width):
+                    total += row[d] * left[d]
+            to_acts[n, j] = total * coefficient
+        by_token[0, n], by_token[1, n], by_token[2, n] = squares, prefix_squares, count
+
+
+def _levels(n_latents: int, prefixes: Tensor | None) -> np.ndarray:
+    levels = np.zeros(n_latents, np.int32)
+    for end in [] if prefixes is None else prefixes[:-1].tolist():
+        levels[end:] += 1
+    return levels
+
+
+def decode(
+    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
+    prefixes: Tensor | None, rectify: bool = True,
+) -> Decoded:  # fmt: skip
+    """See `cuda.decode`; all rows count."""
+    n_levels = 1 if prefixes is None else len(prefixes)
+    acts, to_acts = torch.empty_like(values), torch.empty_like(values)
+    error, by_token = torch.empty(n_levels, *target.shape), torch.empty(3, len(values))
+    _decode(
+        values.detach().numpy(), indices.numpy(), table.numpy(), bias.detach().numpy(), target.numpy(),
+        np.float32(coefficient), _levels(len(table), prefixes), rectify,
+        acts.numpy(), to_acts.numpy(), error.numpy(), by_token.numpy(),
+    )  # fmt: skip
+    return Decoded(acts, to_acts, error, by_token)
+
+
+@njit(cache=True)
+def _sort(indices, n_latents, offsets, order):  # pragma: no cover (compiled)
+    for i in indices:
+        if i < n_latents:
+            offsets[i + 1] += 1
+    for i in range(n_latents):
+        offsets[i + 1] += offsets[i]
+    place = offsets.copy()
+    for p in range(len(indices)):
+        i = indices[p]
+        if i < n_latents:
+            order[place[i]] = p
+            place[i] += 1
+
+
+class Pairs:
+    """The (token, latent) pairs of a batch sorted by latent; places that hold no latent are named `n_latents`."""
+
+    def __init__(self, indices: Tensor, n_latents: int):
+        self.offsets, self.order = np.zeros(n_latents + 1, np.int64), np.empty(indices.numel(), np.int64)
+        _sort(indices.reshape(-1).numpy(), n_latents, self.offsets, self.order)
+
+
+More = tuple[Tensor, Tensor, Tensor, Tensor]  # the row of every latent or -1; rows for encoder, decoder, b_enc
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # weights [latents, width], both moments, what `rounded` gave of the weights
+
+
+@njit(parallel=True, cache=True)
+def _latents(offsets, order, acts, to_acts, n_tokens, gradient, since):  # pragma: no cover (compiled)
+    for i in prange(len(since)):
+        total, fired = np.float32(0), False
+        for p in range(offsets[i], offsets[i + 1]):
+            total += to_acts[order[p]]
+            fired |= acts[order[p]] > 0
+        gradient[i] = total
+        since[i] = 0 if fired else since[i] + n_tokens
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def _vector(weights, mean, square, gradient, adam):  # pragma: no cover (compiled)
+    for i in prange(len(weights)):
+        m = adam[2] * mean[i] + adam[5] * gradient[i]
+        v = adam[3] * square[i] + adam[6] * gradient[i] * gradient[i]
+        mean[i], square[i] = m, v
+        weights[i] -= adam[0] * m / (np.sqrt(v) * adam[1] + adam[4])
+
+
+def update_vector(bias: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: Adam) -> None:
+    """Adam on a vector (weights, both moments), in place."""
+    _vector(*(t.numpy() for t in bias), gradient.contiguous().numpy(), adam.floats())
+
+
+def update_latents(
+    pairs: Pairs, decoded: Decoded, bias: tuple[Tensor, Tensor, Tensor], since: Tensor, adam: Adam, more: More | None
+) -> tuple[Tensor, None]:
+    """Updates b_enc and the tokens since every latent fired; returns (gradient of b_enc, nothing)."""
+    gradient = torch.empty(len(since))
+    acts, to_acts = (t.detach().reshape(-1).numpy() for t in (decoded.acts, decoded.to_acts))
+    _latents(pairs.offsets, pairs.order, acts, to_acts, len(decoded.acts), gradient.numpy(), since.numpy())
+    if more is not None:
+        dead = more[0] >= 0
+        gradient[dead] += more[3][more[0][dead].long()]
+    update_vector(bias, gradient, adam)
+    return gradient, None
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def _rows(
+    offsets, order, k, weights_of_pairs, source, levels, factor, slots, more, weights, mean, square, unit, adam
+):  # pragma: no cover (compiled)
+    width = weights.shape[1]
+    for i in prange(len(weights)):
+        grad = np.zeros(width, np.float32)
+        for p in range(offsets[i], offsets[i + 1]):
+            a = weights_of_pairs[order[p]]
+            if a != 0:
+                row = source[levels[i], order[p] // k]
+                for d in range(width):
+                    grad[d] += a * row[d]
+        for d in range(width):
+            grad[d] *= factor
+        if len(more) > 0 and slots[i] >= 0:
+            for d in range(width):
+                grad[d] += more[slots[i], d]
+        w, m, v = weights[i], mean[i], square[i]
+        if unit:
+            along = np.float32(0)
+            for d in range(width):
+                along += grad[d] * w[d]
+            for d in range(width):
+                grad[d] -= along * w[d]
+        for d in range(width):
+            m[d] = adam[2] * m[d] + adam[5] * grad[d]
+            v[d] = adam[3] * v[d] + adam[6] * grad[d] * grad[d]
+            w[d] -= adam[0] * m[d] / (np.sqrt(v[d]) * adam[1] + adam[4])
+        if unit:
+            norm = np.float32(0)
+            for d in range(width):
+                norm += w[d] * w[d]
+            scale = np.float32(1) / max(np.sqrt(norm), np.float32(1e-12))
+            for d in range(width):
+                w[d] *= scale
+
+
+def update_rows(
+    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: None, encoder: Rows, decoder: Rows,
+    adam: Adam, more: More | None, prefixes: Tensor | None = None,
+) -> None:  # fmt: skip
+    """See `cuda.update_rows`."""
+    k, n_latents, floats = decoded.acts.shape[1], len(encoder[0]), adam.floats()
+    nothing = np.zeros((0, 1), np.float32)
+    slots = np.zeros(0, np.int32) if more is None else more[0].numpy()
+    levels = _levels(n_latents, prefixes)
+    for rows, of_pairs, source, of, factor, extra, unit in (
+        (encoder, decoded.to_acts, given[None], np.zeros_like(levels), 1.0, more and more[1], False),
+        (decoder, decoded.acts, decoded.error, levels, float(coefficient), more and more[2], True),
+    ):
+        weights, mean, square, copy = rows
+        _rows(
+            pairs.offsets, pairs.order, k, of_pairs.detach().reshape(-1).numpy(), source.contiguous().numpy(), of,
+            np.float32(factor), slots, nothing if extra is None else extra.numpy(),
+            weights.numpy(), mean.numpy(), square.numpy(), unit, floats,
+        )  # fmt: skip
+        if copy.data_ptr() != weights.data_ptr():
+            copy.copy_(weights)
