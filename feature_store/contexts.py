@@ -209,13 +209,3 @@ class ContextCollector:
 
 def _slots(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.zeros(shape, np.float32), np.full(shape, NO_CONTEXT, np.uint32), np.zeros(shape, np.uint16)
-
-
-@njit(cache=True)
-def window_acts(feature, indices, acts, out):  # pragma: no cover (compiled)
-    """Fills out[p] with the activation of `feature` at every position of a window [length, k]."""
-    for p in range(indices.shape[0]):
-        out[p] = 0
-        for j in range(indices.shape[1]):
-            if indices[p, j] == feature:
-                out[p] = acts[p, j]

@@ -63,6 +63,7 @@ def publish(
 ) -> str:
     """Builds and publishes a context generation under `store`; returns its file name."""
     codes, n_tokens, vocabulary, names = corpus
+    codes = Codes(*map(np.asarray, codes))  # memory-mapped files, without the price of their class at every slice
     d_sae = len(directions.promoted)
     collected = collect(codes, d_sae, limits, seed, n_tokens)
     is_test = tables.test_documents(len(names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from feature_store.formats import FORMATS, N_POSITIONS
 
@@ -122,33 +122,42 @@ def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # 
 
 
 @njit(cache=True)
+def _coactive_with(
+    f, offsets, firings, indices, acts, n_fired, most, both, touched, found, scores
+):  # pragma: no cover (compiled)
+    """One feature's; `both` is all zeros before and after."""
+    found[:] = f  # where fewer fire with it
+    n_all = offsets[f + 1] - offsets[f]
+    n = min(n_all, most)
+    n_touched = 0
+    for r in range(n):
+        t = firings[offsets[f] + r * n_all // n]
+        for j in range(indices.shape[1]):
+            other = indices[t, j]
+            if acts[t, j] > 0 and other != f:
+                if both[other] == 0:
+                    touched[n_touched] = other
+                    n_touched += 1
+                both[other] += 1
+    seen = np.sort(touched[:n_touched])
+    value = both[seen] / max(n, 1) * np.sqrt(n_fired[f] / np.maximum(n_fired[seen], 1))
+    order = np.argsort(-value, kind="mergesort")[: found.size]
+    for r in range(order.size):
+        found[r], scores[r] = seen[order[r]], min(value[order[r]], 1.0)
+    for other in seen:
+        both[other] = 0
+
+
+@njit(parallel=True, cache=True)
 def _coactive(offsets, firings, indices, acts, n_fired, keep, most):  # pragma: no cover (compiled)
     """The features that fire on most of a feature's (at most `most`, evenly spaced) firings, by cosine of firing."""
     d_sae = offsets.size - 1
-    both = np.zeros(d_sae, np.int64)
-    touched = np.empty(d_sae, np.int64)
     found, scores = np.zeros((d_sae, keep), np.uint32), np.zeros((d_sae, keep), np.float32)
-    for f in range(d_sae):
-        found[f] = f  # where fewer fire with it
-        n_all = offsets[f + 1] - offsets[f]
-        n = min(n_all, most)
-        n_touched = 0
-        for r in range(n):
-            t = firings[offsets[f] + r * n_all // n]
-            for j in range(indices.shape[1]):
-                other = indices[t, j]
-                if acts[t, j] > 0 and other != f:
-                    if both[other] == 0:
-                        touched[n_touched] = other
-                        n_touched += 1
-                    both[other] += 1
-        seen = np.sort(touched[:n_touched])
-        value = both[seen] / max(n, 1) * np.sqrt(n_fired[f] / np.maximum(n_fired[seen], 1))
-        order = np.argsort(-value, kind="mergesort")[:keep]
-        for r in range(order.size):
-            found[f, r], scores[f, r] = seen[order[r]], min(value[order[r]], 1.0)
-        for other in seen:
-            both[other] = 0
+    n_shares = 64
+    for share in prange(n_shares):
+        both, touched = np.zeros(d_sae, np.int64), np.empty(d_sae, np.int64)
+        for f in range(share, d_sae, n_shares):
+            _coactive_with(f, offsets, firings, indices, acts, n_fired, most, both, touched, found[f], scores[f])
     return found, scores
 
 

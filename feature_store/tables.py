@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected, window_acts
+from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
 from feature_store.formats import breaks_line, classes_of, first_of_same_text, formats_of, places_of, position_bin
 from feature_store.packing import WINDOW, Pack, quantise
 from feature_store.statistics import GROUPS, Statistics, Stream, gather
@@ -223,25 +223,55 @@ def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
     for s in range(collected.stratum_act.shape[1]):
         kept += [(1, r, s, *slot) for r, slot in enumerate(_filled(collected, "stratum", (feature, s)))]
     windows = np.zeros(len(kept), WINDOW)
-    ids, places, values = [], [], []
+    where = np.array([slot[4:] for slot in kept], np.int64).reshape(-1, 2)
+    bounds, lengths, places, values = _cut(where, codes.documents, codes.indices, codes.acts, feature)
     percentiles = _percentiles(collected, feature, np.array([slot[3] for slot in kept]))
     for number, (is_stratum, rank, stratum, _, context, position) in enumerate(kept):
-        cut, place = _window(codes.documents[context], position)
-        acts = np.empty(cut.stop - cut.start, np.float32)
-        window_acts(feature, codes.indices[context, cut], codes.acts[context, cut], acts)
-        fired = acts.nonzero()[0]
-        ids.append(codes.ids[context, cut])
-        places.append(fired)
-        values.append(quantise(acts[fired], collected.maximum[feature]))
+        first, start, end = bounds[number]
         available = collected.stratum_contexts[feature, stratum]
         inclusion = min(1.0, collected.stratum_act.shape[2] / available) if is_stratum else 1.0
         copies = 1 if is_stratum else min(int(collected.top_copies[feature, rank]), 65535)
         windows[number] = (
-            is_stratum, rank, stratum, cut.stop - cut.start, position - cut.start, len(fired), copies,
-            codes.documents[context, position], context, place, percentiles[number], inclusion,
+            is_stratum, rank, stratum, end - start, position - start, lengths[number], copies,
+            codes.documents[context, position], context, position - first, percentiles[number], inclusion,
         )  # fmt: skip
-    join = lambda parts: np.concatenate(parts) if parts else np.empty(0, np.int64)  # noqa: E731
-    return Pack(windows, join(ids), join(places), join(values))
+    parts = [codes.ids[c, start:end] for (c, _), (_, start, end) in zip(where, bounds, strict=True)]
+    ids = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    return Pack(windows, ids, places, quantise(values, collected.maximum[feature]))
+
+
+@njit(cache=True)
+def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compiled)
+    """Of windows around (context, position): (first token of the document, start, end) [windows, 3], the number of tokens
+    that a feature fires on [windows], and of all windows in a row these tokens' places and activations.
+
+    A window ends where its document does, so that it holds no text of a document of the other part.
+    """
+    bounds, lengths = np.empty((len(where), 3), np.int64), np.empty(len(where), np.int64)
+    places = np.empty(len(where) * (BEFORE + AFTER + 1), np.int64)
+    values = np.empty(places.size, np.float32)
+    n = 0
+    for w in range(len(where)):
+        c, position = where[w]
+        owner = documents[c]
+        first, end = position, position + 1
+        while first > 0 and owner[first - 1] == owner[position]:
+            first -= 1
+        while end < owner.size and owner[end] == owner[position]:
+            end += 1
+        start, end = max(first, position - BEFORE), min(end, position + AFTER + 1)
+        bounds[w] = first, start, end
+        before = n
+        for p in range(start, end):
+            act = np.float32(0)
+            for j in range(indices.shape[2]):
+                if indices[c, p, j] == feature:
+                    act = acts[c, p, j]
+            if act != 0:
+                places[n], values[n] = p - start, act
+                n += 1
+        lengths[w] = n - before
+    return bounds, lengths, places[:n].copy(), values[:n].copy()
 
 
 def _window(documents: np.ndarray, position: int) -> tuple[slice, int]:

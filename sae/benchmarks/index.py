@@ -1,0 +1,100 @@
+"""`sae bench index`: codes of many tokens into a published context generation, from few tokens to many."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from feature_store.contexts import ContextLimits
+from feature_store.generation import Corpus, Directions, collect, publish
+from feature_store.tables import Codes
+
+DOCUMENT_TOKENS = 500
+NEIGHBOURS = 10
+
+
+class Size(NamedTuple):
+    """Latents, latents kept per token, tokens per context, tokens of the vocabulary, and the tokens to index."""
+
+    latents: int
+    k: int
+    ctx_len: int
+    vocabulary: int
+    tokens: tuple[int, ...]
+
+
+USUAL = Size(32_768, 32, 128, 49_152, (250_000, 500_000, 1_000_000))
+
+
+def random_codes(size: Size, n_tokens: int, folder: Path) -> Codes:
+    """Codes whose latents fire as unequally as real ones do (frequencies fall as 1 / sqrt(rank)), in files on disk."""
+    random = np.random.default_rng(0)
+    n = n_tokens // size.ctx_len
+    shape = (n, size.ctx_len, size.k)
+    small = size.latents <= 1 << 16
+    indices = np.memmap(folder / "indices", np.uint16 if small else np.uint32, "w+", shape=shape)
+    acts = np.memmap(folder / "acts", np.float32, "w+", shape=shape)
+    for start in range(0, n, 256):
+        part = (min(256, n - start), size.ctx_len, size.k)
+        # The square of a uniform number has the density 1 / (2 sqrt(x)).
+        drawn = np.sort((random.random(part) ** 2 * size.latents).astype(np.int64), axis=2)
+        repeated = np.zeros(part, bool)
+        repeated[..., 1:] = drawn[..., 1:] == drawn[..., :-1]
+        indices[start : start + part[0]] = drawn
+        acts[start : start + part[0]] = np.where(repeated, 0, random.exponential(1, part))
+    ids = (random.random((n, size.ctx_len)) ** 4 * size.vocabulary).astype(np.uint16)
+    documents = (np.arange(n * size.ctx_len) // DOCUMENT_TOKENS).astype(np.uint32).reshape(n, size.ctx_len)
+    return Codes(ids, documents, indices, acts)
+
+
+def _directions(size: Size) -> Directions:
+    tokens = np.tile(np.arange(NEIGHBOURS), (size.latents, 1))
+    values = np.zeros((size.latents, NEIGHBOURS), np.float32)
+    return Directions(tokens, values, tokens, values, tokens, values)
+
+
+def _vocabulary(size: Size) -> list[bytes]:
+    return [b" word%d" % number for number in range(size.vocabulary)]
+
+
+def measure(size: Size = USUAL) -> dict[str, Any]:
+    """For every number of tokens the seconds of contexts alone and of the whole generation, and the most memory so far."""
+    found = []
+    limits = ContextLimits(20, 3)
+    for n_tokens in (2 * size.ctx_len * 64, *size.tokens):  # the first only compiles
+        with tempfile.TemporaryDirectory() as folder:
+            codes = random_codes(size, n_tokens, Path(folder))
+            start = time.perf_counter()
+            collect(codes, size.latents, limits, 0, codes.ids.size)
+            contexts = time.perf_counter() - start
+            names = [f"document {d}" for d in range(int(codes.documents.max()) + 1)]
+            corpus = Corpus(codes, codes.ids.size, _vocabulary(size), names)
+            start = time.perf_counter()
+            publish(Path(folder) / "store", corpus, _directions(size), limits, 64, 0, {})
+            whole = time.perf_counter() - start
+            stored = sum(f.stat().st_size for f in (Path(folder) / "store").glob("*"))
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found.append(
+            {"tokens": codes.ids.size, "activations": int(codes.ids.size * size.k), "contexts_s": contexts}
+            | {"whole_s": whole, "store_bytes": stored, "peak_bytes": kilobytes * 1024}
+        )
+    return {"size": size._asdict(), "runs": found[1:]}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The measurements as a Markdown table, and how far the cost is from a straight line."""
+    lines = ["| tokens | contexts, million activations/s | whole index, s | tokens/s | peak MiB | store MiB |", "|---|---|---|---|---|---|"]
+    runs = measured["runs"]
+    for run in runs:
+        rate = run["activations"] / run["contexts_s"] / 1e6
+        lines.append(
+            f"| {run['tokens']:,} | {rate:.1f} | {run['whole_s']:.1f} | {run['tokens'] / run['whole_s']:,.0f} "
+            f"| {run['peak_bytes'] / 2**20:,.0f} | {run['store_bytes'] / 2**20:.0f} |"
+        )
+    grown = (runs[-1]["whole_s"] / runs[0]["whole_s"]) / (runs[-1]["tokens"] / runs[0]["tokens"])
+    return "\n".join([*lines, "", f"time per token, the last over the first: {grown:.2f} (1 is a straight line)"])
