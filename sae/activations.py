@@ -188,7 +188,9 @@ class Activations:
         return self._mean_norms[channel]
 
 
-def batch_of(config: ArchitectureConfig, rows: dict[Channel, Tensor], dtype: torch.dtype | None = torch.float32) -> Batch:
+def batch_of(
+    config: ArchitectureConfig, rows: dict[Channel, Tensor], dtype: torch.dtype | None = torch.float32
+) -> Batch:
     """The rows of every channel put together as a dictionary reads and writes them, in `dtype` (none: as they are)."""
 
     def beside(hooks: tuple[HookPoint, ...]) -> Tensor:

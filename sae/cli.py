@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sae.benchmarks import command as benchmarks
 from sae.errors import EXIT_CODES, SaedexError, UnavailableError
 
 EXPORT_FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma-npz")
@@ -74,6 +75,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The figures of a finished run and what to do next."""
+    from sae.efficiency import table as efficiency_table
+
     print(f"\nrun {summary['run']}, {summary['seconds_total']:.0f} s in all")
     for name, found in summary["dictionaries"].items():
         metrics, labels = found["metrics"], found["labels"]
@@ -95,10 +98,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         scored = f", median held-out balanced accuracy {median:.3f} (chance {labels['chance']})" if median else ""
         scored += "" if beating is None else f", {beating:.1%} beat the shuffled null at 95 %"
         print(f"    labelled        {labels['features_labelled']} of {labels['features_alive']} live features{scored}")
-    rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in summary["tokens_per_s"].items())
-    times = ", ".join(f"{stage} {s:.0f}" for stage, s in summary["seconds"].items())
-    print(f"  tokens/s: {rates}")
-    print(f"  seconds:  {times}")
+    print(efficiency_table(summary))
     print(f"\nTo look at the features:  sae serve {summary['folder']}\n")
 
 
@@ -215,47 +215,6 @@ def _interpret_parser(commands: Any) -> None:
     again.set_defaults(work=_interpret)
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, Shape, measure, table
-
-    gpu = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
-    if gpu and not torch.cuda.is_available():
-        raise UnavailableError("--device cuda was asked, torch sees no GPU. Use --device cpu.")
-    device = torch.device("cuda" if gpu else "cpu")
-    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    shapes = [Shape.parse(text) for text in arguments.shape] or list(GPU_SHAPES if gpu else CPU_SHAPES)
-    found: dict[str, Any] = {"device": name, "torch": torch.__version__, "shapes": []}
-    print(f"One training step with Adam; {name}, torch {torch.__version__}. Medians of {arguments.repeats} steps.")
-    for shape in shapes:
-        found["shapes"].append(measure(shape, device, arguments.repeats))
-        print(f"\nwidth {shape.width}, latents {shape.latents}, k {shape.k}, tokens {shape.tokens}\n")
-        print(table(found["shapes"][-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1))
-    return 0
-
-
-def _bench_parser(commands: Any) -> None:
-    """`sae bench step`."""
-    bench = commands.add_parser("bench", help="speed on this machine beside floors and installed peers")
-    step = bench.add_subparsers(required=True, metavar="command").add_parser(
-        "step", help="one training step, activations in memory, as ratios in one run"
-    )
-    step.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: a GPU if any)")
-    step.add_argument(
-        "--shape",
-        action="append",
-        default=[],
-        metavar="WIDTH,LATENTS,K,TOKENS",
-        help="repeat; default: three usual ones",
-    )
-    step.add_argument("--repeats", type=int, default=20, metavar="N", help="steps that are timed (default: 20)")
-    step.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    step.set_defaults(work=_bench)
-
-
 def _concept(arguments: argparse.Namespace) -> int:
     from sae.apply.concept_file import add_concept, texts_of
     from sae.progress import Screen
@@ -359,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
     serve.set_defaults(work=_serve)
     _interpret_parser(commands)
     _concept_parser(commands)
-    _bench_parser(commands)
+    benchmarks.add_parser(commands)
     _transfer_parsers(commands)
     config = commands.add_parser("config", help="explain or check a configuration")
     config_commands = config.add_subparsers(required=True, metavar="command")

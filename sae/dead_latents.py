@@ -109,7 +109,8 @@ def revive(
         to_acts = _product(to_e_hat, decoder.T).masked_fill_(acts <= 0, 0.0)
         to_bias += to_acts.sum(0)
         to_enc += _product(to_acts.to(given.dtype).T, x)
-    return Revival(loss / spread, slots.int(), to_enc, to_dec, to_bias)
+    loss = loss / spread * dead.any()  # room may be held for latents that are not dead after all
+    return Revival(loss, slots.int(), to_enc, to_dec, to_bias)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

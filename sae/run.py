@@ -17,7 +17,7 @@ import yaml
 
 from feature_store.queries import Store
 from feature_store.writer import drop, read_pointer
-from sae import dictionary, language_model, parquet, plots, tokens
+from sae import dictionary, efficiency, language_model, parquet, plots, tokens
 from sae.architectures import ArchitectureConfig, SparseAutoencoder
 from sae.config import TrainConfig
 from sae.errors import ConfigError, Interrupted
@@ -259,7 +259,6 @@ def _running(config: TrainConfig, sae: SparseAutoencoder, rooms: Rooms) -> Runni
 
 def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) -> dict[str, Any]:
     seconds = dict(screen.seconds)
-    n_tokens = rooms.train.contexts.n_contexts * config.text.ctx_len
     found: dict[str, Any] = {"run": config.name, "folder": str(folder), "dictionaries": {}}
     for name, path in _folders(config).items():
         found["dictionaries"][name] = {
@@ -268,8 +267,9 @@ def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) 
             "labels": json.loads((path / "labels.json").read_text()) if config.index.build else None,
         }
     activations = sum(dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values())
-    work = {"tokens": n_tokens, "harvest": n_tokens, "train": activations, "index": n_tokens * len(config.sae)}
-    found["tokens_per_s"] = {k: v / seconds[k] for k, v in work.items() if seconds.get(k, 0) > 0.5}
+    measured = efficiency.rates(config, rooms, seconds, activations)
+    found["rates"] = {stage: rate._asdict() for stage, rate in measured.items()}
+    found["peak_bytes"] = efficiency.peak_memory(rooms.lm)
     found["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     found["seconds_total"] = round(sum(seconds.values()), 1)
     return found

@@ -1,4 +1,4 @@
-"""`sae bench step`: what it prints, keeps and refuses."""
+"""`sae bench`: what it prints, keeps and refuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import torch
 
+from sae.benchmarks import index, serve, stream
 from sae.benchmarks.step import Shape, floors, saedex
 from sae.benchmarks.timing import timed
 from sae.cli import main
@@ -34,6 +35,33 @@ def test_the_timed_step_trains(capsys):
     assert trainer.tokens_seen == 128 and not torch.equal(before, trainer.sae.W_dec)
     for call in floors(Shape(32, 128, 4, 64), rows, torch.float32).values():
         assert timed(call, torch.device("cpu"), 2).seconds > 0
+
+
+def test_the_stream_is_measured_with_its_parts():
+    size = stream.Size(64, 3, 1, 256, 128, 4, 128, 16, 4096)
+    found = stream.measure(torch.device("cpu"), size)
+    seconds = found["seconds"]
+    for name in ("tokens on disk", "harvest alone", "step alone", "end to end", "gradient harvest alone"):
+        assert seconds[name] > 0
+    said = stream.table(found)
+    assert "| end to end |" in said and "gradient harvest over its FLOPs" in said
+    # 3 blocks there and 1 back, against the 2 of the harvest, and the head there and back
+    assert 2 < size.gradient_harvest() < 4
+
+
+def test_the_index_is_measured_from_few_tokens_to_many():
+    size = index.Size(64, 4, 16, 100, (2048, 4096))
+    found = index.measure(size)
+    assert [run["tokens"] for run in found["runs"]] == [2048, 4096]
+    assert all(run["whole_s"] > run["contexts_s"] > 0 and run["store_bytes"] > 0 for run in found["runs"])
+    assert "time per token, the last over the first" in index.table(found)
+
+
+def test_a_server_is_measured(finished, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "SECONDS", 0.3)
+    assert main(["bench", "serve", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "| one feature, all of 256 in turn |" in said and "| the explorer's page (a file) |" in said
 
 
 def test_a_wrong_shape_is_one_clear_line(capsys):

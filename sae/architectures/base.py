@@ -40,6 +40,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     config_class: ClassVar[type[ArchitectureConfig]]
     ragged: ClassVar[bool] = False  # whether `select` keeps a different number of latents per token
     in_units_of_activation: ClassVar[tuple[str, ...]] = ()  # further tensors that `fold_scale` divides
+    extra_is_of: ClassVar[Literal["prefixes", "code"] | None] = None  # see `loss_is_of`
     lr_multiples: ClassVar[dict[str, float]] = {}  # parameters with a learning rate of their own, in those of the rest
 
     def __init__(self, config: C, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
@@ -87,7 +88,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         error and a term of the selected activations, with parameters of one number a latent; None: anything else.
         """
         own, base = type(self), SparseAutoencoder
-        return "error" if own.activate is base.activate and own.extra_loss is base.extra_loss else None
+        return "error" if own.activate is base.activate and own.extra_loss is base.extra_loss else own.extra_is_of
 
     @property
     def centred(self) -> bool:

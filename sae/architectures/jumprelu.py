@@ -87,7 +87,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
 
     config_class = JumpReluConfig
     ragged = True
-    loss_is_of = "code"  # pyright: ignore[reportAssignmentType]
+    extra_is_of = "code"
     in_units_of_activation = ("threshold",)
     lr_multiples: ClassVar[dict[str, float]] = {"threshold": 10.0}  # a threshold has farther to go than a weight
 

@@ -52,7 +52,7 @@ class Matryoshka(BatchSelected[MatryoshkaConfig]):
     """
 
     config_class = MatryoshkaConfig
-    loss_is_of = "prefixes"  # pyright: ignore[reportAssignmentType]
+    extra_is_of = "prefixes"
 
     def extra_loss(self, made: Pass) -> Tensor:
         """The same loss for all prefixes but the last, which is the whole dictionary."""

@@ -47,7 +47,7 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
 
     config_class = TopAfaConfig
     ragged = True
-    loss_is_of = "code"  # pyright: ignore[reportAssignmentType]
+    extra_is_of = "code"
     in_units_of_activation = ("threshold",)
     threshold: Tensor  # one threshold with the same mean l0, for formats that know no k(x)
 

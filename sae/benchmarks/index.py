@@ -88,7 +88,10 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
 
 def table(measured: dict[str, Any]) -> str:
     """The measurements as a Markdown table, and how far the cost is from a straight line."""
-    lines = ["| tokens | contexts, million activations/s | whole index, s | tokens/s | peak MiB | store MiB |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| tokens | contexts, million activations/s | whole index, s | tokens/s | peak MiB | store MiB |",
+        "|---|---|---|---|---|---|",
+    ]
     runs = measured["runs"]
     for run in runs:
         rate = run["activations"] / run["contexts_s"] / 1e6

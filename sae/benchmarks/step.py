@@ -135,6 +135,8 @@ def measure(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
     makers: dict[str, Callable[[], Step]] = {"saedex": lambda: saedex(shape, rows, dtype)}
+    if device.type == "cpu":  # what `train.dtype: auto` chooses where it is the faster of the two
+        makers["saedex, selection in bfloat16"] = lambda: saedex(shape, rows, torch.bfloat16)
     makers |= {name: lambda make=make: make(shape, rows) for name, make in PEERS.items()}
     found: dict[str, Any] = {}
     for name, make in makers.items():

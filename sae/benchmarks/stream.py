@@ -78,10 +78,9 @@ def random_model(size: Size, device: torch.device) -> LanguageModel:
         vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.hidden, head_dim=64,
         num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.key_heads, bos_token_id=0,
         eos_token_id=0, pad_token_id=0, max_position_embeddings=size.ctx_len, tie_word_embeddings=True,
-        attn_implementation="sdpa",
     )  # fmt: skip
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
     lm = LanguageModel(model, SimpleNamespace(all_special_ids=[0]), "random", "", "", False)
     model.eval().requires_grad_(False).to(device)
     lm.cast(torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -134,7 +133,11 @@ class Stream:
         x = activations.segment(0).x[Channel(self.hook)]
         trainer = SaeTrainer.on(activations, self.config(), 0, self.dtype)
         rows = {Channel(self.hook): x[: self.size.batch_tokens].clone()}
-        return timed(lambda: trainer.step(rows, 1e-4), self.device).seconds * self.size.tokens / len(rows[Channel(self.hook)])
+        return (
+            timed(lambda: trainer.step(rows, 1e-4), self.device).seconds
+            * self.size.tokens
+            / len(rows[Channel(self.hook)])
+        )
 
     def end_to_end(self) -> float:
         """Seconds from tokens on disk to a trained dictionary: harvest, mixing, updates."""

@@ -87,7 +87,9 @@ def row_times(row: Tensor, table: Tensor) -> Tensor:
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def _decode(values, indices, table, bias, target, coefficient, levels, rectify, acts, to_acts, error, by_token):  # pragma: no cover (compiled)
+def _decode(
+    values, indices, table, bias, target, coefficient, levels, rectify, acts, to_acts, error, by_token
+):  # pragma: no cover (compiled)
     n_levels, _, width = error.shape
     for n in prange(len(values)):
         e = bias - target[n]
@@ -169,7 +171,9 @@ class Pairs:
 
 
 More = tuple[Tensor, Tensor, Tensor, Tensor]  # the row of every latent or -1; rows for encoder, decoder, b_enc
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # weights [latents, width], both moments, what `rounded` gave of the weights
+Rows = tuple[
+    Tensor, Tensor, Tensor, Tensor
+]  # weights [latents, width], both moments, what `rounded` gave of the weights
 
 
 @njit(parallel=True, cache=True)
@@ -194,7 +198,8 @@ def _vector(weights, mean, square, gradient, adam):  # pragma: no cover (compile
 
 def update_vector(bias: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: Adam) -> None:
     """Adam on a vector (weights, both moments), in place."""
-    _vector(*(t.numpy() for t in bias), gradient.contiguous().numpy(), adam.floats())
+    weights, mean, square = (t.numpy() for t in bias)
+    _vector(weights, mean, square, gradient.contiguous().numpy(), adam.floats())
 
 
 def update_latents(

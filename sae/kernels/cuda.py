@@ -7,7 +7,7 @@ Everything sums in a fixed order (no atomic additions of floats), so a step give
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sae.kernels import triton_kernels as kernels
-from sae.kernels.reference import by_token, ragged
 from sae.kernels.reference import batch_top_k as _plain_batch_top_k
+from sae.kernels.reference import by_token, ragged
 from sae.kernels.reference import norm_crossing as _plain_norm_crossing
 
 DTYPE = torch.bfloat16  # of stored rows
@@ -59,7 +59,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-@lru_cache(maxsize=None)
+@cache
 def numbers(n: int, device: torch.device) -> Tensor:
     """0 .. n - 1 in int32, made once, so that recorded kernels find it where it was."""
     return torch.arange(n, dtype=torch.int32, device=device)
@@ -318,12 +318,12 @@ __all__ = [
     "decode",
     "encode",
     "fits_groups",
-    "numbers",
     "norm_crossing",
+    "numbers",
     "prepare",
+    "ragged",
     "rounded",
     "row_times",
-    "ragged",
     "top_k",
     "top_k_indices",
     "update_latents",

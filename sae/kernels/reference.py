@@ -55,7 +55,8 @@ def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
 
 def ragged(mask: Tensor) -> Tensor:
     """Indices [tokens, width] of the True entries of every row of `mask`, ascending, filled up with -1."""
-    return by_token(*mask.nonzero(as_tuple=True), len(mask))
+    tokens, latents = mask.nonzero(as_tuple=True)
+    return by_token(tokens, latents, len(mask))
 
 
 def by_token(tokens: Tensor, latents: Tensor, n_tokens: int) -> Tensor:

@@ -1,0 +1,105 @@
+"""`sae bench`: one command for every measurement; each prints a table and can write its figures as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sae.errors import UnavailableError
+
+
+def _device(asked: str) -> Any:
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError("--device cuda was asked, torch sees no GPU. Use --device cpu.")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(auto if asked == "auto" else asked)
+
+
+def _where(device: Any) -> str:
+    """The device and the version of torch, as a heading says them."""
+    import torch
+
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def _keep(arguments: argparse.Namespace, found: dict[str, Any]) -> int:
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+    return 0
+
+
+def _step(arguments: argparse.Namespace) -> int:
+    from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, Shape, measure, table
+
+    device = _device(arguments.device)
+    usual = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    shapes = [Shape.parse(text) for text in arguments.shape] or list(usual)
+    found: dict[str, Any] = {"device": _where(device), "shapes": []}
+    print(f"One training step with Adam; {found['device']}. Medians of {arguments.repeats} steps.")
+    for shape in shapes:
+        found["shapes"].append(measure(shape, device, arguments.repeats))
+        print(f"\nwidth {shape.width}, latents {shape.latents}, k {shape.k}, tokens {shape.tokens}\n")
+        print(table(found["shapes"][-1]), flush=True)
+    return _keep(arguments, found)
+
+
+def _stream(arguments: argparse.Namespace) -> int:
+    from sae.benchmarks.stream import measure, table
+
+    device = _device(arguments.device)
+    found = {"device": _where(device), **measure(device)}
+    print(f"From tokens on disk to a trained dictionary; {found['device']}.\n{found['size']}\n\n{table(found)}")
+    return _keep(arguments, found)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from sae.benchmarks.index import USUAL, measure, table
+
+    size = USUAL._replace(tokens=tuple(arguments.tokens)) if arguments.tokens else USUAL
+    found = measure(size)
+    print(f"Codes to a context generation: {size.latents:,} latents, k {size.k}.\n\n{table(found)}")
+    return _keep(arguments, found)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from sae.benchmarks.serve import measure, table
+
+    found = measure(arguments.path)
+    print(f"A server of {arguments.path}. {table(found)}")
+    return _keep(arguments, found)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `bench` with a command for each measurement."""
+    bench = commands.add_parser("bench", help="speed on this machine beside floors and installed peers")
+    kinds = bench.add_subparsers(required=True, metavar="command")
+    step = kinds.add_parser("step", help="one training step, activations in memory, as ratios in one run")
+    cpu = kinds.add_parser("cpu", help="the same on a CPU, whether there is a GPU or not")
+    stream = kinds.add_parser("stream", help="tokens to a trained dictionary, beside its parts and sparsify's trainer")
+    index = kinds.add_parser("index", help="codes to a feature store, from few tokens to many")
+    serve = kinds.add_parser("serve", help="requests per second of a server")
+    for parser in (step, stream):
+        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
+    for parser in (step, cpu):
+        parser.add_argument(
+            "--shape",
+            action="append",
+            default=[],
+            metavar="WIDTH,LATENTS,K,TOKENS",
+            help="repeat; default: the usual ones",
+        )
+        parser.add_argument("--repeats", type=int, default=20, metavar="N", help="steps that are timed (default: 20)")
+    index.add_argument(
+        "--tokens", type=int, nargs="+", metavar="N", help="numbers of tokens (default: up to a million)"
+    )
+    serve.add_argument("path", type=Path, help="a dictionary or run folder with a feature store")
+    for parser, work in ((step, _step), (cpu, _step), (stream, _stream), (index, _index), (serve, _serve)):
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+        parser.set_defaults(work=work)
+    cpu.set_defaults(device="cpu")
