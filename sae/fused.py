@@ -17,7 +17,7 @@ from sae.graphs import Graphs
 from sae.kernels.sparse import HAS_TRITON
 
 TILE = 128  # batches of nearly the same size share a recording
-CHUNK_NUMBERS = 1 << 28  # pre-activations that are held at a time where tokens select for themselves
+CHUNK_NUMBERS = 1 << 27  # pre-activations that are held at a time where tokens select for themselves
 
 
 def _kernels(device: torch.device) -> ModuleType:

@@ -25,7 +25,8 @@ from sae.relevance import RelevanceRules
 from sae.section import Count, Section
 
 SHORT = 6
-LOGITS = {"cpu": 1 << 25}  # numbers; above this the memory for them costs more time than the model
+LOGITS = 1 << 25  # numbers; above this the memory for them costs a CPU more time than the model
+LOGIT_BYTES = 24  # that a logit takes on a GPU on the way there and back
 GPU_TOKENS = 1 << 16  # tokens of a forward pass that keep a GPU busy
 
 
@@ -170,7 +171,9 @@ class Harvester:
     def _parts(self, tokens: Tensor) -> list[slice]:
         """Nearly equal slices of a batch whose logits are few enough numbers to be held several times over."""
         per_context = tokens.shape[1] * self.lm.model.get_output_embeddings().weight.shape[0]
-        most = max(1, LOGITS.get(self.lm.device.type, 1 << 30) // per_context)
+        gpu = self.lm.device.type == "cuda"
+        numbers = torch.cuda.get_device_properties(self.lm.device).total_memory // 2 // LOGIT_BYTES if gpu else LOGITS
+        most = max(1, numbers // per_context)
         step = -(-len(tokens) // -(-len(tokens) // most))
         return [slice(start, start + step) for start in range(0, len(tokens), step)]
 

@@ -68,5 +68,5 @@ class Gradient(SparseAutoencoder[GradientConfig]):
         if beta > 0 and given.gradient is not None:
             dtype = pre_acts.dtype
             effect = (given.gradient / self.gradient_norm).to(dtype) @ self.W_dec.T.to(dtype)
-            score = pre_acts * (1 + beta * effect.abs())
+            score = torch.addcmul(pre_acts, pre_acts, effect.abs_(), value=beta)  # two passes over memory, not four
         return selection_for(score).top_k_indices(score, self.config.k)

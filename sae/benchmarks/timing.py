@@ -14,7 +14,10 @@ WARM_UP, REPEATS = 5, 20
 
 
 class Timed(NamedTuple):
-    """Median seconds of a call, and the most bytes that were in use on the GPU (0 on a CPU)."""
+    """Median seconds of a call, and the most bytes that were taken on the GPU (0 on a CPU).
+
+    Taken, not in use: a recorded call's memory is in use without being counted so.
+    """
 
     seconds: float
     peak_bytes: int
@@ -32,6 +35,7 @@ def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEA
             found.append(time.perf_counter() - start)
         return Timed(statistics.median(found), 0)
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     marks[0].record()
@@ -40,4 +44,4 @@ def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEA
         mark.record()
     torch.cuda.synchronize()
     each = [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
-    return Timed(statistics.median(each), torch.cuda.max_memory_allocated())
+    return Timed(statistics.median(each), torch.cuda.max_memory_reserved())
