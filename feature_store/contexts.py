@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit, prange
 
 N_BINS = 32
 N_STRATA = 8
+BLOCK_BITS = 6  # 64 features in a row belong to one thread, so that no two write to one cache line
 BEFORE, AFTER = 20, 11
 HASH_BEFORE, HASH_AFTER = 8, 3
 NO_CONTEXT = np.uint32(0xFFFFFFFF)
@@ -109,9 +110,19 @@ def _offer_sample(act, context, position, key, acts, contexts, positions, keys):
     acts[slot], contexts[slot], positions[slot], keys[slot] = act, context, position, key
 
 
-@njit(cache=True)
+@njit(parallel=True, cache=True)
 def _collect(ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample):  # pragma: no cover
-    best_act, best_position, touched = scratch
+    for share in prange(len(scratch[2])):
+        _collect_share(share, ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample)
+
+
+@njit(cache=True)
+def _collect_share(
+    share, ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample
+):  # pragma: no cover (compiled)
+    """One share of the features' part of the pass: features do not see each other, so the number of shares changes nothing."""
+    best_act, best_position, touched = scratch[0], scratch[1], scratch[2][share]
+    n_shares = len(scratch[2])
     n_fired, total, maximum, histogram, stratum_contexts = counts
     top_act, top_context, top_position, top_hash, top_copies = top
     stratum_act, stratum_context, stratum_position, stratum_key = sample
@@ -120,7 +131,7 @@ def _collect(ids, indices, acts, first_context, seed, low, width, scratch, count
         for p in range(ids.shape[1]):
             for j in range(indices.shape[2]):
                 act, f = acts[c, p, j], indices[c, p, j]
-                if act <= 0:
+                if act <= 0 or (f >> BLOCK_BITS) % n_shares != share:
                     continue
                 n_fired[f] += 1
                 total[f] += act
@@ -167,7 +178,8 @@ class ContextCollector:
         low, high = np.log2(np.quantile(pilot_acts, [0.001, 1.0])) if pilot_acts.size else (0.0, 1.0)
         self._low, self._width = float(low), max(float(high - low) * 1.05, 1e-3) / N_BINS
         self._seed = seed
-        self._scratch = np.zeros(d_sae, np.float32), np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
+        shares = (get_num_threads(), d_sae)
+        self._scratch = np.zeros(d_sae, np.float32), np.zeros(d_sae, np.int64), np.zeros(shares, np.int64)
         self._counts = (
             np.zeros(d_sae, np.int64),
             np.zeros(d_sae, np.float64),

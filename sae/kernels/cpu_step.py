@@ -75,9 +75,10 @@ def fits_groups(n_latents: int, k: int) -> bool:
 
 
 def values_at(pre_acts: Tensor, indices: Tensor, given: Tensor, table: Tensor, bias: Tensor) -> Tensor:
-    """Pre-activations [tokens, k] of the selected latents in float32."""
-    if pre_acts.dtype == torch.float32:
-        return pre_acts.gather(1, indices)
+    """Pre-activations [tokens, k] of the selected latents in float32, in a fixed order of sums.
+
+    Not those of the product: its last bits depend on how the library shares the work out.
+    """
     return gather_dot(given, table, indices) + bias[indices]
 
 
@@ -86,7 +87,16 @@ def row_times(row: Tensor, table: Tensor) -> Tensor:
     return row.float() @ table.float()
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(fastmath=True, cache=True)
+def _dot(a, b):  # pragma: no cover (compiled)
+    """The inner product. Nothing else may be reordered: what is compiled and what is read from the cache would differ."""
+    total = np.float32(0)
+    for d in range(len(a)):
+        total += a[d] * b[d]
+    return total
+
+
+@njit(parallel=True, cache=True)
 def _decode(
     values, indices, table, bias, target, coefficient, levels, rectify, acts, to_acts, error, by_token
 ):  # pragma: no cover (compiled)
@@ -106,10 +116,8 @@ def _decode(
                         row = table[indices[n, j]]
                         for d in range(width):
                             e[d] += act * row[d]
-            squares = np.float32(0)
-            for d in range(width):
-                error[level, n, d] = e[d]
-                squares += e[d] * e[d]
+            error[level, n] = e
+            squares = _dot(e, e)
             prefix_squares += squares
         for level in range(n_levels - 2, -1, -1):
             for d in range(width):
@@ -117,9 +125,7 @@ def _decode(
         for j in range(values.shape[1]):
             total = np.float32(0)
             if acts[n, j] > 0 or not rectify:
-                row, left = table[indices[n, j]], error[levels[indices[n, j]], n]
-                for d in range(width):
-                    total += row[d] * left[d]
+                total = _dot(table[indices[n, j]], error[levels[indices[n, j]], n])
             to_acts[n, j] = total * coefficient
         by_token[0, n], by_token[1, n], by_token[2, n] = squares, prefix_squares, count
 
@@ -187,7 +193,7 @@ def _latents(offsets, order, acts, to_acts, n_tokens, gradient, since):  # pragm
         since[i] = 0 if fired else since[i] + n_tokens
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, cache=True)
 def _vector(weights, mean, square, gradient, adam):  # pragma: no cover (compiled)
     for i in prange(len(weights)):
         m = adam[2] * mean[i] + adam[5] * gradient[i]
@@ -216,7 +222,7 @@ def update_latents(
     return gradient, None
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, cache=True)
 def _rows(
     offsets, order, k, weights_of_pairs, source, levels, factor, slots, more, weights, mean, square, unit, adam
 ):  # pragma: no cover (compiled)
@@ -236,9 +242,7 @@ def _rows(
                 grad[d] += more[slots[i], d]
         w, m, v = weights[i], mean[i], square[i]
         if unit:
-            along = np.float32(0)
-            for d in range(width):
-                along += grad[d] * w[d]
+            along = _dot(grad, w)
             for d in range(width):
                 grad[d] -= along * w[d]
         for d in range(width):
@@ -246,10 +250,7 @@ def _rows(
             v[d] = adam[3] * v[d] + adam[6] * grad[d] * grad[d]
             w[d] -= adam[0] * m[d] / (np.sqrt(v[d]) * adam[1] + adam[4])
         if unit:
-            norm = np.float32(0)
-            for d in range(width):
-                norm += w[d] * w[d]
-            scale = np.float32(1) / max(np.sqrt(norm), np.float32(1e-12))
+            scale = np.float32(1) / max(np.sqrt(_dot(w, w)), np.float32(1e-12))
             for d in range(width):
                 w[d] *= scale
 
