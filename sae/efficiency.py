@@ -92,10 +92,10 @@ def peak_memory(lm: LanguageModel) -> dict[str, int]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The stages of a finished run as lines of text."""
+    """The stages of a finished run as lines of text; runs of earlier versions know their seconds alone."""
     lines = [f"  {'':<10}{'tokens':>14}{'seconds':>10}{'tokens/s':>12}   of its floor's speed"]
     for stage, seconds in summary["seconds"].items():
-        rate = summary["rates"].get(stage)
+        rate = summary.get("rates", {}).get(stage)
         if rate is None:
             lines.append(f"  {stage:<10}{'':>14}{seconds:>10.1f}")
             continue
@@ -103,5 +103,5 @@ def table(summary: dict[str, Any]) -> str:
         lines.append(
             f"  {stage:<10}{rate['tokens']:>14,}{seconds:>10.1f}{rate['tokens'] / rate['seconds']:>12,.0f}{share}"
         )
-    peaks = ", ".join(f"{name} {value / 2**30:.1f} GiB" for name, value in summary["peak_bytes"].items())
-    return "\n".join([*lines, f"  peak memory: {peaks}"])
+    peaks = [f"{name} {value / 2**30:.1f} GiB" for name, value in summary.get("peak_bytes", {}).items()]
+    return "\n".join([*lines, *([f"  peak memory: {', '.join(peaks)}"] if peaks else [])])

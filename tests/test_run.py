@@ -415,3 +415,13 @@ def test_curves_are_pictures(finished):
         assert (finished / "dictionaries" / "first" / name).read_bytes().startswith(b"\x89PNG")
     histogram = json.loads((finished / "dictionaries" / "first" / "metrics.json").read_text())["density_histogram"]
     assert np.sum(histogram["latents"]) <= 64
+
+
+def test_the_table_of_a_run_knows_what_its_version_wrote():
+    from sae.efficiency import table
+
+    old = {"seconds": {"model": 2.0, "train": 44.0}}
+    assert "train" in table(old) and "peak" not in table(old)
+    rate = {"tokens": 4_400_000, "seconds": 44.0, "utilisation": 0.5}
+    said = table({**old, "rates": {"train": rate}, "peak_bytes": {"process": 3 << 30}})
+    assert "100,000" in said and "50%" in said and "process 3.0 GiB" in said
