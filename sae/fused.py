@@ -71,7 +71,8 @@ class FusedStep:
 
     def reset(self) -> None:
         """Forgets what is derived from weights and moments; to be called when they change from outside."""
-        self._rounded: list[Tensor] = []
+        self._rounded: list[Tensor] = []  # the tables as the encoder's product reads them, and as all else does
+        self._tables: list[Tensor] = []
         self._updates = 0
         self._numbers: Tensor | None = None
         self._rows: dict[int, Batch] = {}
@@ -118,7 +119,7 @@ class FusedStep:
             return None
         kept = indices.clamp_min(0) if sae.ragged else indices
         coefficient = 2 / (n * variance)
-        decode = (kept, self._rounded[1], sae.b_dec.data, batch.y, coefficient, n, self.prefixes)
+        decode = (kept, self._tables[1], sae.b_dec.data, batch.y, coefficient, n, self.prefixes)
         if sae.loss_is_of == "code":
             decoded, extra, others = self._decode_code(batch, values, decode, variance, tokens_seen)
         else:
@@ -128,13 +129,13 @@ class FusedStep:
         pairs = kernels.Pairs(torch.where(indices < 0, sae.d_sae, indices) if sae.ragged else indices, sae.d_sae)
         more, aux = None, torch.zeros_like(variance)
         if room:
-            *tables, last = *self._rounded, decoded.error[-1]
-            found = revive(sae, tables[0], tables[1], given, last, real.float(), error, room)
+            w_enc, w_dec = self._tables
+            found = revive(sae, w_enc, w_dec, given, decoded.error[-1], real.float(), error, room)
             aux, more = found.loss, found[1:]
         gradient, ends = kernels.update_latents(
             pairs, decoded, self._state(sae.b_enc), sae.tokens_since_fired, adam, more
         )
-        to_b_dec -= kernels.row_times(gradient, self._rounded[0])
+        to_b_dec -= kernels.row_times(gradient, self._tables[0])
         kernels.update_rows(
             pairs, decoded, given, coefficient, ends, self._latents(sae.W_enc, 0), self._latents(sae.W_dec, 1), adam,
             more, self.prefixes,
@@ -231,6 +232,8 @@ class FusedStep:
             self._steps = [self.optimiser.state[parameter]["step"] for parameter in self.sae.parameters()]
             tables = ((self.sae.W_enc.data.T, self.sae.selection_dtype), (self.sae.W_dec.data, torch.float32))
             self._rounded = [self.kernels.rounded(table, dtype) for table, dtype in tables]
+            on_cpu = self.sae.b_dec.device.type == "cpu"  # where only the selection is rounded
+            self._tables = [table for table, _ in tables] if on_cpu else self._rounded
             self._numbers = torch.empty(3, dtype=torch.float32, device=self.sae.b_dec.device)
             self._updates = int(self._steps[0])
         group = self.optimiser.param_groups[0]
