@@ -241,25 +241,30 @@ def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
 
 
 @njit(cache=True)
+def _window(owner, position):  # pragma: no cover (compiled)
+    """(first token of the document in its context, start, end) of the window around a token.
+
+    The window ends where the document does, so that it holds no text of a document of the other part.
+    """
+    first, end = position, position + 1
+    while first > 0 and owner[first - 1] == owner[position]:
+        first -= 1
+    while end < owner.size and owner[end] == owner[position]:
+        end += 1
+    return first, max(first, position - BEFORE), min(end, position + AFTER + 1)
+
+
+@njit(cache=True)
 def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compiled)
     """Of windows around (context, position): (first token of the document, start, end) [windows, 3], the number of tokens
-    that a feature fires on [windows], and of all windows in a row these tokens' places and activations.
-
-    A window ends where its document does, so that it holds no text of a document of the other part.
-    """
+    that a feature fires on [windows], and of all windows in a row these tokens' places and activations."""
     bounds, lengths = np.empty((len(where), 3), np.int64), np.empty(len(where), np.int64)
     places = np.empty(len(where) * (BEFORE + AFTER + 1), np.int64)
     values = np.empty(places.size, np.float32)
     n = 0
     for w in range(len(where)):
         c, position = where[w]
-        owner = documents[c]
-        first, end = position, position + 1
-        while first > 0 and owner[first - 1] == owner[position]:
-            first -= 1
-        while end < owner.size and owner[end] == owner[position]:
-            end += 1
-        start, end = max(first, position - BEFORE), min(end, position + AFTER + 1)
+        first, start, end = _window(documents[c], position)
         bounds[w] = first, start, end
         before = n
         for p in range(start, end):
@@ -272,17 +277,6 @@ def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compile
                 n += 1
         lengths[w] = n - before
     return bounds, lengths, places[:n].copy(), values[:n].copy()
-
-
-def _window(documents: np.ndarray, position: int) -> tuple[slice, int]:
-    """(window around a token of a context, tokens since the start of its document or of the context).
-
-    The window ends where the document does, so that it holds no text of a document of the other part.
-    """
-    same = documents == documents[position]
-    first = position - int(np.argmin(same[position::-1])) + 1 if not same[: position + 1].all() else 0
-    end = position + int(np.argmin(same[position:])) if not same[position:].all() else len(documents)
-    return slice(max(first, position - BEFORE), min(end, position + AFTER + 1)), position - first
 
 
 class RandomWindow(NamedTuple):
@@ -304,11 +298,11 @@ def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow
         if len(found) == n_windows or not (codes.acts[context, position] > 0).any():
             continue
         documents = codes.documents[context]
-        cut, place = _window(documents, position)
+        first, start, end = _window(documents, position)
+        cut = slice(start, end)
         latents = np.unique(codes.indices[context, cut][codes.acts[context, cut] > 0])
-        found.append(
-            RandomWindow(int(documents[position]), codes.ids[context, cut], position - cut.start, place, latents)
-        )
+        ids = codes.ids[context, cut]
+        found.append(RandomWindow(int(documents[position]), ids, position - start, position - first, latents))
     return found
 
 

@@ -20,6 +20,7 @@ from sae.files import write_json
 from sae.harvest import Harvester
 from sae.hookpoints import Channel, HookPoint
 from sae.metrics import geometric_median
+from sae.shuffle import ShuffleConfig, segment_contexts
 from sae.tokens import Contexts
 
 TYPICAL_NORM_MULTIPLE = 3.0
@@ -52,6 +53,14 @@ class Statistics:
     mean: list[float]
     variance: float
     max_norm: float | None
+
+
+def segment_size(harvester: Harvester, contexts: Contexts, shuffle: ShuffleConfig) -> int:
+    """Contexts per segment such that the ring fits its budget; on a GPU whole forward passes, where they fit."""
+    device, ctx_len = harvester.lm.device, contexts.ctx_len
+    bytes_per_context = ctx_len * 2 * sum(harvester.width(channel.hook) for channel in harvester.channels)
+    per_pass = harvester.config.contexts_per_pass(ctx_len, device) if device.type == "cuda" else 1
+    return segment_contexts(shuffle, bytes_per_context, contexts.n_contexts, per_pass)
 
 
 class Activations:

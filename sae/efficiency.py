@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from sae.architectures import ArchitectureConfig
 from sae.benchmarks.step import Shape, floors
 from sae.benchmarks.timing import timed
 from sae.config import TrainConfig
+from sae.device import peak_process_bytes
 from sae.hookpoints import blocks
 from sae.language_model import LanguageModel
 from sae.rooms import Rooms
@@ -85,7 +85,7 @@ def _update_floor(sae: ArchitectureConfig, rooms: Rooms, batch_tokens: int) -> f
 
 def peak_memory(lm: LanguageModel) -> dict[str, int]:
     """The most bytes that were in use: of the process, and of the GPU where there is one."""
-    found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    found = {"process": peak_process_bytes()}
     if lm.device.type == "cuda":
         found["gpu"] = torch.cuda.max_memory_allocated()
     return found

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from sae import language_model, tokens
-from sae.activations import Activations
+from sae.activations import Activations, segment_size
 from sae.config import TrainConfig
-from sae.errors import ConfigError, UnavailableError
+from sae.device import device_called
+from sae.errors import ConfigError
 from sae.files import write_json
 from sae.harvest import Harvester, choose_dtype
 from sae.hookpoints import Channel
 from sae.language_model import LanguageModel
 from sae.progress import Screen
-from sae.shuffle import segment_contexts
 from sae.tokens import Contexts
 
 
@@ -29,14 +29,6 @@ class Rooms:
     dtype: torch.dtype
     train: Activations
     held_out: Activations
-
-
-def device_of(config: TrainConfig) -> torch.device:
-    """The device that the config asks for; raises `UnavailableError` where there is none."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError("device: cuda was asked, torch sees no GPU. Use device: cpu or auto.")
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if config.device == "auto" else config.device)
 
 
 def prepare(
@@ -52,7 +44,7 @@ def prepare(
     """
     language_model.set_quiet()
     with screen.stage("model", 1, "model") as stage:
-        lm = language_model.load(config.model, device_of(config))
+        lm = language_model.load(config.model, device_called(config.device, "device:"))
         limit = getattr(lm.text_config, "max_position_embeddings", None)
         if limit is not None and config.text.ctx_len > limit:
             raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
@@ -69,9 +61,7 @@ def prepare(
     dtype = _dtype(config, folder, lm, contexts)
     lm.cast(dtype)
     harvester = Harvester(lm, channels, config.harvest, config.text.packing)
-    bytes_per_context = config.text.ctx_len * 2 * sum(harvester.width(channel.hook) for channel in channels)
-    per_pass = config.harvest.contexts_per_pass(config.text.ctx_len, lm.device) if lm.device.type == "cuda" else 1
-    size = segment_contexts(config.shuffle, bytes_per_context, contexts.n_contexts, per_pass)
+    size = segment_size(harvester, contexts, config.shuffle)
     home = cache or folder / "activations"
     train = Activations(harvester, contexts, size, home, keep=config.harvest.caches(lm.device))
     held_out_folder = home / "held_out"
@@ -86,7 +76,7 @@ def harvester_of(config: TrainConfig, folder: Path, channels: tuple[Channel, ...
         raise ConfigError(f"{folder}: this run has not got as far as its model. Run sae-train to its end first.")
     language_model.set_quiet()
     with screen.stage("model", 1, "model"):
-        lm = language_model.load(config.model, device_of(config))
+        lm = language_model.load(config.model, device_called(config.device, "device:"))
     lm.cast(getattr(torch, json.loads(path.read_text())))
     return Harvester(lm, channels, config.harvest, config.text.packing)
 
@@ -95,6 +85,8 @@ def _dtype(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Conte
     """The run's arithmetic, measured once and remembered, so that a resumed run computes the same bits."""
     path = folder / "dtype.json"
     if not path.exists():
-        chosen = choose_dtype(lm, config.model.dtype, contexts.ids[: config.harvest.batch_contexts or 16])
+        chosen = choose_dtype(
+            lm, config.model.dtype, contexts.ids[: config.harvest.contexts_per_pass(contexts.ctx_len, lm.device)]
+        )
         write_json(path, str(chosen).removeprefix("torch."))
     return getattr(torch, json.loads(path.read_text()))

@@ -7,16 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae.errors import UnavailableError
 
+def _device(arguments: argparse.Namespace) -> Any:
+    from sae.device import device_called
 
-def _device(asked: str) -> Any:
-    import torch
-
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError("--device cuda was asked, torch sees no GPU. Use --device cpu.")
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if asked == "auto" else asked)
+    return device_called(arguments.device, "--device")
 
 
 def _where(device: Any) -> str:
@@ -37,7 +32,7 @@ def _keep(arguments: argparse.Namespace, found: dict[str, Any]) -> int:
 def _step(arguments: argparse.Namespace) -> int:
     from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, Shape, measure, table
 
-    device = _device(arguments.device)
+    device = _device(arguments)
     usual = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
     shapes = [Shape.parse(text) for text in arguments.shape] or list(usual)
     found: dict[str, Any] = {"device": _where(device), "shapes": []}
@@ -52,7 +47,7 @@ def _step(arguments: argparse.Namespace) -> int:
 def _stream(arguments: argparse.Namespace) -> int:
     from sae.benchmarks.stream import measure, table
 
-    device = _device(arguments.device)
+    device = _device(arguments)
     found = {"device": _where(device), **measure(device)}
     print(f"From tokens on disk to a trained dictionary; {found['device']}.\n{found['size']}\n\n{table(found)}")
     return _keep(arguments, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from feature_store.contexts import ContextLimits
 from feature_store.generation import Corpus, Directions, collect, publish
 from feature_store.tables import Codes
+from sae.device import peak_process_bytes
 
 DOCUMENT_TOKENS = 500
 NEIGHBOURS = 10
@@ -78,10 +78,9 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
             publish(Path(folder) / "store", corpus, _directions(size), limits, 64, 0, {})
             whole = time.perf_counter() - start
             stored = sum(f.stat().st_size for f in (Path(folder) / "store").glob("*"))
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found.append(
             {"tokens": codes.ids.size, "activations": int(codes.ids.size * size.k), "contexts_s": contexts}
-            | {"whole_s": whole, "store_bytes": stored, "peak_bytes": kilobytes * 1024}
+            | {"whole_s": whole, "store_bytes": stored, "peak_bytes": peak_process_bytes()}
         )
     return {"size": size._asdict(), "runs": found[1:]}
 

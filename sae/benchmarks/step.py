@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae.activations import Statistics
 from sae.architectures.topk import TopKConfig
-from sae.benchmarks.timing import timed
+from sae.benchmarks.timing import of_peer, timed
 from sae.errors import ConfigError
 from sae.hookpoints import Channel, HookPoint
 from sae.train import SaeTrainer
@@ -140,14 +140,9 @@ def measure(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
     makers |= {name: lambda make=make: make(shape, rows) for name, make in PEERS.items()}
     found: dict[str, Any] = {}
     for name, make in makers.items():
-        try:
-            found[name] = timed(make(), device, repeats)._asdict()
-        except ImportError as error:
-            found[name] = {"missing": f"not installed ({error})"}
-        except Exception as error:  # a peer's own: the others are still worth measuring
-            if name == "saedex":
-                raise
-            found[name] = {"missing": f"failed ({type(error).__name__}: {error})"}
+        of = of_peer if name in PEERS else lambda call: call()
+        made = of(lambda make=make: timed(make(), device, repeats)._asdict())
+        found[name] = {"missing": made} if isinstance(made, str) else made
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

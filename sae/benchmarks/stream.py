@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sae.activations import Activations
+from sae.activations import Activations, segment_size
 from sae.architectures import ArchitectureConfig
 from sae.architectures.gradient import GradientConfig
 from sae.architectures.topk import TopKConfig
-from sae.benchmarks.timing import timed
+from sae.benchmarks.timing import of_peer, timed
 from sae.harvest import HarvestConfig, Harvester
 from sae.hookpoints import Channel, HookPoint
 from sae.language_model import LanguageModel
-from sae.shuffle import ShuffleConfig, segment_contexts
+from sae.shuffle import ShuffleConfig
 from sae.tokens import Contexts
 from sae.train import OptimiserConfig, SaeTrainer, TrainingRun
 
@@ -111,10 +111,7 @@ class Stream:
     def activations(self, config: ArchitectureConfig) -> Activations:
         """The stream of a dictionary's activations, harvested anew."""
         harvester = Harvester(self.lm, config.channels, HarvestConfig(), "joined")
-        per_context = self.size.ctx_len * 2 * self.size.width * len(config.channels)
-        per_pass = harvester.config.contexts_per_pass(self.size.ctx_len, self.device)
-        pieces = segment_contexts(self.shuffle, per_context, self.contexts.n_contexts, per_pass)
-        return Activations(harvester, self.contexts, pieces, None)
+        return Activations(harvester, self.contexts, segment_size(harvester, self.contexts, self.shuffle), None)
 
     def config(self, gradient: bool = False) -> ArchitectureConfig:
         """The dictionary's settings."""
@@ -192,12 +189,7 @@ def measure(device: torch.device, size: Size | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {"tokens on disk": stream.read(), "harvest alone": stream.harvest()}
         found |= {"step alone": stream.step(), "end to end": stream.end_to_end()}
         found["gradient harvest alone"] = stream.harvest(gradient=True)
-        try:
-            found["sparsify end to end"] = stream.sparsify()
-        except ImportError as error:
-            found["sparsify end to end"] = f"not installed ({error})"
-        except Exception as error:  # a peer's own: our figures are still worth showing
-            found["sparsify end to end"] = f"failed ({type(error).__name__}: {error})"
+        found["sparsify end to end"] = of_peer(stream.sparsify)
     return {"size": size._asdict(), "seconds": found}
 
 

@@ -6,11 +6,12 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 WARM_UP, REPEATS = 5, 20
+T = TypeVar("T")
 
 
 class Timed(NamedTuple):
@@ -21,6 +22,16 @@ class Timed(NamedTuple):
 
     seconds: float
     peak_bytes: int
+
+
+def of_peer(call: Callable[[], T]) -> T | str:
+    """What the call returns; a sentence where the peer is not installed or fails, for the rest is still worth showing."""
+    try:
+        return call()
+    except ImportError as error:
+        return f"not installed ({error})"
+    except Exception as error:  # a peer's own
+        return f"failed ({type(error).__name__}: {error})"
 
 
 def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> Timed:

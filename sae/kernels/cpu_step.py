@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
 
 from sae.kernels.cpu import gather_dot
+from sae.kernels.step_parts import Adam, Decoded, More, Rows
 
 DTYPE = torch.float32  # of stored rows
 ONE_WIDTH = False  # nothing is compiled for a number of latents per token
 
 
-class Adam(NamedTuple):
-    """One update's numbers: [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count], and what stays."""
-
-    numbers: Tensor
-    beta1: float
-    beta2: float
-    eps: float
-
-    def faster(self, multiple: float) -> Adam:
-        """The same with a multiple of the learning rate."""
-        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0]))
-
-    def floats(self) -> np.ndarray:
-        """[rate, root, beta1, beta2, eps, 1 - beta1, 1 - beta2] in float32."""
-        rate, root, _ = self.numbers.tolist()
-        given = [rate, root, self.beta1, self.beta2, self.eps, 1 - self.beta1, 1 - self.beta2]
-        return np.array(given, np.float32)
-
-
-class Decoded(NamedTuple):
-    """See `cuda.Decoded`; the errors are in float32."""
-
-    acts: Tensor
-    to_acts: Tensor
-    error: Tensor
-    by_token: Tensor
+def _floats(adam: Adam) -> np.ndarray:
+    """[rate, root, beta1, beta2, eps, 1 - beta1, 1 - beta2] in float32."""
+    rate, root, _ = adam.numbers.tolist()
+    return np.array([rate, root, adam.beta1, adam.beta2, adam.eps, 1 - adam.beta1, 1 - adam.beta2], np.float32)
 
 
 def widest(n_latents: int) -> int:
@@ -176,12 +153,6 @@ class Pairs:
         _sort(indices.reshape(-1).numpy(), n_latents, self.offsets, self.order)
 
 
-More = tuple[Tensor, Tensor, Tensor, Tensor]  # the row of every latent or -1; rows for encoder, decoder, b_enc
-Rows = tuple[
-    Tensor, Tensor, Tensor, Tensor
-]  # weights [latents, width], both moments, what `rounded` gave of the weights
-
-
 @njit(parallel=True, cache=True)
 def _latents(offsets, order, acts, to_acts, n_tokens, gradient, since):  # pragma: no cover (compiled)
     for i in prange(len(since)):
@@ -205,7 +176,7 @@ def _vector(weights, mean, square, gradient, adam):  # pragma: no cover (compile
 def update_vector(bias: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: Adam) -> None:
     """Adam on a vector (weights, both moments), in place."""
     weights, mean, square = (t.numpy() for t in bias)
-    _vector(weights, mean, square, gradient.contiguous().numpy(), adam.floats())
+    _vector(weights, mean, square, gradient.contiguous().numpy(), _floats(adam))
 
 
 def update_latents(
@@ -260,7 +231,7 @@ def update_rows(
     adam: Adam, more: More | None, prefixes: Tensor | None = None,
 ) -> None:  # fmt: skip
     """See `cuda.update_rows`."""
-    k, n_latents, floats = decoded.acts.shape[1], len(encoder[0]), adam.floats()
+    k, n_latents, floats = decoded.acts.shape[1], len(encoder[0]), _floats(adam)
     nothing = np.zeros((0, 1), np.float32)
     slots = np.zeros(0, np.int32) if more is None else more[0].numpy()
     levels = _levels(n_latents, prefixes)

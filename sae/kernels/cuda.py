@@ -8,7 +8,7 @@ Everything sums in a fixed order (no atomic additions of floats), so a step give
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -19,24 +19,12 @@ from sae.kernels import triton_kernels as kernels
 from sae.kernels.reference import batch_top_k as _plain_batch_top_k
 from sae.kernels.reference import by_token, ragged
 from sae.kernels.reference import norm_crossing as _plain_norm_crossing
+from sae.kernels.step_parts import Adam, Decoded, More, Rows
 
 DTYPE = torch.bfloat16  # of stored rows
 ONE_WIDTH = True  # programs are compiled for a number of latents per token
 GROUP = 64  # latents whose largest pre-activation stands for them while the k largest are looked for
 LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
-
-
-class Adam(NamedTuple):
-    """One update's numbers: [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count] on the GPU, and what stays."""
-
-    numbers: Tensor
-    beta1: float
-    beta2: float
-    eps: float
-
-    def faster(self, multiple: float) -> Adam:
-        """The same with a multiple of the learning rate."""
-        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0]))
 
 
 def widest(n_latents: int) -> int:
@@ -206,17 +194,6 @@ def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
     return _filled(pre_acts, bounds, spares, counts)
 
 
-class Decoded(NamedTuple):
-    """Of one batch: activations and their gradients [tokens, k]; in bfloat16 the sum of x_hat - target over the prefixes
-    that hold a latent of each prefix [prefixes, tokens, width]; by token [3, tokens] the squared error, its sum over the
-    prefixes, and the number of activations over 0."""
-
-    acts: Tensor
-    to_acts: Tensor
-    error: Tensor
-    by_token: Tensor
-
-
 def decode(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
     prefixes: Tensor | None, rectify: bool = True,
@@ -248,10 +225,6 @@ class Pairs:
         ordered, self.order = indices.flatten().sort(stable=True)
         self.offsets = torch.searchsorted(ordered, numbers(n_latents + 1, indices.device), out_int32=True)
         self.n_parts = 2 * len(ordered) // LONG
-
-
-More = tuple[Tensor, Tensor, Tensor, Tensor]  # the row of every latent or -1; rows for encoder, decoder, b_enc
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # weights [latents, width], both moments, weights in bfloat16
 
 
 def update_latents(

@@ -1,0 +1,36 @@
+"""What the kernels of a training step hand to one another, on a CPU as on a GPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+More = tuple[Tensor, Tensor, Tensor, Tensor]  # the row of every latent or -1; rows for encoder, decoder, b_enc
+Rows = tuple[
+    Tensor, Tensor, Tensor, Tensor
+]  # weights [latents, width], both moments, the weights as products read them
+
+
+class Adam(NamedTuple):
+    """One update's numbers: [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count] on the device, and what stays."""
+
+    numbers: Tensor
+    beta1: float
+    beta2: float
+    eps: float
+
+    def faster(self, multiple: float) -> Adam:
+        """The same with a multiple of the learning rate."""
+        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0]))
+
+
+class Decoded(NamedTuple):
+    """Of one batch: activations and their gradients [tokens, k]; the sum of x_hat - target over the prefixes that hold a
+    latent of each prefix [prefixes, tokens, width]; by token [3, tokens] the squared error, its sum over the prefixes, and
+    the number of activations over 0. Errors are in bfloat16 on a GPU, in float32 on a CPU."""
+
+    acts: Tensor
+    to_acts: Tensor
+    error: Tensor
+    by_token: Tensor
