@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.architectures import ArchitectureConfig, Batch
+from sae.distributed import ALONE, Group
 from sae.errors import DataError
 from sae.files import write_json
 from sae.harvest import Harvester
@@ -66,7 +67,8 @@ def segment_size(harvester: Harvester, contexts: Contexts, shuffle: ShuffleConfi
 class Activations:
     """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for.
 
-    `folder` keeps the statistics and, with `keep`, the segments; without a folder nothing is kept.
+    `folder` keeps the statistics and, with `keep`, the segments; without a folder nothing is kept. Where a `group` of
+    processes shares the stream, each has a part of the contexts of every segment; statistics are of them all.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Activations:
         folder: Path | None,
         training: Activations | None = None,
         keep: bool = True,
+        group: Group = ALONE,
     ):
+        self.group = group
         self.harvester, self.contexts, self.folder = harvester, contexts, folder
         self.segment_contexts, self.keep = segment_contexts, keep
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
@@ -120,17 +124,29 @@ class Activations:
 
     def _harvest(self, number: int) -> Segment:
         start = time.perf_counter()
-        first = number * self.segment_contexts
-        rows = slice(first, min(first + self.segment_contexts, self.contexts.n_contexts))
-        batch = self.harvester.harvest(self.contexts.ids[rows], self.contexts.documents[rows])
-        positions = batch.keep.reshape(-1).nonzero()[:, 0] + first * self.contexts.ctx_len
+        rows = self.contexts_of(number)
+        read = (
+            rows if rows.start < rows.stop else slice(0, 1)
+        )  # more processes than contexts: one is read, none is kept
+        batch = self.harvester.harvest(self.contexts.ids[read], self.contexts.documents[read])
+        batch.keep[rows.stop - rows.start :] = False
+        positions = batch.keep.reshape(-1).nonzero()[:, 0] + rows.start * self.contexts.ctx_len
         self.harvested_tokens += batch.keep.numel()
         x = {channel: x[batch.keep].to(torch.bfloat16) for channel, x in batch.x.items()}
         self.harvest_s += time.perf_counter() - start
         return Segment(x, positions.cpu().to(torch.int64))
 
+    def contexts_of(self, number: int) -> slice:
+        """The contexts of a segment that this process has."""
+        first = number * self.segment_contexts
+        own = self.group.part(min(self.segment_contexts, self.contexts.n_contexts - first))
+        return slice(first + own.start, first + own.stop)
+
     def _path(self, number: int) -> Path | None:
-        return None if self.folder is None or not self.keep else self.folder / f"segment-{number:06d}.safetensors"
+        if self.folder is None or not self.keep:
+            return None
+        part = "" if self.group.size == 1 else f"-{self.group.rank}-of-{self.group.size}"
+        return self.folder / f"segment-{number:06d}{part}.safetensors"
 
     def _read(self, number: int) -> Segment | None:
         path = self._path(number)
@@ -161,7 +177,8 @@ class Activations:
 
     def kept_share(self) -> float:
         """Share of the first segment's rows that the norm filter leaves."""
-        return len(self.segment(0).positions) / len(self._all(0).positions)
+        found = self.group.values((len(self.segment(0).positions), len(self._all(0).positions)))
+        return sum(kept for kept, _ in found) / sum(whole for _, whole in found)
 
     def trained_rows(self) -> int:
         """Rows of the whole stream that training can use, before the norm filter."""
@@ -177,23 +194,39 @@ class Activations:
         """Statistics of the training stream's first segment, computed once and kept beside the segments."""
         if self._training is not None:
             return self._training.statistics(hook)
-        if hook in self._statistics:
-            return self._statistics[hook]
-        path = self.folder / f"{hook}.json" if self.folder is not None else None
-        if path is not None and path.exists():
-            self._statistics[hook] = Statistics(**json.loads(path.read_text()))
-        else:
-            self._statistics[hook] = _measure(self._all(0).x[Channel(hook)], self.harvester.config.max_norm_multiple)
-            if path is not None:
-                write_json(path, vars(self._statistics[hook]))
+        if hook not in self._statistics:
+            path = self.folder / f"{hook}.json" if self.folder is not None else None
+
+            def kept() -> Statistics | None:
+                return Statistics(**json.loads(path.read_text())) if path is not None and path.exists() else None
+
+            found = self.group.from_first(kept)
+            if found is None:
+                rows = self._first(Channel(hook))
+                found = self.group.from_first(lambda: _measure(rows, self.harvester.config.max_norm_multiple))
+                if path is not None and self.group.first:
+                    write_json(path, vars(found))
+            self._statistics[hook] = found
         return self._statistics[hook]
+
+    def _first(self, channel: Channel) -> Tensor:
+        """A channel's rows in the first segment, of all processes."""
+        own = self._all(0).x[channel]
+        return self.group.join(own, self.group.values(len(own)))
+
+    def measure(self) -> None:
+        """Makes all statistics, in all processes at once, so that each can ask for them on its own afterwards."""
+        for channel in self.harvester.channels:
+            self.statistics(channel.hook)
+            if channel.kind != "activation":
+                self.mean_norm(channel)
 
     def mean_norm(self, channel: Channel) -> float:
         """Mean norm of a channel's rows in the training stream's first segment."""
         if self._training is not None:
             return self._training.mean_norm(channel)
         if channel not in self._mean_norms:
-            self._mean_norms[channel] = float(self._all(0).x[channel].float().norm(dim=1).mean())
+            self._mean_norms[channel] = float(self._first(channel).float().norm(dim=1).mean())
         return self._mean_norms[channel]
 
 

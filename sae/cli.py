@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.benchmarks import command as benchmarks
-from sae.errors import EXIT_CODES, SaedexError, UnavailableError
+from sae.errors import EXIT_CODES, ConfigError, Elsewhere, SaedexError, UnavailableError
 
 EXPORT_FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma-npz")
 MEASURE_NAMES = (
@@ -34,7 +35,8 @@ def _guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except SaedexError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, Elsewhere) and (_first() or not isinstance(error, ConfigError)):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -49,6 +51,11 @@ def _guarded(work: Callable[[], int]) -> int:
         traceback.print_exc()
         print("error: this is a bug in saedex; please report the lines above.", file=sys.stderr)
         return 70
+
+
+def _first() -> bool:
+    """Whether this is the first of the processes that torchrun started: all find the same fault in a config."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _train_parser(parser: argparse.ArgumentParser) -> None:
@@ -66,10 +73,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from sae.config import load_config
 
     config = load_config(arguments.config, tuple(arguments.set))
+    from sae.distributed import processes
     from sae.progress import Screen
     from sae.run import run
 
-    print_summary(run(config, Screen()))
+    with processes() as group:
+        summary = run(config, Screen(quiet=not group.first), group)
+        if group.first:
+            print_summary(summary)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from datetime import UTC, datetime
@@ -12,15 +13,18 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from sae.architectures import SaeConfig, SparseAutoencoder, build
+from sae.architectures import ArchitectureConfig, SaeConfig, SparseAutoencoder, build
+from sae.checkpoint import Piece, Saved, once, save_pieces
+from sae.distributed import Group
 from sae.errors import ArtefactError, UnavailableError
-from sae.files import write_folder, write_json
+from sae.files import temporary_of, write_folder, write_json
 from sae.sources import cache_dir, check_sha256, sha256_of
 
 CARD_VERSION = 1
 WEIGHTS = "weights.safetensors"
+JOINED_BYTES = 8 << 30
 
 
 def versions() -> dict[str, str]:
@@ -34,25 +38,66 @@ def publish(folder: Path, sae: SparseAutoencoder, facts: dict[str, Any]) -> None
     """Writes a dictionary that takes activations in the language model's own units; `facts` go into its card."""
 
     def fill(target: Path) -> None:
-        tensors = {name: value.detach().contiguous().cpu() for name, value in sae.state_dict().items()}
-        save_file(tensors, target / WEIGHTS, metadata={"format": "saedex"})
+        save_pieces(target / WEIGHTS, dict(sae.state_dict()))
         (target / WEIGHTS).chmod(0o644)  # the library makes it private, a published dictionary is not
-        card = {
-            "card_version": CARD_VERSION,
-            "name": sae.config.name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "d_model": sae.d_in,
-            "d_out": sae.d_out,
-            "sae": sae.config.model_dump(mode="json"),
-            "selection_dtype": str(sae.selection_dtype).removeprefix("torch."),
-            "weights_sha256": sha256_of(target / WEIGHTS),
-            "versions": versions(),
-            **facts,
-        }
-        write_json(target / "card.json", card)
+        _write_card(target, sae, sae.config, {"weights_sha256": sha256_of(target / WEIGHTS), **facts})
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_folder(folder, fill)
+
+
+def publish_shards(
+    folder: Path, sae: SparseAutoencoder, config: ArchitectureConfig, tensors: dict[str, Tensor | Piece],
+    facts: dict[str, Any], group: Group,
+) -> None:  # fmt: skip
+    """As `publish`, of a dictionary whose latents are spread over processes: each writes a file of its own.
+
+    Up to `JOINED_BYTES` they are put together into one; larger dictionaries stay in shards, whose hash is that of their
+    hashes.
+    """
+    name = f"weights-{group.rank:05d}-of-{group.size:05d}.safetensors"
+
+    def fill(target: Path) -> None:
+        group.wait()  # the folder is there
+        files = dict(group.values((name, save_pieces(target / name, once(tensors, group)))))
+        if not group.first:
+            return
+        shards = [target / file for file in files]
+        about: dict[str, Any] = {"weights_sha256": _joint_sha256(files), "weights_files": files}
+        if sum(path.stat().st_size for path in shards) <= JOINED_BYTES:
+            saved = Saved(shards, {})
+            about = {"weights_sha256": save_pieces(target / WEIGHTS, {n: saved.read(n) for n in saved.names()})}
+            for path in shards:
+                path.unlink()
+        for path in target.glob("weights*"):
+            path.chmod(0o644)
+        _write_card(target, sae, config, {**about, **facts})
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if group.first:
+        write_folder(folder, fill)
+    else:
+        fill(temporary_of(folder))
+    group.wait()
+
+
+def _joint_sha256(files: dict[str, str]) -> str:
+    return hashlib.sha256("".join(sha256 for _, sha256 in sorted(files.items())).encode()).hexdigest()
+
+
+def _write_card(target: Path, sae: SparseAutoencoder, config: ArchitectureConfig, facts: dict[str, Any]) -> None:
+    card = {
+        "card_version": CARD_VERSION,
+        "name": config.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "d_model": sae.d_in,
+        "d_out": sae.d_out,
+        "sae": config.model_dump(mode="json"),
+        "selection_dtype": str(sae.selection_dtype).removeprefix("torch."),
+        "versions": versions(),
+        **facts,
+    }
+    write_json(target / "card.json", card)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -74,11 +119,14 @@ def load(path_or_url: str | Path) -> SparseAutoencoder:
     text = str(path_or_url)
     folder = _download(text) if text.startswith(("http://", "https://")) else Path(text)
     card = read_card(folder)
-    check_sha256(folder / WEIGHTS, card["weights_sha256"])
+    files: dict[str, str] = card.get("weights_files", {WEIGHTS: card["weights_sha256"]})
+    for name, sha256 in files.items():
+        check_sha256(folder / name, sha256)
     try:
         config: Any = TypeAdapter(SaeConfig).validate_python(card["sae"])  # pyright: ignore[reportArgumentType]
         sae = build(config, card["d_model"], card.get("d_out"), getattr(torch, card["selection_dtype"]))
-        sae.load_state_dict(load_file(folder / WEIGHTS))
+        saved = Saved([folder / name for name in files], {})
+        sae.load_state_dict({name: saved.read(name) for name in saved.names()})
     except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
         raise ArtefactError(f"{folder}: the weights do not fit the card: {error}")
     return sae.eval().requires_grad_(False)

@@ -26,12 +26,14 @@ class Rate(NamedTuple):
     utilisation: float | None
 
 
-def rates(config: TrainConfig, rooms: Rooms, seconds: dict[str, float], n_activations: int) -> dict[str, Rate]:
+def rates(
+    config: TrainConfig, rooms: Rooms, seconds: dict[str, float], n_activations: int, n_processes: int = 1
+) -> dict[str, Rate]:
     """The stages of a run that took time worth counting.
 
     The floor of harvest is its matrix products (2 FLOPs for every weight of the blocks that a token passes, and of the
     head and the way back where gradients are harvested) at the rate of one large product measured now; that of training
-    are the encoder's product and Adam alone, measured now with every dictionary's sizes.
+    are the encoder's product and Adam alone, measured now with every dictionary's sizes. Processes divide the floors.
     """
     device = rooms.lm.device
     n_tokens = rooms.train.contexts.n_contexts * config.text.ctx_len
@@ -48,7 +50,8 @@ def rates(config: TrainConfig, rooms: Rooms, seconds: dict[str, float], n_activa
                     * (n_activations / len(config.sae) / config.train.batch_tokens)
                     for sae in config.sae
                 )
-            found[stage] = Rate(tokens, seconds[stage], None if floor is None else floor / seconds[stage])
+            utilisation = None if floor is None else floor / n_processes / seconds[stage]
+            found[stage] = Rate(tokens, seconds[stage], utilisation)
     return found
 
 

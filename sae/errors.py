@@ -31,6 +31,20 @@ class UnavailableError(SaedexError):
     exit_code = 69
 
 
+class LostProcess(SaedexError):
+    """Another process of a run on several was lost; the last checkpoint is sound and the same command goes on from it."""
+
+    exit_code = 76
+
+
+class Elsewhere(SaedexError):
+    """Another process of this run has stopped and said why."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("another process of this run has stopped and said why")
+        self.exit_code = exit_code
+
+
 class NumericError(SaedexError):
     """A loss or an activation was not finite."""
 
@@ -66,4 +80,5 @@ EXIT_CODES = {
     73: LockedError.__doc__,
     74: DiskError.__doc__,
     75: Interrupted.__doc__,
+    76: LostProcess.__doc__,
 }

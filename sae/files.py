@@ -40,9 +40,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def temporary_of(folder: Path) -> Path:
+    """Where `write_folder` fills a folder before it gets its name."""
+    return folder.with_name(f".{folder.name}.writing")
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Calls `fill(temporary)`, syncs every file, then renames the temporary folder to `folder`, replacing it."""
-    temporary = folder.with_name(f".{folder.name}.writing")
+    temporary = temporary_of(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     fill(temporary)

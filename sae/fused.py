@@ -13,8 +13,10 @@ from sae.architectures.base import PADDED, SparseAutoencoder
 from sae.architectures.k_largest import KLargest
 from sae.architectures.settings import Batch, Encoding, Pass, Selecting
 from sae.dead_latents import DeadCount, revive
+from sae.distributed import ALONE, Group
 from sae.graphs import Graphs
 from sae.kernels.sparse import HAS_TRITON
+from sae.kernels.step_parts import Adam, Decoded, More, Rows
 
 TILE = 128  # batches of nearly the same size share a recording
 CHUNK_NUMBERS = 1 << 27  # pre-activations that are held at a time where tokens select for themselves
@@ -46,9 +48,12 @@ class FusedStep:
     selection is in float32.
     """
 
-    def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam):
-        self.sae, self.optimiser, self.kernels = sae, optimiser, _kernels(sae.b_dec.device)
-        self.recorded = sae.b_dec.device.type == "cuda" and not sae.ragged  # else the shapes are not known beforehand
+    def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group = ALONE):
+        self.sae, self.optimiser, self.group, self.kernels = sae, optimiser, group, _kernels(sae.b_dec.device)
+        self.ragged = sae.ragged  # whether a token may keep fewer latents than its row of the code is long
+        # Recorded where the shapes are known beforehand, and nothing is exchanged with other processes.
+        self.recorded = sae.b_dec.device.type == "cuda" and not sae.ragged and group.size == 1
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in sae.named_parameters()}
         self.prefixes = self._prefixes()
         self.reset()
 
@@ -75,19 +80,24 @@ class FusedStep:
         self._tables: list[Tensor] = []
         self._updates = 0
         self._numbers: Tensor | None = None
-        self._rows: dict[int, Batch] = {}
-        self._dead, self._graphs = DeadCount(self.sae), Graphs()
+        self._held_rows: dict[int, Batch] = {}
+        self._dead, self._graphs = DeadCount(self.sae, self._latents_of), Graphs()
 
     @torch.no_grad()
-    def __call__(self, raw: Batch, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int) -> Made | None:
-        """One update on rows in the language model's units; None, and nothing done, where a token keeps too many latents."""
-        n = len(raw.x)
-        adam = self._adam(lr, n)
+    def __call__(
+        self, raw: Batch, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int, n: int | None = None
+    ) -> Made | None:
+        """One update on rows in the language model's units; None, and nothing done, where a token keeps too many latents.
+
+        `n` is the number of rows of all processes (none: of this one alone).
+        """
+        n = len(raw.x) if n is None else n
+        adam = self._adam(lr, n, len(raw.x))
         room = self._dead.room(n, tokens_seen)
         if not self.recorded:
             made = self._update(raw, scale, variance, adam, room, tokens_seen)
         else:
-            held = self._held(raw, -(-n // TILE) * TILE)
+            held = self._held(raw, -(-len(raw.x) // TILE) * TILE)
             key = (len(held.x), room)
             made = self._graphs(key, lambda: self._update(held, scale, variance, adam, room, tokens_seen))
         if made is not None:
@@ -98,11 +108,11 @@ class FusedStep:
 
     def _held(self, raw: Batch, size: int) -> Batch:
         """The rows in tensors that stay where they are, followed by rows that do not count."""
-        if size not in self._rows:
+        if size not in self._held_rows:
             x, gradient = (None if t is None else t.new_zeros(size, t.shape[1]) for t in (raw.x, raw.gradient))
             assert x is not None
-            self._rows[size] = Batch(x, x, gradient)
-        held = self._rows[size]
+            self._held_rows[size] = Batch(x, x, gradient)
+        held = self._held_rows[size]
         held.x[: len(raw.x)].copy_(raw.x)
         if held.gradient is not None and raw.gradient is not None:
             held.gradient[: len(raw.x)].copy_(raw.gradient)
@@ -111,35 +121,37 @@ class FusedStep:
     def _update(
         self, raw: Batch, scale: Tensor, variance: Tensor, adam: Any, room: int, tokens_seen: int
     ) -> Made | None:
-        sae, kernels, n = self.sae, self.kernels, adam.numbers[2]
-        real = (kernels.numbers(len(raw.x), raw.x.device) < n).to(kernels.DTYPE)
+        sae, kernels, n, n_own = self.sae, self.kernels, adam.numbers[2], adam.numbers[3]
+        real = (kernels.numbers(len(raw.x), raw.x.device) < n_own).to(kernels.DTYPE)
         batch, given, squares, variance = self._prepared(raw, scale, variance)
         indices, values = self._select(given, batch)
         if indices.shape[1] > kernels.widest(sae.d_sae):
             return None
-        kept = indices.clamp_min(0) if sae.ragged else indices
+        kept = indices.clamp_min(0) if self.ragged else indices
         coefficient = 2 / (n * variance)
-        decode = (kept, self._tables[1], sae.b_dec.data, batch.y, coefficient, n, self.prefixes)
+        decode = (kept, self._tables[1], sae.b_dec.data, batch.y, coefficient, n_own, self.prefixes)
         if sae.loss_is_of == "code":
             decoded, extra, others = self._decode_code(batch, values, decode, variance, tokens_seen)
         else:
-            decoded, extra, others = kernels.decode(values, *decode), 0.0, {}
-        to_b_dec = kernels.row_times(real, decoded.error[0]) * coefficient
-        error, whole, count, square = (torch.stack([*decoded.by_token, squares]) * real).sum(1)
-        pairs = kernels.Pairs(torch.where(indices < 0, sae.d_sae, indices) if sae.ragged else indices, sae.d_sae)
+            decoded, extra, others = self._decode(values, *decode), 0.0, {}
+        figures = (torch.stack([*decoded.by_token, squares]) * real).sum(1)
+        last = kernels.row_times(real, decoded.error[-1])
+        first = last if len(decoded.error) == 1 else kernels.row_times(real, decoded.error[0])
+        sums = self._over_tokens(figures, first, last, real.float() @ batch.y)
+        (error, whole, count, square), first, last, target = sums
+        pairs = kernels.Pairs(torch.where(indices < 0, sae.d_sae, indices) if self.ragged else indices, sae.d_sae)
         more, aux = None, torch.zeros_like(variance)
         if room:
+            spread = (error - last.square().sum() / n).clamp_min(1e-30)
             w_enc, w_dec = self._tables
-            found = revive(sae, w_enc, w_dec, given, decoded.error[-1], real.float(), error, room)
+            found = revive(sae, w_enc, w_dec, given, decoded.error[-1], real.float(), spread, room, self._latents_of)
             aux, more = found.loss, found[1:]
-        gradient, ends = kernels.update_latents(
-            pairs, decoded, self._state(sae.b_enc), sae.tokens_since_fired, adam, more
-        )
-        to_b_dec -= kernels.row_times(gradient, self._tables[0])
-        kernels.update_rows(
-            pairs, decoded, given, coefficient, ends, self._latents(sae.W_enc, 0), self._latents(sae.W_dec, 1), adam,
-            more, self.prefixes,
-        )  # fmt: skip
+        gradient, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, more)
+        gradient, aux = self._over_latents(gradient, aux)
+        to_b_dec = first * coefficient - self._latents_of.sum(kernels.row_times(gradient, self._tables[0]))
+        kernels.update_vector(self._state(sae.b_enc), gradient, adam)
+        rows = self._table(sae.W_enc, 0), self._table(sae.W_dec, 1)
+        self._update_rows((pairs, decoded, given, coefficient, ends), rows, adam, more)
         kernels.update_vector(self._state(sae.b_dec), to_b_dec, adam)
         for name, grad in others.items():
             multiple = sae.lr_multiples.get(name, 1.0)
@@ -148,7 +160,30 @@ class FusedStep:
             code = Encoding(decoded.acts, kept)
             sae.observe(Pass(batch, values, code, batch.y + decoded.error[-1], variance, tokens_seen))
         loss = whole * (coefficient / 2) + sae.config.aux_coefficient * aux + extra
-        return Made(torch.stack([loss, aux, count / n, error, square]), real.float() @ batch.y)
+        return Made(torch.stack([loss, aux, count / n, error, square]), target)
+
+    def _update_rows(self, sums: tuple[Any, ...], rows: tuple[Rows, Rows], adam: Adam, more: More | None) -> None:
+        """Both weight gradients, Adam and the unit norm."""
+        self.kernels.update_rows(*sums, *rows, adam, more, self.prefixes)
+
+    # Where several processes share the work, these say what the others know.
+
+    _latents_of: Group = ALONE  # the processes that the latents are spread over
+
+    def _among_all(self, indices: Tensor, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The selection, given by what every latent was selected."""
+        return indices, values
+
+    def _decode(self, values: Tensor, *arguments: Any) -> Decoded:
+        return self.kernels.decode(values, *arguments)
+
+    def _over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
+        """Sums over the tokens of the batch."""
+        return sums
+
+    def _over_latents(self, gradient: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+        """(the gradient of b_enc, AuxK) of the batch."""
+        return gradient, aux
 
     def _prefixes(self) -> Tensor | None:
         """Sizes of nested dictionaries, for a loss that is the sum over them."""
@@ -184,13 +219,16 @@ class FusedStep:
         by_maxima = isinstance(sae, KLargest) and kernels.fits_groups(sae.d_sae, sae.config.k)
         pre_acts, maxima = kernels.encode(given, self._rounded[0], sae.b_enc, by_maxima)
         if by_maxima:
-            return kernels.top_k(pre_acts, sae.config.k, maxima)
+            indices, values = kernels.top_k(pre_acts, sae.config.k, maxima)
+            return self._among_all(indices, values, values)
         indices = sae.select(pre_acts, Selecting(given, gradient))
         if sae.ragged and kernels.ONE_WIDTH:  # few widths to compile for
             width = indices.shape[1]
             indices = F.pad(indices, (0, (1 << (width - 1).bit_length()) - width), value=-1)
         values = kernels.values_at(pre_acts, indices.clamp_min(0), given, sae.W_enc.data.T, sae.b_enc.data)
-        return indices.int(), values.masked_fill(indices < 0, PADDED) if sae.ragged else values
+        if sae.ragged:
+            return indices.int(), values.masked_fill(indices < 0, PADDED)
+        return self._among_all(indices.int(), values, pre_acts.gather(1, indices))
 
     def _decode_code(
         self, batch: Batch, values: Tensor, decode: tuple[Any, ...], variance: Tensor, tokens_seen: int
@@ -213,18 +251,25 @@ class FusedStep:
 
     def _state(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights, both moments) of a parameter, the moments made as Adam would where there are none."""
-        state = self.optimiser.state[parameter]
+        state, own = self.optimiser.state[parameter], self.own(parameter.data, self._names[parameter])
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        return parameter.data, state["exp_avg"], state["exp_avg_sq"]
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(own), torch.zeros_like(own)
+        return own, state["exp_avg"], state["exp_avg_sq"]
 
-    def _latents(self, parameter: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same by latent, [latents, width], and the weights in bfloat16."""
+    def own(self, weights: Tensor, name: str) -> Tensor:
+        """The part of the parameter `name`, or of a moment of it, that this process updates: all of it."""
+        return weights
+
+    def complete(self) -> None:
+        """Brings the weights that other processes have updated."""
+
+    def _table(self, parameter: Tensor, number: int) -> Rows:
+        """The same by latent, [latents, width], and the weights as the products read them."""
         weights, mean, square = (t if number else t.T for t in self._state(parameter))
         return weights, mean, square, self._rounded[number]
 
-    def _adam(self, lr: float, n_tokens: int):
+    def _adam(self, lr: float, n: int, n_own: int) -> Adam:
         """The numbers of this update, in a tensor that stays where it is; the count is kept beside the moments."""
         if self._numbers is None:
             for parameter in self.sae.parameters():
@@ -234,10 +279,10 @@ class FusedStep:
             self._rounded = [self.kernels.rounded(table, dtype) for table, dtype in tables]
             on_cpu = self.sae.b_dec.device.type == "cpu"  # where only the selection is rounded
             self._tables = [table for table, _ in tables] if on_cpu else self._rounded
-            self._numbers = torch.empty(3, dtype=torch.float32, device=self.sae.b_dec.device)
+            self._numbers = torch.empty(4, dtype=torch.float32, device=self.sae.b_dec.device)
             self._updates = int(self._steps[0])
         group = self.optimiser.param_groups[0]
         (beta1, beta2), t = group["betas"], self._updates + 1
-        for place, number in enumerate((lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, n_tokens)):
+        for place, number in enumerate((lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, n, n_own)):
             self._numbers[place].fill_(number)
-        return self.kernels.Adam(self._numbers, beta1, beta2, group["eps"])
+        return Adam(self._numbers, beta1, beta2, group["eps"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,14 +55,19 @@ class _CodeFiles:
         self.index_type = np.uint16 if d_sae <= 1 << 16 else np.uint32
         self.indices = self.acts = np.empty((n_tokens, 0))
 
-    def _widen(self, width: int) -> None:
-        for name, dtype in (("indices", self.index_type), ("acts", np.float32)):
-            path = self.folder / f"{name}-{width}.bin"
-            new = np.memmap(path, dtype, "w+", shape=(self.n_tokens, width))
-            new[:, : self.width] = getattr(self, name)
-            setattr(self, name, new)
-            (self.folder / f"{name}-{self.width}.bin").unlink(missing_ok=True)
+    def open(self, width: int, mode: Literal["w+", "r+"]) -> None:
+        """Opens both files at a width; "w+" makes them anew, and no code is in them."""
+        shape = (self.n_tokens, width)
+        self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, mode, shape=shape)
+        self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, mode, shape=shape)
         self.width = width
+
+    def _widen(self, width: int) -> None:
+        before, indices, acts = self.width, self.indices, self.acts
+        self.open(width, "w+")
+        self.indices[:, :before], self.acts[:, :before] = indices, acts
+        for name in ("indices", "acts"):
+            (self.folder / f"{name}-{before}.bin").unlink(missing_ok=True)
 
     def write(self, rows: np.ndarray, indices: np.ndarray, acts: np.ndarray) -> None:
         """Puts the codes of some tokens in their places."""
@@ -78,7 +83,8 @@ def _encode_stream(
     """(sparse codes of the first contexts, tokens read); memory-mapped, with zeros at positions filtered out."""
     contexts = activations.contexts
     total = n_contexts * contexts.ctx_len
-    files = _CodeFiles(folder, total, sae.d_sae)
+    group = activations.group
+    files = _CodeFiles(folder if group.size == 1 else folder / str(group.rank), total, sae.d_sae)
     n_tokens = 0
     for g in range(activations.n_segments):
         first = g * activations.segment_contexts
@@ -92,6 +98,8 @@ def _encode_stream(
             files.write(places[inside].numpy(), code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy())
             n_tokens += int(inside.sum())
         report(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
+    if group.size > 1:
+        files = _joined(files, activations, folder)
     shape = (n_contexts, contexts.ctx_len, files.width)
     codes = Codes(
         contexts.ids[:n_contexts],
@@ -99,7 +107,24 @@ def _encode_stream(
         files.indices.reshape(shape),
         files.acts.reshape(shape),
     )
-    return codes, n_tokens
+    return codes, sum(group.values(n_tokens))
+
+
+def _joined(own: _CodeFiles, activations: Activations, folder: Path) -> _CodeFiles:
+    """The codes of all processes in files that they share; every process copies the rows of its own contexts."""
+    group, length = activations.group, activations.contexts.ctx_len
+    shared = _CodeFiles(folder, own.n_tokens, 0)
+    shared.index_type = own.index_type
+    width = max(group.values(own.width))
+    group.from_first(lambda: shared.open(width, "w+"))
+    shared.open(width, "r+")
+    for g in range(activations.n_segments):
+        read = activations.contexts_of(g)
+        rows = slice(read.start * length, min(read.stop * length, own.n_tokens))
+        shared.indices[rows, : own.width] = own.indices[rows]
+        shared.acts[rows, : own.width] = own.acts[rows]
+    group.wait()
+    return shared
 
 
 @torch.no_grad()
@@ -114,11 +139,23 @@ def index(
     facts: dict[str, Any],
     report: Callable[[int, int], None],
 ) -> str:
-    """Builds and publishes the context generation under `folder`/store; returns its file name."""
+    """Builds and publishes the context generation under `folder`/store; returns its file name.
+
+    Processes that share the activations encode their own parts; the first one makes the rest of them.
+    """
     contexts = activations.contexts
     asked = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
     n_contexts = min(asked, contexts.n_contexts)
     codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, report)
+    return activations.group.from_first(
+        lambda: _publish(sae, activations, lm, config, seed, folder, facts, codes, n_tokens)
+    )
+
+
+def _publish(
+    sae: SparseAutoencoder, activations: Activations, lm: LanguageModel, config: IndexConfig, seed: int, folder: Path,
+    facts: dict[str, Any], codes: Codes, n_tokens: int,
+) -> str:  # fmt: skip
     if not (codes.acts > 0).any():
         raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
     shown = sae.config.writes[0]  # of several hook points the pages show the first
@@ -127,7 +164,7 @@ def index(
     neighbours, cosines = nearest(sae.W_dec, config.neighbours)
     directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
     limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
-    corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), contexts.document_names())
+    corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), activations.contexts.document_names())
     if config.token_latents:
         parquet.write_token_latents(folder / "token_latents.parquet", codes)
     return publish(folder / "store", corpus, directions, limits, config.features_per_document, seed, facts)

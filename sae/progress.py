@@ -50,8 +50,8 @@ class Stage:
 class Screen:
     """The console of a run and the time that every stage took."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=True)
+    def __init__(self, console: Console | None = None, quiet: bool = False):
+        self.console = console or Console(stderr=True, quiet=quiet)
         self.seconds: dict[str, float] = {}
 
     def say(self, text: str) -> None:
@@ -63,7 +63,7 @@ class Screen:
         """A bar for the time of the block; its duration is added to `seconds[title]`."""
         start = time.monotonic()
         try:
-            if self.console.is_terminal:
+            if self.console.is_terminal and not self.console.quiet:
                 columns = (
                     TextColumn("{task.description:<10}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f}%"),
                     _Rate(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"),

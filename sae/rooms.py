@@ -12,6 +12,7 @@ from sae import language_model, tokens
 from sae.activations import Activations, segment_size
 from sae.config import TrainConfig
 from sae.device import device_called
+from sae.distributed import ALONE, Group
 from sae.errors import ConfigError
 from sae.files import write_json
 from sae.harvest import Harvester, choose_dtype
@@ -37,10 +38,12 @@ def prepare(
     screen: Screen,
     channels: tuple[Channel, ...] | None = None,
     cache: Path | None = None,
+    group: Group = ALONE,
 ) -> Rooms:
     """Rooms 1 to 4: the model, the tokens, and activations that are harvested when they are first asked for.
 
-    `channels` are those of the config's dictionaries, and `cache` lies in the run folder, where they are not given.
+    `channels` are those of the config's dictionaries, and `cache` lies in the run folder, where they are not given. Of
+    several processes the first reads the text; they share the training stream, and each has the held-out one.
     """
     language_model.set_quiet()
     with screen.stage("model", 1, "model") as stage:
@@ -55,15 +58,19 @@ def prepare(
         lm, channels, config.harvest, config.text.packing
     )  # a wrong hook point is refused before the text is read
     with screen.stage("tokens", config.train.tokens) as stage:
-        contexts, held_out = tokens.build(
-            config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update
+        contexts, held_out = group.from_first(
+            lambda: tokens.build(
+                config.text, lm.tokenizer, lm.prepend_bos, config.train.tokens, folder / "tokens", stage.update
+            )
         )
-    dtype = _dtype(config, folder, lm, contexts)
+    dtype = group.from_first(lambda: _dtype(config, folder, lm, contexts))
     lm.cast(dtype)
     harvester = Harvester(lm, channels, config.harvest, config.text.packing)
     size = segment_size(harvester, contexts, config.shuffle)
     home = cache or folder / "activations"
-    train = Activations(harvester, contexts, size, home, keep=config.harvest.caches(lm.device))
+    train = Activations(harvester, contexts, size, home, keep=config.harvest.caches(lm.device), group=group)
+    if group.size > 1:
+        train.measure()
     held_out_folder = home / "held_out"
     held_out_size = min(size, held_out.n_contexts)
     return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))

@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from feature_store.writer import drop, read_pointer
 from sae import dictionary, efficiency, language_model, parquet, plots, tokens
 from sae.architectures import ArchitectureConfig, SparseAutoencoder
 from sae.config import TrainConfig
+from sae.distributed import ALONE, Group
 from sae.errors import ConfigError, Interrupted
 from sae.evaluation.evaluate import evaluate, subject_of
 from sae.files import owned, write_bytes, write_json
@@ -29,39 +30,66 @@ from sae.interpret.interpret import interpret
 from sae.interpret.running import Running
 from sae.progress import Screen
 from sae.rooms import Rooms, prepare
-from sae.run_log import MetricsLog
+from sae.run_log import LogConfig, MetricsLog
 from sae.train import SaeTrainer, TrainingRun, truncate_log
 
 
-def run(config: TrainConfig, screen: Screen) -> dict[str, Any]:
-    """Trains, evaluates, indexes, labels and publishes every dictionary of the config; returns the summary."""
+def run(config: TrainConfig, screen: Screen, group: Group = ALONE) -> dict[str, Any]:
+    """Trains, evaluates, indexes, labels and publishes every dictionary of the config; returns the summary.
+
+    The processes of a `group` share a run folder and the work of it.
+    """
     folder = config.folder
-    with owned(folder), _Stop().listening() as stop:
-        _check_same_config(config, folder)
-        summary_file = folder / "summary.json"
-        if summary_file.exists():
-            screen.say(f"{folder}: this run is complete already. Use another `name`, or remove the folder.")
-            return json.loads(summary_file.read_text())
-        seconds_file = folder / "seconds.json"
-        screen.seconds = json.loads(seconds_file.read_text()) if seconds_file.exists() else {}
+    with ExitStack() as held, _Stop().listening() as stop:
+        summary = group.from_first(lambda: _begin(config, folder, screen, held))
+        if summary is not None:
+            return summary
         try:
-            rooms = prepare(config, folder, screen)
-            log = MetricsLog(config.log, folder, config.name, config.model_dump(mode="json"))
-            _train(config, folder, rooms, log, screen, stop)
+            rooms = prepare(config, folder, screen, group=group)
+            log = _log(config, folder, group)
+            _train(config, folder, rooms, log, screen, stop, group)
             for sae_config in config.sae:
-                _finish_dictionary(config, folder / "dictionaries" / sae_config.name, sae_config, rooms, log, screen)
+                target = folder / "dictionaries" / sae_config.name
+                _finish_dictionary(config, target, sae_config, rooms, log, screen, group)
                 if stop():  # asked for where a library held the exception back
                     raise Interrupted("stopped; what was finished is kept. The same command goes on from there.")
         finally:
-            write_json(seconds_file, screen.seconds)
-        summary = _summarise(config, folder, rooms, screen)
-        metrics = {name: json.loads((path / "metrics.json").read_text()) for name, path in _folders(config).items()}
-        log.finish(metrics, {f"{n}/curves": p / "curves.png" for n, p in _folders(config).items()})
-        for leftover in ("checkpoints", "activations/held_out", "codes"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
-        for segment in (folder / "activations").glob("segment-*"):  # the statistics stay, for `sae eval`
-            segment.unlink()
-        write_json(summary_file, summary)
+            if group.first:
+                write_json(folder / "seconds.json", screen.seconds)
+        return group.from_first(lambda: _end(config, folder, rooms, log, screen, group))
+
+
+def _begin(config: TrainConfig, folder: Path, screen: Screen, held: ExitStack) -> dict[str, Any] | None:
+    """Takes the run folder and what it knows; the summary of a run that is complete."""
+    held.enter_context(owned(folder))
+    _check_same_config(config, folder)
+    summary_file, seconds_file = folder / "summary.json", folder / "seconds.json"
+    screen.seconds = json.loads(seconds_file.read_text()) if seconds_file.exists() else {}
+    if not summary_file.exists():
+        return None
+    screen.say(f"{folder}: this run is complete already. Use another `name`, or remove the folder.")
+    return json.loads(summary_file.read_text())
+
+
+def _log(config: TrainConfig, folder: Path, group: Group) -> MetricsLog:
+    """Where this process logs; only with dictionaries of its own does another than the first send anything."""
+    writes = group.first or config.train.parallel == "dictionaries"
+    part = "" if group.first else f"-{group.rank}"
+    return MetricsLog(config.log if writes else LogConfig(), folder, config.name, config.model_dump(mode="json"), part)
+
+
+def _end(
+    config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, screen: Screen, group: Group
+) -> dict[str, Any]:
+    """Writes the summary and removes what only a resumed run would need."""
+    summary = _summarise(config, folder, rooms, screen, group)
+    metrics = {name: json.loads((path / "metrics.json").read_text()) for name, path in _folders(config).items()}
+    log.finish(metrics, {f"{n}/curves": p / "curves.png" for n, p in _folders(config).items()})
+    for leftover in ("checkpoints", "activations/held_out", "codes"):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
+    for segment in (folder / "activations").glob("segment-*"):  # the statistics stay, for `sae eval`
+        segment.unlink()
+    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -117,13 +145,18 @@ def _check_same_config(config: TrainConfig, folder: Path) -> None:
         )
 
 
-def _train(config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, screen: Screen, stop: _Stop) -> None:
+def _train(
+    config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, screen: Screen, stop: _Stop, group: Group
+) -> None:
     """Room 5: trains what is not published yet and publishes it."""
-    if all((path / "card.json").exists() for path in _folders(config).values()):
+    if group.from_first(lambda: all((path / "card.json").exists() for path in _folders(config).values())):
         return
+    writes = group.first or config.train.parallel == "dictionaries"
     selection = rooms.dtype if config.train.dtype == "auto" else getattr(torch, config.train.dtype)
 
     def write(name: str, line: dict[str, Any], trainer: SaeTrainer) -> None:
+        if not writes:
+            return
         histograms = {}
         if log.wants_histograms:
             histograms["tokens_since_fired"] = trainer.sae.tokens_since_fired.cpu().numpy()
@@ -145,15 +178,15 @@ def _train(config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, scr
             done = training.resume(screen.say)
             if done:
                 screen.say(f"resuming after {done:,} of {training.total:,} activations")
-            for trainer in training.trainers:
+            for trainer in training.trainers if writes else ():
                 truncate_log(log.path(trainer.config.name), trainer.tokens_seen)
             harvested = 0
 
             def tick(n_tokens: int) -> None:
                 nonlocal harvested
-                harvested += n_tokens
+                harvested += n_tokens * group.size
                 stage.update(stage.done, harvested=harvested)
-                if stop():
+                if stop() and group.size == 1:  # several agree on it between updates
                     training.stop()
 
             rooms.train.harvester.tick = tick
@@ -163,7 +196,7 @@ def _train(config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, scr
                 lambda seen, line: stage.update(seen, training.total, **{k: line[k] for k in ("fvu", "l0", "dead")}),
                 stop,
             )
-            if stop():
+            if any(group.values(stop())):
                 training.stop()
     finally:  # harvest happens inside the loop, when a segment is first asked for; it has its own account
         stop.patient = False
@@ -172,10 +205,13 @@ def _train(config: TrainConfig, folder: Path, rooms: Rooms, log: MetricsLog, scr
         screen.seconds["harvest"] = screen.seconds.get("harvest", 0.0) + rooms.train.harvest_s
     for trainer in training.trainers:
         _publish(config, folder, rooms, trainer)
+    group.wait()
 
 
 def _publish(config: TrainConfig, folder: Path, rooms: Rooms, trainer: SaeTrainer) -> None:
-    lm, statistics = rooms.lm, trainer.statistics
+    lm, statistics, dead = rooms.lm, trainer.statistics, trainer.dead()
+    if trainer.fused:
+        trainer.fused.complete()
     facts = {
         "run": config.name,
         "config_sha256": config.sha256(),
@@ -204,41 +240,58 @@ def _publish(config: TrainConfig, folder: Path, rooms: Rooms, trainer: SaeTraine
             "activations_seen": trainer.tokens_seen,
             "reuse": config.shuffle.reuse,
             "optimiser": config.train.model_dump(mode="json"),
-            "dead_at_end": int(trainer.sae.dead().sum()),
+            "dead_at_end": dead,
         },
     }
     one_scale = trainer.config.reads == trainer.config.writes and len(trainer.config.reads) == 1
     trainer.sae.fold_scale(*((statistics.scale,) if one_scale else (trainer.scale_in, trainer.scale_out)))
-    dictionary.publish(folder / "dictionaries" / trainer.config.name, trainer.sae, facts)
+    target = folder / "dictionaries" / trainer.config.name
+    if trainer.spread:
+        tensors = {name: trainer.piece(name, value) for name, value in trainer.sae.state_dict().items()}
+        dictionary.publish_shards(target, trainer.sae, trainer.config, tensors, facts, trainer.group)
+    elif trainer.group.first:
+        dictionary.publish(target, trainer.sae, facts)
 
 
 def _finish_dictionary(
-    config: TrainConfig, folder: Path, sae_config: ArchitectureConfig, rooms: Rooms, log: MetricsLog, screen: Screen
-) -> None:
-    """Rooms 5 (evaluation) to 7 for one dictionary; each step is skipped where its result is there."""
+    config: TrainConfig, folder: Path, sae_config: ArchitectureConfig, rooms: Rooms, log: MetricsLog, screen: Screen,
+    group: Group,
+) -> None:  # fmt: skip
+    """Rooms 5 (evaluation) to 7 for one dictionary; each step is skipped where its result is there.
+
+    The processes of a group encode together for the index; the rest is the first one's work.
+    """
     sae = dictionary.load(folder).to(rooms.lm.device)
-    title = f"{config.name} / {sae_config.name}"
-    if not (folder / "report.md").exists():
-        drop(folder / "store", ("contexts", "explanations"))
-        lines = log.read(sae_config.name)
-        (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        plots.curves(lines, title, folder / "curves.png")
-        card = dictionary.read_card(folder)
-        write_json(folder / "metrics.json", {"dead": card["training"]["dead_at_end"], "d_sae": sae.d_sae})
-        with screen.stage("evaluate", 1, "contexts") as stage:
-            evaluate(
-                subject_of(sae, rooms.held_out, config.evaluate, folder, config.seed, stage.update),
-                config.evaluate.measures,
-                title,
-            )
+    group.from_first(lambda: _evaluate(config, folder, sae, rooms, log, screen))
     if not config.index.build:
         return
-    if "contexts" not in read_pointer(folder / "store"):
+    if not group.from_first(lambda: "contexts" in read_pointer(folder / "store")):
         weights = dictionary.read_card(folder)["weights_sha256"]
         facts = {"weights_sha256": weights, "hook": str(sae_config.hook)}
         scratch = config.folder / "codes" / sae_config.name
         with screen.stage("index", config.train.tokens) as stage:
             index(sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update)
+    group.from_first(lambda: _explain(config, folder, sae, rooms, screen))
+
+
+def _evaluate(
+    config: TrainConfig, folder: Path, sae: SparseAutoencoder, rooms: Rooms, log: MetricsLog, screen: Screen
+) -> None:
+    if (folder / "report.md").exists():
+        return
+    title = f"{config.name} / {sae.config.name}"
+    drop(folder / "store", ("contexts", "explanations"))
+    lines = log.read(sae.config.name)
+    (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plots.curves(lines, title, folder / "curves.png")
+    card = dictionary.read_card(folder)
+    write_json(folder / "metrics.json", {"dead": card["training"]["dead_at_end"], "d_sae": sae.d_sae})
+    with screen.stage("evaluate", 1, "contexts") as stage:
+        subject = subject_of(sae, rooms.held_out, config.evaluate, folder, config.seed, stage.update)
+        evaluate(subject, config.evaluate.measures, title)
+
+
+def _explain(config: TrainConfig, folder: Path, sae: SparseAutoencoder, rooms: Rooms, screen: Screen) -> None:
     if "explanations" not in read_pointer(folder / "store") or not (folder / "labels.json").exists():
         with screen.stage("label", sae.d_sae, "features") as stage:
             summary = interpret(
@@ -257,7 +310,7 @@ def _running(config: TrainConfig, sae: SparseAutoencoder, rooms: Rooms) -> Runni
     return Running(sae, Harvester(rooms.lm, sae.config.activations, config.harvest, config.text.packing))
 
 
-def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) -> dict[str, Any]:
+def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen, group: Group) -> dict[str, Any]:
     seconds = dict(screen.seconds)
     found: dict[str, Any] = {"run": config.name, "folder": str(folder), "dictionaries": {}}
     for name, path in _folders(config).items():
@@ -267,7 +320,7 @@ def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen) 
             "labels": json.loads((path / "labels.json").read_text()) if config.index.build else None,
         }
     activations = sum(dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values())
-    measured = efficiency.rates(config, rooms, seconds, activations)
+    measured = efficiency.rates(config, rooms, seconds, activations, group.size)
     found["rates"] = {stage: rate._asdict() for stage, rate in measured.items()}
     found["peak_bytes"] = efficiency.peak_memory(rooms.lm)
     found["seconds"] = {name: round(value, 1) for name, value in seconds.items()}

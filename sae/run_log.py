@@ -24,11 +24,14 @@ class LogConfig(Section):
 
 
 class MetricsLog:
-    """Appends lines to training.jsonl of each dictionary and mirrors them to Weights & Biases when that is on."""
+    """Appends lines to training.jsonl of each dictionary and mirrors them to Weights & Biases when that is on.
 
-    def __init__(self, config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any]):
+    `part` ends the name there of what one of several processes logs.
+    """
+
+    def __init__(self, config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], part: str = ""):
         self.folder = folder
-        self._run = None if config.wandb == "off" else _start_wandb(config, folder, run_name, facts)
+        self._run = None if config.wandb == "off" else _start_wandb(config, folder, run_name, facts, part)
 
     def path(self, name: str) -> Path:
         """File with the training metrics of one dictionary."""
@@ -65,17 +68,17 @@ class MetricsLog:
             self._run.finish()
 
 
-def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any]) -> Any:
+def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], part: str) -> Any:
     import wandb
 
-    id_file = folder / "wandb-run-id.txt"
+    id_file = folder / f"wandb-run-id{part}.txt"
     run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex[:8]
     id_file.write_text(run_id)
     try:
         return wandb.init(
             project=config.project,
             entity=config.entity,
-            name=run_name,
+            name=run_name + part,
             id=run_id,
             resume="allow",
             dir=folder,

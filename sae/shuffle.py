@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from sae.distributed import ALONE, Group
 from sae.hookpoints import Channel
 from sae.section import Count, Section
 
@@ -84,29 +85,53 @@ class RingBuffer:
             for channel, width in widths.items()
         }
         self.held: list[int | None] = [None] * slots
-        self.n_rows: dict[int, int] = {}
+        self.counts: dict[int, list[int]] = {}  # rows of every segment that is here, by process
 
-    def put(self, segment: int, x: dict[Channel, Tensor]) -> None:
-        """Writes a segment into its slot, over the one that left the ring."""
+    def put(self, segment: int, x: dict[Channel, Tensor], counts: list[int]) -> None:
+        """Writes this process's rows of a segment into their slot, over the one that left; `counts` are all processes'."""
         slot = segment % self.slots
         evicted = self.held[slot]
         if evicted is not None:
-            self.n_rows.pop(evicted, None)
+            self.counts.pop(evicted, None)
         for channel, rows in x.items():
             self.data[channel][slot * self.max_rows : slot * self.max_rows + len(rows)].copy_(rows)
-            self.n_rows[segment] = len(rows)
+        self.counts[segment] = counts
         self.held[slot] = segment
 
-    def cycle_order(self, plan: ShufflePlan, cycle: int) -> Tensor:
-        """Places in the ring of everything that a cycle emits, in the order of emission."""
-        places = [
-            plan.emitted(g, cycle, self.n_rows[g]) + (g % self.slots) * self.max_rows for g in plan.segments_in(cycle)
-        ]
-        joined = torch.cat(places)
-        return joined[plan.permutation(len(joined), 2, cycle)]
+    def cycle_order(self, plan: ShufflePlan, cycle: int) -> tuple[Tensor, Tensor]:
+        """(places in the ring of its process, process) of everything that a cycle emits, in the order of emission.
 
-    def batches(self, order: Tensor, batch_tokens: int, skip: int) -> Iterator[dict[Channel, Tensor]]:
-        """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches."""
-        n_batches = -(-len(order) // batch_tokens)
-        for places in torch.tensor_split(order, n_batches)[skip:] if n_batches else ():
-            yield {c: data.index_select(0, places) for c, data in self.data.items()}
+        Depends on the segments' rows alone and not on how many processes share them.
+        """
+        found = []
+        for g in plan.segments_in(cycle):
+            rows = plan.emitted(g, cycle, sum(self.counts[g]))
+            ends = torch.tensor(self.counts[g], device=rows.device).cumsum(0)
+            owners = torch.bucketize(rows, ends, right=True)
+            starts = torch.nn.functional.pad(ends[:-1], (1, 0))
+            found.append(torch.stack([rows - starts[owners] + (g % self.slots) * self.max_rows, owners]))
+        joined = torch.cat(found, dim=1)
+        places, owners = joined[:, plan.permutation(joined.shape[1], 2, cycle)]
+        return places, owners
+
+    def batches(
+        self, order: tuple[Tensor, Tensor], batch_tokens: int, skip: int, group: Group = ALONE
+    ) -> Iterator[tuple[dict[Channel, Tensor], list[int]]]:
+        """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches.
+
+        Of every batch this process's rows, and the number of rows of every process.
+        """
+        places, owners = order
+        n_batches = -(-len(places) // batch_tokens)
+        if n_batches == 0:
+            return
+        sizes = [len(part) for part in torch.tensor_split(places, n_batches)]
+        counts = [[size] for size in sizes]
+        if group.size > 1:
+            batch = torch.repeat_interleave(torch.tensor(sizes, device=places.device))
+            flat = torch.bincount(batch * group.size + owners, minlength=n_batches * group.size)
+            counts = flat.view(n_batches, group.size).tolist()
+            places = places[owners == group.rank]
+        parts = places.split([count[group.rank] for count in counts])
+        for part, count in list(zip(parts, counts, strict=True))[skip:]:
+            yield {c: data.index_select(0, part) for c, data in self.data.items()}, count

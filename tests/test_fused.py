@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sae import checkpoint
 from sae.activations import Statistics
 from sae.architectures import ARCHITECTURES, Batch, build
 from sae.fused import FusedStep
@@ -216,7 +217,7 @@ def test_rows_that_do_not_count_change_nothing():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_same_bits_every_time_and_after_a_resume(device):
+def test_the_same_bits_every_time_and_after_a_resume(device, tmp_path):
     def fresh():
         return made("topk", 128, 1024, device, k=8, dead_after_tokens=2000, k_aux=16)
 
@@ -227,7 +228,8 @@ def test_the_same_bits_every_time_and_after_a_resume(device):
 
     whole, again, half = run(fresh(), range(8)), run(fresh(), range(8)), run(fresh(), range(4))
     resumed = fresh()
-    resumed.load_tensors({name: t.clone() for name, t in half.tensors().items()})
+    checkpoint.save(tmp_path, 1, half.tensors(), {})
+    resumed.load_tensors(checkpoint.newest(tmp_path, print))
     run(resumed, range(4, 8))
     assert whole.sums[1] > 0
     for other in (again, resumed):

@@ -23,9 +23,9 @@ def emit(sizes, reuse, seed=0, batch=16):
     out = []
     for cycle in range(plan.n_cycles):
         for g in plan.segments_in(cycle):
-            if g not in ring.n_rows:
-                ring.put(g, {HOOK: torch.arange(starts[g], starts[g] + sizes[g]).float()[:, None]})
-        for part in ring.batches(ring.cycle_order(plan, cycle), batch, 0):
+            if g not in ring.counts:
+                ring.put(g, {HOOK: torch.arange(starts[g], starts[g] + sizes[g]).float()[:, None]}, [sizes[g]])
+        for part, _ in ring.batches(ring.cycle_order(plan, cycle), batch, 0):
             assert len(part[HOOK]) <= batch
             out.append(part[HOOK][:, 0].long())
     return torch.cat(out)
@@ -45,10 +45,10 @@ def test_same_seed_same_order_other_seed_other_order():
 def test_skipping_batches_is_the_tail_of_the_cycle():
     plan = ShufflePlan(1, 1, 0)
     ring = RingBuffer({HOOK: 1}, plan.slots, 100, torch.float32, torch.device("cpu"))
-    ring.put(0, {HOOK: torch.arange(100).float()[:, None]})
+    ring.put(0, {HOOK: torch.arange(100).float()[:, None]}, [100])
     order = ring.cycle_order(plan, 0)
-    whole = [b[HOOK] for b in ring.batches(order, 8, 0)]
-    rest = [b[HOOK] for b in ring.batches(order, 8, 3)]
+    whole = [b[HOOK] for b, _ in ring.batches(order, 8, 0)]
+    rest = [b[HOOK] for b, _ in ring.batches(order, 8, 3)]
     assert all(torch.equal(x, y) for x, y in zip(whole[3:], rest, strict=True))
 
 
@@ -72,8 +72,8 @@ def test_every_batch_of_a_full_ring_draws_from_every_segment():
     plan = ShufflePlan(8, 2, 0)
     ring = RingBuffer({HOOK: 1}, plan.slots, 300, torch.float32, torch.device("cpu"))
     for g in range(4):
-        ring.put(g, {HOOK: torch.full((sizes[g], 1), float(g))})
-    for part in ring.batches(ring.cycle_order(plan, plan_cycle), 128, 0):
+        ring.put(g, {HOOK: torch.full((sizes[g], 1), float(g))}, [sizes[g]])
+    for part, _ in ring.batches(ring.cycle_order(plan, plan_cycle), 128, 0):
         assert set(part[HOOK][:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0}
 
 

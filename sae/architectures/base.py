@@ -14,9 +14,19 @@ from sae.kernels.sparse import gather_dot, gather_sum, pick
 
 PADDED = -1e30  # the pre-activation of a place in the code that holds no latent
 TOKEN_NORM_EPS = 1e-5
+INITIAL_ROWS = 1 << 16  # drawn at a time; the numbers are those of one draw, which makes 16 at once
 
 
 C = TypeVar("C", bound=ArchitectureConfig)
+
+
+def _random_rows(rows: Tensor, first: int, total: int, generator: torch.Generator) -> None:
+    """Fills rows with those from `first` on of a table of `total` random unit rows, drawn block by block."""
+    for start in range(0, total, INITIAL_ROWS):
+        block = torch.randn(min(INITIAL_ROWS, total - start), rows.shape[1], generator=generator)
+        begin, end = max(start, first), min(start + len(block), first + len(rows))
+        if begin < end:
+            rows[begin - first : end - first].copy_(F.normalize(block[begin - start : end - start], dim=1))
 
 
 def aux_of(given: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, count: int) -> Tensor:
@@ -69,15 +79,17 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator, centre: Tensor) -> None:
-        """Random unit decoder rows, encoder tied to them, zero b_enc, b_dec at `centre`."""
-        rows = torch.randn(self.d_sae, self.d_out, generator=generator)
-        self.W_dec.copy_(F.normalize(rows, dim=1))
+    def initialise(self, generator: torch.Generator, centre: Tensor, first: int = 0, total: int | None = None) -> None:
+        """Random unit decoder rows, encoder tied to them, zero b_enc, b_dec at `centre`.
+
+        Of a dictionary of `total` latents that are spread over processes, these are the latents from number `first` on.
+        """
+        total = self.d_sae if total is None else total
+        _random_rows(self.W_dec.data, first, total, generator)
         if self.centred:
             self.W_enc.copy_(self.W_dec.T)
         else:
-            rows = torch.randn(self.d_sae, self.d_in, generator=generator)
-            self.W_enc.copy_(F.normalize(rows, dim=1).T)
+            _random_rows(self.W_enc.data.T, first, total, generator)
         self.b_dec.copy_(torch.zeros_like(centre) if self.config.token_norm else centre)
 
     @property
@@ -207,13 +219,13 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     @torch.no_grad()
-    def count_firings(self, encoding: Encoding) -> None:
-        """Advances `tokens_since_fired`; a selected latent whose activation is 0 has not fired."""
+    def count_firings(self, encoding: Encoding, n_tokens: int | None = None) -> None:
+        """Advances `tokens_since_fired` by the code's tokens, or by `n_tokens`; a selected latent at 0 has not fired."""
         acts, latents = encoding.top_acts.flatten(), encoding.top_indices.flatten().long()
         most = torch.zeros_like(self.tokens_since_fired, dtype=acts.dtype).scatter_reduce_(
             0, latents, acts.detach(), "amax"
         )
-        self.tokens_since_fired += len(encoding.top_acts)
+        self.tokens_since_fired += len(encoding.top_acts) if n_tokens is None else n_tokens
         self.tokens_since_fired.masked_fill_(most > 0, 0)
 
     @final

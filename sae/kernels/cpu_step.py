@@ -1,6 +1,10 @@
 """The training step of a dictionary on a CPU, in numba: what `cuda` is to a GPU, in float32 and in a fixed order of sums."""
 
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +20,7 @@ ONE_WIDTH = False  # nothing is compiled for a number of latents per token
 
 def _floats(adam: Adam) -> np.ndarray:
     """[rate, root, beta1, beta2, eps, 1 - beta1, 1 - beta2] in float32."""
-    rate, root, _ = adam.numbers.tolist()
+    rate, root, *_ = adam.numbers.tolist()
     return np.array([rate, root, adam.beta1, adam.beta2, adam.eps, 1 - adam.beta1, 1 - adam.beta2], np.float32)
 
 
@@ -116,12 +120,12 @@ def _levels(n_latents: int, prefixes: Tensor | None) -> np.ndarray:
 
 def decode(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
-    prefixes: Tensor | None, rectify: bool = True,
+    prefixes: Tensor | None, rectify: bool = True, error_dtype: torch.dtype = torch.float32,
 ) -> Decoded:  # fmt: skip
     """See `cuda.decode`; all rows count."""
     n_levels = 1 if prefixes is None else len(prefixes)
     acts, to_acts = torch.empty_like(values), torch.empty_like(values)
-    error, by_token = torch.empty(n_levels, *target.shape), torch.empty(3, len(values))
+    error, by_token = torch.empty(n_levels, *target.shape, dtype=error_dtype), torch.empty(3, len(values))
     _decode(
         values.detach().numpy(), indices.numpy(), table.numpy(), bias.detach().numpy(), target.numpy(),
         np.float32(coefficient), _levels(len(table), prefixes), rectify,
@@ -179,51 +183,90 @@ def update_vector(bias: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: A
     _vector(weights, mean, square, gradient.contiguous().numpy(), _floats(adam))
 
 
-def update_latents(
-    pairs: Pairs, decoded: Decoded, bias: tuple[Tensor, Tensor, Tensor], since: Tensor, adam: Adam, more: More | None
-) -> tuple[Tensor, None]:
-    """Updates b_enc and the tokens since every latent fired; returns (gradient of b_enc, nothing)."""
+def count_latents(pairs: Pairs, decoded: Decoded, since: Tensor, adam: Adam, more: More | None) -> tuple[Tensor, None]:
+    """Updates the tokens since every latent fired; returns (gradient of b_enc, nothing)."""
     gradient = torch.empty(len(since))
     acts, to_acts = (t.detach().reshape(-1).numpy() for t in (decoded.acts, decoded.to_acts))
-    _latents(pairs.offsets, pairs.order, acts, to_acts, len(decoded.acts), gradient.numpy(), since.numpy())
+    _latents(pairs.offsets, pairs.order, acts, to_acts, int(adam.numbers[2]), gradient.numpy(), since.numpy())
     if more is not None:
         dead = more[0] >= 0
         gradient[dead] += more[3][more[0][dead].long()]
-    update_vector(bias, gradient, adam)
     return gradient, None
+
+
+@njit(cache=True)
+def _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, more):  # pragma: no cover
+    """Adds the gradient of row i of a table to `grad`, which is 0."""
+    for p in range(offsets[i], offsets[i + 1]):
+        a = weights_of_pairs[order[p]]
+        if a != 0:
+            row = source[levels[i], order[p] // k]
+            for d in range(len(grad)):
+                grad[d] += a * row[d]
+    for d in range(len(grad)):
+        grad[d] *= factor
+    if len(more) > 0 and slots[i] >= 0:
+        for d in range(len(grad)):
+            grad[d] += more[slots[i], d]
+
+
+@njit(cache=True)
+def _update_row(grad, w, m, v, unit, adam):  # pragma: no cover (compiled)
+    """Adam on one row w with moments m and v, and its unit norm; `grad` is overwritten."""
+    if unit:
+        along = _dot(grad, w)
+        for d in range(len(w)):
+            grad[d] -= along * w[d]
+    for d in range(len(w)):
+        m[d] = adam[2] * m[d] + adam[5] * grad[d]
+        v[d] = adam[3] * v[d] + adam[6] * grad[d] * grad[d]
+        w[d] -= adam[0] * m[d] / (np.sqrt(v[d]) * adam[1] + adam[4])
+    if unit:
+        scale = np.float32(1) / max(np.sqrt(_dot(w, w)), np.float32(1e-12))
+        for d in range(len(w)):
+            w[d] *= scale
 
 
 @njit(parallel=True, cache=True)
 def _rows(
     offsets, order, k, weights_of_pairs, source, levels, factor, slots, more, weights, mean, square, unit, adam
 ):  # pragma: no cover (compiled)
-    width = weights.shape[1]
     for i in prange(len(weights)):
-        grad = np.zeros(width, np.float32)
-        for p in range(offsets[i], offsets[i + 1]):
-            a = weights_of_pairs[order[p]]
-            if a != 0:
-                row = source[levels[i], order[p] // k]
-                for d in range(width):
-                    grad[d] += a * row[d]
-        for d in range(width):
-            grad[d] *= factor
-        if len(more) > 0 and slots[i] >= 0:
-            for d in range(width):
-                grad[d] += more[slots[i], d]
-        w, m, v = weights[i], mean[i], square[i]
-        if unit:
-            along = _dot(grad, w)
-            for d in range(width):
-                grad[d] -= along * w[d]
-        for d in range(width):
-            m[d] = adam[2] * m[d] + adam[5] * grad[d]
-            v[d] = adam[3] * v[d] + adam[6] * grad[d] * grad[d]
-            w[d] -= adam[0] * m[d] / (np.sqrt(v[d]) * adam[1] + adam[4])
-        if unit:
-            scale = np.float32(1) / max(np.sqrt(_dot(w, w)), np.float32(1e-12))
-            for d in range(width):
-                w[d] *= scale
+        grad = np.zeros(weights.shape[1], np.float32)
+        _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, more)
+        _update_row(grad, weights[i], mean[i], square[i], unit, adam)
+
+
+@njit(parallel=True, cache=True)
+def _gradients(offsets, order, k, weights_of_pairs, source, levels, factor, slots, more, out):  # pragma: no cover
+    for i in prange(len(out)):
+        _add_row(out[i], i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, more)
+
+
+@njit(parallel=True, cache=True)
+def _apply(gradients, weights, mean, square, unit, adam):  # pragma: no cover (compiled)
+    for i in prange(len(weights)):
+        _update_row(gradients[i], weights[i], mean[i], square[i], unit, adam)
+
+
+def _sums(
+    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, more: More | None, prefixes: Tensor | None
+) -> list[tuple[Any, ...]]:
+    """What the gradients of the encoder's and of the decoder's rows are summed from."""
+    k, n_latents = decoded.acts.shape[1], len(pairs.offsets) - 1
+    slots = np.zeros(0, np.int32) if more is None else more[0].numpy()
+    levels = _levels(n_latents, prefixes)
+    parts = (
+        (decoded.to_acts, given[None], np.zeros_like(levels), 1.0, 1),
+        (decoded.acts, decoded.error, levels, float(coefficient), 2),
+    )
+    return [
+        (
+            pairs.offsets, pairs.order, k, of_pairs.detach().reshape(-1).numpy(), source.contiguous().numpy(), of,
+            np.float32(factor), slots, np.zeros((0, 1), np.float32) if more is None else more[number].numpy(),
+        )
+        for of_pairs, source, of, factor, number in parts
+    ]  # fmt: skip
 
 
 def update_rows(
@@ -231,19 +274,29 @@ def update_rows(
     adam: Adam, more: More | None, prefixes: Tensor | None = None,
 ) -> None:  # fmt: skip
     """See `cuda.update_rows`."""
-    k, n_latents, floats = decoded.acts.shape[1], len(encoder[0]), _floats(adam)
-    nothing = np.zeros((0, 1), np.float32)
-    slots = np.zeros(0, np.int32) if more is None else more[0].numpy()
-    levels = _levels(n_latents, prefixes)
-    for rows, of_pairs, source, of, factor, extra, unit in (
-        (encoder, decoded.to_acts, given[None], np.zeros_like(levels), 1.0, more and more[1], False),
-        (decoder, decoded.acts, decoded.error, levels, float(coefficient), more and more[2], True),
-    ):
-        weights, mean, square, copy = rows
-        _rows(
-            pairs.offsets, pairs.order, k, of_pairs.detach().reshape(-1).numpy(), source.contiguous().numpy(), of,
-            np.float32(factor), slots, nothing if extra is None else extra.numpy(),
-            weights.numpy(), mean.numpy(), square.numpy(), unit, floats,
-        )  # fmt: skip
-        if copy.data_ptr() != weights.data_ptr():
-            copy.copy_(weights)
+    sums = _sums(pairs, decoded, given, coefficient, more, prefixes)
+    for (*weights, copy), terms, unit in zip((encoder, decoder), sums, (False, True), strict=True):
+        _rows(*terms, *(t.numpy() for t in weights), unit, _floats(adam))
+        if copy.data_ptr() != weights[0].data_ptr():
+            copy.copy_(weights[0])
+
+
+def row_gradients(
+    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: None, more: More | None,
+    prefixes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `cuda.row_gradients`."""
+    n_latents = len(pairs.offsets) - 1
+    to_encoder, to_decoder = (torch.zeros(n_latents, t.shape[-1]) for t in (given, decoded.error))
+    sums = _sums(pairs, decoded, given, coefficient, more, prefixes)
+    for out, terms in zip((to_encoder, to_decoder), sums, strict=True):
+        _gradients(*terms, out.numpy())
+    return to_encoder, to_decoder
+
+
+def apply_rows(to_encoder: Tensor, to_decoder: Tensor, encoder: Rows, decoder: Rows, adam: Adam) -> None:
+    """See `cuda.apply_rows`."""
+    for gradients, (*weights, copy), unit in ((to_encoder, encoder, False), (to_decoder, decoder, True)):
+        _apply(gradients.numpy(), *(t.numpy() for t in weights), unit, _floats(adam))
+        if copy.data_ptr() != weights[0].data_ptr():
+            copy.copy_(weights[0])

@@ -196,7 +196,7 @@ def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
 
 def decode(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
-    prefixes: Tensor | None, rectify: bool = True,
+    prefixes: Tensor | None, rectify: bool = True, error_dtype: torch.dtype = torch.bfloat16,
 ) -> Decoded:  # fmt: skip
     """Everything of a token that the decoder says, from its pre-activations `values` [tokens, k].
 
@@ -206,7 +206,7 @@ def decode(
     (n, k), width = values.shape, target.shape[1]
     acts, to_acts = torch.empty_like(values), torch.empty_like(values)
     levels = 1 if prefixes is None else len(prefixes)
-    error = torch.empty(levels, n, width, dtype=torch.bfloat16, device=values.device)
+    error = torch.empty(levels, n, width, dtype=error_dtype, device=values.device)
     by_token = torch.empty(3, n, dtype=torch.float32, device=values.device)
     size = triton.next_power_of_2(k)
     block = max(16, min(128, width & -width, 16_384 // size))
@@ -224,20 +224,20 @@ class Pairs:
     def __init__(self, indices: Tensor, n_latents: int):
         ordered, self.order = indices.flatten().sort(stable=True)
         self.offsets = torch.searchsorted(ordered, numbers(n_latents + 1, indices.device), out_int32=True)
-        self.n_parts = 2 * len(ordered) // LONG
+        self.n_latents, self.n_parts = n_latents, 2 * len(ordered) // LONG
 
 
-def update_latents(
-    pairs: Pairs, decoded: Decoded, bias: tuple[Tensor, Tensor, Tensor], since: Tensor, adam: Adam, more: More | None
+def count_latents(
+    pairs: Pairs, decoded: Decoded, since: Tensor, adam: Adam, more: More | None
 ) -> tuple[Tensor, Tensor]:
-    """Updates b_enc and the tokens since every latent fired; returns (gradient of b_enc, end of parts)."""
+    """Updates the tokens since every latent fired; returns (gradient of b_enc, end of parts)."""
     n_latents = len(since)
     gradient = torch.empty(n_latents, dtype=torch.float32, device=since.device)
     n_parts = torch.empty(n_latents, dtype=torch.int32, device=since.device)
     slots, rows = (more[0], more[3]) if more else (pairs.offsets, gradient)
     kernels.latents_program[(n_latents,)](
-        pairs.offsets, pairs.order, decoded.acts, decoded.to_acts, slots, rows, *bias, gradient, since, n_parts,
-        *adam, MORE=more is not None, SPLIT=LONG, SIZE=32, num_warps=1,
+        pairs.offsets, pairs.order, decoded.acts, decoded.to_acts, slots, rows, gradient, since, n_parts,
+        adam.numbers, MORE=more is not None, SPLIT=LONG, SIZE=32, num_warps=1,
     )  # fmt: skip
     return gradient, n_parts.cumsum(0)
 
@@ -258,7 +258,39 @@ def update_rows(
     adam: Adam, more: More | None, prefixes: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Both weight gradients, Adam and the unit norm of the decoder rows, in place; no gradient is ever written."""
-    k, n_latents, device = decoded.acts.shape[1], len(encoder[0]), given.device
+    _for_every_row(pairs, decoded, given, coefficient, ends, encoder, decoder, adam, more, prefixes)
+
+
+def row_gradients(
+    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: Tensor, more: More | None,
+    prefixes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Both weight gradients [latents, width] in float32, for an update that sums them over processes."""
+    to_encoder, to_decoder = (
+        torch.empty(pairs.n_latents, t.shape[-1], dtype=torch.float32, device=given.device)
+        for t in (given, decoded.error)
+    )
+    encoder, decoder = ((t, t, t, t) for t in (to_encoder, to_decoder))
+    adam = Adam(coefficient, 0.0, 0.0, 0.0)
+    _for_every_row(pairs, decoded, given, coefficient, ends, encoder, decoder, adam, more, prefixes, write=True)
+    return to_encoder, to_decoder
+
+
+def apply_rows(to_encoder: Tensor, to_decoder: Tensor, encoder: Rows, decoder: Rows, adam: Adam) -> None:
+    """Adam and the unit norm of the decoder rows with gradients that are there, in place."""
+    width_in, width_out = to_encoder.shape[1], to_decoder.shape[1]
+    blocks = triton.next_power_of_2(width_in), triton.next_power_of_2(width_out)
+    kernels.apply_program[(len(to_encoder),)](
+        to_encoder, to_decoder, *encoder, *decoder, *adam, WIDTH_IN=width_in, WIDTH_OUT=width_out,
+        BLOCK_IN=blocks[0], BLOCK_OUT=blocks[1], num_warps=4 if max(blocks) <= 4096 else 8,
+    )  # fmt: skip
+
+
+def _for_every_row(
+    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: Tensor, encoder: Rows, decoder: Rows,
+    adam: Adam, more: More | None, prefixes: Tensor | None, write: bool = False,
+) -> None:  # fmt: skip
+    k, n_latents, device = decoded.acts.shape[1], pairs.n_latents, given.device
     width_in, width_out = given.shape[1], decoded.error.shape[2]
     sizes: dict[str, Any] = dict(
         K=k, WIDTH_IN=width_in, WIDTH_OUT=width_out, BLOCK_IN=triton.next_power_of_2(width_in),
@@ -276,7 +308,7 @@ def update_rows(
     slots, *rows = more[:3] if more else (pairs.offsets, *parts)
     kernels.update_program[(n_latents,)](
         pairs.offsets, ends, pairs.order, *read, coefficient, *parts, slots, *rows, *encoder, *decoder, *adam,
-        MORE=more is not None, PAIRS=1, **sizes,
+        MORE=more is not None, PAIRS=1, WRITE=write, **sizes,
     )  # fmt: skip
 
 
@@ -287,7 +319,9 @@ __all__ = [
     "Pairs",
     "Rows",
     "above",
+    "apply_rows",
     "batch_top_k",
+    "count_latents",
     "decode",
     "encode",
     "fits_groups",
@@ -296,10 +330,10 @@ __all__ = [
     "prepare",
     "ragged",
     "rounded",
+    "row_gradients",
     "row_times",
     "top_k",
     "top_k_indices",
-    "update_latents",
     "update_rows",
     "update_vector",
     "values_at",

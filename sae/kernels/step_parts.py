@@ -13,7 +13,8 @@ Rows = tuple[
 
 
 class Adam(NamedTuple):
-    """One update's numbers: [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count] on the device, and what stays."""
+    """One update's numbers on the device, [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count in all processes,
+    rows that count in this one], and what stays."""
 
     numbers: Tensor
     beta1: float
@@ -22,7 +23,7 @@ class Adam(NamedTuple):
 
     def faster(self, multiple: float) -> Adam:
         """The same with a multiple of the learning rate."""
-        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0]))
+        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0, 1.0]))
 
 
 class Decoded(NamedTuple):

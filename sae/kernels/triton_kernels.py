@@ -226,7 +226,7 @@ def decode_program(
             if prefix == LEVELS - 1:
                 square += tl.sum(e * e, 0)
         for prefix in tl.static_range(LEVELS):
-            tl.store(error + (prefix * n + row) * WIDTH + columns, left.to(tl.bfloat16), inside)
+            tl.store(error + (prefix * n + row) * WIDTH + columns, left.to(error.dtype.element_ty), inside)
             inner += tl.where(level == prefix, tl.sum(rows * left[None, :], 1), 0.0)
             if prefix < LEVELS - 1:
                 left -= start_of + tl.sum(tl.where(level <= prefix, act, 0.0)[:, None] * rows, 0)
@@ -275,10 +275,10 @@ def _adam(place, grad, ok, weights, mean, square, numbers, beta1, beta2, eps):
 
 @triton.jit
 def latents_program(
-    offsets, order, acts, to_acts, slots, more, bias, mean, square, gradient, since, n_parts,
-    numbers, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, SIZE: tl.constexpr,
+    offsets, order, acts, to_acts, slots, more, gradient, since, n_parts, numbers,
+    MORE: tl.constexpr, SPLIT: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """One latent: the gradient of b_enc and its update, tokens since it fired, parts of its list of pairs."""
+    """One latent: the gradient of b_enc, tokens since it fired, parts of its list of pairs."""
     latent = tl.program_id(0)
     start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
     total, most = tl.zeros((SIZE,), tl.float32), tl.zeros((SIZE,), tl.float32)
@@ -292,7 +292,6 @@ def latents_program(
         slot = tl.load(slots + latent)
         grad += tl.load(more + slot, slot >= 0, 0.0)
     tl.store(gradient + latent, grad)
-    tl.store(bias + latent, _adam(latent, grad, True, bias, mean, square, numbers, beta1, beta2, eps))
     n_tokens = tl.load(numbers + 2).to(tl.int64)
     tl.store(since + latent, tl.where(tl.max(most, 0) > 0, 0, tl.load(since + latent) + n_tokens))
     tl.store(n_parts + latent, tl.where(end - start > SPLIT, tl.cdiv(end - start, SPLIT), 0))
@@ -331,15 +330,57 @@ def parts_program(
 
 
 @triton.jit
+def _update_rows(
+    latent, to_encoder, to_decoder,
+    encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+    numbers, beta1, beta2, eps,
+    WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+):  # fmt: skip
+    """Adam on both rows of a latent, the unit norm of its decoder row, and the weights in bfloat16."""
+    into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
+    in_ok, out_ok = into < WIDTH_IN, out < WIDTH_OUT
+    place = latent * WIDTH_IN + into
+    new = _adam(place, to_encoder, in_ok, encoder, encoder_mean, encoder_square, numbers, beta1, beta2, eps)
+    tl.store(encoder + place, new, in_ok)
+    tl.store(encoder_rounded + place, new.to(tl.bfloat16), in_ok)
+    place = latent * WIDTH_OUT + out
+    row = tl.load(decoder + place, out_ok, 0.0)
+    to_decoder -= tl.sum(to_decoder * row, 0) * row
+    new = _adam(place, to_decoder, out_ok, decoder, decoder_mean, decoder_square, numbers, beta1, beta2, eps)
+    new = new / tl.maximum(tl.sqrt(tl.sum(new * new, 0)), 1e-12)
+    tl.store(decoder + place, new, out_ok)
+    tl.store(decoder_rounded + place, new.to(tl.bfloat16), out_ok)
+
+
+@triton.jit
+def apply_program(
+    encoder_gradient, decoder_gradient,
+    encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+    numbers, beta1, beta2, eps,
+    WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+):  # fmt: skip
+    """One latent: its rows after Adam with gradients that are there."""
+    latent = tl.program_id(0).to(tl.int64)
+    into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
+    to_encoder = tl.load(encoder_gradient + latent * WIDTH_IN + into, into < WIDTH_IN, 0.0)
+    to_decoder = tl.load(decoder_gradient + latent * WIDTH_OUT + out, out < WIDTH_OUT, 0.0)
+    _update_rows(
+        latent, to_encoder, to_decoder,
+        encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+        numbers, beta1, beta2, eps, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
+    )  # fmt: skip
+
+
+@triton.jit
 def update_program(
     offsets, ends, order, acts, to_acts, error, given, prefixes, n, coefficient, encoder_parts, decoder_parts,
     slots, encoder_more, decoder_more,
     encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
     numbers, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
-    LEVELS: tl.constexpr,
+    LEVELS: tl.constexpr, WRITE: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """One latent: both weight gradients, Adam, the unit norm of its decoder row, and the weights in bfloat16."""
+    """One latent: both weight gradients, and the update with them; with WRITE they are put in the place of the weights."""
     latent = tl.program_id(0).to(tl.int64)
     start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
@@ -361,14 +402,12 @@ def update_program(
         if slot >= 0:
             to_encoder += tl.load(encoder_more + slot * WIDTH_IN + into, in_ok, 0.0)
             to_decoder += tl.load(decoder_more + slot * WIDTH_OUT + out, out_ok, 0.0)
-    place = latent * WIDTH_IN + into
-    new = _adam(place, to_encoder, in_ok, encoder, encoder_mean, encoder_square, numbers, beta1, beta2, eps)
-    tl.store(encoder + place, new, in_ok)
-    tl.store(encoder_rounded + place, new.to(tl.bfloat16), in_ok)
-    place = latent * WIDTH_OUT + out
-    row = tl.load(decoder + place, out_ok, 0.0)
-    to_decoder -= tl.sum(to_decoder * row, 0) * row
-    new = _adam(place, to_decoder, out_ok, decoder, decoder_mean, decoder_square, numbers, beta1, beta2, eps)
-    new = new / tl.maximum(tl.sqrt(tl.sum(new * new, 0)), 1e-12)
-    tl.store(decoder + place, new, out_ok)
-    tl.store(decoder_rounded + place, new.to(tl.bfloat16), out_ok)
+    if WRITE:
+        tl.store(encoder + latent * WIDTH_IN + into, to_encoder, in_ok)
+        tl.store(decoder + latent * WIDTH_OUT + out, to_decoder, out_ok)
+    else:
+        _update_rows(
+            latent, to_encoder, to_decoder,
+            encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square,
+            decoder_rounded, numbers, beta1, beta2, eps, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
+        )  # fmt: skip

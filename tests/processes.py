@@ -1,0 +1,124 @@
+"""What tests/test_distributed.py runs under torchrun: updates of several processes beside those of one on the same rows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sae import checkpoint, dictionary
+from sae.activations import Statistics
+from sae.architectures import ARCHITECTURES
+from sae.distributed import Group, processes
+from sae.hookpoints import Channel, HookPoint
+from sae.replica_step import ReplicaStep
+from sae.sharded_step import ShardedStep
+from sae.train import SaeTrainer
+
+HOOK = HookPoint("resid_post", 0)
+WIDTH, LATENTS, STEPS, LR = 32, 512, 12, 2e-3
+SETTINGS: dict[str, dict[str, Any]] = {
+    "topk": {"k": 8, "dead_after_tokens": 1500, "k_aux": 16},
+    "gated": {"l1_coefficient": 0.1},
+}
+CASES = (("topk", "replicas"), ("topk", "latents"), ("gated", "replicas"))
+CLOSE = {"rtol": 2e-3, "atol": 2e-5}
+
+
+def trainer(
+    architecture: str, group: Group | None = None, parallel: str = "replicas", device: str = "cpu"
+) -> SaeTrainer:
+    """A trainer of one process, or this process's among several."""
+    settings = SETTINGS[architecture]
+    config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=LATENTS, **settings)
+    statistics = {HOOK: Statistics(WIDTH**0.5, 1.0, [0.1] * WIDTH, [0.1] * WIDTH, 8.0, None)}
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    options = {} if group is None else {"group": group, "parallel": parallel}
+    return SaeTrainer(config, statistics, 0, dtype, device, **options)
+
+
+def rows(number: int, n: int = 240) -> torch.Tensor:
+    """A batch: sums of a few of many directions."""
+    generator = torch.Generator().manual_seed(number)
+    directions = F.normalize(torch.randn(128, WIDTH, generator=torch.Generator().manual_seed(99)), dim=1)
+    code = (torch.rand(n, 128, generator=generator) < 0.05).float() * torch.rand(n, 128, generator=generator)
+    return 3 * code @ directions + 0.05 * torch.randn(n, WIDTH, generator=generator)
+
+
+def update(made: SaeTrainer, number: int, group: Group | None, device: str) -> None:
+    """One update on batch `number`; replicas get unequal shares of it."""
+    batch = rows(number).to(device)
+    n = len(batch)
+    if group is not None and not made.spread:
+        cuts = [0, *(n * (r + 1) // group.size + (7 if r + 1 < group.size else 0) for r in range(group.size))]
+        batch = batch[cuts[group.rank] : cuts[group.rank + 1]]
+    made.step({Channel(HOOK): batch}, LR, n)
+
+
+def check(one: SaeTrainer, many: SaeTrainer, title: str) -> None:
+    """Raises where the state of several processes is not that of one."""
+    saved = many.tensors()
+    if many.fused:
+        many.fused.complete()
+    for name, expected in one.tensors().items():
+        found = saved[name]
+        if isinstance(found, checkpoint.Piece):
+            length = found.tensor.shape[found.axis]
+            found, expected = found.tensor, expected.narrow(found.axis, found.start, length)
+        torch.testing.assert_close(found.cpu(), expected.cpu(), msg=lambda m, n=name: f"{title} {n}: {m}", **CLOSE)
+
+
+def check_updates(group: Group, folder: Path, device: str) -> None:
+    """Every way to share the work, against one process; then a checkpoint of several that one goes on from, and back."""
+    for architecture, parallel in CASES:
+        one, many = trainer(architecture, device=device), trainer(architecture, group, parallel, device)
+        wanted = {"latents": ShardedStep, "replicas": type(None) if architecture == "gated" else ReplicaStep}
+        assert isinstance(many.fused, wanted[parallel])
+        for number in range(STEPS):
+            update(one, number, None, device)
+            update(many, number, group, device)
+        check(one, many, f"{architecture} {parallel}")
+        if architecture == "topk":
+            assert many.dead() == one.dead() > 0 and float(one.sums[1]) > 0, "AuxK was not reached"
+        home = folder / f"{architecture}-{parallel}"
+        checkpoint.save(home, many.tokens_seen, checkpoint.once(many.tensors(), group), {}, group)
+        saved = checkpoint.newest(home, print)
+        assert saved is not None and set(saved.names()) == set(one.tensors())
+        again, alone = trainer(architecture, group, parallel, device), trainer(architecture, device=device)
+        again.load_tensors(saved)
+        alone.load_tensors(saved)
+        for number in range(STEPS, STEPS + 4):
+            update(many, number, group, device)
+            update(again, number, group, device)
+            update(alone, number, None, device)
+        for name, value in many.tensors().items():
+            held, resumed = (t.tensor if isinstance(t, checkpoint.Piece) else t for t in (value, again.tensors()[name]))
+            assert torch.equal(held, resumed), f"{architecture} {parallel} {name}: other bits after a resume"
+        check(alone, many, f"{architecture} {parallel} resumed alone")
+
+
+def check_shards(group: Group, folder: Path) -> None:
+    """A dictionary spread over processes is published in shards, or joined, and loads as one."""
+    one, many = trainer("topk"), trainer("topk", group, "latents")
+    tensors = {name: many.piece(name, value) for name, value in many.sae.state_dict().items()}
+    for name, limit in (("joined", 1 << 30), ("shards", 0)):
+        dictionary.JOINED_BYTES = limit
+        dictionary.publish_shards(folder / name, many.sae, many.config, tensors, {}, group)
+        assert len(list((folder / name).glob("weights*"))) == (1 if limit else group.size)
+        loaded = dictionary.load(folder / name)
+        assert loaded.config == one.config
+        for key, value in one.sae.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where, device = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "cpu"
+    with processes() as several:
+        check_updates(several, where, device)
+        if device == "cpu":
+            check_shards(several, where)
+        print(f"process {several.rank} of {several.size}: equal")

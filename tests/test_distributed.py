@@ -1,0 +1,154 @@
+"""Several processes: the same updates and the same dictionaries as one, checkpoints for any number, and clean ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from feature_store.queries import Store
+from sae import dictionary
+from sae.distributed import Group
+from sae.shuffle import RingBuffer, ShufflePlan
+from tests.conftest import run_cli, write_config
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+
+
+def torchrun(n: int, *arguments: Any) -> list[str]:
+    """The command that starts n processes here."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    return [*launcher, *map(str, arguments)]
+
+
+def finish(command: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, stdin=subprocess.DEVNULL
+    )
+
+
+def weights(run: Path, name: str = "first") -> dict[str, torch.Tensor]:
+    return dict(dictionary.load(run / "dictionaries" / name).state_dict())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> Path:
+    """The run folder of one process; float32 everywhere, two dictionaries."""
+    folder = tmp_path_factory.mktemp("alone")
+    second = {**tree["sae"][0], "name": "second", "hook": "mlp_out.2", "k": 8}
+    path = write_config(folder, tree, sae=[tree["sae"][0], second], train__dtype="float32")
+    done = run_cli("train", path)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_updates_checkpoints_and_shards_equal_those_of_one_process(tmp_path, n):
+    done = finish(torchrun(n, "tests/processes.py", tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": equal") == n
+
+
+@pytest.mark.parametrize("parallel", ["replicas", "latents", "dictionaries"])
+def test_a_run_of_two_processes_gives_the_dictionaries_and_the_store_of_one(alone, tmp_path, parallel):
+    path = write_config(tmp_path, _tree_of(alone), train__parallel=parallel)
+    done = finish(torchrun(2, "-m", "sae.cli", "train", path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("run tiny") == 1, "only one process says what came out"
+    for name in ("first", "second"):
+        found, expected = (weights(folder / "runs" / "tiny", name) for folder in (tmp_path, alone))
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-2, atol=2e-4, msg=f"{name} {key}")
+        cards = [dictionary.read_card(f / "runs" / "tiny" / "dictionaries" / name) for f in (tmp_path, alone)]
+        assert cards[0]["training"]["activations_seen"] == cards[1]["training"]["activations_seen"]
+        assert cards[0]["filters"] == cards[1]["filters"]
+        fired = []
+        for folder in (tmp_path, alone):
+            store = Store(folder / "runs" / "tiny" / "dictionaries" / name / "store")
+            fired.append(store.meta["n_tokens"])
+            store.close()
+        assert fired[0] == fired[1]
+
+
+def _tree_of(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_a_lost_process_ends_the_run_cleanly_and_any_number_goes_on(alone, tmp_path):
+    tree = _tree_of(alone)
+    path = write_config(tmp_path, tree, train__tokens=200_000, train__checkpoint_tokens=3000, train__parallel="latents")
+    tree = _tree_of(tmp_path)
+    tree["text"]["on_end"] = "stop"
+    path = write_config(tmp_path, tree)
+    process = subprocess.Popen(
+        torchrun(2, "-m", "sae.cli", "train", path), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    ranks = [int(pid) for pid in _children(process.pid)]
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - killed < 60
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), "a process is left"
+    assert "another process of this run is lost" in said and "sae/distributed.py" not in said
+    done = run_cli("train", path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after" in done.stderr
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_what_cannot_be_shared_is_refused_before_training(alone, tmp_path):
+    tree = _tree_of(alone)
+    tree["sae"] = [{"name": "first", "architecture": "gated", "hook": "resid_post.1", "d_sae": 64}]
+    path = write_config(tmp_path, tree, train__parallel="latents")
+    done = finish(torchrun(2, "-m", "sae.cli", "train", path))
+    assert done.returncode != 0
+    assert "train.parallel: latents is for TopK dictionaries" in done.stderr
+    assert done.stderr.count("train.parallel: latents") == 1 and "sae/train.py" not in done.stderr
+
+
+def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_them():
+    sizes, plan = {0: 90, 1: 70, 2: 40}, ShufflePlan(3, 1, 7)
+    starts = {0: 0, 1: 90, 2: 160}
+
+    def drawn(n: int) -> list[set[int]]:
+        rings = []
+        for rank in range(n):
+            ring = RingBuffer({"x": 1}, plan.slots, 100, torch.float32, torch.device("cpu"))  # pyright: ignore[reportArgumentType]
+            rings.append((Group(rank, n), ring))
+        batches: list[set[int]] = []
+        for cycle in range(plan.n_cycles):
+            parts = []
+            for group, ring in rings:
+                for g in plan.segments_in(cycle):
+                    if g not in ring.counts:
+                        cuts = [Group(r, n).part(sizes[g]) for r in range(n)]
+                        own = cuts[group.rank]
+                        rows = torch.arange(starts[g] + own.start, starts[g] + own.stop).float()[:, None]
+                        ring.put(g, {"x": rows}, [c.stop - c.start for c in cuts])  # pyright: ignore[reportArgumentType]
+                parts.append(list(ring.batches(ring.cycle_order(plan, cycle), 32, 0, group)))
+            for shares in zip(*parts, strict=True):
+                for (x, counts), (group, _) in zip(shares, rings, strict=True):
+                    assert len(x["x"]) == counts[group.rank]
+                batches.append({int(v) for x, _ in shares for v in x["x"].flatten()})
+        return batches
+
+    assert drawn(1) == drawn(2) == drawn(3)
+    assert sorted(i for batch in drawn(2) for i in batch) == list(range(200))
