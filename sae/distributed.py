@@ -63,7 +63,7 @@ class Group:
     def complete(self, rows: Tensor) -> Tensor:
         """`rows` [n, ...] in place, every process's `part` from that process; n is a multiple of `size`."""
         if self.size > 1:
-            _exchanged(_named("all_gather_single", "all_gather_into_tensor"), rows, rows[self.part(len(rows))].clone())
+            _exchanged(_named("all_gather_single", "all_gather_into_tensor"), rows, rows[self.part(len(rows))])
         return rows
 
     def beside(self, tensor: Tensor) -> Tensor:
@@ -72,14 +72,14 @@ class Group:
             return tensor
         out = tensor.new_empty(self.size, *tensor.shape)
         out[self.rank] = tensor
-        return self.complete(out).movedim(0, 1).reshape(len(tensor), -1)
+        return self.complete(out).movedim(0, 1).flatten(1)
 
     def join(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Rows of all processes one after another; process r has `counts[r]` of them."""
         if self.size == 1:
             return rows
         most = max(counts)
-        out = rows.new_zeros(self.size, most, *rows.shape[1:])
+        out = rows.new_empty(self.size, most, *rows.shape[1:])
         out[self.rank, : len(rows)] = rows
         self.complete(out)
         return torch.cat([out[r, :n] for r, n in enumerate(counts)])

@@ -51,8 +51,7 @@ class FusedStep:
     def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group = ALONE):
         self.sae, self.optimiser, self.group, self.kernels = sae, optimiser, group, _kernels(sae.b_dec.device)
         self.ragged = sae.ragged  # whether a token may keep fewer latents than its row of the code is long
-        # Recorded where the shapes are known beforehand, and nothing is exchanged with other processes.
-        self.recorded = sae.b_dec.device.type == "cuda" and not sae.ragged and group.size == 1
+        self.recorded = sae.b_dec.device.type == "cuda" and not sae.ragged  # else the shapes are not known beforehand
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in sae.named_parameters()}
         self.prefixes = self._prefixes()
         self.reset()
@@ -85,19 +84,19 @@ class FusedStep:
 
     @torch.no_grad()
     def __call__(
-        self, raw: Batch, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int, n: int | None = None
+        self, raw: Batch, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int, counts: list[int]
     ) -> Made | None:
         """One update on rows in the language model's units; None, and nothing done, where a token keeps too many latents.
 
-        `n` is the number of rows of all processes (none: of this one alone).
+        `counts` are the numbers of rows of all replicas.
         """
-        n = len(raw.x) if n is None else n
+        n = sum(counts)
         adam = self._adam(lr, n, len(raw.x))
         room = self._dead.room(n, tokens_seen)
         if not self.recorded:
             made = self._update(raw, scale, variance, adam, room, tokens_seen)
         else:
-            held = self._held(raw, -(-len(raw.x) // TILE) * TILE)
+            held = self._held(raw, -(-max(counts) // TILE) * TILE)  # of one size, so that all record at the same time
             key = (len(held.x), room)
             made = self._graphs(key, lambda: self._update(held, scale, variance, adam, room, tokens_seen))
         if made is not None:
@@ -204,14 +203,12 @@ class FusedStep:
 
     def _select(self, given: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(latents in int32, pre-activations in float32), [tokens, width] each."""
-        if not self.recorded:
+        parts = -(-len(given) * self.sae.d_sae * self._latents_of.size // CHUNK_NUMBERS)
+        if self.sae.ragged or parts <= 1:
             return self._select_rows(given, batch.gradient)
-        parts = -(-len(given) * self.sae.d_sae // CHUNK_NUMBERS)
         step = -(-len(given) // parts // TILE) * TILE
         gradients = [None] * len(given) if batch.gradient is None else batch.gradient.split(step)
         found = [self._select_rows(rows, g) for rows, g in zip(given.split(step), gradients, strict=False)]
-        if len(found) == 1:
-            return found[0]
         return torch.cat([indices for indices, _ in found]), torch.cat([values for _, values in found])
 
     def _select_rows(self, given: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,11 @@ class Graphs:
         self._seen: set[Hashable] = set()
         self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
 
+    @classmethod
+    def release(cls) -> None:
+        """Lets go of the memory that recordings share, once they are gone."""
+        cls._pool = cls._anchor = None
+
     def __call__(self, key: Hashable, function: Callable[[], Any]) -> Any:
         """What the function returns, from a recording where there is one."""
         if key not in self._recorded:
@@ -44,6 +49,7 @@ class Graphs:
             with torch.cuda.graph(Graphs._anchor, pool=Graphs._pool):
                 torch.zeros(1, device="cuda")
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=Graphs._pool):
+        # Exchanges between processes are watched by another thread, which may look at the device meanwhile.
+        with torch.cuda.graph(graph, pool=Graphs._pool, capture_error_mode="thread_local"):
             made = function()
         self._recorded[key] = graph, made

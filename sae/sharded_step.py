@@ -23,7 +23,6 @@ class ShardedStep(FusedStep):
     """
 
     def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group):
-        self.nothing = torch.zeros_like(sae.b_dec.data)
         super().__init__(sae, optimiser, group)
         self.ragged = True
 
@@ -49,22 +48,12 @@ class ShardedStep(FusedStep):
         return torch.where(own, indices, -1), values.masked_fill(~own, PADDED)
 
     def _decode(self, values: Tensor, *arguments: Any) -> Decoded:
-        kept, table, b_dec, y, coefficient, n_own, prefixes = arguments
-        decode = self.kernels.decode
-        alone = decode(
-            values,
-            kept,
-            table,
-            self.nothing,
-            torch.zeros_like(y),
-            coefficient,
-            n_own,
-            prefixes,
-            error_dtype=torch.float32,
-        )
-        partial = alone.error[0]
-        others = self.group.sum(partial.clone()) - partial
-        return decode(values, kept, table, self.nothing, y - b_dec - others, coefficient, n_own, prefixes)
+        kept, table, b_dec, y, *more = arguments
+        own = self.kernels.decode(values, *arguments, error_dtype=torch.float32).error[0]  # own part + b_dec - y
+        error = self.group.sum(own.clone())  # all parts, with b_dec - y once for every process
+        error.add_(y - b_dec, alpha=self.group.size - 1)
+        target = own.add_(y).sub_(error)  # with which the own part has the error of all
+        return self.kernels.decode(values, kept, table, b_dec, target, *more)
 
     def _over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
         """Every process has them all, but for the number of activations, in sums of another order: their mean serves all."""

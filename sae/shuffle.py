@@ -107,7 +107,7 @@ class RingBuffer:
         for g in plan.segments_in(cycle):
             rows = plan.emitted(g, cycle, sum(self.counts[g]))
             ends = torch.tensor(self.counts[g], device=rows.device).cumsum(0)
-            owners = torch.bucketize(rows, ends, right=True)
+            owners = torch.bucketize(rows.contiguous(), ends, right=True)
             starts = torch.nn.functional.pad(ends[:-1], (1, 0))
             found.append(torch.stack([rows - starts[owners] + (g % self.slots) * self.max_rows, owners]))
         joined = torch.cat(found, dim=1)
@@ -131,7 +131,8 @@ class RingBuffer:
             batch = torch.repeat_interleave(torch.tensor(sizes, device=places.device))
             flat = torch.bincount(batch * group.size + owners, minlength=n_batches * group.size)
             counts = flat.view(n_batches, group.size).tolist()
-            places = places[owners == group.rank]
+            own = sum(count[group.rank] for count in counts)
+            places = places[torch.argsort(owners != group.rank, stable=True)[:own]]  # waits for no size
         parts = places.split([count[group.rank] for count in counts])
         for part, count in list(zip(parts, counts, strict=True))[skip:]:
             yield {c: data.index_select(0, part) for c, data in self.data.items()}, count

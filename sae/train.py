@@ -152,16 +152,17 @@ class SaeTrainer:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.sae.b_dec.device)
         self.steps = 0
 
-    def step(self, raw: dict[Channel, Tensor], lr: float, n: int | None = None) -> None:
+    def step(self, raw: dict[Channel, Tensor], lr: float, counts: list[int] | None = None) -> None:
         """One update on rows [tokens, width] of every channel, in the language model's own units.
 
-        `n` is the number of rows of all replicas together (none: of this one alone).
+        `counts` are the numbers of rows of all replicas (none: there are no others).
         """
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["multiple"]
         batch = batch_of(self.config, raw, None if self.fused else torch.float32)
-        n = len(batch.x) if n is None else n
-        made = self.fused(batch, self.scale_in, self.variance, lr, self.tokens_seen, n) if self.fused else None
+        counts = counts or [len(batch.x)]
+        n = sum(counts)
+        made = self.fused(batch, self.scale_in, self.variance, lr, self.tokens_seen, counts) if self.fused else None
         made = made or self._reference_step(batch, n)
         self.fvu.add_sums(made.figures[3], made.figures[4], made.total, n)
         self.sums += made.figures[:3]
@@ -176,9 +177,9 @@ class SaeTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         share = len(x) / n
         (losses.total * share).backward()
-        for parameter in self.sae.parameters():
+        for name, parameter in self.sae.named_parameters():
             if parameter.grad is not None:
-                self.group.sum(parameter.grad)
+                self.group.sum(parameter.grad.T if name == "W_enc" else parameter.grad)  # W_enc is stored by latent
         self.sae.project_decoder_gradient()
         self.optimiser.step()
         self.sae.normalise_decoder()
@@ -347,8 +348,9 @@ class TrainingRun:
             for batch, counts in self.ring.batches(order, self.config.batch_tokens, position.batch, self.group):
                 if self.config.parallel != "replicas":
                     batch = {channel: self.group.join(rows, counts) for channel, rows in batch.items()}
+                    counts = [sum(counts)]
                 for trainer in self.trainers:
-                    self._train_on(trainer, batch, sum(counts), report)
+                    self._train_on(trainer, batch, counts, report)
                 position.batch += 1
                 self._stop_or_save(stopping)
             position.batch, position.cycle = 0, cycle + 1
@@ -370,11 +372,12 @@ class TrainingRun:
             self.save()
 
     def _train_on(
-        self, trainer: SaeTrainer, raw: dict[Channel, Tensor], n: int, report: Callable[[int, dict[str, Any]], None]
-    ) -> None:
+        self, trainer: SaeTrainer, raw: dict[Channel, Tensor], counts: list[int],
+        report: Callable[[int, dict[str, Any]], None],
+    ) -> None:  # fmt: skip
         name = trainer.config.name
         lr = learning_rate(self.config, trainer.config, trainer.tokens_seen, self.total)
-        trainer.step(raw, lr, n)
+        trainer.step(raw, lr, counts)
         if trainer.tokens_seen >= self.position.next_log.get(name, self.log_every):
             self.position.next_log[name] = trainer.tokens_seen + self.log_every
             line = trainer.log_line(lr)

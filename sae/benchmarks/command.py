@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sae.errors import ConfigError
+
 
 def _device(arguments: argparse.Namespace) -> Any:
     from sae.device import device_called
@@ -53,6 +55,23 @@ def _stream(arguments: argparse.Namespace) -> int:
     return _keep(arguments, found)
 
 
+def _processes(arguments: argparse.Namespace) -> int:
+    from sae.benchmarks.processes import measure, table
+    from sae.distributed import processes
+
+    with processes() as group:
+        if group.size == 1:
+            raise ConfigError(
+                "bench processes: start several, such as torchrun --nproc-per-node 2 -m sae.cli bench processes"
+            )
+        device = _device(arguments)
+        found = {"device": _where(device), **measure(group, device)}
+        if group.first:
+            print(f"{group.size} processes beside one; {found['device']} each.\n\n{table(found)}")
+            _keep(arguments, found)
+    return 0
+
+
 def _index(arguments: argparse.Namespace) -> int:
     from sae.benchmarks.index import USUAL, measure, table
 
@@ -77,9 +96,12 @@ def add_parser(commands: Any) -> None:
     step = kinds.add_parser("step", help="one training step, activations in memory, as ratios in one run")
     cpu = kinds.add_parser("cpu", help="the same on a CPU, whether there is a GPU or not")
     stream = kinds.add_parser("stream", help="tokens to a trained dictionary, beside its parts and sparsify's trainer")
+    several = kinds.add_parser(
+        "processes", help="several processes beside one (under torchrun): speed and memory of each"
+    )
     index = kinds.add_parser("index", help="codes to a feature store, from few tokens to many")
     serve = kinds.add_parser("serve", help="requests per second of a server")
-    for parser in (step, stream):
+    for parser in (step, stream, several):
         parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
     for parser in (step, cpu):
         parser.add_argument(
@@ -94,7 +116,10 @@ def add_parser(commands: Any) -> None:
         "--tokens", type=int, nargs="+", metavar="N", help="numbers of tokens (default: up to a million)"
     )
     serve.add_argument("path", type=Path, help="a dictionary or run folder with a feature store")
-    for parser, work in ((step, _step), (cpu, _step), (stream, _stream), (index, _index), (serve, _serve)):
+    kinds_of_work = (
+        (step, _step), (cpu, _step), (stream, _stream), (several, _processes), (index, _index), (serve, _serve),
+    )  # fmt: skip
+    for parser, work in kinds_of_work:
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
         parser.set_defaults(work=work)
     cpu.set_defaults(device="cpu")

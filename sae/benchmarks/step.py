@@ -12,6 +12,7 @@ from torch import Tensor
 from sae.activations import Statistics
 from sae.architectures.topk import TopKConfig
 from sae.benchmarks.timing import of_peer, timed
+from sae.distributed import ALONE, Group
 from sae.errors import ConfigError
 from sae.hookpoints import Channel, HookPoint
 from sae.train import SaeTrainer
@@ -44,16 +45,24 @@ CPU_SHAPES = (Shape(256, 4096, 32, 2048),)
 Step = Callable[[], object]
 
 
-def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype) -> Step:
-    """Ours: selection in `dtype`."""
+def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype, group: Group = ALONE, parallel: str = "replicas") -> Step:
+    """Ours: selection in `dtype`; `rows` are those of this process."""
     config = TopKConfig(name="x", hook=HOOK, d_sae=shape.latents, k=shape.k)
     centre = rows.float().mean(0)
     variance = float((rows.float() - centre).square().sum(1).mean())
     norm = float(rows.float().norm(dim=1).median())
     scale = shape.width**0.5 / norm
     statistics = Statistics(norm, scale, centre.tolist(), centre.tolist(), variance, None)
-    trainer = SaeTrainer(config, {HOOK: statistics}, 0, dtype, rows.device)
-    return lambda: trainer.step({Channel(HOOK): rows}, 1e-3)
+    trainer = SaeTrainer(config, {HOOK: statistics}, 0, dtype, rows.device, None, group, parallel)
+    counts = [len(rows)] * group.size
+
+    def step() -> None:
+        if parallel == "replicas":
+            trainer.step({Channel(HOOK): rows}, 1e-3, counts)
+        else:
+            trainer.step({Channel(HOOK): group.join(rows, counts)}, 1e-3)
+
+    return step
 
 
 def sparsify(shape: Shape, rows: Tensor) -> Step:

@@ -19,6 +19,7 @@ from sae.architectures import ArchitectureConfig
 from sae.architectures.gradient import GradientConfig
 from sae.architectures.topk import TopKConfig
 from sae.benchmarks.timing import of_peer, timed
+from sae.distributed import ALONE, Group
 from sae.harvest import HarvestConfig, Harvester
 from sae.hookpoints import Channel, HookPoint
 from sae.language_model import LanguageModel
@@ -89,6 +90,7 @@ def random_model(size: Size, device: torch.device) -> LanguageModel:
 
 def write_tokens(size: Size, folder: Path) -> Contexts:
     """Random contexts on disk, as a run keeps them."""
+    folder.mkdir(parents=True, exist_ok=True)
     n_contexts = size.tokens // size.ctx_len
     random = np.random.default_rng(0)
     random.integers(1, size.vocabulary, (n_contexts, size.ctx_len), dtype=np.uint16).tofile(folder / "ids.bin")
@@ -99,19 +101,25 @@ def write_tokens(size: Size, folder: Path) -> Contexts:
 class Stream:
     """Everything that the timings share: the model, the tokens and the sizes of pieces."""
 
-    def __init__(self, size: Size, device: torch.device, folder: Path):
-        self.size, self.device, self.folder = size, device, folder
+    def __init__(
+        self, size: Size, device: torch.device, folder: Path, group: Group = ALONE, parallel: str = "replicas"
+    ):
+        self.size, self.device, self.folder, self.group = size, device, folder, group
         self.lm = random_model(size, device)
-        self.contexts = write_tokens(size, folder)
+        self.contexts = group.from_first(lambda: write_tokens(size, folder))
         self.hook = HookPoint("resid_post", size.layer)
-        self.shuffle = ShuffleConfig(buffer_bytes=1_000_000_000 if device.type == "cuda" else 50_000_000)
-        self.train = OptimiserConfig(tokens=size.tokens, batch_tokens=size.batch_tokens)
+        ring = 1_000_000_000 if device.type == "cuda" else 50_000_000
+        self.shuffle = ShuffleConfig(buffer_bytes=ring * group.size)  # as much in every process
+        self.train = OptimiserConfig.model_validate(
+            {"tokens": size.tokens, "batch_tokens": size.batch_tokens * group.size, "parallel": parallel}
+        )
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def activations(self, config: ArchitectureConfig) -> Activations:
         """The stream of a dictionary's activations, harvested anew."""
         harvester = Harvester(self.lm, config.channels, HarvestConfig(), "joined")
-        return Activations(harvester, self.contexts, segment_size(harvester, self.contexts, self.shuffle), None)
+        pieces = segment_size(harvester, self.contexts, self.shuffle)
+        return Activations(harvester, self.contexts, pieces, None, group=self.group)
 
     def config(self, gradient: bool = False) -> ArchitectureConfig:
         """The dictionary's settings."""

@@ -1,0 +1,112 @@
+"""`sae bench processes`: what several processes gain, against one of them alone on a machine of the same kind."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, Shape, saedex
+from sae.benchmarks.stream import CPU_SIZE, GPU_SIZE, Size, Stream
+from sae.benchmarks.timing import timed
+from sae.distributed import ALONE, Group
+from sae.graphs import Graphs
+
+REPEATS = 20
+WAYS = ("replicas", "latents")
+
+
+def measure(
+    group: Group, device: torch.device, shapes: tuple[Shape, ...] | None = None, size: Size | None = None
+) -> dict[str, Any]:
+    """Seconds and memory of a step and seconds of a stream, alone (all processes at the same time) and together.
+
+    Replicas bring as many activations each to an update as one alone has, so that batches are `group.size` times as large;
+    latents are spread for the batch that one alone has. The stream has the same number of tokens for all.
+    """
+    gpu = device.type == "cuda"
+    usual = tuple(s._replace(tokens=s.tokens * more) for s in (GPU_SHAPES if gpu else CPU_SHAPES) for more in (1, 4))
+    steps = [{"shape": shape._asdict(), **_steps(group, device, shape)} for shape in shapes or usual]
+    size = size or (GPU_SIZE._replace(tokens=1 << 25) if gpu else CPU_SIZE)
+    streams = [
+        {"size": whole._asdict(), "seconds": _streams(group, device, whole)}
+        for whole in (size, size._replace(batch_tokens=4 * size.batch_tokens))
+    ]
+    return {"processes": group.size, "steps": steps, "streams": streams}
+
+
+def _ways(group: Group) -> tuple[tuple[str, Group, str], ...]:
+    return ("alone", ALONE, "replicas"), *((way, group, way) for way in WAYS)
+
+
+def _streams(group: Group, device: torch.device, size: Size) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as own:
+        shared = group.from_first(lambda: own)
+        for name, of, way in _ways(group):
+            if way == "latents":
+                size = size._replace(batch_tokens=size.batch_tokens // group.size)
+            folder = Path(own if of is ALONE else shared) / name
+            few = size._replace(tokens=min(size.tokens, 1 << 21))
+            Stream(few, device, folder, of, way).end_to_end()  # compiled by now
+            stream = Stream(size, device, folder, of, way)
+            group.wait()
+            seconds[name] = max(group.values(stream.end_to_end()))
+            del stream
+            _free(device)
+        group.wait()  # before the folder of the first goes
+    return seconds
+
+
+def _steps(group: Group, device: torch.device, shape: Shape) -> dict[str, Any]:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    generator = torch.Generator().manual_seed(group.rank)
+    rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
+    found = {}
+    for name, of, way in _ways(group):
+        own = rows[: len(rows) // group.size].clone() if way == "latents" else rows
+        group.wait()
+        made = timed(saedex(shape, own, dtype, of, way), device, REPEATS)
+        found[name] = {key: max(group.values(value)) for key, value in made._asdict().items()}
+        _free(device)
+    return found
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    Graphs.release()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The measurements as Markdown tables."""
+    n = measured["processes"]
+    lines = [
+        "| one step of each | ms alone | | ms together | throughput | memory of each |",
+        "|---|---|---|---|---|---|",
+    ]
+    for step in measured["steps"]:
+        alone = step["alone"]
+        for way in WAYS:
+            found = step[way]
+            gain = (n if way == "replicas" else 1) * alone["seconds"] / found["seconds"]
+            share = f"{found['peak_bytes'] / alone['peak_bytes']:.2f}" if alone["peak_bytes"] else ""
+            lines.append(
+                f"| {', '.join(map(str, step['shape'].values()))} | {alone['seconds'] * 1e3:.2f} | {way} | "
+                f"{found['seconds'] * 1e3:.2f} | {gain:.2f} | {share} |"
+            )
+    for stream in measured["streams"]:
+        tokens, batch = stream["size"]["tokens"], stream["size"]["batch_tokens"]
+        lines += [
+            "",
+            f"| tokens on disk to a dictionary, {batch} a step and process | tokens/s | against one |",
+            "|---|---|---|",
+        ]
+        for name, seconds in stream["seconds"].items():
+            lines.append(f"| {name} | {tokens / seconds:,.0f} | {stream['seconds']['alone'] / seconds:.2f} |")
+    return "\n".join(lines)
