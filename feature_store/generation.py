@@ -14,12 +14,15 @@ from feature_store.formats import FORMATS, N_POSITIONS
 from feature_store.negatives import hard_negatives
 from feature_store.packing import pack_columns
 from feature_store.statistics import GROUPS, Stream
-from feature_store.tables import Codes, Tables
+from feature_store.tables import Codes, Documents, Tables
+from feature_store.windows import random_windows, windows_of
 from feature_store.writer import GenerationWriter
 
 RANDOM_WINDOWS = 1000
 CONTEXTS_PER_BATCH = 256
 PILOT_CONTEXTS = 64
+FEATURES_PER_INSERT = 4096
+MEMORY_BYTES = 2_000_000_000
 
 
 class Corpus(NamedTuple):
@@ -60,28 +63,34 @@ def publish(
     features_per_document: int,
     seed: int,
     facts: dict[str, Any],
+    memory_bytes: int = MEMORY_BYTES,
 ) -> str:
-    """Builds and publishes a context generation under `store`; returns its file name."""
+    """Builds and publishes a context generation under `store`; returns its file name.
+
+    Firings held at a time take at most `memory_bytes`.
+    """
     codes, n_tokens, vocabulary, names = corpus
     codes = Codes(*map(np.asarray, codes))  # memory-mapped files, without the price of their class at every slice
     d_sae = len(directions.promoted)
     collected = collect(codes, d_sae, limits, seed, n_tokens)
     is_test = tables.test_documents(len(names))
-    n_near = directions.neighbours.shape[1]
+    stream = tables.stream_of(codes, vocabulary, is_test)
     counted = tables.count(
-        codes, collected.maximum, vocabulary, is_test, directions.promoted, features_per_document, n_near
-    )
+        codes, stream, collected.n_fired, collected.maximum, directions.promoted, directions.neighbours.shape[1],
+        memory_bytes,
+    )  # fmt: skip
+    documents = tables.count_documents(codes, d_sae, features_per_document)
     id_dtype = f"<u{codes.ids.dtype.itemsize}"
     writer = GenerationWriter(store, "contexts")
     writer.meta({
         "id_bytes": codes.ids.dtype.itemsize, "log2_edges": collected.log2_edges.tolist(), "n_tokens": n_tokens,
         "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
-        **_totals(counted.stream), **facts,
+        **_totals(stream), **facts,
     })  # fmt: skip
-    _write_features(writer, collected, counted, directions)
+    _write_features(writer, collected, counted, documents.n_documents, directions)
     _write_packs(writer, collected, counted, codes, directions, id_dtype)
     _write_counts(writer, codes, counted, vocabulary, is_test)
-    _write_documents(writer, codes, counted, names, is_test)
+    _write_documents(writer, codes, documents, names, is_test)
     _write_random_windows(writer, codes, seed, id_dtype)
     return writer.publish()
 
@@ -90,7 +99,9 @@ def _blobs(array: Any, dtype: str) -> list[bytes]:
     return [row.tobytes() for row in np.ascontiguousarray(np.asarray(array), dtype=dtype)]
 
 
-def _write_features(writer: GenerationWriter, collected: Collected, counted: Tables, directions: Directions) -> None:
+def _write_features(
+    writer: GenerationWriter, collected: Collected, counted: Tables, n_documents: np.ndarray, directions: Directions
+) -> None:
     n_fired = collected.n_fired
     writer.insert("feature", {
         "feature": np.arange(len(n_fired), dtype=np.uint32),
@@ -98,7 +109,7 @@ def _write_features(writer: GenerationWriter, collected: Collected, counted: Tab
         "n_fired": n_fired,
         "mean_act": (collected.total / np.maximum(n_fired, 1)).astype(np.float32),
         "max_act": collected.maximum,
-        "n_documents": counted.n_documents,
+        "n_documents": n_documents,
         "n_documents_strong_test": counted.n_documents_strong_test,
         "n_strong": counted.n_strong,
         "n_strong_test": counted.n_strong_test,
@@ -134,11 +145,13 @@ def _write_packs(
     n = min(directions.neighbours.shape[1], counted.statistics.coactive.shape[1])
     sources = np.stack([directions.neighbours[:, :n], counted.statistics.coactive[:, :n]], axis=1)
     negatives = hard_negatives(sources, collected.top_context, collected.top_position, codes.indices, codes.acts)
-    packs = [pack_columns(tables.windows_of(collected, codes, f), id_dtype) for f in features]
     names = ("windows", "token_ids", "act_places", "act_values")
-    columns: dict[str, list[bytes]] = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
-    columns["negatives"] = [records.tobytes() for records in negatives]
-    writer.insert("context_pack", {"feature": np.array(features, dtype=np.uint32), **columns})
+    for start in range(0, len(features), FEATURES_PER_INSERT):
+        part = features[start : start + FEATURES_PER_INSERT]
+        packs = [pack_columns(windows_of(collected, codes, f), id_dtype) for f in part]
+        columns: dict[str, list[bytes]] = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
+        columns["negatives"] = [records.tobytes() for records in negatives[part.start : part.stop]]
+        writer.insert("context_pack", {"feature": np.array(part, dtype=np.uint32), **columns})
 
 
 def _write_counts(
@@ -157,24 +170,24 @@ def _write_counts(
 
 
 def _write_documents(
-    writer: GenerationWriter, codes: Codes, counted: Tables, names: list[str], is_test: np.ndarray
+    writer: GenerationWriter, codes: Codes, documents: Documents, names: list[str], is_test: np.ndarray
 ) -> None:
     sizes = np.bincount(codes.documents.reshape(-1), minlength=len(names))
-    cuts = np.searchsorted(counted.document_rows[:, 0], np.arange(len(names) + 1))
+    cuts = np.searchsorted(documents.rows[:, 0], np.arange(len(names) + 1))
     spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
     writer.insert("document", {
         "document": np.arange(len(names)),
         "name": names,
         "n_tokens": sizes,
         "is_test": is_test,
-        "latents": [counted.document_rows[s, 1].astype("<u4").tobytes() for s in spans],
-        "means": [counted.document_means[s].astype("<f4").tobytes() for s in spans],
-        "maxima": [counted.document_maxima[s].astype("<f4").tobytes() for s in spans],
+        "latents": [documents.rows[s, 1].astype("<u4").tobytes() for s in spans],
+        "means": [documents.means[s].astype("<f4").tobytes() for s in spans],
+        "maxima": [documents.maxima[s].astype("<f4").tobytes() for s in spans],
     })  # fmt: skip
 
 
 def _write_random_windows(writer: GenerationWriter, codes: Codes, seed: int, id_dtype: str) -> None:
-    found = tables.random_windows(codes, RANDOM_WINDOWS, seed)
+    found = random_windows(codes, RANDOM_WINDOWS, seed)
     writer.insert("random_window", {
         "id": np.arange(len(found)),
         "document": [w.document for w in found],

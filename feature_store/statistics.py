@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from feature_store.formats import FORMATS, N_POSITIONS
 
@@ -15,14 +15,47 @@ COACTIVE_FIRINGS = 1000
 
 
 class Stream(NamedTuple):
-    """A flat stream of tokens: ids, first ids of the same text, part (1: test), group of the document, bin, format."""
+    """A flat stream of tokens: ids, first ids of the same text, document, part (1: test), group of the document, bin,
+    format, whether a document or a context begins; and the size of the vocabulary."""
 
     ids: np.ndarray
     normal: np.ndarray
+    owner: np.ndarray
     is_test: np.ndarray
     group: np.ndarray
     position: np.ndarray
     format: np.ndarray
+    starts: np.ndarray
+    size: int
+
+    def test_documents(self) -> np.ndarray:
+        """Which documents are for testing."""
+        found = np.zeros(int(self.owner[-1]) + 1, bool)
+        found[self.owner] = self.is_test
+        return found
+
+
+class Totals(NamedTuple):
+    """Of a whole stream: how often every token stands in explain documents, and in each group of test documents; all pairs
+    of neighbours in explain and in test documents, sorted."""
+
+    n_explain: np.ndarray
+    n_test: np.ndarray
+    pairs: tuple[np.ndarray, np.ndarray]
+
+
+def totals_of(stream: Stream) -> Totals:
+    """What the statistics of any feature are compared with."""
+    n_explain = np.bincount(stream.ids[~stream.is_test], minlength=stream.size)
+    groups = [stream.is_test & (stream.group == g) for g in range(GROUPS)]
+    n_test = np.stack([np.bincount(stream.ids[g], minlength=stream.size) for g in groups])
+    found = []
+    for part in (False, True):
+        inside = np.flatnonzero(~stream.starts & (stream.is_test == part))
+        pairs = stream.normal[inside - 1].astype(np.int64) * stream.size + stream.normal[inside]
+        pairs.sort()
+        found.append(pairs)
+    return Totals(n_explain, n_test, (found[0], found[1]))
 
 
 class Statistics(NamedTuple):
@@ -44,7 +77,7 @@ class Statistics(NamedTuple):
     coactive_scores: np.ndarray
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _bins(offsets, firings, is_test, bins, size):  # pragma: no cover (compiled)
     found = np.zeros((offsets.size - 1, 2, size), np.uint32)
     for f in range(offsets.size - 1):
@@ -54,7 +87,7 @@ def _bins(offsets, firings, is_test, bins, size):  # pragma: no cover (compiled)
     return found
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _bigrams(offsets, firings, ids, is_test, starts, size, keep):  # pragma: no cover (compiled)
     d_sae = offsets.size - 1
     rows = np.empty((d_sae * keep, 4), np.int64)  # feature, pair, explain, test
@@ -86,7 +119,7 @@ def _bigrams(offsets, firings, ids, is_test, starts, size, keep):  # pragma: no 
     return rows[:n_rows].copy()
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # pragma: no cover (compiled)
     """Sums for the correlation of activation and token mean; n_test is [groups, vocabulary]."""
     d_sae, size = offsets.size - 1, n_explain.size
@@ -121,80 +154,68 @@ def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # 
     return sums
 
 
-@njit(cache=True)
-def _coactive_with(
-    f, offsets, firings, indices, acts, n_fired, most, both, touched, found, scores
-):  # pragma: no cover (compiled)
-    """One feature's; `both` is all zeros before and after."""
-    found[:] = f  # where fewer fire with it
-    n_all = offsets[f + 1] - offsets[f]
-    n = min(n_all, most)
-    n_touched = 0
-    for r in range(n):
-        t = firings[offsets[f] + r * n_all // n]
-        for j in range(indices.shape[1]):
-            other = indices[t, j]
-            if acts[t, j] > 0 and other != f:
-                if both[other] == 0:
-                    touched[n_touched] = other
-                    n_touched += 1
-                both[other] += 1
-    seen = np.sort(touched[:n_touched])
-    value = both[seen] / max(n, 1) * np.sqrt(n_fired[f] / np.maximum(n_fired[seen], 1))
-    order = np.argsort(-value, kind="mergesort")[: found.size]
-    for r in range(order.size):
-        found[r], scores[r] = seen[order[r]], min(value[order[r]], 1.0)
-    for other in seen:
-        both[other] = 0
-
-
-@njit(parallel=True, cache=True)
-def _coactive(offsets, firings, indices, acts, n_fired, keep, most):  # pragma: no cover (compiled)
+@njit(nogil=True, cache=True)
+def _coactive(first, offsets, firings, indices, acts, n_fired, keep, most):  # pragma: no cover (compiled)
     """The features that fire on most of a feature's (at most `most`, evenly spaced) firings, by cosine of firing."""
-    d_sae = offsets.size - 1
-    found, scores = np.zeros((d_sae, keep), np.uint32), np.zeros((d_sae, keep), np.float32)
-    n_shares = 64
-    for share in prange(n_shares):
-        both, touched = np.zeros(d_sae, np.int64), np.empty(d_sae, np.int64)
-        for f in range(share, d_sae, n_shares):
-            _coactive_with(f, offsets, firings, indices, acts, n_fired, most, both, touched, found[f], scores[f])
+    n = offsets.size - 1
+    found, scores = np.zeros((n, keep), np.uint32), np.zeros((n, keep), np.float32)
+    both, touched = np.zeros(n_fired.size, np.int64), np.empty(n_fired.size, np.int64)
+    for i in range(n):
+        f = first + i
+        found[i] = f  # where fewer fire with it
+        n_all = offsets[i + 1] - offsets[i]
+        n_seen = min(n_all, most)
+        n_touched = 0
+        for r in range(n_seen):
+            t = firings[offsets[i] + r * n_all // n_seen]
+            for j in range(indices.shape[1]):
+                other = indices[t, j]
+                if acts[t, j] > 0 and other != f:
+                    if both[other] == 0:
+                        touched[n_touched] = other
+                        n_touched += 1
+                    both[other] += 1
+        seen = np.sort(touched[:n_touched])
+        value = both[seen] / max(n_seen, 1) * np.sqrt(n_fired[f] / np.maximum(n_fired[seen], 1))
+        order = np.argsort(-value, kind="mergesort")[:keep]
+        for r in range(order.size):
+            found[i, r], scores[i, r] = seen[order[r]], min(value[order[r]], 1.0)
+        for other in seen:
+            both[other] = 0
     return found, scores
 
 
 def gather(
     stream: Stream,
+    totals: Totals,
     strong: tuple[np.ndarray, np.ndarray],
     fired: tuple[np.ndarray, np.ndarray, np.ndarray],
     codes: tuple[np.ndarray, np.ndarray],
-    starts: np.ndarray,
-    size: int,
+    first: int,
+    n_fired: np.ndarray,
     n_coactive: int,
 ) -> Statistics:
-    """All counts of one stream.
+    """All counts of consecutive features, of which `first` is the first.
 
-    `strong` is (offsets, places) of the strong firings by feature, `fired` (offsets, places, activations) of all of
-    them, `codes` latents and activations [tokens, k], `starts` where a document or context begins, `size` the
-    vocabulary's.
+    `strong` is (offsets, places) of their strong firings by feature, `fired` (offsets, places, activations) of all of
+    them, `codes` latents and activations [tokens, k], `n_fired` [d_sae] how often every feature fires.
     """
-    rows = _bigrams(*strong, stream.normal, stream.is_test, starts, size, BIGRAMS_PER_FEATURE)
-    inside = np.flatnonzero(~starts)
-    pairs = stream.normal[inside - 1].astype(np.int64) * size + stream.normal[inside]
-    occurrences = [_occurrences(pairs[stream.is_test[inside] == part], rows[:, 1]) for part in (False, True)]
-    bigrams = np.column_stack([rows[:, 0], rows[:, 1] // size, rows[:, 1] % size, rows[:, 2:], *occurrences])
-    n_explain = np.bincount(stream.ids[~stream.is_test], minlength=size)
-    groups = [stream.is_test & (stream.group == g) for g in range(GROUPS)]
-    n_test = np.stack([np.bincount(stream.ids[g], minlength=size) for g in groups])
+    rows = _bigrams(*strong, stream.normal, stream.is_test, stream.starts, stream.size, BIGRAMS_PER_FEATURE)
+    occurrences = [_occurrences(pairs, rows[:, 1]) for pairs in totals.pairs]
+    bigrams = np.column_stack(
+        [rows[:, 0] + first, rows[:, 1] // stream.size, rows[:, 1] % stream.size, rows[:, 2:], *occurrences]
+    )
     offsets, places, acts = fired
-    n_coactive = min(n_coactive, len(offsets) - 2)
+    n_coactive = min(n_coactive, len(n_fired) - 1)
     return Statistics(
         _bins(*strong, stream.is_test, stream.position, N_POSITIONS),
         _bins(*strong, stream.is_test, stream.format, len(FORMATS)),
         bigrams,
-        _lookup(offsets, places, acts, stream.ids, stream.is_test, stream.group, n_explain, n_test),
-        *_coactive(offsets, places, *codes, np.diff(offsets), n_coactive, COACTIVE_FIRINGS),
+        _lookup(offsets, places, acts, stream.ids, stream.is_test, stream.group, totals.n_explain, totals.n_test),
+        *_coactive(first, offsets, places, *codes, n_fired, n_coactive, COACTIVE_FIRINGS),
     )
 
 
-def _occurrences(pairs: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    found = np.sort(pairs)
+def _occurrences(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How often the wanted ones are among the found ones, which are sorted."""
     return np.searchsorted(found, wanted, side="right") - np.searchsorted(found, wanted, side="left")

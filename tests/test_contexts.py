@@ -17,8 +17,9 @@ from feature_store.contexts import (
     ContextLimits,
 )
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
-from feature_store.tables import Codes, count, random_windows, windows_of
+from feature_store.tables import Codes, count, count_documents, stream_of
 from feature_store.tables import test_documents as documents_for_testing
+from feature_store.windows import random_windows, windows_of
 
 D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7
 TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" A"]
@@ -169,7 +170,8 @@ def test_token_tables_equal_counting():
     found = collect(stream, ContextLimits(), 60)
     is_test = documents_for_testing(int(stream.documents.max()) + 1)
     promoted = np.tile(np.array([0, 1]), (D_SAE, 1))
-    tables = count(stream, found.maximum, TOKENS, is_test, promoted, 4)
+    read = stream_of(stream, TOKENS, is_test)
+    tables = count(stream, read, found.n_fired, found.maximum, promoted, 10, 1 << 20)
     truth = {"current": Counter(), "next": Counter()}
     strong = Counter()
     for c, p, j in zip(*(stream.acts > 0).nonzero(), strict=True):
@@ -193,16 +195,15 @@ def test_token_tables_equal_counting():
 
 def test_document_latents_equal_counting():
     stream = codes(5)
-    found = collect(stream, ContextLimits(), 60)
     n = int(stream.documents.max()) + 1
-    tables = count(stream, found.maximum, TOKENS, documents_for_testing(n), np.zeros((D_SAE, 0)), 3)
+    tables = count_documents(stream, D_SAE, 3)
     for document in range(n):
         inside = stream.documents == document
         totals = np.bincount(stream.indices[inside].reshape(-1), stream.acts[inside].reshape(-1), minlength=D_SAE)
-        rows = tables.document_rows[:, 0] == document
+        rows = tables.rows[:, 0] == document
         best = sorted(range(D_SAE), key=lambda f: (-totals[f], f))[:3]
-        assert tables.document_rows[rows, 1].tolist() == best
-        np.testing.assert_allclose(tables.document_means[rows], totals[best] / inside.sum(), rtol=1e-5)
+        assert tables.rows[rows, 1].tolist() == best
+        np.testing.assert_allclose(tables.means[rows], totals[best] / inside.sum(), rtol=1e-5)
 
 
 def test_random_windows_list_what_fires():

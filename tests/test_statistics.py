@@ -21,7 +21,7 @@ from feature_store.formats import (
 )
 from feature_store.negatives import hard_negatives
 from feature_store.statistics import BIGRAMS_PER_FEATURE, GROUPS
-from feature_store.tables import count
+from feature_store.tables import count, joined, stream_of
 
 SAME = first_of_same_text(TOKENS).tolist()  # the last token is the first's text in another case
 
@@ -32,7 +32,19 @@ def counted():
     stream.documents[:] = np.arange(CONTEXTS)[:, None] * 2 + (np.arange(LENGTH) >= 12)  # two documents a context
     found = collect(stream, ContextLimits(), 60)
     is_test = halves(int(stream.documents.max()) + 1)
-    return stream, found, is_test, count(stream, found.maximum, TOKENS, is_test, np.zeros((D_SAE, 3)), 4, 3)
+    tokens = stream_of(stream, TOKENS, is_test)
+    read = (stream, tokens, found.n_fired, found.maximum, np.zeros((D_SAE, 3)), 3)
+    whole = count(*read, 1 << 20)
+    parts = [
+        count(*read, memory, slice(a, b)) for memory, (a, b) in zip((1, 1 << 20), ((0, 5), (5, D_SAE)), strict=True)
+    ]
+    for one, other in zip(_flat(whole), _flat(joined(parts)), strict=True):
+        np.testing.assert_array_equal(one, other)  # how features are shared out changes nothing
+    return stream, found, is_test, whole
+
+
+def _flat(tables):
+    return [*tables[:-1], *tables.statistics]
 
 
 def firings(stream, maximum):
