@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 
 import torch
 
@@ -26,6 +27,35 @@ def device_called(asked: str, setting: str) -> torch.device:
     if "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(local)
     return torch.device("cuda")
+
+
+class PeakMemory:
+    """In a `with` block, the most memory that the process took besides what it had (`peak_bytes`), mapped files left out.
+
+    Looked at every 20 ms, on Linux; elsewhere it is 0.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_bytes, self._before, self._ended = 0, _anonymous_bytes(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self.peak_bytes = max(self.peak_bytes, _anonymous_bytes() - self._before)
+
+
+def _anonymous_bytes() -> int:
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+    except (OSError, StopIteration):
+        return 0
 
 
 def peak_process_bytes() -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from feature_store.budget import budget
 from feature_store.contexts import ContextLimits
 from feature_store.generation import Corpus, Directions, publish
 from feature_store.tables import Codes
@@ -43,6 +44,11 @@ class IndexConfig(Section):
     )
     neighbours: Count = Field(default=10, ge=1, le=128, description="Nearest features kept per feature.")
     features_per_document: Count = Field(default=64, ge=1, le=4096, description="Strongest features kept per document.")
+    memory_bytes: Count = Field(
+        default=2_000_000_000,
+        ge=1_000_000,
+        description="Memory for the firings that are counted at a time; less reads the codes more often.",
+    )
     token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
 
 
@@ -138,14 +144,18 @@ def index(
     scratch: Path,
     facts: dict[str, Any],
     report: Callable[[int, int], None],
+    say: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Builds and publishes the context generation under `folder`/store; returns its file name.
 
-    Processes that share the activations encode their own parts; the first one makes the rest of them.
+    Processes that share the activations encode their own parts; the first one makes the rest of them. `say` is told what it
+    will take.
     """
     contexts = activations.contexts
     asked = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
     n_contexts = min(asked, contexts.n_contexts)
+    width = getattr(sae.config, "k", None) or getattr(sae.config, "target_l0", None) or 64
+    say(f"index: {budget(n_contexts * contexts.ctx_len, int(width), sae.d_sae, config.memory_bytes)}")
     codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, report)
     return activations.group.from_first(
         lambda: _publish(sae, activations, lm, config, seed, folder, facts, codes, n_tokens)
@@ -167,4 +177,6 @@ def _publish(
     corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), activations.contexts.document_names())
     if config.token_latents:
         parquet.write_token_latents(folder / "token_latents.parquet", codes)
-    return publish(folder / "store", corpus, directions, limits, config.features_per_document, seed, facts)
+    return publish(
+        folder / "store", corpus, directions, limits, config.features_per_document, seed, facts, config.memory_bytes
+    )

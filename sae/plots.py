@@ -52,3 +52,18 @@ def norms(rows: list[tuple[float, float]], title: str, path: Path) -> None:
     axis.set_title(f"{title}\nshaded: epsilon (d_sae - 1) up to 0.25, 0.5, 1", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def lines_through_first(
+    x: list[float], x_title: str, left: dict[str, list[float]], right: dict[str, list[float]], path: Path
+) -> None:
+    """Two panels of measurements against x; a dotted line says where a cost in proportion to x would lie."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for panel, series in zip(panels, (left, right), strict=True):
+        for (name, values), color in zip(series.items(), (ACCENT, INK), strict=False):
+            panel.plot(x, values, "o-", label=name, color=color)
+            panel.plot([0, x[-1]], [0, values[0] * x[-1] / x[0]], ":", color=color, linewidth=1)
+        panel.set(xlabel=x_title, xlim=(0, None), ylim=(0, None))
+        panel.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -270,7 +270,9 @@ def _finish_dictionary(
         facts = {"weights_sha256": weights, "hook": str(sae_config.hook)}
         scratch = config.folder / "codes" / sae_config.name
         with screen.stage("index", config.train.tokens) as stage:
-            index(sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update)
+            index(
+                sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update, screen.say
+            )
     group.from_first(lambda: _explain(config, folder, sae, rooms, screen))
 
 

@@ -73,10 +73,12 @@ def _processes(arguments: argparse.Namespace) -> int:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from sae.benchmarks.index import USUAL, measure, table
+    from sae.benchmarks.index import USUAL, measure, plot, table
 
     size = USUAL._replace(tokens=tuple(arguments.tokens)) if arguments.tokens else USUAL
     found = measure(size)
+    if arguments.plot:
+        plot(found, arguments.plot)
     print(f"Codes to a context generation: {size.latents:,} latents, k {size.k}.\n\n{table(found)}")
     return _keep(arguments, found)
 
@@ -115,6 +117,7 @@ def add_parser(commands: Any) -> None:
     index.add_argument(
         "--tokens", type=int, nargs="+", metavar="N", help="numbers of tokens (default: up to a million)"
     )
+    index.add_argument("--plot", type=Path, metavar="FILE", help="a picture of cost against tokens")
     serve.add_argument("path", type=Path, help="a dictionary or run folder with a feature store")
     kinds_of_work = (
         (step, _step), (cpu, _step), (stream, _stream), (several, _processes), (index, _index), (serve, _serve),

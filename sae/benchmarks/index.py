@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from feature_store.budget import budget
 from feature_store.contexts import ContextLimits
-from feature_store.generation import Corpus, Directions, collect, publish
+from feature_store.generation import MEMORY_BYTES, Corpus, Directions, collect, publish
 from feature_store.tables import Codes
-from sae.device import peak_process_bytes
+from sae.device import PeakMemory
 
 DOCUMENT_TOKENS = 500
 NEIGHBOURS = 10
@@ -26,6 +27,7 @@ class Size(NamedTuple):
     ctx_len: int
     vocabulary: int
     tokens: tuple[int, ...]
+    memory_bytes: int = MEMORY_BYTES
 
 
 USUAL = Size(32_768, 32, 128, 49_152, (250_000, 500_000, 1_000_000))
@@ -75,28 +77,44 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
             names = [f"document {d}" for d in range(int(codes.documents.max()) + 1)]
             corpus = Corpus(codes, codes.ids.size, _vocabulary(size), names)
             start = time.perf_counter()
-            publish(Path(folder) / "store", corpus, _directions(size), limits, 64, 0, {})
+            with PeakMemory() as memory:
+                publish(Path(folder) / "store", corpus, _directions(size), limits, 64, 0, {}, size.memory_bytes)
             whole = time.perf_counter() - start
             stored = sum(f.stat().st_size for f in (Path(folder) / "store").glob("*"))
         found.append(
             {"tokens": codes.ids.size, "activations": int(codes.ids.size * size.k), "contexts_s": contexts}
-            | {"whole_s": whole, "store_bytes": stored, "peak_bytes": peak_process_bytes()}
+            | {"whole_s": whole, "store_bytes": stored, "peak_bytes": memory.peak_bytes}
+            | {"stated_bytes": budget(codes.ids.size, size.k, size.latents, size.memory_bytes).memory}
         )
     return {"size": size._asdict(), "runs": found[1:]}
+
+
+def plot(measured: dict[str, Any], path: Path) -> None:
+    """A picture of seconds and memory against tokens, beside straight lines through the first measurement."""
+    from sae.plots import lines_through_first
+
+    runs = measured["runs"]
+    tokens = [run["tokens"] / 1e6 for run in runs]
+    lines_through_first(
+        tokens, "million tokens",
+        {"whole index, s": [r["whole_s"] for r in runs], "contexts alone, s": [r["contexts_s"] for r in runs]},
+        {"taken, GiB": [r["peak_bytes"] / 2**30 for r in runs], "stated, GiB": [r["stated_bytes"] / 2**30 for r in runs]},
+        path,
+    )  # fmt: skip
 
 
 def table(measured: dict[str, Any]) -> str:
     """The measurements as a Markdown table, and how far the cost is from a straight line."""
     lines = [
-        "| tokens | contexts, million activations/s | whole index, s | tokens/s | peak MiB | store MiB |",
-        "|---|---|---|---|---|---|",
+        "| tokens | contexts, million activations/s | whole index, s | tokens/s | MiB taken | MiB stated | store MiB |",
+        "|---|---|---|---|---|---|---|",
     ]
     runs = measured["runs"]
     for run in runs:
         rate = run["activations"] / run["contexts_s"] / 1e6
         lines.append(
             f"| {run['tokens']:,} | {rate:.1f} | {run['whole_s']:.1f} | {run['tokens'] / run['whole_s']:,.0f} "
-            f"| {run['peak_bytes'] / 2**20:,.0f} | {run['store_bytes'] / 2**20:.0f} |"
+            f"| {run['peak_bytes'] / 2**20:,.0f} | {run['stated_bytes'] / 2**20:,.0f} | {run['store_bytes'] / 2**20:.0f} |"
         )
     grown = (runs[-1]["whole_s"] / runs[0]["whole_s"]) / (runs[-1]["tokens"] / runs[0]["tokens"])
     return "\n".join([*lines, "", f"time per token, the last over the first: {grown:.2f} (1 is a straight line)"])
