@@ -32,10 +32,16 @@ class ShuffleConfig(Section):
 
 
 def segment_contexts(config: ShuffleConfig, bytes_per_context: int, n_contexts: int, per_pass: int = 1) -> int:
-    """Contexts per segment such that the whole ring fits the budget: whole forward passes where it holds one; at least 1."""
+    """Contexts per segment such that the whole ring fits the budget: whole forward passes where it holds one; at least 1.
+
+    Of many passes a number that 2, 4 or 8 processes can share: the size, and so the order of activations, must not depend
+    on how many there are.
+    """
     slots = config.reuse * SPREAD
     fitting = max(1, config.buffer_bytes // (slots * bytes_per_context))
-    return min(fitting // per_pass * per_pass or fitting, max(1, -(-n_contexts // slots)))
+    passes = fitting // per_pass
+    together = 1 << max(0, (passes // 2).bit_length() - 1) if per_pass > 1 else 1
+    return min(passes // together * together * per_pass or fitting, max(1, -(-n_contexts // slots)))
 
 
 def _generator(seed: int, device: torch.device, *stream: int) -> torch.Generator:

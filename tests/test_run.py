@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, t
     run = tmp_path / "runs" / "tiny"
     kill_when(config, lambda: len(list((run / "checkpoints").glob("checkpoint-*"))) >= 2)
     newest = max((run / "checkpoints").glob("checkpoint-*"))
-    damaged = newest / "state.safetensors"
+    damaged = newest / "state-00000-of-00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-7] + b"\0" * 7)
     copy = tmp_path / "copy"
     shutil.copytree(run / "checkpoints", copy)

@@ -79,6 +79,9 @@ def test_every_batch_of_a_full_ring_draws_from_every_segment():
 
 @pytest.mark.parametrize(("reuse", "budget"), [(1, 10_000), (3, 50_000), (2, 10**9)])
 def test_the_ring_fits_its_budget(reuse, budget):
+    for n_passes, kept in ((13, 12), (6, 6), (5, 4), (3, 3), (1, 1)):  # what 2 or 4 processes can share
+        ring = ShuffleConfig(buffer_bytes=SPREAD * 640 * 10 * n_passes)
+        assert segment_contexts(ring, 640, 10_000, 10) == 10 * kept
     size = segment_contexts(ShuffleConfig(buffer_bytes=budget, reuse=reuse), 640, 1000)
     assert size >= 1
     assert size == 1 or size * 640 * reuse * SPREAD <= budget
