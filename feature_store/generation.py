@@ -10,18 +10,17 @@ import numpy as np
 
 from feature_store import tables
 from feature_store.contexts import Collected, ContextCollector, ContextLimits
+from feature_store.feature_rows import Directions, write_feature_rows
 from feature_store.formats import FORMATS, N_POSITIONS
-from feature_store.negatives import hard_negatives
-from feature_store.packing import pack_columns
+from feature_store.shards import ShardWriter, merge
 from feature_store.statistics import GROUPS, Stream
-from feature_store.tables import Codes, Documents, Tables
-from feature_store.windows import random_windows, windows_of
+from feature_store.tables import Codes, Documents
+from feature_store.windows import random_windows
 from feature_store.writer import GenerationWriter
 
 RANDOM_WINDOWS = 1000
 CONTEXTS_PER_BATCH = 256
 PILOT_CONTEXTS = 64
-FEATURES_PER_INSERT = 4096
 MEMORY_BYTES = 2_000_000_000
 
 
@@ -34,17 +33,6 @@ class Corpus(NamedTuple):
     document_names: list[str]
 
 
-class Directions(NamedTuple):
-    """What decoder rows say on their own, [d_sae, n] each: tokens and logits, nearest features and cosines."""
-
-    promoted: np.ndarray
-    promoted_logits: np.ndarray
-    suppressed: np.ndarray
-    suppressed_logits: np.ndarray
-    neighbours: np.ndarray
-    neighbour_cosines: np.ndarray
-
-
 def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, n_tokens: int) -> Collected:
     """The streaming pass over the codes."""
     pilot = codes.acts[:: max(1, codes.acts.shape[0] // PILOT_CONTEXTS)]
@@ -55,77 +43,88 @@ def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, n_tokens
     return collector.finish(n_tokens)
 
 
+class Limits(NamedTuple):
+    """What is kept of features and of documents, the seed of samples, and the memory for firings held at a time."""
+
+    contexts: ContextLimits
+    features_per_document: int
+    seed: int
+    memory_bytes: int = MEMORY_BYTES
+
+
+class _Pass(NamedTuple):
+    """What every part of a generation reads."""
+
+    codes: Codes
+    collected: Collected
+    stream: Stream
+    is_test: np.ndarray
+    documents: Documents
+
+
+def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
+    codes = Codes(*map(np.asarray, corpus.codes))  # memory-mapped, without the price of their class at every slice
+    is_test = tables.test_documents(len(corpus.document_names))
+    return _Pass(
+        codes,
+        collect(codes, d_sae, limits.contexts, limits.seed, corpus.n_tokens),
+        tables.stream_of(codes, corpus.vocabulary, is_test),
+        is_test,
+        tables.count_documents(codes, d_sae, limits.features_per_document),
+    )
+
+
+def write_shard(
+    folder: Path, number: int, corpus: Corpus, directions: Directions, limits: Limits, features: slice
+) -> None:
+    """Writes what a generation says of some consecutive features to Parquet files in `folder`, for `publish` to put together.
+
+    Every process makes the pass over the codes, which is short; counting and cutting windows are shared out.
+    """
+    read = _pass(corpus, len(directions.promoted), limits)
+    _write_features(ShardWriter(folder, number), read, directions, limits.memory_bytes, features)
+
+
 def publish(
     store: Path,
     corpus: Corpus,
     directions: Directions,
-    limits: ContextLimits,
-    features_per_document: int,
-    seed: int,
+    limits: Limits,
     facts: dict[str, Any],
-    memory_bytes: int = MEMORY_BYTES,
+    shards: Path | None = None,
 ) -> str:
     """Builds and publishes a context generation under `store`; returns its file name.
 
-    Firings held at a time take at most `memory_bytes`.
+    `shards` is a folder of `write_shard` for all features; none: the features are counted here.
     """
-    codes, n_tokens, vocabulary, names = corpus
-    codes = Codes(*map(np.asarray, codes))  # memory-mapped files, without the price of their class at every slice
-    d_sae = len(directions.promoted)
-    collected = collect(codes, d_sae, limits, seed, n_tokens)
-    is_test = tables.test_documents(len(names))
-    stream = tables.stream_of(codes, vocabulary, is_test)
-    counted = tables.count(
-        codes, stream, collected.n_fired, collected.maximum, directions.promoted, directions.neighbours.shape[1],
-        memory_bytes,
-    )  # fmt: skip
-    documents = tables.count_documents(codes, d_sae, features_per_document)
-    id_dtype = f"<u{codes.ids.dtype.itemsize}"
+    _, n_tokens, vocabulary, names = corpus
+    read = _pass(corpus, len(directions.promoted), limits)
+    codes, seed = read.codes, limits.seed
     writer = GenerationWriter(store, "contexts")
     writer.meta({
-        "id_bytes": codes.ids.dtype.itemsize, "log2_edges": collected.log2_edges.tolist(), "n_tokens": n_tokens,
-        "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
-        **_totals(stream), **facts,
+        "id_bytes": codes.ids.dtype.itemsize, "log2_edges": read.collected.log2_edges.tolist(), "n_tokens": n_tokens,
+        "tokens_test": int(read.is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
+        **_totals(read.stream), **facts,
     })  # fmt: skip
-    _write_features(writer, collected, counted, documents.n_documents, directions)
-    _write_packs(writer, collected, counted, codes, directions, id_dtype)
-    _write_counts(writer, codes, counted, vocabulary, is_test)
-    _write_documents(writer, codes, documents, names, is_test)
-    _write_random_windows(writer, codes, seed, id_dtype)
+    if shards is None:
+        _write_features(writer, read, directions, limits.memory_bytes, slice(0, len(directions.promoted)))
+    else:
+        merge(writer, shards)
+    _write_tokens(writer, codes, vocabulary, read.is_test)
+    _write_documents(writer, codes, read.documents, names, read.is_test)
+    _write_random_windows(writer, codes, seed, f"<u{codes.ids.dtype.itemsize}")
     return writer.publish()
 
 
-def _blobs(array: Any, dtype: str) -> list[bytes]:
-    return [row.tobytes() for row in np.ascontiguousarray(np.asarray(array), dtype=dtype)]
-
-
 def _write_features(
-    writer: GenerationWriter, collected: Collected, counted: Tables, n_documents: np.ndarray, directions: Directions
+    writer: GenerationWriter | ShardWriter, read: _Pass, directions: Directions, memory_bytes: int, features: slice
 ) -> None:
-    n_fired = collected.n_fired
-    writer.insert("feature", {
-        "feature": np.arange(len(n_fired), dtype=np.uint32),
-        "density": n_fired / collected.n_tokens,
-        "n_fired": n_fired,
-        "mean_act": (collected.total / np.maximum(n_fired, 1)).astype(np.float32),
-        "max_act": collected.maximum,
-        "n_documents": n_documents,
-        "n_documents_strong_test": counted.n_documents_strong_test,
-        "n_strong": counted.n_strong,
-        "n_strong_test": counted.n_strong_test,
-        "histogram": _blobs(collected.histogram, "<u4"),
-        "promoted_tokens": _blobs(directions.promoted, "<u4"),
-        "promoted_logits": _blobs(directions.promoted_logits, "<f4"),
-        "suppressed_tokens": _blobs(directions.suppressed, "<u4"),
-        "suppressed_logits": _blobs(directions.suppressed_logits, "<f4"),
-        "neighbours": _blobs(directions.neighbours, "<u4"),
-        "neighbour_cosines": _blobs(directions.neighbour_cosines, "<f4"),
-        "coactive": _blobs(counted.statistics.coactive, "<u4"),
-        "coactive_scores": _blobs(counted.statistics.coactive_scores, "<f4"),
-        "positions": _blobs(counted.statistics.position, "<u4"),
-        "formats": _blobs(counted.statistics.format, "<u4"),
-        "lookup": _blobs(counted.statistics.lookup, "<f8"),
-    })  # fmt: skip
+    codes, collected = read.codes, read.collected
+    counted = tables.count(
+        codes, read.stream, collected.n_fired, collected.maximum, directions.promoted, directions.neighbours.shape[1],
+        memory_bytes, features,
+    )  # fmt: skip
+    write_feature_rows(writer, codes, collected, counted, read.documents.n_documents, directions, features)
 
 
 def _totals(stream: Stream) -> dict[str, Any]:
@@ -138,31 +137,7 @@ def _totals(stream: Stream) -> dict[str, Any]:
     }
 
 
-def _write_packs(
-    writer: GenerationWriter, collected: Collected, counted: Tables, codes: Codes, directions: Directions, id_dtype: str
-) -> None:
-    features = range(len(collected.n_fired))
-    n = min(directions.neighbours.shape[1], counted.statistics.coactive.shape[1])
-    sources = np.stack([directions.neighbours[:, :n], counted.statistics.coactive[:, :n]], axis=1)
-    negatives = hard_negatives(sources, collected.top_context, collected.top_position, codes.indices, codes.acts)
-    names = ("windows", "token_ids", "act_places", "act_values")
-    for start in range(0, len(features), FEATURES_PER_INSERT):
-        part = features[start : start + FEATURES_PER_INSERT]
-        packs = [pack_columns(windows_of(collected, codes, f), id_dtype) for f in part]
-        columns: dict[str, list[bytes]] = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
-        columns["negatives"] = [records.tobytes() for records in negatives[part.start : part.stop]]
-        writer.insert("context_pack", {"feature": np.array(part, dtype=np.uint32), **columns})
-
-
-def _write_counts(
-    writer: GenerationWriter, codes: Codes, counted: Tables, vocabulary: list[bytes], is_test: np.ndarray
-) -> None:
-    kinds = (("current", counted.current), ("next", counted.following), ("previous", counted.preceding))
-    for kind, rows in kinds:
-        columns = dict(zip(("feature", "token", "n_explain", "n_test"), rows.T, strict=True))
-        writer.insert("feature_token", {**columns, "kind": [kind] * len(rows)})
-    names = ("feature", "first", "second", "n_explain", "n_test", "occurrences_explain", "occurrences_test")
-    writer.insert("feature_bigram", dict(zip(names, counted.statistics.bigrams.T, strict=True)))
+def _write_tokens(writer: GenerationWriter, codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> None:
     size = len(vocabulary)
     test = is_test[codes.documents]
     explain, tested = (np.bincount(codes.ids[part], minlength=size) for part in (~test, test))

@@ -24,19 +24,19 @@ def _fires(feature, indices, acts, context, position):  # pragma: no cover (comp
 
 
 @njit(cache=True)
-def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_source):  # pragma: no cover
+def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_source, start):  # pragma: no cover
     """Rows (feature, source, rank, kind): first every source's strongest usable window, then every second one, ..."""
-    d_sae, n_kinds, n_sources = sources.shape
-    rows = np.empty((d_sae * n_kinds * per_kind, 4), np.int64)
+    n_features, n_kinds, n_sources = sources.shape
+    rows = np.empty((n_features * n_kinds * per_kind, 4), np.int64)
     n_rows = 0
-    for f in range(d_sae):
+    for f in range(start, start + n_features):
         first = n_rows
         for kind in range(n_kinds):
             n = 0
             rank = np.zeros(n_sources, np.int64)
             for _ in range(per_source):
                 for s in range(n_sources):
-                    source = sources[f, kind, s]
+                    source = sources[f - start, kind, s]
                     if n >= per_kind or source == f:
                         continue
                     while rank[s] < top_context.shape[1]:
@@ -60,18 +60,19 @@ def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_
 
 
 def hard_negatives(
-    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, acts: np.ndarray
-) -> list[np.ndarray]:
+    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, acts: np.ndarray,
+    start: int = 0,
+) -> list[np.ndarray]:  # fmt: skip
     """Per feature a record array of `NEGATIVE`: a source feature's window in which this feature does not fire.
 
-    `sources` [d_sae, kinds, n] are the nearest features by each kind of nearness; ranks are those of the sources'
+    `sources` [features, kinds, n] are the nearest features of those from `start` on, by each kind of nearness; ranks are those of the sources'
     top windows [d_sae, n_top]; codes are [contexts, ctx_len, k].
     """
     rows = _negatives(
         sources.astype(np.int64), top_context, top_position.astype(np.int64), indices, acts, PER_KIND,
-        WINDOWS_PER_SOURCE,
+        WINDOWS_PER_SOURCE, start,
     )  # fmt: skip
-    cuts = np.searchsorted(rows[:, 0], np.arange(len(sources) + 1))
+    cuts = np.searchsorted(rows[:, 0], start + np.arange(len(sources) + 1))
     found = np.zeros(len(rows), NEGATIVE)
     found["source"], found["rank"], found["kind"] = rows[:, 1], rows[:, 2], rows[:, 3]
     return [found[a:b] for a, b in itertools.pairwise(cuts)]

@@ -49,6 +49,10 @@ class GenerationWriter:
         self.connection.execute(f"insert into {table} ({names}) select {names} from incoming").fetchall()
         self.connection.unregister("incoming")
 
+    def insert_file(self, table: str, path: Path) -> None:
+        """Appends the rows of a Parquet file to a table of the schema."""
+        self.connection.execute(f"insert into {table} by name select * from read_parquet(?)", [str(path)]).fetchall()
+
     def publish(self) -> str:
         """Commits, closes, renames to a name made of the content's SHA-256 and moves the pointer; returns the name."""
         self.connection.execute("commit; use memory; detach built")

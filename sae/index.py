@@ -12,7 +12,7 @@ from pydantic import Field
 
 from feature_store.budget import budget
 from feature_store.contexts import ContextLimits
-from feature_store.generation import Corpus, Directions, publish
+from feature_store.generation import Corpus, Directions, Limits, publish, write_shard
 from feature_store.tables import Codes
 from sae import parquet
 from sae.activations import Activations
@@ -148,8 +148,8 @@ def index(
 ) -> str:
     """Builds and publishes the context generation under `folder`/store; returns its file name.
 
-    Processes that share the activations encode their own parts; the first one makes the rest of them. `say` is told what it
-    will take.
+    Processes that share the activations encode their own parts and count for their own features; the first one puts these
+    together. `say` is told what it will take.
     """
     contexts = activations.contexts
     asked = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
@@ -157,15 +157,6 @@ def index(
     width = getattr(sae.config, "k", None) or getattr(sae.config, "target_l0", None) or 64
     say(f"index: {budget(n_contexts * contexts.ctx_len, int(width), sae.d_sae, config.memory_bytes)}")
     codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, report)
-    return activations.group.from_first(
-        lambda: _publish(sae, activations, lm, config, seed, folder, facts, codes, n_tokens)
-    )
-
-
-def _publish(
-    sae: SparseAutoencoder, activations: Activations, lm: LanguageModel, config: IndexConfig, seed: int, folder: Path,
-    facts: dict[str, Any], codes: Codes, n_tokens: int,
-) -> str:  # fmt: skip
     if not (codes.acts > 0).any():
         raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
     shown = sae.config.writes[0]  # of several hook points the pages show the first
@@ -173,10 +164,18 @@ def _publish(
     logits = token_logits(lm, shown, rows, config.tokens_promoted)
     neighbours, cosines = nearest(sae.W_dec, config.neighbours)
     directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
-    limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
+    kept = ContextLimits(config.top_contexts, config.contexts_per_stratum)
+    limits = Limits(kept, config.features_per_document, seed, config.memory_bytes)
     corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), activations.contexts.document_names())
-    if config.token_latents:
-        parquet.write_token_latents(folder / "token_latents.parquet", codes)
-    return publish(
-        folder / "store", corpus, directions, limits, config.features_per_document, seed, facts, config.memory_bytes
-    )
+    group, shards = activations.group, None
+    if group.size > 1:
+        shards = scratch / "shards"
+        write_shard(shards, group.rank, corpus, directions, limits, group.part(sae.d_sae))
+        group.wait()
+
+    def put_together() -> str:
+        if config.token_latents:
+            parquet.write_token_latents(folder / "token_latents.parquet", codes)
+        return publish(folder / "store", corpus, directions, limits, facts, shards)
+
+    return group.from_first(put_together)

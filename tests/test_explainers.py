@@ -10,7 +10,7 @@ import pytest
 
 from feature_store.contexts import ContextLimits
 from feature_store.formats import POSITION_EDGES
-from feature_store.generation import Corpus, Directions, publish
+from feature_store.generation import Corpus, Directions, Limits, publish
 from feature_store.queries import Store, explanations, feature_scores, features, interpretation
 from feature_store.tables import Codes
 from sae.interpret.evidence import SPLIT_ID, Counts
@@ -90,8 +90,8 @@ def planted(tmp_path_factory):
     target = next(f for f in range(len(columns)) if KINDS[f // EACH] == "next_token")
     pairs = np.tile(np.array([[first + 7 * (target % EACH) + 30, 1]]), (len(columns), 1))
     neighbours = (np.arange(len(columns))[:, None] + np.arange(1, 6)) % len(columns)
-    publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)), ContextLimits(),
-            4, 0, {})  # fmt: skip
+    publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)),
+            Limits(ContextLimits(), 4, 0), {})  # fmt: skip
     summary = interpret(folder, InterpretConfig(), lambda a, b: None, no_model)
     return folder, Store(folder / "store"), summary, families
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from feature_store.budget import budget
 from feature_store.contexts import ContextLimits
-from feature_store.generation import MEMORY_BYTES, Corpus, Directions, collect, publish
+from feature_store.generation import MEMORY_BYTES, Corpus, Directions, Limits, collect, publish
 from feature_store.tables import Codes
 from sae.device import PeakMemory
 
@@ -78,7 +78,7 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
             corpus = Corpus(codes, codes.ids.size, _vocabulary(size), names)
             start = time.perf_counter()
             with PeakMemory() as memory:
-                publish(Path(folder) / "store", corpus, _directions(size), limits, 64, 0, {}, size.memory_bytes)
+                publish(Path(folder) / "store", corpus, _directions(size), Limits(limits, 64, 0, size.memory_bytes), {})
             whole = time.perf_counter() - start
             stored = sum(f.stat().st_size for f in (Path(folder) / "store").glob("*"))
         found.append(
