@@ -17,7 +17,11 @@ class Budget(NamedTuple):
     codes: int
 
     def __str__(self) -> str:
-        return f"at most {self.memory / 2**30:.1f} GiB of memory, and {self.codes / 2**30:.1f} GiB of codes on disk"
+        return f"at most {_said(self.memory)} of memory, and {_said(self.codes)} of codes on disk"
+
+
+def _said(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
 
 
 def budget(n_tokens: int, width: int, d_sae: int, memory_bytes: int) -> Budget:

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from sae.benchmarks import index, serve, stream
+from sae.benchmarks import index, processes, serve, stream
 from sae.benchmarks.step import Shape, floors, saedex
 from sae.benchmarks.timing import timed
 from sae.cli import main
@@ -55,6 +55,18 @@ def test_the_index_is_measured_from_few_tokens_to_many():
     assert [run["tokens"] for run in found["runs"]] == [2048, 4096]
     assert all(run["whole_s"] > run["contexts_s"] > 0 and run["store_bytes"] > 0 for run in found["runs"])
     assert "time per token, the last over the first" in index.table(found)
+
+
+def test_several_processes_are_wanted_and_compared(capsys):
+    assert main(["bench", "processes", "--device", "cpu"]) == 2
+    assert "torchrun --nproc-per-node 2" in capsys.readouterr().err
+    alone, replicas, latents = ({"seconds": s, "peak_bytes": b} for s, b in ((4e-3, 100), (5e-3, 90), (4e-3, 55)))
+    step = {"shape": {"width": 8, "latents": 64, "k": 4, "tokens": 32}}
+    steps = [{**step, "alone": alone, "replicas": replicas, "latents": latents}]
+    streams = [{"size": {"tokens": 1000, "batch_tokens": 10}, "seconds": {"alone": 2.0, "replicas": 1.0}}]
+    said = processes.table({"processes": 2, "steps": steps, "streams": streams})
+    assert "| 8, 64, 4, 32 | 4.00 | replicas | 5.00 | 1.60 | 0.90 |" in said  # each brings as many rows as one alone
+    assert "| latents | 4.00 | 1.00 | 0.55 |" in said and "| replicas | 1,000 | 2.00 |" in said
 
 
 def test_a_server_is_measured(finished, capsys, monkeypatch):
