@@ -221,6 +221,7 @@ def count(
     most = min(memory_bytes // (n_threads * BYTES_PER_FIRING), -(-firings // (2 * n_threads)))
     indices, acts = (np.asarray(t).reshape(stream.ids.size, -1) for t in (codes.indices, codes.acts))
     ctx_len, nothing = codes.ids.shape[1], np.empty((0, 0), np.int64)
+    test_documents = stream.test_documents()
 
     def of(part: slice) -> Tables:
         own = slice(features.start + part.start, features.start + part.stop)
@@ -237,7 +238,7 @@ def count(
             counted.append(rows)
         n_test = is_test[offsets[1:]] - is_test[offsets[:-1]]
         statistics = gather(stream, totals, strong, fired, (indices, acts), own.start, n_fired, n_coactive)
-        documents = _test_documents_of(offsets, places, stream.owner, stream.test_documents())
+        documents = _test_documents_of(offsets, places, stream.owner, test_documents)
         return Tables(np.diff(offsets), n_test, documents, *counted, statistics)
 
     with ThreadPoolExecutor(n_threads) as pool:

@@ -125,9 +125,8 @@ class Activations:
     def _harvest(self, number: int) -> Segment:
         start = time.perf_counter()
         rows = self.contexts_of(number)
-        read = (
-            rows if rows.start < rows.stop else slice(0, 1)
-        )  # more processes than contexts: one is read, none is kept
+        none = rows.start == rows.stop  # more processes than contexts: one is read, and nothing of it kept
+        read = slice(0, 1) if none else rows
         batch = self.harvester.harvest(self.contexts.ids[read], self.contexts.documents[read])
         batch.keep[rows.stop - rows.start :] = False
         positions = batch.keep.reshape(-1).nonzero()[:, 0] + rows.start * self.contexts.ctx_len

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,20 @@ class Saved:
         return read[0] if len(read) == 1 else torch.cat(read, dim=self._found[name][0][1])
 
 
+def write_together(folder: Path, fill: Callable[[Path], None], group: Group) -> None:
+    """As `write_folder`, with every process filling the same folder; returns when the folder has its name."""
+
+    def when_there(temporary: Path) -> None:
+        group.wait()
+        fill(temporary)
+
+    if group.first:
+        write_folder(folder, when_there)
+    else:
+        when_there(temporary_of(folder))
+    group.wait()
+
+
 def save(
     folder: Path, number: int, tensors: dict[str, Tensor | Piece], facts: dict[str, Any], group: Group = ALONE
 ) -> None:
@@ -92,20 +107,15 @@ def save(
     name = f"state-{group.rank:05d}-of-{group.size:05d}.safetensors"
 
     def fill(temporary: Path) -> None:
-        group.wait()  # the folder is there
         files = dict(group.values((name, save_pieces(temporary / name, tensors))))
         if group.first:
             manifest = {**facts, "files": files, "torch": torch.__version__}
             (temporary / "state.json").write_text(json.dumps(manifest, indent=1))
 
+    write_together(target, fill, group)
     if group.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_folder(target, fill)
         for old in _complete(folder)[:-KEEP]:
             shutil.rmtree(old)
-    else:
-        fill(temporary_of(target))
-    group.wait()
 
 
 def _complete(folder: Path) -> list[Path]:

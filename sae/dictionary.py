@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sae.architectures import ArchitectureConfig, SaeConfig, SparseAutoencoder, build
-from sae.checkpoint import Piece, Saved, once, save_pieces
+from sae.checkpoint import Piece, Saved, once, save_pieces, write_together
 from sae.distributed import Group
 from sae.errors import ArtefactError, UnavailableError
-from sae.files import temporary_of, write_folder, write_json
-from sae.sources import cache_dir, check_sha256, sha256_of
+from sae.files import write_folder, write_json
+from sae.sources import cache_dir, check_sha256
 
 CARD_VERSION = 1
 WEIGHTS = "weights.safetensors"
@@ -38,9 +38,9 @@ def publish(folder: Path, sae: SparseAutoencoder, facts: dict[str, Any]) -> None
     """Writes a dictionary that takes activations in the language model's own units; `facts` go into its card."""
 
     def fill(target: Path) -> None:
-        save_pieces(target / WEIGHTS, dict(sae.state_dict()))
+        sha256 = save_pieces(target / WEIGHTS, dict(sae.state_dict()))
         (target / WEIGHTS).chmod(0o644)  # the library makes it private, a published dictionary is not
-        _write_card(target, sae, sae.config, {"weights_sha256": sha256_of(target / WEIGHTS), **facts})
+        _write_card(target, sae, sae.config, {"weights_sha256": sha256, **facts})
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_folder(folder, fill)
@@ -58,7 +58,6 @@ def publish_shards(
     name = f"weights-{group.rank:05d}-of-{group.size:05d}.safetensors"
 
     def fill(target: Path) -> None:
-        group.wait()  # the folder is there
         files = dict(group.values((name, save_pieces(target / name, once(tensors, group)))))
         if not group.first:
             return
@@ -73,12 +72,7 @@ def publish_shards(
             path.chmod(0o644)
         _write_card(target, sae, config, {**about, **facts})
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if group.first:
-        write_folder(folder, fill)
-    else:
-        fill(temporary_of(folder))
-    group.wait()
+    write_together(folder, fill, group)
 
 
 def _joint_sha256(files: dict[str, str]) -> str:
