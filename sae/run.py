@@ -71,11 +71,17 @@ def _begin(config: TrainConfig, folder: Path, screen: Screen, held: ExitStack) -
     return json.loads(summary_file.read_text())
 
 
+def _writes(config: TrainConfig, group: Group) -> bool:
+    """Whether this process has metrics that the first one does not have, or is the first."""
+    return group.first or config.train.parallel == "dictionaries"
+
+
 def _log(config: TrainConfig, folder: Path, group: Group) -> MetricsLog:
     """Where this process logs; only with dictionaries of its own does another than the first send anything."""
-    writes = group.first or config.train.parallel == "dictionaries"
     part = "" if group.first else f"-{group.rank}"
-    return MetricsLog(config.log if writes else LogConfig(), folder, config.name, config.model_dump(mode="json"), part)
+    return MetricsLog(
+        config.log if _writes(config, group) else LogConfig(), folder, config.name, config.model_dump(mode="json"), part
+    )
 
 
 def _end(
@@ -151,7 +157,7 @@ def _train(
     """Room 5: trains what is not published yet and publishes it."""
     if group.from_first(lambda: all((path / "card.json").exists() for path in _folders(config).values())):
         return
-    writes = group.first or config.train.parallel == "dictionaries"
+    writes = _writes(config, group)
     selection = rooms.dtype if config.train.dtype == "auto" else getattr(torch, config.train.dtype)
 
     def write(name: str, line: dict[str, Any], trainer: SaeTrainer) -> None:
