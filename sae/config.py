@@ -18,12 +18,12 @@ from sae.harvest import HarvestConfig
 from sae.index import IndexConfig
 from sae.interpret.interpret import InterpretConfig
 from sae.language_model import ModelConfig
+from sae.optimiser import OptimiserConfig
 from sae.run_log import LogConfig
 from sae.section import Count, Section, classes_in, describe_problems
 from sae.shuffle import ShuffleConfig
 from sae.sweep import expand
 from sae.tokens import TextConfig
-from sae.train import OptimiserConfig
 
 MAX_BYTES = 1 << 20
 

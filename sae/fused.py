@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from sae.architectures.settings import Batch, Encoding, Pass, Selecting
 from sae.dead_latents import DeadCount, revive
 from sae.distributed import ALONE, Group
 from sae.graphs import Graphs
+from sae.kernels import moments
 from sae.kernels.sparse import HAS_TRITON
 from sae.kernels.step_parts import Adam, Decoded, More, Rows
 
@@ -45,10 +48,13 @@ class FusedStep:
 
     Differs from the reference on a GPU in precision: products and the stored rows of input and error are in bfloat16, and
     the activations are the bfloat16 pre-activations; weights, moments and all sums are in float32. On a CPU all but the
-    selection is in float32.
+    selection is in float32. The moments of both tables can be kept in fewer bits, see `kernels.moments`.
     """
 
-    def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group = ALONE):
+    def __init__(
+        self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group = ALONE, moments_in: str = "float32"
+    ):
+        self.moments_in = moments_in
         self.sae, self.optimiser, self.group, self.kernels = sae, optimiser, group, _kernels(sae.b_dec.device)
         self.ragged = sae.ragged  # whether a token may keep fewer latents than its row of the code is long
         self.recorded = sae.b_dec.device.type == "cuda" and not sae.ragged  # else the shapes are not known beforehand
@@ -250,9 +256,29 @@ class FusedStep:
         """(weights, both moments) of a parameter, the moments made as Adam would where there are none."""
         state, own = self.optimiser.state[parameter], self.own(parameter.data, self._names[parameter])
         if not state:
+            kept_in = self.moments_in if parameter.ndim > 1 else "float32"
+            dtypes = moments.DTYPES[kept_in]
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(own), torch.zeros_like(own)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(own, dtype=dtype) for dtype in dtypes)
+            if kept_in == "int8":
+                state["scales"] = self.own(parameter.data.new_zeros(self.sae.d_sae, 2), "scales").clone()
         return own, state["exp_avg"], state["exp_avg_sq"]
+
+    @contextmanager
+    def wide_moments(self) -> Iterator[None]:
+        """For the time of the block the optimiser holds moments in float32, for an update by autograd."""
+        if self.moments_in == "float32":
+            yield
+            return
+        self._adam(0.0, 0, 0)  # they are made
+        tables = [(self.optimiser.state[p], self._table(p, i)) for i, p in enumerate((self.sae.W_enc, self.sae.W_dec))]
+        for number, (state, rows) in enumerate(tables):
+            state["exp_avg"], state["exp_avg_sq"] = (t if number else t.T for t in moments.both_widened(rows))
+        yield
+        for number, (state, rows) in enumerate(tables):
+            wide = (state[name] if number else state[name].T for name in ("exp_avg", "exp_avg_sq"))
+            moments.narrow_both(next(wide), next(wide), rows, int(state["step"]))
+            state["exp_avg"], state["exp_avg_sq"] = (t if number else t.T for t in (rows.mean, rows.square))
 
     def own(self, weights: Tensor, name: str) -> Tensor:
         """The part of the parameter `name`, or of a moment of it, that this process updates: all of it."""
@@ -264,7 +290,8 @@ class FusedStep:
     def _table(self, parameter: Tensor, number: int) -> Rows:
         """The same by latent, [latents, width], and the weights as the products read them."""
         weights, mean, square = (t if number else t.T for t in self._state(parameter))
-        return weights, mean, square, self._rounded[number]
+        scales = self.optimiser.state[parameter].get("scales", mean.new_empty(0, 2, dtype=torch.float32))
+        return Rows(weights, mean, square, scales, self._rounded[number])
 
     def _adam(self, lr: float, n: int, n_own: int) -> Adam:
         """The numbers of this update, in a tensor that stays where it is; the count is kept beside the moments."""
@@ -276,10 +303,10 @@ class FusedStep:
             self._rounded = [self.kernels.rounded(table, dtype) for table, dtype in tables]
             on_cpu = self.sae.b_dec.device.type == "cpu"  # where only the selection is rounded
             self._tables = [table for table, _ in tables] if on_cpu else self._rounded
-            self._numbers = torch.empty(4, dtype=torch.float32, device=self.sae.b_dec.device)
+            self._numbers = torch.empty(5, dtype=torch.float32, device=self.sae.b_dec.device)
             self._updates = int(self._steps[0])
         group = self.optimiser.param_groups[0]
         (beta1, beta2), t = group["betas"], self._updates + 1
-        for place, number in enumerate((lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, n, n_own)):
+        for place, number in enumerate((lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, n, n_own, t)):
             self._numbers[place].fill_(number)
         return Adam(self._numbers, beta1, beta2, group["eps"])

@@ -21,9 +21,9 @@ class ReplicaStep(FusedStep):
     as in ZeRO's first stage (Rajbhandari et al. 2020, arXiv 1910.02054).
     """
 
-    def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group):
+    def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group, moments_in: str = "float32"):
         self.part = group.part(sae.d_sae)
-        super().__init__(sae, optimiser, group)
+        super().__init__(sae, optimiser, group, moments_in)
 
     @staticmethod
     def fits(sae: SparseAutoencoder, group: Group | None = None) -> bool:
@@ -44,8 +44,8 @@ class ReplicaStep(FusedStep):
         self.group.complete(self.sae.W_dec.data)
 
     def _table(self, parameter: Tensor, number: int) -> Rows:
-        weights, mean, square = (t if number else t.T for t in self._state(parameter))
-        return weights, mean, square, self._rounded[number][self.part]
+        rows = super()._table(parameter, number)
+        return rows._replace(rounded=rows.rounded[self.part])
 
     def _over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
         return self.group.sum(torch.cat(sums)).split([len(s) for s in sums])

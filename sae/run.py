@@ -31,7 +31,8 @@ from sae.interpret.running import Running
 from sae.progress import Screen
 from sae.rooms import Rooms, prepare
 from sae.run_log import LogConfig, MetricsLog
-from sae.train import SaeTrainer, TrainingRun, truncate_log
+from sae.train import TrainingRun, truncate_log
+from sae.trainer import SaeTrainer
 
 
 def run(config: TrainConfig, screen: Screen, group: Group = ALONE) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class ShardedStep(FusedStep):
     section 3.2, spread the latents in the same way.
     """
 
-    def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group):
-        super().__init__(sae, optimiser, group)
+    def __init__(self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group, moments_in: str = "float32"):
+        super().__init__(sae, optimiser, group, moments_in)
         self.ragged = True
 
     @staticmethod

@@ -15,9 +15,10 @@ from sae.activations import Statistics
 from sae.architectures import ARCHITECTURES
 from sae.distributed import Group, processes
 from sae.hookpoints import Channel, HookPoint
+from sae.optimiser import OptimiserConfig
 from sae.replica_step import ReplicaStep
 from sae.sharded_step import ShardedStep
-from sae.train import SaeTrainer
+from sae.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)
 WIDTH, STEPS, LR = 32, 12, 2e-3
@@ -38,7 +39,7 @@ def trainer(
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=LATENTS[device], **settings)
     statistics = {HOOK: Statistics(WIDTH**0.5, 1.0, [0.1] * WIDTH, [0.1] * WIDTH, 8.0, None)}
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    options = {} if group is None else {"group": group, "parallel": parallel}
+    options = {} if group is None else {"group": group, "train": OptimiserConfig.model_validate({"parallel": parallel})}
     return SaeTrainer(config, statistics, 0, dtype, device, **options)
 
 

@@ -9,10 +9,14 @@ import torch.nn.functional as F
 from sae import checkpoint
 from sae.activations import Statistics
 from sae.architectures import ARCHITECTURES, Batch, build
+from sae.errors import ConfigError
 from sae.fused import FusedStep
 from sae.hookpoints import Channel, HookPoint
+from sae.kernels import moments
 from sae.kernels.sparse import HAS_TRITON
-from sae.train import SaeTrainer
+from sae.kernels.step_parts import Rows
+from sae.optimiser import OptimiserConfig
+from sae.trainer import SaeTrainer
 
 on_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and HAS_TRITON), reason="needs a GPU with Triton")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
@@ -21,13 +25,14 @@ HOOK = HookPoint("resid_post", 1)
 LR = 1e-3
 
 
-def made(architecture, width, latents, device="cuda", dtype=None, **settings):
+def made(architecture, width, latents, device="cuda", dtype=None, moments="float32", **settings):
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=latents, **settings)
     scale = 1.0
     centre = torch.randn(width, generator=torch.Generator().manual_seed(1)).mul(0.3).tolist()
     statistics = {HOOK: Statistics(width**0.5, scale, centre, centre, 20.0, None)}
     norm = 1.0 if architecture == "gradient" else None
-    return SaeTrainer(config, statistics, 0, dtype or SELECTION[device], device, norm)
+    train = OptimiserConfig.model_validate({"moments": moments})
+    return SaeTrainer(config, statistics, 0, dtype or SELECTION[device], device, norm, train=train)
 
 
 def rows(seed, n, width, device="cuda"):
@@ -252,3 +257,104 @@ def test_a_token_with_very_many_latents_goes_by_the_reference():
     trainer.step({Channel(HOOK): rows(0, 64, 64)}, LR)
     assert isinstance(trainer.fused, FusedStep) and trainer.fused._updates == 0
     assert trainer.steps == 1 and trainer.sums[2] > 512
+
+
+MOMENTS = ["bfloat16", "int8"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_moments_in_fewer_bits_are_the_next_that_can_be_kept_and_right_in_the_mean(kind, device):
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(16, 200, generator=generator).mul(torch.logspace(-6, 0, 200)).to(device)
+    value[3] = 0
+    dtypes = moments.DTYPES[kind]
+    mean, square = (torch.zeros(16, 200, dtype=dtype, device=device) for dtype in dtypes)
+    rows_ = Rows(value, mean, square, torch.zeros(16, 2, device=device), value)
+    sums, largest = [torch.zeros_like(value) for _ in range(2)], [0.0, 0.0]
+    for update in range(1, 401):
+        moments.narrow_both(value, value.square(), rows_, update)
+        for number, (stored, exact) in enumerate(
+            zip(moments.both_widened(rows_), (value, value.square()), strict=True)
+        ):
+            sums[number] += stored
+            wide = exact.abs() > (exact.abs().amax(1, keepdim=True) * 1e-4)
+            largest[number] = max(largest[number], float(((stored - exact) / exact)[wide].abs().max()))
+    for number, exact in enumerate((value, value.square())):
+        assert largest[number] < (2**-7 if kind == "bfloat16" else 0.4), largest  # no step further than the next
+        error = (sums[number] / 400 - exact).abs().sum(1) / exact.abs().sum(1).clamp_min(1e-30)
+        assert error.max() < (0.001 if kind == "bfloat16" else 0.01), error
+    assert torch.equal(moments.both_widened(rows_)[0][3], value[3])
+    assert (moments.both_widened(rows_)[1][value.square().amax(1) > 0] > 0).all()  # nothing is divided by 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_an_update_with_moments_in_fewer_bits_is_one_on_what_they_stand_for(kind, device):
+    """From the same stored moments: the weights of an update in float32, and what is stored is that update's, rounded."""
+    few, full = (
+        made("topk", 96, 512, device, moments=m, k=4, dead_after_tokens=1500, k_aux=32) for m in (kind, "float32")
+    )
+    for step in range(6):
+        raw = {Channel(HOOK): rows(step, 500, 96, device).bfloat16()}
+        full.sae.load_state_dict(few.sae.state_dict())
+        full.sae.tokens_since_fired.copy_(few.sae.tokens_since_fired)
+        with few.fused.wide_moments():
+            for a, b in zip(few.sae.parameters(), full.sae.parameters(), strict=True):
+                held = few.optimiser.state[a]
+                full.optimiser.state[b] = {n: held[n].float().clone() for n in ("step", "exp_avg", "exp_avg_sq")}
+        few.fused.reset()
+        full.fused.reset()
+        full.tokens_seen = few.tokens_seen
+        few.step(raw, LR)
+        full.step(raw, LR)
+        for (name, a), b in zip(few.sae.state_dict().items(), full.sae.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, msg=lambda m, n=name: f"{n}: {m}", rtol=1e-5, atol=1e-6)
+        for parameter, expected in ((few.sae.W_enc, full.sae.W_enc), (few.sae.W_dec, full.sae.W_dec)):
+            stored, exact = few.optimiser.state[parameter], full.optimiser.state[expected]
+            wanted = few.fused._table(parameter, int(parameter is few.sae.W_dec))
+            copy = wanted._replace(mean=wanted.mean.clone(), square=wanted.square.clone(), scales=wanted.scales.clone())
+            both = (exact[m] if parameter is few.sae.W_dec else exact[m].T for m in ("exp_avg", "exp_avg_sq"))
+            moments.narrow_both(*both, copy, int(stored["step"]))
+            for found, plain in ((wanted.mean, copy.mean), (wanted.square, copy.square)):
+                equal = (found == plain).float().mean()
+                assert equal > (0.999 if device == "cuda" else 0.9999), (step, float(equal))  # but where a draw is near
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_moments_in_fewer_bits_reach_the_same_fvu_and_resume_to_the_same_bits(kind, device, tmp_path):
+    few, full, resumed = (made("topk", 64, 512, device, moments=m, k=8) for m in (kind, "float32", kind))
+    fvu = {}
+    for step in range(200):
+        if step == 150:
+            checkpoint.save(tmp_path, 1, few.tensors(), {})
+            resumed.load_tensors(checkpoint.newest(tmp_path, print))
+        raw = {Channel(HOOK): rows(step % 40, 700, 64, device)}
+        for trainer in (few, full, *((resumed,) if step >= 150 else ())):
+            trainer.step(raw, LR)
+        if step % 50 == 49:
+            fvu = {trainer: trainer.log_line(LR)["fvu"] for trainer in (few, full)}
+    assert abs(fvu[few] / fvu[full] - 1) < 0.02, fvu
+    for name, value in few.tensors().items():
+        if name.split("/")[1].split(".")[0] in ("sae", "adam"):
+            assert torch.equal(value, resumed.tensors()[name]), name
+
+
+def test_moments_in_fewer_bits_are_refused_where_autograd_trains():
+    with pytest.raises(ConfigError, match=r"train\.moments: int8 .* Use float32"):
+        made("gated", 64, 128, "cpu", moments="int8")
+
+
+def test_an_update_by_autograd_keeps_moments_in_fewer_bits():
+    few, full = (made("topk", 64, 512, "cpu", moments=m, k=8) for m in ("bfloat16", "float32"))
+    for step in range(10):
+        for trainer in (few, full):
+            held = trainer.fused
+            if step == 5:
+                trainer._reference_step(Batch(*[rows(step, 300, 64, "cpu")] * 2), 300)
+            else:
+                trainer.step({Channel(HOOK): rows(step, 300, 64, "cpu")}, LR)
+            trainer.fused = held
+    assert few.optimiser.state[few.sae.W_enc]["exp_avg"].dtype == torch.bfloat16
+    torch.testing.assert_close(few.sae.W_dec, full.sae.W_dec, rtol=0.1, atol=0.02)

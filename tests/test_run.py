@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_is_exit_71():
     from sae.architectures.topk import TopKConfig
     from sae.errors import NumericError
     from sae.hookpoints import Channel
-    from sae.train import SaeTrainer
+    from sae.trainer import SaeTrainer
 
     x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
     config = TopKConfig(name="x", hook="resid_post.0", d_sae=32, k=2)
@@ -258,7 +258,7 @@ def test_golden_losses():
     from sae.activations import _measure
     from sae.architectures.topk import TopKConfig
     from sae.hookpoints import Channel
-    from sae.train import SaeTrainer
+    from sae.trainer import SaeTrainer
 
     generator = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(48, 16, generator=generator), dim=1)

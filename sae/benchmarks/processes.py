@@ -69,7 +69,7 @@ def _steps(group: Group, device: torch.device, shape: Shape) -> dict[str, Any]:
     for name, of, way in _ways(group):
         own = rows[: len(rows) // group.size].clone() if way == "latents" else rows
         group.wait()
-        made = timed(saedex(shape, own, dtype, of, way), device, REPEATS)
+        made = timed(saedex(shape, own, dtype, of, parallel=way), device, REPEATS)
         found[name] = {key: max(group.values(value)) for key, value in made._asdict().items()}
         _free(device)
     return found

@@ -15,7 +15,8 @@ from sae.benchmarks.timing import of_peer, timed
 from sae.distributed import ALONE, Group
 from sae.errors import ConfigError
 from sae.hookpoints import Channel, HookPoint
-from sae.train import SaeTrainer
+from sae.optimiser import OptimiserConfig
+from sae.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)
 
@@ -45,19 +46,20 @@ CPU_SHAPES = (Shape(256, 4096, 32, 2048),)
 Step = Callable[[], object]
 
 
-def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype, group: Group = ALONE, parallel: str = "replicas") -> Step:
-    """Ours: selection in `dtype`; `rows` are those of this process."""
+def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype, group: Group = ALONE, **train: Any) -> Step:
+    """Ours: selection in `dtype`; `rows` are those of this process; `train` are settings of the config's section."""
     config = TopKConfig(name="x", hook=HOOK, d_sae=shape.latents, k=shape.k)
     centre = rows.float().mean(0)
     variance = float((rows.float() - centre).square().sum(1).mean())
     norm = float(rows.float().norm(dim=1).median())
     scale = shape.width**0.5 / norm
     statistics = Statistics(norm, scale, centre.tolist(), centre.tolist(), variance, None)
-    trainer = SaeTrainer(config, {HOOK: statistics}, 0, dtype, rows.device, None, group, parallel)
+    settings = OptimiserConfig(**train)
+    trainer = SaeTrainer(config, {HOOK: statistics}, 0, dtype, rows.device, None, group, settings)
     counts = [len(rows)] * group.size
 
     def step() -> None:
-        if parallel == "replicas":
+        if settings.parallel == "replicas":
             trainer.step({Channel(HOOK): rows}, 1e-3, counts)
         else:
             trainer.step({Channel(HOOK): group.join(rows, counts)}, 1e-3)
@@ -146,6 +148,8 @@ def measure(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
     makers: dict[str, Callable[[], Step]] = {"saedex": lambda: saedex(shape, rows, dtype)}
     if device.type == "cpu":  # what `train.dtype: auto` chooses where it is the faster of the two
         makers["saedex, selection in bfloat16"] = lambda: saedex(shape, rows, torch.bfloat16)
+    for moments in ("bfloat16", "int8") if device.type == "cuda" else ():  # on a CPU they save no time
+        makers[f"saedex, moments in {moments}"] = lambda m=moments: saedex(shape, rows, dtype, moments=m)
     makers |= {name: lambda make=make: make(shape, rows) for name, make in PEERS.items()}
     found: dict[str, Any] = {}
     for name, make in makers.items():

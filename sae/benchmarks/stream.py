@@ -23,9 +23,11 @@ from sae.distributed import ALONE, Group
 from sae.harvest import HarvestConfig, Harvester
 from sae.hookpoints import Channel, HookPoint
 from sae.language_model import LanguageModel
+from sae.optimiser import OptimiserConfig
 from sae.shuffle import ShuffleConfig
 from sae.tokens import Contexts
-from sae.train import OptimiserConfig, SaeTrainer, TrainingRun
+from sae.train import TrainingRun
+from sae.trainer import SaeTrainer
 
 
 class Size(NamedTuple):

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from sae.kernels import moments
 from sae.kernels.cpu import gather_dot
 from sae.kernels.step_parts import Adam, Decoded, More, Rows
 
@@ -22,6 +25,16 @@ def _floats(adam: Adam) -> np.ndarray:
     """[rate, root, beta1, beta2, eps, 1 - beta1, 1 - beta2] in float32."""
     rate, root, *_ = adam.numbers.tolist()
     return np.array([rate, root, adam.beta1, adam.beta2, adam.eps, 1 - adam.beta1, 1 - adam.beta2], np.float32)
+
+
+@contextmanager
+def _floats_of(rows: Rows, adam: Adam) -> Iterator[list[np.ndarray]]:
+    """[weights, both moments] of a table in float32, to be changed in place; what is kept in fewer bits follows them."""
+    mean, square = moments.both_widened(rows)
+    yield [t.numpy() for t in (rows.weights, mean, square)]
+    moments.narrow_both(mean, square, rows, int(adam.numbers[4]))
+    if rows.rounded.data_ptr() != rows.weights.data_ptr():
+        rows.rounded.copy_(rows.weights)
 
 
 def widest(n_latents: int) -> int:
@@ -275,10 +288,9 @@ def update_rows(
 ) -> None:  # fmt: skip
     """See `cuda.update_rows`."""
     sums = _sums(pairs, decoded, given, coefficient, more, prefixes)
-    for (*weights, copy), terms, unit in zip((encoder, decoder), sums, (False, True), strict=True):
-        _rows(*terms, *(t.numpy() for t in weights), unit, _floats(adam))
-        if copy.data_ptr() != weights[0].data_ptr():
-            copy.copy_(weights[0])
+    for rows, terms, unit in zip((encoder, decoder), sums, (False, True), strict=True):
+        with _floats_of(rows, adam) as floats:
+            _rows(*terms, *floats, unit, _floats(adam))
 
 
 def row_gradients(
@@ -296,7 +308,6 @@ def row_gradients(
 
 def apply_rows(to_encoder: Tensor, to_decoder: Tensor, encoder: Rows, decoder: Rows, adam: Adam) -> None:
     """See `cuda.apply_rows`."""
-    for gradients, (*weights, copy), unit in ((to_encoder, encoder, False), (to_decoder, decoder, True)):
-        _apply(gradients.numpy(), *(t.numpy() for t in weights), unit, _floats(adam))
-        if copy.data_ptr() != weights[0].data_ptr():
-            copy.copy_(weights[0])
+    for gradients, rows, unit in ((to_encoder, encoder, False), (to_decoder, decoder, True)):
+        with _floats_of(rows, adam) as floats:
+            _apply(gradients.numpy(), *floats, unit, _floats(adam))

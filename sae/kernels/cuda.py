@@ -270,7 +270,7 @@ def row_gradients(
         torch.empty(pairs.n_latents, t.shape[-1], dtype=torch.float32, device=given.device)
         for t in (given, decoded.error)
     )
-    encoder, decoder = ((t, t, t, t) for t in (to_encoder, to_decoder))
+    encoder, decoder = (Rows(t, t, t, t, t) for t in (to_encoder, to_decoder))
     adam = Adam(coefficient, 0.0, 0.0, 0.0)
     _for_every_row(pairs, decoded, given, coefficient, ends, encoder, decoder, adam, more, prefixes, write=True)
     return to_encoder, to_decoder

@@ -7,14 +7,22 @@ from typing import NamedTuple
 from torch import Tensor
 
 More = tuple[Tensor, Tensor, Tensor, Tensor]  # the row of every latent or -1; rows for encoder, decoder, b_enc
-Rows = tuple[
-    Tensor, Tensor, Tensor, Tensor
-]  # weights [latents, width], both moments, the weights as products read them
+
+
+class Rows(NamedTuple):
+    """A table by latent: weights [latents, width]; both moments and their scales [latents, 2] (empty but for 8-bit codes, see
+    `moments`); the weights as products read them."""
+
+    weights: Tensor
+    mean: Tensor
+    square: Tensor
+    scales: Tensor
+    rounded: Tensor
 
 
 class Adam(NamedTuple):
     """One update's numbers on the device, [lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), rows that count in all processes,
-    rows that count in this one], and what stays."""
+    rows that count in this one, t], and what stays."""
 
     numbers: Tensor
     beta1: float
@@ -23,7 +31,7 @@ class Adam(NamedTuple):
 
     def faster(self, multiple: float) -> Adam:
         """The same with a multiple of the learning rate."""
-        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0, 1.0]))
+        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0, 1.0, 1.0]))
 
 
 class Decoded(NamedTuple):

@@ -5,6 +5,8 @@
 import triton
 import triton.language as tl
 
+from sae.kernels.triton_adam import adam
+
 
 @triton.jit
 def prepare_program(raw, scale, centre, target, given, squares, WIDTH: tl.constexpr, SIZE: tl.constexpr):
@@ -261,19 +263,6 @@ def _pair_sums(
 
 
 @triton.jit
-def _adam(place, grad, ok, weights, mean, square, numbers, beta1, beta2, eps):
-    """New weights of one row after Adam (Kingma and Ba 2015, algorithm 1); its moments are stored."""
-    rate, root = tl.load(numbers), tl.load(numbers + 1)
-    m = tl.load(mean + place, ok, 0.0)
-    v = tl.load(square + place, ok, 0.0)
-    m += (1 - beta1) * (grad - m)
-    v = beta2 * v + (1 - beta2) * grad * grad
-    tl.store(mean + place, m, ok)
-    tl.store(square + place, v, ok)
-    return tl.load(weights + place, ok, 0.0) - rate * m / (tl.sqrt(v) * root + eps)
-
-
-@triton.jit
 def latents_program(
     offsets, order, acts, to_acts, slots, more, gradient, since, n_parts, numbers,
     MORE: tl.constexpr, SPLIT: tl.constexpr, SIZE: tl.constexpr,
@@ -303,7 +292,7 @@ def vector_program(bias, mean, square, gradient, n, numbers, beta1, beta2, eps, 
     place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     ok = place < n
     grad = tl.load(gradient + place, ok, 0.0)
-    tl.store(bias + place, _adam(place, grad, ok, bias, mean, square, numbers, beta1, beta2, eps), ok)
+    tl.store(bias + place, adam(place, grad, ok, bias, mean, square, bias, numbers, beta1, beta2, eps), ok)
 
 
 @triton.jit
@@ -332,21 +321,22 @@ def parts_program(
 @triton.jit
 def _update_rows(
     latent, to_encoder, to_decoder,
-    encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+    encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
+    decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
     numbers, beta1, beta2, eps,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
     """Adam on both rows of a latent, the unit norm of its decoder row, and the weights in bfloat16."""
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
     in_ok, out_ok = into < WIDTH_IN, out < WIDTH_OUT
-    place = latent * WIDTH_IN + into
-    new = _adam(place, to_encoder, in_ok, encoder, encoder_mean, encoder_square, numbers, beta1, beta2, eps)
+    place, scale = latent * WIDTH_IN + into, encoder_scales + 2 * latent
+    new = adam(place, to_encoder, in_ok, encoder, encoder_mean, encoder_square, scale, numbers, beta1, beta2, eps)
     tl.store(encoder + place, new, in_ok)
     tl.store(encoder_rounded + place, new.to(tl.bfloat16), in_ok)
-    place = latent * WIDTH_OUT + out
+    place, scale = latent * WIDTH_OUT + out, decoder_scales + 2 * latent
     row = tl.load(decoder + place, out_ok, 0.0)
     to_decoder -= tl.sum(to_decoder * row, 0) * row
-    new = _adam(place, to_decoder, out_ok, decoder, decoder_mean, decoder_square, numbers, beta1, beta2, eps)
+    new = adam(place, to_decoder, out_ok, decoder, decoder_mean, decoder_square, scale, numbers, beta1, beta2, eps)
     new = new / tl.maximum(tl.sqrt(tl.sum(new * new, 0)), 1e-12)
     tl.store(decoder + place, new, out_ok)
     tl.store(decoder_rounded + place, new.to(tl.bfloat16), out_ok)
@@ -355,7 +345,8 @@ def _update_rows(
 @triton.jit
 def apply_program(
     encoder_gradient, decoder_gradient,
-    encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+    encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
+    decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
     numbers, beta1, beta2, eps,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -366,7 +357,8 @@ def apply_program(
     to_decoder = tl.load(decoder_gradient + latent * WIDTH_OUT + out, out < WIDTH_OUT, 0.0)
     _update_rows(
         latent, to_encoder, to_decoder,
-        encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+        encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
+        decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
         numbers, beta1, beta2, eps, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
     )  # fmt: skip
 
@@ -375,7 +367,8 @@ def apply_program(
 def update_program(
     offsets, ends, order, acts, to_acts, error, given, prefixes, n, coefficient, encoder_parts, decoder_parts,
     slots, encoder_more, decoder_more,
-    encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square, decoder_rounded,
+    encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
+    decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
     numbers, beta1, beta2, eps, MORE: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
     LEVELS: tl.constexpr, WRITE: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
@@ -408,6 +401,7 @@ def update_program(
     else:
         _update_rows(
             latent, to_encoder, to_decoder,
-            encoder, encoder_mean, encoder_square, encoder_rounded, decoder, decoder_mean, decoder_square,
-            decoder_rounded, numbers, beta1, beta2, eps, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
+            encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
+            decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
+            numbers, beta1, beta2, eps, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
         )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Adam's moments kept in fewer bits, in plain torch: what is stored, and what it stands for. The GPU's kernels do the same.
+
+A number between two that can be stored becomes the upper or the lower one at random, so that its mean is right (stochastic
+rounding): to the nearest, a second moment would stand still, since it moves by a thousandth and the numbers of bfloat16 lie
+0.4 to 0.8 % apart. The draw is a hash of the number's place and of the update, so it is the same every time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae.kernels.step_parts import Rows
+
+DTYPES = {  # of the first and the second moment
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "int8": (torch.int8, torch.uint8),
+}
+LEVELS = {torch.int8: (127, 0), torch.uint8: (256, 1)}  # code c is ((c + second) / first)^4 of the row's largest number
+WORD = 0xFFFFFFFF
+
+
+def noise(shape: torch.Size, update: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two draws [0, 65536) for every place of a table: the halves of a 32-bit hash of (place, update).
+
+    Multiplications and shifts of Wellons' lowbias32 (2018, nullprogram.com/blog/2018/07/31).
+    """
+    x = torch.arange(shape.numel(), device=device).view(shape) & WORD
+    x ^= update * 0x9E3779B1 & WORD
+    x ^= x >> 16
+    x = x * 0x7FEB352D & WORD
+    x ^= x >> 15
+    x = x * 0x846CA68B & WORD
+    x ^= x >> 16
+    return x & 0xFFFF, x >> 16
+
+
+def widened(stored: Tensor, scale: Tensor) -> Tensor:
+    """What a stored moment [rows, width] stands for, in float32; `scale` [rows] matters to 8-bit codes alone."""
+    if stored.dtype not in LEVELS:
+        return stored.float()
+    levels, shift = LEVELS[stored.dtype]
+    share = ((stored.float().abs() + shift) / levels) ** 4
+    return share.copysign(stored.float()) * scale[:, None]
+
+
+def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
+    """Puts a moment [rows, width] in float32 into `stored`, and the largest number of every row into `scale` for codes.
+
+    Codes are finer near 0, as the numbers of a row differ by orders of magnitude; that of a second moment is never 0, by
+    which an update would be divided. Dettmers et al. 2022 (arXiv 2110.02861) keep blocks of codes with a scale in the same
+    way, with a table in place of the fourth power and without a draw.
+    """
+    if stored.dtype == torch.float32:
+        stored.copy_(value)
+    elif stored.dtype == torch.bfloat16:
+        bits = (value.view(torch.int32).long() & WORD) + draw >> 16
+        stored.copy_(torch.where(bits > 0x7FFF, bits - 0x10000, bits).short().view(torch.bfloat16))
+    else:
+        (levels, shift), most = LEVELS[stored.dtype], torch.iinfo(stored.dtype).max
+        scale.copy_(value.abs().amax(1))
+        share = value.abs() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        code = (share.sqrt().sqrt() * levels).floor().sub(shift).clamp(0, most - 1)
+        below, above = (((code + shift + i) / levels) ** 4 for i in (0, 1))
+        code += share - below > draw / 65_536 * (above - below)
+        stored.copy_(code.copysign(value))
+
+
+def both_widened(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Both moments of a table by latent, in float32: the stored ones where they are."""
+    scales = rows.scales if len(rows.scales) else rows.mean.new_zeros(len(rows.mean), 2, dtype=torch.float32)
+    return widened(rows.mean, scales[:, 0]), widened(rows.square, scales[:, 1])
+
+
+def narrow_both(mean: Tensor, square: Tensor, rows: Rows, update: int) -> None:
+    """Puts both moments in float32 into what is stored of a table by latent, at update number `update`."""
+    if rows.mean.dtype == torch.float32:
+        return
+    draws = noise(mean.shape, update, mean.device)
+    for number, (value, stored) in enumerate(((mean, rows.mean), (square, rows.square))):
+        narrow(value.contiguous(), stored, rows.scales[:, number], draws[number])
