@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from sae.activation_cache import ActivationCache
 from sae.architectures import ArchitectureConfig, Batch
 from sae.distributed import ALONE, Group
 from sae.errors import DataError
@@ -67,7 +66,7 @@ def segment_size(harvester: Harvester, contexts: Contexts, shuffle: ShuffleConfi
 class Activations:
     """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for.
 
-    `folder` keeps the statistics and, with `keep`, the segments; without a folder nothing is kept. Where a `group` of
+    `folder` keeps the statistics, `cache` the segments. Where a `group` of
     processes shares the stream, each has a part of the contexts of every segment; statistics are of them all.
     """
 
@@ -78,12 +77,12 @@ class Activations:
         segment_contexts: int,
         folder: Path | None,
         training: Activations | None = None,
-        keep: bool = True,
+        cache: ActivationCache | None = None,
         group: Group = ALONE,
     ):
         self.group = group
         self.harvester, self.contexts, self.folder = harvester, contexts, folder
-        self.segment_contexts, self.keep = segment_contexts, keep
+        self.segment_contexts, self.cache = segment_contexts, cache
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
         self.harvested_tokens, self.harvest_s = 0, 0.0
         self._statistics: dict[HookPoint, Statistics] = {}
@@ -115,25 +114,26 @@ class Activations:
     def _all(self, number: int) -> Segment:
         if self._last is not None and self._last[0] == number:
             return self._last[1]
-        found = self._read(number)
-        if found is None:
-            found = self._harvest(number)
-            self._write(number, found)
+        part = self.contexts_of(number)
+        if self.cache is None or part.start == part.stop:
+            x, places = self._harvest(part)
+        else:
+            x, places = self.cache.rows(*self._read_of(part), lambda: self._harvest(part))
+        found = Segment(x, places + part.start * self.contexts.ctx_len)
         self._last = (number, found)
         return found
 
-    def _harvest(self, number: int) -> Segment:
+    def _harvest(self, part: slice) -> tuple[dict[Channel, Tensor], Tensor]:
+        """(the rows of these contexts that are kept, their places among the contexts' tokens)."""
         start = time.perf_counter()
-        rows = self.contexts_of(number)
-        none = rows.start == rows.stop  # more processes than contexts: one is read, and nothing of it kept
-        read = slice(0, 1) if none else rows
-        batch = self.harvester.harvest(self.contexts.ids[read], self.contexts.documents[read])
-        batch.keep[rows.stop - rows.start :] = False
-        positions = batch.keep.reshape(-1).nonzero()[:, 0] + rows.start * self.contexts.ctx_len
+        none = part.start == part.stop  # more processes than contexts: one is read, and nothing of it kept
+        batch = self.harvester.harvest(*self._read_of(slice(0, 1) if none else part))
+        batch.keep[part.stop - part.start :] = False
+        positions = batch.keep.reshape(-1).nonzero()[:, 0]
         self.harvested_tokens += batch.keep.numel()
         x = {channel: x[batch.keep].to(torch.bfloat16) for channel, x in batch.x.items()}
         self.harvest_s += time.perf_counter() - start
-        return Segment(x, positions.cpu().to(torch.int64))
+        return x, positions.cpu().to(torch.int64)
 
     def contexts_of(self, number: int) -> slice:
         """The contexts of a segment that this process has."""
@@ -141,38 +141,15 @@ class Activations:
         own = self.group.part(min(self.segment_contexts, self.contexts.n_contexts - first))
         return slice(first + own.start, first + own.stop)
 
-    def _path(self, number: int) -> Path | None:
-        if self.folder is None or not self.keep:
-            return None
-        part = "" if self.group.size == 1 else f"-{self.group.rank}-of-{self.group.size}"
-        return self.folder / f"segment-{number:06d}{part}.safetensors"
+    def claim_room(self) -> None:
+        """Says how much will be kept on disk; raises `ConfigError` where there is no room for it."""
+        if self.cache is not None:
+            parts = (self.contexts_of(number) for number in range(self.n_segments))
+            files = ((self.cache.path(*self._read_of(p)), (p.stop - p.start) * self.contexts.ctx_len) for p in parts)
+            self.cache.make_room(files)
 
-    def _read(self, number: int) -> Segment | None:
-        path = self._path(number)
-        if path is None or not path.exists():
-            return None
-        try:
-            with safe_open(path, "pt", device=str(self.harvester.lm.device)) as file:
-                held = set(file.keys())
-                for channel in self.harvester.channels:
-                    if str(channel) not in held:
-                        raise DataError(
-                            f"{path.parent}: the cached activations hold no {channel} (they hold "
-                            f"{', '.join(sorted(held - {'positions'}))}). Remove the folder, or use another `name`."
-                        )
-                x = {channel: file.get_tensor(str(channel)) for channel in self.harvester.channels}
-                return Segment(x, file.get_tensor("positions").cpu())
-        except SafetensorError:
-            return None  # cut short by a power loss: it is harvested again
-
-    def _write(self, number: int, segment: Segment) -> None:
-        path = self._path(number)
-        if path is None:
-            return
-        tensors = {str(channel): x for channel, x in segment.x.items()} | {"positions": segment.positions}
-        temporary = path.with_suffix(".writing")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+    def _read_of(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        return self.contexts.ids[part], self.contexts.documents[part]
 
     def kept_share(self) -> float:
         """Share of the first segment's rows that the norm filter leaves."""

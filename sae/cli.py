@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,15 @@ EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EX
 
 def _guarded(work: Callable[[], int]) -> int:
     """Runs `work`; an error that saedex expects becomes one clear message and its exit code."""
+    code = _code(work)
+    if "WORLD_SIZE" not in os.environ:  # else torch is loaded in any case
+        return code
+    from sae.distributed import leave
+
+    return leave(code)
+
+
+def _code(work: Callable[[], int]) -> int:
     try:
         return work()
     except SaedexError as error:
@@ -126,6 +136,24 @@ def _check(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, tuple(arguments.set))
     print(json.dumps(config.model_dump(mode="json"), indent=1))
+    return 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from sae.activation_cache import remove, shared_caches
+
+    if arguments.remove:
+        print(f"{remove(arguments.remove) / 1e9:.2f} GB removed")
+        return 0
+    found = shared_caches()
+    for folder, size, used, facts in found:
+        when = time.strftime("%Y-%m-%d", time.localtime(used))
+        print(
+            f"{folder.name}  {size / 1e9:8.2f} GB  last used {when}  {facts['stored']}  {', '.join(facts['channels'])}"
+        )
+        print(f"    {facts['model']} in {facts['dtype'].removeprefix('torch.')} on {facts['device']}")
+    if not found:
+        print("no shared activations; `harvest.cache: shared` in a config keeps them")
     return 0
 
 
@@ -331,6 +359,9 @@ def main(argv: list[str] | None = None) -> int:
     _concept_parser(commands)
     benchmarks.add_parser(commands)
     _transfer_parsers(commands)
+    cache = commands.add_parser("cache", help="activations that runs share on disk: what there is; remove it")
+    cache.add_argument("--remove", metavar="NAME", help="remove one by its name in the list, or `all`")
+    cache.set_defaults(work=_cache)
     config = commands.add_parser("config", help="explain or check a configuration")
     config_commands = config.add_subparsers(required=True, metavar="command")
     config_commands.add_parser("explain", help="every setting with its default and meaning").set_defaults(work=_explain)

@@ -37,7 +37,13 @@ def rates(
     """
     device = rooms.lm.device
     n_tokens = rooms.train.contexts.n_contexts * config.text.ctx_len
-    work = {"tokens": n_tokens, "harvest": n_tokens, "train": n_activations, "index": n_tokens * len(config.sae)}
+    work = {
+        "tokens": n_tokens,
+        "harvest": n_tokens,
+        "cache": n_tokens,
+        "train": n_activations,
+        "index": n_tokens * len(config.sae),
+    }
     found = {}
     for stage, tokens in work.items():
         if seconds.get(stage, 0) > 0.5:

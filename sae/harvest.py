@@ -52,10 +52,14 @@ class HarvestConfig(Section):
         gt=1,
         description="Leave out positions whose norm exceeds this multiple of the median; none: keep all.",
     )
-    cache: Literal["auto"] | bool = Field(
+    cache: Literal["auto", "shared"] | bool = Field(
         default="auto",
-        description="Keep harvested activations on disk until the run ends (2 bytes a number), for the index and a resumed "
-        "run; auto: not on a GPU, which is faster than the disk.",
+        description="Keep harvested activations on disk until the run ends, for the index and a resumed run; auto: not on a "
+        "GPU, which is faster than most disks; shared: for other runs too, until `sae cache` removes them.",
+    )
+    cache_dtype: Literal["bfloat16", "int8"] = Field(
+        default="bfloat16",
+        description="What a cache keeps: 2 bytes a number, or 8-bit codes of activations, which are then trained on.",
     )
 
     def contexts_per_pass(self, ctx_len: int, device: torch.device) -> int:
@@ -63,8 +67,8 @@ class HarvestConfig(Section):
         return self.batch_contexts or (max(1, GPU_TOKENS // ctx_len) if device.type == "cuda" else 16)
 
     def caches(self, device: torch.device) -> bool:
-        """`cache`, or what suits the device."""
-        return device.type != "cuda" if self.cache == "auto" else self.cache
+        """Whether activations are kept: as asked, or as suits the device."""
+        return device.type != "cuda" if self.cache == "auto" else bool(self.cache)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from sae import language_model, tokens
+from sae.activation_cache import ActivationCache
 from sae.activations import Activations, segment_size
 from sae.config import TrainConfig
 from sae.device import device_called
 from sae.distributed import ALONE, Group
 from sae.errors import ConfigError
 from sae.files import write_json
-from sae.harvest import Harvester, choose_dtype
+from sae.harvest import HarvestConfig, Harvester, choose_dtype
 from sae.hookpoints import Channel
 from sae.language_model import LanguageModel
 from sae.progress import Screen
@@ -68,12 +69,26 @@ def prepare(
     harvester = Harvester(lm, channels, config.harvest, config.text.packing)
     size = segment_size(harvester, contexts, config.shuffle)
     home = cache or folder / "activations"
-    train = Activations(harvester, contexts, size, home, keep=config.harvest.caches(lm.device), group=group)
+    kept = _cache(config.harvest, harvester, config.text.ctx_len, home, screen)
+    train = Activations(harvester, contexts, size, home, cache=kept, group=group)
     if group.size > 1:
         train.measure()
-    held_out_folder = home / "held_out"
-    held_out_size = min(size, held_out.n_contexts)
-    return Rooms(lm, dtype, train, Activations(harvester, held_out, held_out_size, held_out_folder, train))
+    kept = ActivationCache(home / "held_out", harvester, say=screen.say)
+    return Rooms(
+        lm, dtype, train, Activations(harvester, held_out, min(size, held_out.n_contexts), kept.folder, train, kept)
+    )
+
+
+def _cache(
+    config: HarvestConfig, harvester: Harvester, ctx_len: int, home: Path, screen: Screen
+) -> ActivationCache | None:
+    """Where the activations of the training stream are kept, if they are."""
+    if not config.caches(harvester.lm.device):
+        return None
+    eight_bits = config.cache_dtype == "int8"
+    if config.cache == "shared":
+        return ActivationCache.shared(harvester, ctx_len, eight_bits, screen.say)
+    return ActivationCache(home, harvester, eight_bits, screen.say)
 
 
 def harvester_of(config: TrainConfig, folder: Path, channels: tuple[Channel, ...], screen: Screen) -> Harvester:

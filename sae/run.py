@@ -94,8 +94,8 @@ def _end(
     log.finish(metrics, {f"{n}/curves": p / "curves.png" for n, p in _folders(config).items()})
     for leftover in ("checkpoints", "activations/held_out", "codes"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
-    for segment in (folder / "activations").glob("segment-*"):  # the statistics stay, for `sae eval`
-        segment.unlink()
+    for kept in (folder / "activations").glob("contexts-*"):  # the statistics stay, for `sae eval`
+        kept.unlink()
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -159,6 +159,7 @@ def _train(
     if group.from_first(lambda: all((path / "card.json").exists() for path in _folders(config).values())):
         return
     writes = _writes(config, group)
+    rooms.train.claim_room()
     selection = rooms.dtype if config.train.dtype == "auto" else getattr(torch, config.train.dtype)
 
     def write(name: str, line: dict[str, Any], trainer: SaeTrainer) -> None:
@@ -210,6 +211,10 @@ def _train(
         rooms.train.harvester.tick = lambda n_tokens: None
         screen.seconds["train"] -= rooms.train.harvest_s
         screen.seconds["harvest"] = screen.seconds.get("harvest", 0.0) + rooms.train.harvest_s
+        if rooms.train.cache is not None:
+            cached = rooms.train.cache.traffic.seconds
+            screen.seconds["train"] -= cached
+            screen.seconds["cache"] = screen.seconds.get("cache", 0.0) + cached
     for trainer in training.trainers:
         _publish(config, folder, rooms, trainer)
     group.wait()

@@ -142,6 +142,15 @@ def run_cli(*arguments: Any, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> Path:
+    """The folder of a run that nothing stopped, to compare others with."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run_cli("train", write_config(folder, tree))
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> Path:
     """Run folder of a finished small run with two dictionaries at two hook points."""
     folder = tmp_path_factory.mktemp("finished")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from sae import checkpoint, dictionary
 from sae.activations import Statistics
 from sae.architectures import ARCHITECTURES
-from sae.distributed import Group, processes
+from sae.distributed import Group, leave, processes
 from sae.hookpoints import Channel, HookPoint
 from sae.optimiser import OptimiserConfig
 from sae.replica_step import ReplicaStep
@@ -128,3 +128,4 @@ if __name__ == "__main__":
         if device == "cpu":
             check_shards(several, where)
         print(f"process {several.rank} of {several.size}: equal")
+    leave(0)

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from sae.benchmarks import index, processes, serve, stream
+from sae.benchmarks import cached, index, processes, serve, stream
 from sae.benchmarks.step import Shape, floors, saedex
 from sae.benchmarks.timing import timed
 from sae.cli import main
@@ -35,6 +35,15 @@ def test_the_timed_step_trains(capsys):
     assert trainer.tokens_seen == 128 and not torch.equal(before, trainer.sae.W_dec)
     for call in floors(Shape(32, 128, 4, 64), rows, torch.float32).values():
         assert timed(call, torch.device("cpu"), 2).seconds > 0
+
+
+def test_keeping_pays_from_the_run_on_that_makes_it_cheaper():
+    assert cached.break_even(10.0, 12.0, 2.0) == 2
+    assert cached.break_even(10.0, 30.0, 9.0) == 22
+    assert cached.break_even(10.0, 10.0, 10.0) is None
+    for harvest, keep, read in ((3.0, 3.5, 1.0), (1.0, 7.0, 0.9), (5.0, 4.0, 1.0)):
+        n = cached.break_even(harvest, keep, read)
+        assert n * harvest > keep + (n - 1) * read and (n == 1 or (n - 1) * harvest <= keep + (n - 2) * read + 1e-9)
 
 
 def test_the_stream_is_measured_with_its_parts():

@@ -35,14 +35,6 @@ def lines(run: Path, name: str = "first"):
     return (run / "dictionaries" / name / "training.jsonl").read_text()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, tree):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = run_cli("train", write_config(folder, tree))
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "tiny"
-
-
 def start(config: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "sae.cli", "train", str(config)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sae.activation_cache import ActivationCache
 from sae.activations import Activations, segment_size
 from sae.architectures import ArchitectureConfig
 from sae.architectures.gradient import GradientConfig
 from sae.architectures.topk import TopKConfig
+from sae.benchmarks import cached
 from sae.benchmarks.timing import of_peer, timed
 from sae.distributed import ALONE, Group
 from sae.harvest import HarvestConfig, Harvester
@@ -117,11 +119,11 @@ class Stream:
         )
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    def activations(self, config: ArchitectureConfig) -> Activations:
-        """The stream of a dictionary's activations, harvested anew."""
+    def activations(self, config: ArchitectureConfig, cache: ActivationCache | None = None) -> Activations:
+        """The stream of a dictionary's activations, harvested anew, or kept."""
         harvester = Harvester(self.lm, config.channels, HarvestConfig(), "joined")
         pieces = segment_size(harvester, self.contexts, self.shuffle)
-        return Activations(harvester, self.contexts, pieces, None, group=self.group)
+        return Activations(harvester, self.contexts, pieces, None, cache=cache, group=self.group)
 
     def config(self, gradient: bool = False) -> ArchitectureConfig:
         """The dictionary's settings."""
@@ -198,6 +200,9 @@ def measure(device: torch.device, size: Size | None = None) -> dict[str, Any]:
         stream = Stream(size, device, Path(folder))
         found: dict[str, Any] = {"tokens on disk": stream.read(), "harvest alone": stream.harvest()}
         found |= {"step alone": stream.step(), "end to end": stream.end_to_end()}
+        found |= cached.measure(
+            lambda cache: stream.activations(stream.config(), cache), Path(folder), lambda call: _seconds(call, device)
+        )
         found["gradient harvest alone"] = stream.harvest(gradient=True)
         found["sparsify end to end"] = of_peer(stream.sparsify)
     return {"size": size._asdict(), "seconds": found}
@@ -221,6 +226,7 @@ def table(measured: dict[str, Any]) -> str:
             *lines,
             "",
             f"- harvest alone and step alone, one after the other, over end to end: {floor:.2f}",
+            cached.sentence(seconds),
             f"- gradient harvest over its FLOPs ({multiple:.2f} times those of harvest) at the rate of harvest: {gradient:.2f}",
         ]
     )

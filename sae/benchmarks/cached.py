@@ -1,0 +1,77 @@
+"""Part of `sae bench stream`: activations kept on disk against harvesting them again, and from which run on that pays."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from sae.activation_cache import ActivationCache
+from sae.activations import Activations
+
+BYTES = 4e9  # of activations that are written and read; the rest is reckoned from these
+
+
+def measure(
+    activations: Callable[[ActivationCache | None], Activations],
+    folder: Path,
+    seconds: Callable[[Callable[[], object]], float],
+) -> dict[str, float]:
+    """Seconds to harvest all tokens and keep them, and to read them from the disk, in bfloat16 and in 8 bits.
+
+    What was written is on the disk before reading begins, and no longer in the system's memory where it lets go of it.
+    """
+    found = {}
+    for kind in ("bfloat16", "int8"):
+        stream = activations(None)
+        cache = ActivationCache(folder / kind, stream.harvester, kind == "int8")
+        stream = activations(cache)
+        n_tokens = stream.contexts.n_contexts * stream.contexts.ctx_len
+        share = min(
+            1.0, BYTES / (n_tokens * 2 * sum(stream.harvester.width(c.hook) for c in stream.harvester.channels))
+        )
+        n_segments = min(stream.n_segments, max(2, int(stream.n_segments * share)))
+        tokens = min(n_segments * stream.segment_contexts, stream.contexts.n_contexts) * stream.contexts.ctx_len
+
+        def all_of(stream: Activations = stream, n_segments: int = n_segments, cache: ActivationCache = cache) -> None:
+            for number in range(n_segments):
+                stream.segment(number)
+            for path in cache.folder.glob("*.safetensors"):
+                _to_disk(path)
+
+        found[f"harvest and keep, {kind}"] = seconds(all_of) * n_tokens / tokens
+        found[f"read from disk, {kind}"] = seconds(all_of) * n_tokens / tokens
+        assert cache.traffic.read == cache.traffic.written == tokens
+        shutil.rmtree(cache.folder)
+    return found
+
+
+def _to_disk(path: Path) -> None:
+    """Writes what is still in memory of a file, and asks the system to forget it."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
+
+
+def break_even(harvest: float, keep: float, read: float) -> int | None:
+    """The first number of runs on the same activations for which keeping them takes less time; none: it never does.
+
+    n runs take n `harvest` without, and `keep` + (n - 1) `read` with the cache.
+    """
+    if read >= harvest:
+        return None
+    return max(1, math.floor((keep - read) / (harvest - read)) + 1)
+
+
+def sentence(seconds: dict[str, float]) -> str:
+    """What keeping comes to, in words."""
+    said = []
+    for kind in ("bfloat16", "int8"):
+        harvest = seconds["harvest alone"]
+        first = break_even(harvest, seconds[f"harvest and keep, {kind}"], seconds[f"read from disk, {kind}"])
+        said.append(f"{kind}: {'never' if first is None else f'from run {first} on'}")
+    return f"- a shared cache saves time on the same activations, {'; '.join(said)}"

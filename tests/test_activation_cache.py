@@ -1,0 +1,130 @@
+"""Activations on disk: the same bits as harvested ones, shared by runs, checked by hash; 8-bit codes near to them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae import dictionary
+from sae.activation_cache import remove, shared_caches
+from sae.errors import ConfigError
+from sae.packed_rows import PackedRows
+from tests.conftest import run_cli, write_config
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEDEX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "activations"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(dictionary.load(run / "dictionaries" / "first").state_dict())
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_runs_share_activations_and_train_to_the_bits_of_one_that_harvests(tmp_path, tree, undisturbed, home):
+    for name in ("one", "two"):
+        done = run_cli("train", write_config(tmp_path, tree, name=name, harvest__cache="shared"))
+        assert done.returncode == 0, done.stderr
+        for key, value in weights(tmp_path / "runs" / name).items():
+            assert torch.equal(value, weights(undisturbed)[key]), key
+    first, second = (summary(tmp_path / "runs" / name)["seconds"] for name in ("one", "two"))
+    assert first["harvest"] > 0 and second["harvest"] == 0
+    other = write_config(tmp_path, tree, name="other", seed=5, harvest__cache="shared", sae={**tree["sae"][0], "k": 2})
+    assert run_cli("train", other).returncode == 0
+    assert summary(tmp_path / "runs" / "other")["seconds"]["harvest"] == 0, "another dictionary, the same activations"
+    deeper = write_config(
+        tmp_path, tree, name="deeper", harvest__cache="shared", sae={**tree["sae"][0], "hook": "mlp_out.2"}
+    )
+    assert run_cli("train", deeper).returncode == 0
+    assert summary(tmp_path / "runs" / "deeper")["seconds"]["harvest"] > 0 and len(list(home.iterdir())) == 2
+
+
+def test_a_damaged_file_is_told_of_and_harvested_again(tmp_path, tree, undisturbed, home):
+    config = write_config(tmp_path, tree, name="one", harvest__cache="shared")
+    assert run_cli("train", config).returncode == 0
+    files = sorted(home.glob("*/contexts-*.safetensors"))
+    held = files[0].read_bytes()
+    files[0].write_bytes(held[:-9] + bytes(b ^ 1 for b in held[-9:]))
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    done = run_cli("train", write_config(tmp_path, tree, name="two", harvest__cache="shared"))
+    assert done.returncode == 0 and done.stderr.count("damaged;") == 2
+    assert files[0].read_bytes() == held
+    for key, value in weights(tmp_path / "runs" / "two").items():
+        assert torch.equal(value, weights(undisturbed)[key]), key
+
+
+def test_two_runs_at_once_harvest_every_range_once(tmp_path, tree, home):
+    configs = [
+        write_config(tmp_path / name, tree, name=name, harvest__cache="shared", harvest__cache_dtype="int8")
+        for name in ("one", "two")
+        if not (tmp_path / name).mkdir()
+    ]
+    command = [sys.executable, "-m", "sae.cli", "train"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen([*command, str(config)], **pipes) for config in configs]
+    for process in both:
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    runs = [tmp_path / name / "runs" / name for name in ("one", "two")]
+    for key, value in weights(runs[0]).items():
+        assert torch.equal(value, weights(runs[1])[key]), key
+    assert len(list(home.iterdir())) == 1
+    assert not list(home.glob("*/*.writing"))
+
+
+def test_8_bit_activations_train_to_nearly_the_same(tmp_path, tree, undisturbed, home):
+    done = run_cli("train", write_config(tmp_path, tree, harvest__cache="shared", harvest__cache_dtype="int8"))
+    assert done.returncode == 0, done.stderr
+    found, exact = (
+        json.loads((run / "dictionaries" / "first" / "metrics.json").read_text())["fvu"]
+        for run in (tmp_path / "runs" / "tiny", undisturbed)
+    )
+    assert found != exact and abs(found / exact - 1) < 0.05
+
+
+def test_what_is_shared_is_listed_and_removed(tmp_path, tree, home):
+    assert "no shared activations" in run_cli("cache").stdout
+    assert run_cli("train", write_config(tmp_path, tree, harvest__cache="shared")).returncode == 0
+    ((folder, size, _, facts),) = shared_caches()
+    listed = run_cli("cache").stdout
+    assert folder.name in listed and "resid_post.1" in listed and facts["stored"] in listed
+    with pytest.raises(ConfigError, match=folder.name):
+        remove("nothing")
+    assert run_cli("cache", "--remove", "nothing").returncode != 0 and folder.exists()
+    assert remove("all") == size > 0 and not folder.exists()
+
+
+def test_no_room_is_said_before_anything_is_harvested(tmp_path, tree, monkeypatch):
+    from sae import activation_cache, cli
+
+    monkeypatch.setattr(activation_cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    config = write_config(tmp_path, tree, harvest__cache=True)
+    assert cli.main(["train", str(config)]) == ConfigError.exit_code
+    assert not list((tmp_path / "runs" / "tiny" / "activations").glob("contexts-*"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), width=st.integers(1, 300), loud=st.floats(0.001, 1000))
+def test_8_bit_codes_are_within_half_a_step(seed, width, loud):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(40, width, generator=generator)
+    x[:, 0] *= loud
+    x[3] = 0
+    packed = PackedRows.of(x.bfloat16())
+    step = packed.row[:, None] * packed.column
+    assert ((packed.rows().float() - x.bfloat16().float()).abs() <= step / 2 + x.abs() / 128).all()
+    others = slice(1, None) if width > 1 else slice(None)
+    error = (packed.rows().float() - x.bfloat16().float())[:, others].square().sum()
+    assert error <= 0.0005 * x[:, others].square().sum(), "a loud column takes nothing from the others"
