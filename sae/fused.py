@@ -8,18 +8,18 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
 from sae.architectures.k_largest import KLargest
+from sae.architectures.running_threshold import BatchSelected
 from sae.architectures.settings import Batch, Encoding, Pass, Selecting
 from sae.dead_latents import DeadCount, revive
 from sae.distributed import ALONE, Group
 from sae.graphs import Graphs
 from sae.kernels import moments
 from sae.kernels.sparse import HAS_TRITON
-from sae.kernels.step_parts import Adam, Decoded, More, Rows
+from sae.kernels.step_parts import Adam, Decoded, Flat, More, Rows
 
 TILE = 128  # batches of nearly the same size share a recording
 CHUNK_NUMBERS = 1 << 27  # pre-activations that are held at a time where tokens select for themselves
@@ -57,7 +57,9 @@ class FusedStep:
         self.moments_in = moments_in
         self.sae, self.optimiser, self.group, self.kernels = sae, optimiser, group, _kernels(sae.b_dec.device)
         self.ragged = sae.ragged  # whether a token may keep fewer latents than its row of the code is long
-        self.recorded = sae.b_dec.device.type == "cuda" and not sae.ragged  # else the shapes are not known beforehand
+        on_gpu = sae.b_dec.device.type == "cuda"
+        self.by_batch = on_gpu and isinstance(sae, BatchSelected)  # as many of every batch as it has tokens, times k
+        self.recorded = on_gpu and (self.by_batch or not sae.ragged)  # else the shapes are not known beforehand
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in sae.named_parameters()}
         self.prefixes = self._prefixes()
         self.reset()
@@ -99,7 +101,7 @@ class FusedStep:
         n = sum(counts)
         adam = self._adam(lr, n, len(raw.x))
         room = self._dead.room(n, tokens_seen)
-        if not self.recorded:
+        if not self.recorded or (self.by_batch and n % TILE):  # no row may be there that does not count
             made = self._update(raw, scale, variance, adam, room, tokens_seen)
         else:
             held = self._held(raw, -(-max(counts) // TILE) * TILE)  # of one size, so that all record at the same time
@@ -129,22 +131,24 @@ class FusedStep:
         sae, kernels, n, n_own = self.sae, self.kernels, adam.numbers[2], adam.numbers[3]
         real = (kernels.numbers(len(raw.x), raw.x.device) < n_own).to(kernels.DTYPE)
         batch, given, squares, variance = self._prepared(raw, scale, variance)
-        indices, values = self._select(given, batch)
-        if indices.shape[1] > kernels.widest(sae.d_sae):
+        indices, values, flat = self._select(given, batch)
+        if self._too_many(indices, flat):
             return None
-        kept = indices.clamp_min(0) if self.ragged else indices
+        kept, starts = (indices.clamp_min(0) if self.ragged else indices), (flat.starts if flat else None)
         coefficient = 2 / (n * variance)
-        decode = (kept, self._tables[1], sae.b_dec.data, batch.y, coefficient, n_own, self.prefixes)
+        decode = (kept, self._tables[1], sae.b_dec.data, batch.y, coefficient, n_own, self.prefixes, starts)
         if sae.loss_is_of == "code":
-            decoded, extra, others = self._decode_code(batch, values, decode, variance, tokens_seen)
+            code, decoded, extra, others = self._decode_code(batch, values, flat, decode, variance, tokens_seen)
         else:
             decoded, extra, others = self._decode(values, *decode), 0.0, {}
+            code = Encoding(decoded.acts, kept)
         figures = (torch.stack([*decoded.by_token, squares]) * real).sum(1)
         last = kernels.row_times(real, decoded.error[-1])
         first = last if len(decoded.error) == 1 else kernels.row_times(real, decoded.error[0])
         sums = self._over_tokens(figures, first, last, real.float() @ batch.y)
         (error, whole, count, square), first, last, target = sums
-        pairs = kernels.Pairs(torch.where(indices < 0, sae.d_sae, indices) if self.ragged else indices, sae.d_sae)
+        named = torch.where(indices < 0, sae.d_sae, indices) if self.ragged else indices
+        pairs = kernels.Pairs(named, sae.d_sae, flat.tokens if flat else None)
         more, aux = None, torch.zeros_like(variance)
         if room:
             spread = (error - last.square().sum() / n).clamp_min(1e-30)
@@ -162,7 +166,6 @@ class FusedStep:
             multiple = sae.lr_multiples.get(name, 1.0)
             kernels.update_vector(self._state(sae.get_parameter(name)), grad, adam.faster(multiple))
         if type(sae).observe is not SparseAutoencoder.observe:
-            code = Encoding(decoded.acts, kept)
             sae.observe(Pass(batch, values, code, batch.y + decoded.error[-1], variance, tokens_seen))
         loss = whole * (coefficient / 2) + sae.config.aux_coefficient * aux + extra
         return Made(torch.stack([loss, aux, count / n, error, square]), target)
@@ -207,50 +210,74 @@ class FusedStep:
             variance = torch.full_like(variance, sae.d_out)
         return Batch(y, y, raw.gradient), given, squares, variance
 
-    def _select(self, given: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(latents in int32, pre-activations in float32), [tokens, width] each."""
+    def _too_many(self, indices: Tensor, flat: Flat | None) -> bool:
+        """Whether tokens keep so many latents that dense products are faster."""
+        width = indices.shape[1] if flat is None else -(-len(indices) // flat.shape[0])
+        autograd = flat is not None and flat.shape[0] * flat.shape[1] > CHUNK_NUMBERS
+        return autograd or width > self.kernels.widest(self.sae.d_sae)
+
+    def _select(self, given: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Flat | None]:
+        """(latents in int32, pre-activations in float32), [tokens, width] each, or [pairs] of the `Flat` code."""
         parts = -(-len(given) * self.sae.d_sae * self._latents_of.size // CHUNK_NUMBERS)
         if self.sae.ragged or parts <= 1:
             return self._select_rows(given, batch.gradient)
         step = -(-len(given) // parts // TILE) * TILE
         gradients = [None] * len(given) if batch.gradient is None else batch.gradient.split(step)
         found = [self._select_rows(rows, g) for rows, g in zip(given.split(step), gradients, strict=False)]
-        return torch.cat([indices for indices, _ in found]), torch.cat([values for _, values in found])
+        return torch.cat([indices for indices, *_ in found]), torch.cat([values for _, values, _ in found]), None
 
-    def _select_rows(self, given: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _select_rows(self, given: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor, Flat | None]:
         sae, kernels = self.sae, self.kernels
         by_maxima = isinstance(sae, KLargest) and kernels.fits_groups(sae.d_sae, sae.config.k)
-        pre_acts, maxima = kernels.encode(given, self._rounded[0], sae.b_enc, by_maxima)
+        wanted = by_maxima or (self.by_batch and kernels.fits_groups(sae.d_sae, 1))
+        pre_acts, maxima = kernels.encode(given, self._rounded[0], sae.b_enc, wanted)
         if by_maxima:
             indices, values = kernels.top_k(pre_acts, sae.config.k, maxima)
-            return self._among_all(indices, values, values)
+            return *self._among_all(indices, values, values), None
+        if self.by_batch:
+            tokens, latents = kernels.batch_pairs(pre_acts, sae.config.k, maxima)
+            return latents.int(), pre_acts[tokens, latents].float(), Flat.of_tokens(tokens, len(given))
         indices = sae.select(pre_acts, Selecting(given, gradient))
-        if sae.ragged and kernels.ONE_WIDTH:  # few widths to compile for
-            width = indices.shape[1]
-            indices = F.pad(indices, (0, (1 << (width - 1).bit_length()) - width), value=-1)
+        if sae.ragged and given.device.type == "cuda":
+            flat = Flat.of(indices)
+            latents = flat.pairs(indices)
+            return latents.int(), pre_acts[flat.tokens, latents].float(), flat
         values = kernels.values_at(pre_acts, indices.clamp_min(0), given, sae.W_enc.data.T, sae.b_enc.data)
         if sae.ragged:
-            return indices.int(), values.masked_fill(indices < 0, PADDED)
-        return self._among_all(indices.int(), values, pre_acts.gather(1, indices))
+            return indices.int(), values.masked_fill(indices < 0, PADDED), None
+        return *self._among_all(indices.int(), values, pre_acts.gather(1, indices)), None
 
     def _decode_code(
-        self, batch: Batch, values: Tensor, decode: tuple[Any, ...], variance: Tensor, tokens_seen: int
-    ) -> tuple[Any, Tensor, dict[str, Tensor]]:
-        """(decoded, the extra term, gradients of parameters that only the code has): autograd for [tokens, width] alone."""
-        sae, kept = self.sae, decode[0]
+        self,
+        batch: Batch,
+        values: Tensor,
+        flat: Flat | None,
+        decode: tuple[Any, ...],
+        variance: Tensor,
+        tokens_seen: int,
+    ) -> tuple[Encoding, Decoded, Tensor, dict[str, Tensor]]:
+        """(code, decoded, the extra term, gradients of parameters that only the code has): autograd for [tokens, width]
+        alone."""
+        sae, kept = self.sae, decode[0].long()
+        if flat is not None:
+            kept, values = flat.spread(kept, 0), flat.spread(values, PADDED)
         others = {n: p for n, p in sae.named_parameters() if n not in ("W_enc", "b_enc", "W_dec", "b_dec")}
         with torch.enable_grad():
             values = values.requires_grad_()
-            acts = sae.activate(values, kept.long())
-        decoded = self.kernels.decode(acts.detach(), *decode, rectify=False)
+            acts = sae.activate(values, kept)
+        given = acts.detach() if flat is None else flat.pairs(acts.detach())
+        decoded = self.kernels.decode(given, *decode, rectify=False)
+        to_acts = decoded.to_acts if flat is None else flat.spread(decoded.to_acts, 0.0)
         with torch.enable_grad():
-            made = Pass(batch, values, Encoding(acts, kept.long()), batch.y, variance, tokens_seen)
+            made = Pass(batch, values, Encoding(acts, kept), batch.y, variance, tokens_seen)
             extra = sae.extra_loss(made)
             roots = (acts,) if extra is None else (acts, extra)
-            ends = (decoded.to_acts,) if extra is None else (decoded.to_acts, torch.ones_like(extra))
+            ends = (to_acts,) if extra is None else (to_acts, torch.ones_like(extra))
             found = torch.autograd.grad(roots, (values, *others.values()), ends)
         extra = torch.zeros_like(variance) if extra is None else extra.detach()
-        return decoded._replace(to_acts=found[0]), extra, dict(zip(others, found[1:], strict=True))
+        to_values = found[0] if flat is None else flat.pairs(found[0])
+        code = Encoding(acts.detach(), kept)
+        return code, decoded._replace(to_acts=to_values), extra, dict(zip(others, found[1:], strict=True))
 
     def _state(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights, both moments) of a parameter, the moments made as Adam would where there are none."""

@@ -91,6 +91,24 @@ def test_the_largest_of_a_batch_are_exact_and_ties_go_to_the_first(n, latents, k
 
 
 @on_gpu
+@pytest.mark.parametrize("n, latents, k", [(64, 4096, 8), (7, 256, 1), (33, 640, 200), (128, 24576, 32)])
+def test_the_pairs_of_a_batch_are_its_largest_in_order(n, latents, k):
+    from sae.kernels import cuda
+
+    random = torch.randn(n, latents, device="cuda").bfloat16()
+    loud = random.clone()
+    loud[::50] *= 30
+    for pre_acts in (random, loud, (random * 2).round() / 2, torch.zeros_like(random), -random.abs()):
+        tokens, found = cuda.batch_pairs(pre_acts, k, cuda._maxima(pre_acts) if latents % 64 == 0 else None)
+        places = tokens * latents + found
+        assert len(places) == n * k and (places.diff() > 0).all()
+        values = pre_acts.float().flatten()
+        assert torch.equal(values[places].sort().values, values.sort(descending=True).values[: n * k].flip(0))
+        again = cuda.batch_pairs(pre_acts, k, cuda._maxima(pre_acts) if latents % 64 == 0 else None)
+        assert torch.equal(again[1], found)
+
+
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("n, latents", [(64, 4096), (7, 200), (33, 3000)])
 def test_ragged_selections_are_those_of_the_reference(n, latents, dtype):
@@ -192,13 +210,14 @@ def test_a_run_ends_at_the_fvu_of_the_float32_reference():
 
 @on_gpu
 @pytest.mark.parametrize("dead_after", [2000, 100_000])
-def test_recorded_updates_are_the_plain_ones(dead_after):
+@pytest.mark.parametrize("kind", ["topk", "batch_topk", "matryoshka"])
+def test_recorded_updates_are_the_plain_ones(kind, dead_after):
     """Recorded kernels, rows that do not count, and room for the dead found without waiting change nothing."""
     settings = {"k": 8, "dead_after_tokens": dead_after, "k_aux": 16}
-    recorded, plain = made("topk", 128, 1024, **settings), made("topk", 128, 1024, **settings)
+    recorded, plain = made(kind, 128, 1024, **settings), made(kind, 128, 1024, **settings)
     assert recorded.fused is not None and plain.fused is not None
     for step in range(20):
-        x = rows(step, 700 - 9 * (step % 3), 128).bfloat16()
+        x = rows(step, 700 - 9 * (step % 3) if kind == "topk" else 640, 128).bfloat16()
         plain.fused._graphs._recorded.clear()
         plain.fused._graphs._seen.clear()
         recorded.step({Channel(HOOK): x}, LR)
@@ -252,11 +271,33 @@ def test_what_has_another_loss_goes_by_the_reference():
 
 
 @on_gpu
-def test_a_token_with_very_many_latents_goes_by_the_reference():
+def test_a_token_with_very_many_latents_goes_by_the_reference(monkeypatch):
+    from sae.kernels import cuda
+
+    monkeypatch.setattr(cuda, "widest", lambda n_latents: 300)
     trainer = made("jumprelu", 64, 2048, initial_threshold=1e-3)
     trainer.step({Channel(HOOK): rows(0, 64, 64)}, LR)
     assert isinstance(trainer.fused, FusedStep) and trainer.fused._updates == 0
-    assert trainer.steps == 1 and trainer.sums[2] > 512
+    assert trainer.steps == 1 and trainer.sums[2] > 300
+
+
+@on_gpu
+@pytest.mark.parametrize("kind, settings", [("batch_topk", {"k": 20}), ("matryoshka", {"k": 20})])
+def test_loud_tokens_that_keep_very_many_latents_have_the_gradients_of_the_reference(kind, settings):
+    """As a language model has them: a few rows a hundred times as long take most of the batch's latents."""
+    fused, plain = (made(kind, 96, 4096, **settings) for _ in range(2))
+    plain.fused = None
+    for step in range(2):
+        x = rows(step, 500, 96)
+        x[::100] *= 100
+        for trainer in (fused, plain):
+            trainer.step({Channel(HOOK): x.bfloat16()}, LR)
+    assert fused.fused._updates == 2
+    a, b = fused.tensors(), plain.tensors()
+    for name in a:
+        if "exp_avg" in name and "sq" not in name:
+            error = (a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-12)
+            assert error < 0.08, (name, float(error))
 
 
 MOMENTS = ["bfloat16", "int8"]

@@ -290,7 +290,9 @@ def test_two_dictionaries_share_one_harvest(tmp_path, tree, undisturbed, monkeyp
 
     harvested = []
     harvest = Activations._harvest
-    monkeypatch.setattr(Activations, "_harvest", lambda self, g: harvested.append((id(self), g)) or harvest(self, g))
+    monkeypatch.setattr(
+        Activations, "_harvest", lambda self, g: harvested.append((id(self), g.start)) or harvest(self, g)
+    )
     wide = {**tree["sae"][0], "name": "wide", "d_sae": 96, "k": 8}
     summary = run(load_config(write_config(tmp_path, tree, sae=[tree["sae"][0], wide])), Screen(Console(quiet=True)))
     assert set(summary["dictionaries"]) == {"first", "wide"}

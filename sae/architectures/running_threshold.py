@@ -54,6 +54,6 @@ class BatchSelected(SparseAutoencoder[B], Generic[B]):
         """Moves the running threshold towards this batch's smallest positive activation."""
         acts = made.encoding.top_acts
         least = torch.where(acts > 0, acts, torch.inf).min()
-        weight = 1 - torch.exp(torch.tensor(-len(acts) / self.config.threshold_tokens, device=acts.device))
+        weight = float(1 - torch.exp(torch.tensor(-len(made.x_hat) / self.config.threshold_tokens)))
         moved = torch.where(self.threshold == 0, least, self.threshold + weight * (least - self.threshold))
         self.threshold.copy_(torch.where(torch.isfinite(least), moved, self.threshold))

@@ -18,7 +18,6 @@ from sae.kernels.cpu import gather_dot
 from sae.kernels.step_parts import Adam, Decoded, More, Rows
 
 DTYPE = torch.float32  # of stored rows
-ONE_WIDTH = False  # nothing is compiled for a number of latents per token
 
 
 def _floats(adam: Adam) -> np.ndarray:
@@ -133,7 +132,8 @@ def _levels(n_latents: int, prefixes: Tensor | None) -> np.ndarray:
 
 def decode(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
-    prefixes: Tensor | None, rectify: bool = True, error_dtype: torch.dtype = torch.float32,
+    prefixes: Tensor | None, starts: None = None, rectify: bool = True,
+    error_dtype: torch.dtype = torch.float32,
 ) -> Decoded:  # fmt: skip
     """See `cuda.decode`; all rows count."""
     n_levels = 1 if prefixes is None else len(prefixes)
@@ -165,7 +165,7 @@ def _sort(indices, n_latents, offsets, order):  # pragma: no cover (compiled)
 class Pairs:
     """The (token, latent) pairs of a batch sorted by latent; places that hold no latent are named `n_latents`."""
 
-    def __init__(self, indices: Tensor, n_latents: int):
+    def __init__(self, indices: Tensor, n_latents: int, tokens: None = None):
         self.offsets, self.order = np.zeros(n_latents + 1, np.int64), np.empty(indices.numel(), np.int64)
         _sort(indices.reshape(-1).numpy(), n_latents, self.offsets, self.order)
 

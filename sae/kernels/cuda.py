@@ -22,13 +22,12 @@ from sae.kernels.reference import norm_crossing as _plain_norm_crossing
 from sae.kernels.step_parts import Adam, Decoded, More, Rows
 
 DTYPE = torch.bfloat16  # of stored rows
-ONE_WIDTH = True  # programs are compiled for a number of latents per token
 GROUP = 64  # latents whose largest pre-activation stands for them while the k largest are looked for
 LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
 
 
 def widest(n_latents: int) -> int:
-    """The most latents of one token that the programs hold at once."""
+    """The most latents that all tokens keep: the programs hold them at once. Where tokens keep different numbers, their mean."""
     return 512
 
 
@@ -154,6 +153,23 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
     return by_token(torch.div(places, m, rounding_mode="floor"), places % m, n)
 
 
+def batch_pairs(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(tokens, latents) [tokens * k] of the largest pre-activations of the whole batch, sorted; none is waited for.
+
+    Those below 0 count where fewer are above. Of equal numbers any may be taken, the same ones every time.
+    """
+    n, m = pre_acts.shape
+    wanted, flat = min(n * k, n * m), pre_acts.contiguous().view(-1)
+    if maxima is not None and wanted < maxima.numel():
+        groups = maxima.flatten().topk(wanted, sorted=False).indices.sort().values
+        found = flat.view(-1, GROUP)[groups].flatten().topk(wanted, sorted=False).indices.sort().values
+        places = groups[found // GROUP] * GROUP + found % GROUP
+    else:
+        places = flat.topk(wanted, sorted=False).indices.sort().values
+    tokens = places // m
+    return tokens, places - tokens * m
+
+
 def _filled(pre_acts: Tensor, bounds: Tensor, spares: Tensor | None, counts: Tensor) -> Tensor:
     n, m = pre_acts.shape
     out = torch.full((n, max(1, int(counts.max()) if n else 0)), -1, dtype=torch.int64, device=pre_acts.device)
@@ -196,18 +212,29 @@ def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
 
 def decode(
     values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
-    prefixes: Tensor | None, rectify: bool = True, error_dtype: torch.dtype = torch.bfloat16,
+    prefixes: Tensor | None, starts: Tensor | None = None, rectify: bool = True,
+    error_dtype: torch.dtype = torch.bfloat16,
 ) -> Decoded:  # fmt: skip
     """Everything of a token that the decoder says, from its pre-activations `values` [tokens, k].
 
     The loss is coefficient / 2 times the sum of the squared errors of the first `n_rows` rows, of all prefixes (none: of the
     whole dictionary). An activation of 0 has no gradient; without `rectify` the values are activations, and all have one.
+    With `starts` values and indices are [pairs] of a `Flat` code, and all rows count.
     """
-    (n, k), width = values.shape, target.shape[1]
+    n, width = target.shape
     acts, to_acts = torch.empty_like(values), torch.empty_like(values)
     levels = 1 if prefixes is None else len(prefixes)
     error = torch.empty(levels, n, width, dtype=error_dtype, device=values.device)
     by_token = torch.empty(3, n, dtype=torch.float32, device=values.device)
+    if starts is not None:
+        block = triton.next_power_of_2(width)
+        kernels.decode_ragged_program[(n,)](
+            values, indices, starts, table, bias, target, coefficient, by_token if prefixes is None else prefixes,
+            acts, error, to_acts, *by_token, n, SIZE=max(2, 8192 // block), WIDTH=width, BLOCK=block, LEVELS=levels,
+            RECTIFY=rectify, num_warps=4 if block <= 1024 else 8,
+        )  # fmt: skip
+        return Decoded(acts, to_acts, error, by_token)
+    k = values.shape[1]
     size = triton.next_power_of_2(k)
     block = max(16, min(128, width & -width, 16_384 // size))
     kernels.decode_program[(n,)](
@@ -219,10 +246,14 @@ def decode(
 
 
 class Pairs:
-    """The (token, latent) pairs of a batch sorted by latent; places that hold no latent are named `n_latents`."""
+    """The (token, latent) pairs of a batch sorted by latent; places that hold no latent are named `n_latents`.
 
-    def __init__(self, indices: Tensor, n_latents: int):
+    Indices are [tokens, k], or [pairs] of the `tokens` of a `Flat` code.
+    """
+
+    def __init__(self, indices: Tensor, n_latents: int, tokens: Tensor | None = None):
         ordered, self.order = indices.flatten().sort(stable=True)
+        self.tokens, self.k = (self.order, indices.shape[1]) if tokens is None else (tokens, 0)
         self.offsets = torch.searchsorted(ordered, numbers(n_latents + 1, indices.device), out_int32=True)
         self.n_latents, self.n_parts = n_latents, 2 * len(ordered) // LONG
 
@@ -282,32 +313,39 @@ def apply_rows(to_encoder: Tensor, to_decoder: Tensor, encoder: Rows, decoder: R
     blocks = triton.next_power_of_2(width_in), triton.next_power_of_2(width_out)
     kernels.apply_program[(len(to_encoder),)](
         to_encoder, to_decoder, *encoder, *decoder, *adam, WIDTH_IN=width_in, WIDTH_OUT=width_out,
-        BLOCK_IN=blocks[0], BLOCK_OUT=blocks[1], num_warps=4 if max(blocks) <= 4096 else 8,
+        BLOCK_IN=blocks[0], BLOCK_OUT=blocks[1], num_warps=_warps(max(blocks), encoder),
     )  # fmt: skip
+
+
+def _warps(block: int, rows: Rows) -> int:
+    """Of a program that updates a row: 8-bit codes take many registers for every number."""
+    if rows.mean.dtype == torch.int8:
+        return 4 if block <= 1024 else 16
+    return 4 if block <= 4096 else 8
 
 
 def _for_every_row(
     pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: Tensor, encoder: Rows, decoder: Rows,
     adam: Adam, more: More | None, prefixes: Tensor | None, write: bool = False,
 ) -> None:  # fmt: skip
-    k, n_latents, device = decoded.acts.shape[1], pairs.n_latents, given.device
+    n_latents, device = pairs.n_latents, given.device
     width_in, width_out = given.shape[1], decoded.error.shape[2]
     sizes: dict[str, Any] = dict(
-        K=k, WIDTH_IN=width_in, WIDTH_OUT=width_out, BLOCK_IN=triton.next_power_of_2(width_in),
+        K=pairs.k, WIDTH_IN=width_in, WIDTH_OUT=width_out, BLOCK_IN=triton.next_power_of_2(width_in),
         BLOCK_OUT=triton.next_power_of_2(width_out), SPLIT=LONG, LEVELS=len(decoded.error),
     )  # fmt: skip
-    sizes["num_warps"] = 4 if max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]) <= 4096 else 8
+    sizes["num_warps"] = _warps(max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]), encoder)
     parts = [torch.empty(pairs.n_parts, w, dtype=torch.float32, device=device) for w in (width_in, width_out)]
     ends_of = ends if prefixes is None else prefixes
     read = decoded.acts, decoded.to_acts, decoded.error, given, ends_of, len(given)
     if pairs.n_parts:
         owners = torch.searchsorted(ends, numbers(pairs.n_parts, device).long(), right=True)
         kernels.parts_program[(pairs.n_parts,)](
-            owners, ends, pairs.offsets, pairs.order, *read, *parts, n_latents, PAIRS=4, **sizes
+            owners, ends, pairs.offsets, pairs.order, pairs.tokens, *read, *parts, n_latents, PAIRS=4, **sizes
         )
     slots, *rows = more[:3] if more else (pairs.offsets, *parts)
     kernels.update_program[(n_latents,)](
-        pairs.offsets, ends, pairs.order, *read, coefficient, *parts, slots, *rows, *encoder, *decoder, *adam,
+        pairs.offsets, ends, pairs.order, pairs.tokens, *read, coefficient, *parts, slots, *rows, *encoder, *decoder, *adam,
         MORE=more is not None, PAIRS=1, WRITE=write, **sizes,
     )  # fmt: skip
 
@@ -320,6 +358,7 @@ __all__ = [
     "Rows",
     "above",
     "apply_rows",
+    "batch_pairs",
     "batch_top_k",
     "count_latents",
     "decode",

@@ -41,7 +41,7 @@ def widened(stored: Tensor, scale: Tensor) -> Tensor:
     if stored.dtype not in LEVELS:
         return stored.float()
     levels, shift = LEVELS[stored.dtype]
-    share = ((stored.float().abs() + shift) / levels) ** 4
+    share = ((stored.float().abs() + shift) * (1 / levels)).square().square()
     return share.copysign(stored.float()) * scale[:, None]
 
 
@@ -60,10 +60,10 @@ def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
     else:
         (levels, shift), most = LEVELS[stored.dtype], torch.iinfo(stored.dtype).max
         scale.copy_(value.abs().amax(1))
-        share = value.abs() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        share = value.abs() * scale.clamp_min(torch.finfo(torch.float32).tiny).reciprocal()[:, None]
         code = (share.sqrt().sqrt() * levels).floor().sub(shift).clamp(0, most - 1)
-        below, above = (((code + shift + i) / levels) ** 4 for i in (0, 1))
-        code += share - below > draw / 65_536 * (above - below)
+        below, above = (((code + shift + i) * (1 / levels)).square().square() for i in (0, 1))
+        code += share - below > (draw + 0.5) / 65_536 * (above - below)
         stored.copy_(code.copysign(value))
 
 

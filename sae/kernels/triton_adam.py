@@ -25,10 +25,10 @@ def load_moment(stored, place, ok, scale):
     kind: tl.constexpr = stored.dtype.element_ty
     found = tl.load(stored + place, ok, 0).to(tl.float32)
     if kind == tl.int8:
-        share = found * found / (127.0 * 127.0)
+        share = found * found * (1.0 / (127.0 * 127.0))
         found = tl.where(found < 0, -share * share, share * share) * tl.load(scale)
     elif kind == tl.uint8:
-        share = (found + 1) * (found + 1) / (256.0 * 256.0)
+        share = (found + 1) * (found + 1) * (1.0 / (256.0 * 256.0))
         found = share * share * tl.load(scale)
     return found
 
@@ -49,12 +49,13 @@ def store_moment(stored, place, ok, value, draw, scale):
         size = tl.abs(value)
         largest = tl.max(size, 0)
         tl.store(scale, largest)
-        share = size / tl.maximum(largest, 1.1754943508222875e-38)
+        share = size * (1.0 / tl.maximum(largest, 1.1754943508222875e-38))
         code = tl.floor(tl.sqrt(tl.sqrt(share)) * LEVELS) - SHIFT
         code = tl.minimum(tl.maximum(code, 0.0), MOST)
-        low, high = (code + SHIFT) / LEVELS, (code + SHIFT + 1) / LEVELS
-        low, high = low * low * low * low, high * high * high * high
-        code += (share - low > draw.to(tl.float32) / 65536.0 * (high - low)).to(tl.float32)
+        low, high = (code + SHIFT) * (1.0 / LEVELS), (code + SHIFT + 1) * (1.0 / LEVELS)
+        low, high = low * low, high * high
+        low, high = low * low, high * high
+        code += (share - low > (draw.to(tl.float32) + 0.5) * (1.0 / 65536.0) * (high - low)).to(tl.float32)
         tl.store(stored + place, tl.where(value < 0, -code, code).to(kind), ok)
 
 

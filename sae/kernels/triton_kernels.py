@@ -242,18 +242,75 @@ def decode_program(
 
 
 @triton.jit
+def decode_ragged_program(
+    values, indices, starts, table, bias, target, coefficient, prefixes,
+    acts, error, to_acts, squares, prefix_squares, counts, n, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, LEVELS: tl.constexpr, RECTIFY: tl.constexpr,
+):  # fmt: skip
+    """As `decode_program`, for a token of a `Flat` code, with any number of latents.
+
+    The error of the whole dictionary first; then prefix by prefix down, each without the latents that only the larger ones
+    have. Every row of the table is read twice, however many prefixes there are.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    start, end = tl.load(starts + row), tl.load(starts + row + 1)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    e = tl.load(bias + columns, inside, 0.0) - tl.load(target + row * WIDTH + columns, inside, 0.0)
+    fired = tl.zeros((), tl.float32)
+    for first in range(start, end, SIZE):
+        number = first + tl.arange(0, SIZE)
+        ok = number < end
+        act = tl.load(values + number, ok, 0.0)
+        if RECTIFY:
+            act = tl.maximum(act, 0.0)
+        tl.store(acts + number, act, ok)
+        latent = tl.load(indices + number, ok, 0).to(tl.int64)
+        rows = tl.load(table + latent[:, None] * WIDTH + columns[None, :], ok[:, None] & inside[None, :], 0.0)
+        e += tl.sum(act[:, None] * rows.to(tl.float32), 0)
+        fired += tl.sum((act > 0).to(tl.float32), 0)
+    tl.store(squares + row, tl.sum(e * e, 0))
+    tl.store(counts + row, fired)
+    left = tl.zeros((BLOCK,), tl.float32)  # the sum of the errors of all prefixes from this one up
+    prefix_square = tl.zeros((), tl.float32)
+    scale = tl.load(coefficient)
+    for step in tl.static_range(LEVELS):
+        level = LEVELS - 1 - step
+        prefix_square += tl.sum(e * e, 0)
+        left += e
+        tl.store(error + (level * n + row) * WIDTH + columns, left.to(error.dtype.element_ty), inside)
+        for first in range(start, end, SIZE):
+            number = first + tl.arange(0, SIZE)
+            latent = tl.load(indices + number, number < end, 0).to(tl.int64)
+            ok = (number < end) & (_level(latent, prefixes, LEVELS) == level)
+            act = tl.load(acts + number, ok, 0.0)
+            rows = tl.load(table + latent[:, None] * WIDTH + columns[None, :], ok[:, None] & inside[None, :], 0.0)
+            rows = rows.to(tl.float32)
+            inner = tl.sum(rows * left[None, :], 1) * scale
+            if RECTIFY:
+                inner = tl.where(act > 0, inner, 0.0)
+            tl.store(to_acts + number, inner, ok)
+            if LEVELS > 1:
+                e -= tl.sum(act[:, None] * rows, 0)
+    tl.store(prefix_squares + row, prefix_square)
+
+
+@triton.jit
 def _pair_sums(
-    start, end, order, acts, to_acts, error, given, K: tl.constexpr, PAIRS: tl.constexpr,
+    start, end, order, tokens, acts, to_acts, error, given, K: tl.constexpr, PAIRS: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """(sum of to_act * given row, sum of act * error row) over the pairs start..end of the sorted list."""
+    """(sum of to_act * given row, sum of act * error row) over the pairs start..end of the sorted list.
+
+    A pair's token is its place over K, or, with K = 0, named by `tokens`.
+    """
     to_encoder, to_decoder = tl.zeros((BLOCK_IN,), tl.float32), tl.zeros((BLOCK_OUT,), tl.float32)
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
     for first in range(start, end, PAIRS):
         pair = first + tl.arange(0, PAIRS)
         ok = pair < end
         place = tl.load(order + pair, ok, 0)
-        token = place // K
+        token = tl.load(tokens + place, ok, 0).to(tl.int64) if K == 0 else place // K
         act, to_act = tl.load(acts + place, ok, 0.0), tl.load(to_acts + place, ok, 0.0)
         e = tl.load(error + token[:, None] * WIDTH_OUT + out[None, :], ok[:, None] & (out < WIDTH_OUT)[None, :], 0.0)
         x = tl.load(given + token[:, None] * WIDTH_IN + into[None, :], ok[:, None] & (into < WIDTH_IN)[None, :], 0.0)
@@ -297,7 +354,7 @@ def vector_program(bias, mean, square, gradient, n, numbers, beta1, beta2, eps, 
 
 @triton.jit
 def parts_program(
-    owners, ends, offsets, order, acts, to_acts, error, given, prefixes, n, encoder_parts, decoder_parts,
+    owners, ends, offsets, order, tokens, acts, to_acts, error, given, prefixes, n, encoder_parts, decoder_parts,
     n_latents, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr, LEVELS: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -311,7 +368,20 @@ def parts_program(
         end = min(end, start + SPLIT)
         own_error = error + _level(latent, prefixes, LEVELS).to(tl.int64) * n * WIDTH_OUT
         to_encoder, to_decoder = _pair_sums(
-            start, end, order, acts, to_acts, own_error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
+            start,
+            end,
+            order,
+            tokens,
+            acts,
+            to_acts,
+            own_error,
+            given,
+            K,
+            PAIRS,
+            WIDTH_IN,
+            WIDTH_OUT,
+            BLOCK_IN,
+            BLOCK_OUT,
         )
         into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
         tl.store(encoder_parts + part * WIDTH_IN + into, to_encoder, into < WIDTH_IN)
@@ -365,7 +435,7 @@ def apply_program(
 
 @triton.jit
 def update_program(
-    offsets, ends, order, acts, to_acts, error, given, prefixes, n, coefficient, encoder_parts, decoder_parts,
+    offsets, ends, order, tokens, acts, to_acts, error, given, prefixes, n, coefficient, encoder_parts, decoder_parts,
     slots, encoder_more, decoder_more,
     encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
     decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
@@ -381,7 +451,20 @@ def update_program(
     if end - start <= SPLIT:
         own_error = error + _level(latent, prefixes, LEVELS).to(tl.int64) * n * WIDTH_OUT
         to_encoder, to_decoder = _pair_sums(
-            start, end, order, acts, to_acts, own_error, given, K, PAIRS, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT
+            start,
+            end,
+            order,
+            tokens,
+            acts,
+            to_acts,
+            own_error,
+            given,
+            K,
+            PAIRS,
+            WIDTH_IN,
+            WIDTH_OUT,
+            BLOCK_IN,
+            BLOCK_OUT,
         )
     else:
         to_encoder, to_decoder = tl.zeros((BLOCK_IN,), tl.float32), tl.zeros((BLOCK_OUT,), tl.float32)
