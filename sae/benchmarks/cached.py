@@ -35,6 +35,8 @@ def measure(
         n_segments = min(stream.n_segments, max(2, int(stream.n_segments * share)))
         tokens = min(n_segments * stream.segment_contexts, stream.contexts.n_contexts) * stream.contexts.ctx_len
 
+        stream.harvester.harvest(stream.contexts.ids[:1], stream.contexts.documents[:1])  # compiled by now
+
         def all_of(stream: Activations = stream, n_segments: int = n_segments, cache: ActivationCache = cache) -> None:
             for number in range(n_segments):
                 stream.segment(number)
