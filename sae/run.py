@@ -271,7 +271,7 @@ def _finish_dictionary(
 ) -> None:  # fmt: skip
     """Rooms 5 (evaluation) to 7 for one dictionary; each step is skipped where its result is there.
 
-    The processes of a group encode together for the index; the rest is the first one's work.
+    The processes of a group encode together for the index and explain and score together; the rest is the first one's work.
     """
     sae = dictionary.load(folder).to(rooms.lm.device)
     group.from_first(lambda: _evaluate(config, folder, sae, rooms, log, screen))
@@ -285,7 +285,7 @@ def _finish_dictionary(
             index(
                 sae, rooms.train, rooms.lm, config.index, config.seed, folder, scratch, facts, stage.update, screen.say
             )
-    group.from_first(lambda: _explain(config, folder, sae, rooms, screen))
+    _explain(config, folder, sae, rooms, screen, group)
 
 
 def _evaluate(
@@ -305,13 +305,22 @@ def _evaluate(
         evaluate(subject, config.evaluate.measures, title)
 
 
-def _explain(config: TrainConfig, folder: Path, sae: SparseAutoencoder, rooms: Rooms, screen: Screen) -> None:
-    if "explanations" not in read_pointer(folder / "store") or not (folder / "labels.json").exists():
+def _explain(
+    config: TrainConfig, folder: Path, sae: SparseAutoencoder, rooms: Rooms, screen: Screen, group: Group
+) -> None:
+    def explained() -> bool:
+        return "explanations" in read_pointer(folder / "store") and (folder / "labels.json").exists()
+
+    if not group.from_first(explained):
         with screen.stage("label", sae.d_sae, "features") as stage:
-            summary = interpret(
-                folder, config.interpret, stage.update, lru_cache(partial(_running, config, sae, rooms))
-            )
-        write_json(folder / "labels.json", summary)
+            running = lru_cache(partial(_running, config, sae, rooms))
+            summary = interpret(folder, config.interpret, stage.update, running, several=group)
+        if group.first:
+            write_json(folder / "labels.json", summary)
+    group.from_first(lambda: _export_contexts(folder, screen))
+
+
+def _export_contexts(folder: Path, screen: Screen) -> None:
     if not (folder / "contexts.parquet").exists():
         with screen.stage("export", 1, "dictionary"):
             store = Store(folder / "store")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from feature_store.formats import POSITION_EDGES
 from feature_store.generation import Corpus, Directions, Limits, publish
 from feature_store.queries import Store, explanations, feature_scores, features, interpretation
 from feature_store.tables import Codes
+from sae.distributed import Group
 from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds
@@ -192,6 +196,45 @@ def test_the_same_seed_gives_the_same_scores(planted, tmp_path):
     interpret(tmp_path / "again", InterpretConfig(), lambda a, b: None, no_model)
     assert interpretation(Store(tmp_path / "again" / "store")) == interpretation(store)
     assert Store(tmp_path / "again" / "store").pointer["contexts"] == store.pointer["contexts"]
+
+
+class Threads(Group):
+    """Processes of a group, as threads of this one."""
+
+    def __init__(self, rank, size, meeting, board):
+        super().__init__(rank, size)
+        self._meeting, self._board = meeting, board
+
+    def values(self, value):
+        self._board[self.rank] = pickle.dumps(value)
+        self._meeting.wait()
+        found = [pickle.loads(held) for held in self._board]
+        self._meeting.wait()
+        return found
+
+    def from_first(self, work):
+        return self.values(work() if self.first else None)[0]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_several_processes_make_what_one_makes(planted, tmp_path, n):
+    import shutil
+
+    folder, store, summary, _ = planted
+    shutil.copytree(folder, tmp_path / "shared")
+    meeting, board = threading.Barrier(n, timeout=120), [b""] * n
+
+    def of(rank):
+        several = Threads(rank, n, meeting, board)
+        return interpret(tmp_path / "shared", InterpretConfig(), lambda a, b: None, no_model, several=several)
+
+    with ThreadPoolExecutor(n) as pool:
+        assert list(pool.map(of, range(n))) == [summary] * n
+    shared = interpretation(Store(tmp_path / "shared" / "store"))
+    alone = interpretation(store)
+    for table in ("explanation", "score", "label"):
+        assert sorted(shared[table], key=repr) == sorted(alone[table], key=repr), table
+    assert (tmp_path / "shared" / "concepts.json").read_bytes() == (folder / "concepts.json").read_bytes()
 
 
 def test_a_range_of_features_leaves_the_others_as_they_are(planted, tmp_path):

@@ -85,6 +85,15 @@ class Generation:
         self._chosen |= {e["feature"]: e["id"] for e in self.explanation if e["chosen"]}
         self.label |= {row[0]: list(row) for row in held["label"] if row[0] not in only}
 
+    def append(self, other: Generation) -> int:
+        """Takes over all rows of other features behind the own; returns how much their explanations' ids moved."""
+        moved = len(self.explanation)
+        self.explanation += [e | {"id": e["id"] + moved} for e in other.explanation]
+        self.score += [[f, None if e is None else e + moved, *rest] for f, e, *rest in other.score]
+        self.label |= other.label
+        self._chosen |= {feature: key + moved for feature, key in other._chosen.items()}
+        return moved
+
     def add_rules(
         self, evidence: Evidence, feature: int, explainers: list[Explainer]
     ) -> tuple[Label | None, int | None]:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from feature_store import queries
 from feature_store.queries import Store
 from sae import parquet
+from sae.distributed import ALONE, Group
 from sae.files import write_bytes
 from sae.interpret.concept_names import named_by
 from sae.interpret.concepts import as_json, group
@@ -74,64 +75,80 @@ def interpret(
     report: Callable[..., None],
     running: Callable[[], Running],
     only: range | None = None,
+    several: Group = ALONE,
 ) -> dict[str, Any]:
     """Explains and scores the live features of the store under `folder`, publishes, and returns a summary.
 
     With `only`, other features keep what the published generation holds of them. `report` is given the steps done,
-    the steps in all, and facts by name. `running` loads the model; it is called where a scorer runs it.
+    the steps in all, and facts by name. `running` loads the model; it is called where a scorer runs it. Of `several`
+    processes each has a range of the features; the first asks the judge, groups concepts and publishes.
     """
-    store = Store(folder / "store")
-    evidence, generation = Evidence(store), Generation(store.meta["seed"])
-    every = evidence.alive()
-    alive = every if only is None else [f for f in every if f in only]
-    if only is not None:
-        generation.keep(queries.interpretation(store), only)
-    cases = _explain(evidence, generation, alive, config, running, report)
-    _score(generation, cases, [name for name in config.named(1) if name in SCORERS], report)
-    generation.concepts = group(store, {label.feature: label for label in generation.rules()}, every, generation.seed)
-    spent = None
-    if config.judge is not None:
-        with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
-            spent = _judge(generation, [case for case, _ in cases.values()], config, judge, report)
-    store.close()
+    with closing(Store(folder / "store")) as store:
+        evidence, generation = Evidence(store), Generation(store.meta["seed"])
+        every = evidence.alive()
+        alive = every if only is None else [f for f in every if f in only]
+        if only is not None:
+            generation.keep(queries.interpretation(store), only)
+        own = alive[several.part(len(alive))]
+        labels = _explain(evidence, generation, own, config, report, several)
+        levels, pool = activation_levels(store), generation.rules()
+
+        def case(feature: int) -> Case:
+            label = labels[feature][0]
+            others = _others(pool, feature, label, generation.seed)
+            return Case(evidence, feature, label, others, levels, generation.seed, running)
+
+        found = Generation(generation.seed)
+        _score(found, [(case(f), labels[f][1]) for f in own], [n for n in config.named(1) if n in SCORERS], report)
+        for rows in several.values(found.score):
+            generation.score += rows
+
+        def finish() -> dict[str, Any]:
+            rules = {label.feature: label for label in generation.rules()}
+            generation.concepts = group(store, rules, every, generation.seed)
+            if config.judge is None:
+                return {}
+            with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
+                return {"judge": _judge(generation, [case(f) for f in alive], config, judge, report)}
+
+        spent = several.from_first(finish)
+    return several.from_first(lambda: _publish(folder, generation, len(every)) | spent)
+
+
+def _publish(folder: Path, generation: Generation, n_alive: int) -> dict[str, Any]:
+    """Writes everything that people download, and returns the summary."""
     generation.publish(folder / "store")
-    write_bytes(folder / "concepts.json", as_json(generation.concepts, len(every)).encode())
+    write_bytes(folder / "concepts.json", as_json(generation.concepts, n_alive).encode())
     parquet.write_concepts(folder / "concepts.parquet", generation.concepts)
-    published = Store(folder / "store")
-    parquet.write_features(folder / "features.parquet", published)
-    published.close()
-    return _summary(generation, len(every)) | ({"judge": spent} if spent else {})
+    with closing(Store(folder / "store")) as published:
+        parquet.write_features(folder / "features.parquet", published)
+    return _summary(generation, n_alive)
 
 
 def _explain(
-    evidence: Evidence,
-    generation: Generation,
-    alive: list[int],
-    config: InterpretConfig,
-    running: Callable[[], Running],
-    report: Callable[..., None],
-) -> dict[int, tuple[Case, int | None]]:
-    """Model-free explanations; by feature what scorers are given, and the id of the label."""
+    evidence: Evidence, generation: Generation, own: list[int], config: InterpretConfig, report: Callable[..., None],
+    several: Group,
+) -> dict[int, tuple[Label | None, int | None]]:  # fmt: skip
+    """Adds the model-free explanations of all processes; by feature the label and its id."""
     explainers = [EXPLAINERS[name] for name in config.named(0) if name in EXPLAINERS]
-    labels: dict[int, tuple[Label | None, int | None]] = {}
-    for number, feature in enumerate(alive):
-        labels[feature] = generation.add_rules(evidence, feature, explainers)
+    made, found, labels = Generation(generation.seed), {}, {}
+    for number, feature in enumerate(own):
+        found[feature] = made.add_rules(evidence, feature, explainers)
         if number % 64 == 0:
-            report(number, 2 * len(alive))
-    levels, pool, cases = activation_levels(evidence.store), generation.rules(), {}
-    for feature, (label, key) in labels.items():
-        others = _others(pool, feature, label, generation.seed)
-        cases[feature] = Case(evidence, feature, label, others, levels, generation.seed, running), key
-    return cases
+            report(number, 2 * len(own))
+    for rows, chosen in several.values((made, found)):
+        moved = generation.append(rows)
+        labels |= {f: (label, None if key is None else key + moved) for f, (label, key) in chosen.items()}
+    return labels
 
 
 def _score(
-    generation: Generation, cases: dict[int, tuple[Case, int | None]], names: list[str], report: Callable[..., None]
+    generation: Generation, cases: list[tuple[Case, int | None]], names: list[str], report: Callable[..., None]
 ) -> None:
-    for number, (feature, (case, key)) in enumerate(cases.items()):
+    for number, (case, key) in enumerate(cases):
         for name in names:
             for found in SCORERS[name].score(case):
-                generation.add_score(name, feature, key if SCORERS[name].about_label else None, found)
+                generation.add_score(name, case.feature, key if SCORERS[name].about_label else None, found)
         if number % 64 == 0:
             report(len(cases) + number, 2 * len(cases))
 
