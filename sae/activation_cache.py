@@ -139,9 +139,12 @@ class ActivationCache:
     def _packs(self, channel: Channel) -> bool:
         return self.eight_bits and channel.kind == "activation"
 
-    def make_room(self, paths: Iterable[tuple[Path, int]]) -> None:
-        """Says what will be kept, of (file, positions) of every range; raises `ConfigError` where the disk has no room."""
-        missing = sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position()
+    def make_room(self, paths: Iterable[tuple[Path, int]], n_processes: int = 1) -> None:
+        """Says what will be kept, of (file, positions) of every range of this process; raises `ConfigError` where the disk has no
+        room for as much of every process."""
+        missing = (
+            sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position() * n_processes
+        )
         free = shutil.disk_usage(self.folder).free
         if missing > free:
             raise ConfigError(

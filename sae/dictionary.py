@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ from sae.sources import cache_dir, check_sha256
 
 CARD_VERSION = 1
 WEIGHTS = "weights.safetensors"
+SHARD = re.compile(r"weights-\d{5}-of-\d{5}\.safetensors")
 JOINED_BYTES = 8 << 30
 
 
@@ -55,7 +57,7 @@ def publish_shards(
     Up to `JOINED_BYTES` they are put together into one; larger dictionaries stay in shards, whose hash is that of their
     hashes.
     """
-    name = f"weights-{group.rank:05d}-of-{group.size:05d}.safetensors"
+    name = f"weights-{group.rank:05d}-of-{group.size:05d}.safetensors"  # see SHARD
 
     def fill(target: Path) -> None:
         files = dict(group.values((name, save_pieces(target / name, once(tensors, group)))))
@@ -135,14 +137,22 @@ def _download(url: str) -> Path:
         with httpx.Client(timeout=60, follow_redirects=False) as client:
             card = client.get(f"{base}/download/card.json").raise_for_status()
             expected = card.json()["weights_sha256"]
+            files: dict[str, str] = card.json().get("weights_files", {WEIGHTS: expected})
+            if any(not SHARD.fullmatch(name) for name in files if name != WEIGHTS):
+                raise ArtefactError(f"{url}: its card names files that are no weights: {', '.join(files)}.")
             folder = cache_dir() / "dictionaries" / expected
             if not folder.is_dir():
-                weights = client.get(f"{base}/download/{WEIGHTS}").raise_for_status()
 
                 def fill(target: Path) -> None:
-                    (target / WEIGHTS).write_bytes(weights.content)
+                    for name, sha256 in files.items():
+                        with (
+                            client.stream("GET", f"{base}/download/{name}") as part,
+                            (target / name).open("wb") as file,
+                        ):
+                            part.raise_for_status()
+                            file.writelines(part.iter_bytes(1 << 20))
+                        check_sha256(target / name, sha256)
                     (target / "card.json").write_bytes(card.content)
-                    check_sha256(target / WEIGHTS, expected)
 
                 folder.parent.mkdir(exist_ok=True)
                 write_folder(folder, fill)

@@ -18,6 +18,7 @@ import yaml
 from feature_store.queries import Store
 from feature_store.writer import drop, read_pointer
 from sae import dictionary, efficiency, language_model, parquet, plots, tokens
+from sae.activations import Activations
 from sae.architectures import ArchitectureConfig, SparseAutoencoder
 from sae.config import TrainConfig
 from sae.distributed import ALONE, Group
@@ -206,18 +207,23 @@ def _train(
             )
             if any(group.values(stop())):
                 training.stop()
-    finally:  # harvest happens inside the loop, when a segment is first asked for; it has its own account
+    finally:
         stop.patient = False
         rooms.train.harvester.tick = lambda n_tokens: None
-        screen.seconds["train"] -= rooms.train.harvest_s
-        screen.seconds["harvest"] = screen.seconds.get("harvest", 0.0) + rooms.train.harvest_s
-        if rooms.train.cache is not None:
-            cached = rooms.train.cache.traffic.seconds
-            screen.seconds["train"] -= cached
-            screen.seconds["cache"] = screen.seconds.get("cache", 0.0) + cached
+        _separate_accounts(rooms.train, screen)
     for trainer in training.trainers:
         _publish(config, folder, rooms, trainer)
     group.wait()
+
+
+def _separate_accounts(activations: Activations, screen: Screen) -> None:
+    """Harvest and cache are at work inside the loop, when a segment is first asked for; they have accounts of their own."""
+    apart = {"harvest": activations.harvest_s}
+    if activations.cache is not None:
+        apart["cache"] = activations.cache.traffic.seconds
+    for name, seconds in apart.items():
+        screen.seconds["train"] -= seconds
+        screen.seconds[name] = screen.seconds.get(name, 0.0) + seconds
 
 
 def _publish(config: TrainConfig, folder: Path, rooms: Rooms, trainer: SaeTrainer) -> None:

@@ -19,7 +19,6 @@ from sae.optimiser import OptimiserConfig
 from sae.replica_step import ReplicaStep
 from sae.sharded_step import ShardedStep
 
-OF_LATENTS = {"scales": "scales"}  # what is kept of a table by latent alone
 LATENT_AXIS = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "tokens_since_fired": 0, "scales": 0}
 
 
@@ -171,11 +170,11 @@ class SaeTrainer:
 
     def piece(self, name: str, value: Tensor) -> Tensor | Piece:
         """A parameter, a moment of it or a buffer, or what this process has of it."""
-        axis = LATENT_AXIS.get(name)
-        by_replica = isinstance(self.fused, ReplicaStep) and name in ("W_enc", "W_dec", "scales")
-        if axis is None or not (self.spread or by_replica):
+        axis, part = LATENT_AXIS.get(name), self.part
+        if isinstance(self.fused, ReplicaStep):
+            part = self.fused.part if name in ("W_enc", "W_dec", "scales") else slice(0, self.config.d_sae)
+        if axis is None or part == slice(0, self.config.d_sae):
             return value
-        part = self.fused.part if isinstance(self.fused, ReplicaStep) else self.part
         length = part.stop - part.start
         return Piece(value if value.shape[axis] == length else value.narrow(axis, part.start, length), axis, part.start)
 
@@ -185,8 +184,8 @@ class SaeTrainer:
         found["tokens_since_fired"] = self.piece("tokens_since_fired", self.sae.tokens_since_fired)
         for index, (name, parameter) in enumerate(self.sae.named_parameters()):
             for moment, value in self.optimiser.state[parameter].items():
-                whole = moment == "step"
-                found[f"adam.{index}.{moment}"] = value if whole else self.piece(OF_LATENTS.get(moment, name), value)
+                of = name if moment in ("exp_avg", "exp_avg_sq") else moment
+                found[f"adam.{index}.{moment}"] = self.piece(of, value)
         found |= {"fvu.error": self.fvu.error, "fvu.square": self.fvu.square, "fvu.total": self.fvu.total}
         found |= {"sums": self.sums, "counts": torch.tensor([self.tokens_seen, self.steps, self.fvu.rows])}
         return {f"{self.config.name}/{name}": value for name, value in found.items()}
@@ -205,13 +204,12 @@ class SaeTrainer:
         for index, (name, parameter) in enumerate(self.sae.named_parameters()):
             if f"{prefix}adam.{index}.step" in saved:
                 moments = {"step": read(f"adam.{index}.step")}
-                for moment in ("exp_avg", "exp_avg_sq", "scales"):
+                for moment, of in (("exp_avg", name), ("exp_avg_sq", name), ("scales", "scales")):
                     if f"{prefix}adam.{index}.{moment}" in saved:
-                        found = read(f"adam.{index}.{moment}", OF_LATENTS.get(moment, name))
-                        if found.shape == parameter.shape:
+                        found = read(f"adam.{index}.{moment}", of)
+                        if of == name:
                             found = torch.empty_like(parameter, dtype=found.dtype).copy_(found)  # W_enc by latent
-                        own = self.fused.own(found, OF_LATENTS.get(moment, name)) if self.fused else found
-                        moments[moment] = own.clone()
+                        moments[moment] = (self.fused.own(found, of) if self.fused else found).clone()
                 self.optimiser.state[parameter] = moments
         if self.fused:
             self.fused.reset()

@@ -90,6 +90,7 @@ class Entry:
         files += [
             (g["file"], self.folder / "store" / g["file"], "application/octet-stream") for g in self._pointer.values()
         ]
+        files += [(n, self.folder / n, "application/octet-stream") for n in self.card.get("weights_files", {})]
         present = [f for f in files if f[1].is_file()]
         bundle = self._bundle([f[1] for f in present])
         return [self._download(*f) for f in [*present, (BUNDLE, bundle, "application/zip")]]

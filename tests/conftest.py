@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +169,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def server(finished: Path) -> Iterator[str]:
-    """Address of a real server process over the finished run."""
+@contextmanager
+def serving(path: Path) -> Iterator[str]:
+    """Address of a real server process over a run, for the time of the block."""
     import httpx
 
     port = free_port()
-    command = [sys.executable, "-m", "sae.cli", "serve", str(finished), "--port", str(port)]
+    command = [sys.executable, "-m", "sae.cli", "serve", str(path), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     address = f"http://127.0.0.1:{port}"
     for _ in range(100):
@@ -187,6 +188,13 @@ def server(finished: Path) -> Iterator[str]:
     yield address
     process.terminate()
     process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def server(finished: Path) -> Iterator[str]:
+    """Address of a real server process over the finished run."""
+    with serving(finished) as address:
+        yield address
 
 
 def chromium() -> str | None:

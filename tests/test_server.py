@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,8 +16,12 @@ import pytest
 import torch
 from test_explainers import no_model
 
-from sae import SparseAutoencoder
+from sae import SparseAutoencoder, dictionary
+from sae.checkpoint import Piece, save_pieces
+from sae.errors import ArtefactError
+from sae.trainer import LATENT_AXIS
 from server.app import create_app
+from tests.conftest import serving
 
 ROOT = Path(__file__).parent.parent
 D = "/api/v1/dictionaries/tiny.first"
@@ -215,3 +220,35 @@ def test_serving_imports_neither_torch_nor_the_training_side():
 def test_the_committed_openapi_document_is_current():
     committed = json.loads((ROOT / "server" / "ui" / "openapi.json").read_text())
     assert committed == create_app({}).openapi(), "run `make docs`"
+
+
+def test_weights_in_shards_are_on_offer_and_load_from_the_address(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    folder = tmp_path / "run" / "dictionaries" / "first"
+    whole = dictionary.load(folder).state_dict()
+    files = {}
+    for number, (first, last) in enumerate(((0, 40), (40, 64))):
+        name = f"weights-{number:05d}-of-00002.safetensors"
+        cut = {
+            key: Piece(value.narrow(LATENT_AXIS[key], first, last - first), LATENT_AXIS[key], first)
+            for key, value in whole.items()
+            if key in LATENT_AXIS
+        }
+        rest = {} if number else {key: value for key, value in whole.items() if key not in LATENT_AXIS}
+        files[name] = save_pieces(folder / name, cut | rest)
+    (folder / "weights.safetensors").unlink()
+    card = json.loads((folder / "card.json").read_text())
+    card |= {"weights_files": files, "weights_sha256": dictionary._joint_sha256(files)}
+    (folder / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("SAEDEX_CACHE", str(tmp_path / "cache"))
+    with serving(tmp_path / "run") as address:
+        at = f"{address}/api/v1/dictionaries/tiny.first"
+        on_offer = {f["name"] for f in httpx.get(f"{at}/download").json()}
+        assert set(files) <= on_offer and "weights.safetensors" not in on_offer
+        for key, value in dictionary.load(at).state_dict().items():
+            assert torch.equal(value, whole[key]), key
+        card["weights_files"] = {"../outside": "0" * 64}
+        (folder / "card.json").write_text(json.dumps(card))
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(ArtefactError, match="no weights"):
+            dictionary.load(at)
