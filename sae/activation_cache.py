@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 import xxhash
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +32,7 @@ from sae.packed_rows import PackedRows
 from sae.sources import cache_dir
 
 FORMAT = 1
+FACTS = "facts.json"
 Rows = tuple[dict[Channel, Tensor], Tensor]  # [rows, width] of every channel; the rows' places in the range [rows]
 
 
@@ -67,20 +68,23 @@ class ActivationCache:
         facts = _facts(harvester, ctx_len, eight_bits)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         found = cls(_home() / key, harvester, eight_bits, say)
-        if not (found.folder / "facts.json").exists():
-            write_json(found.folder / "facts.json", facts)
+        with FileLock(found.folder / "facts.lock"):  # processes of a run come here at the same moment
+            if not (found.folder / FACTS).exists():
+                write_json(found.folder / FACTS, facts)
         return found
 
     def path(self, ids: np.ndarray, documents: np.ndarray) -> Path:
         """The file of a range of contexts, named by what they are."""
-        digest = xxhash.xxh3_128(np.ascontiguousarray(ids).data)
+        digest = xxhash.xxh3_128(f"{ids.shape} {ids.dtype} ".encode())
+        digest.update(np.ascontiguousarray(ids).data)
         digest.update(np.ascontiguousarray(documents).data)
         return self.folder / f"contexts-{digest.hexdigest()}.safetensors"
 
     def rows(self, ids: np.ndarray, documents: np.ndarray, harvest: Callable[[], Rows]) -> Rows:
         """The rows of these contexts; `harvest` makes them where they are not kept."""
         path = self.path(ids, documents)
-        with FileLock(path.with_suffix(".lock")):
+        lock = FileLock(path.with_suffix(".lock"))
+        with self._timed(lambda: self._acquired(lock)):
             found = self._timed(lambda: self._read(path))
             if found is not None:
                 self.traffic.read += ids.size
@@ -88,6 +92,13 @@ class ActivationCache:
             x, positions = harvest()
             self.traffic.written += ids.size
             return self._timed(lambda: self._write(path, x, positions))
+
+    def _acquired(self, lock: FileLock) -> Any:
+        try:
+            return lock.acquire(timeout=2)
+        except Timeout:
+            self.say(f"waiting for the run that harvests the same activations ({self.folder})")
+            return lock.acquire()
 
     def _timed(self, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -139,12 +150,12 @@ class ActivationCache:
     def _packs(self, channel: Channel) -> bool:
         return self.eight_bits and channel.kind == "activation"
 
-    def make_room(self, paths: Iterable[tuple[Path, int]], n_processes: int = 1) -> None:
-        """Says what will be kept, of (file, positions) of every range of this process; raises `ConfigError` where the disk has no
-        room for as much of every process."""
-        missing = (
-            sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position() * n_processes
-        )
+    def missing_bytes(self, paths: Iterable[tuple[Path, int]]) -> int:
+        """What the (file, positions) take that are not kept yet."""
+        return sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position()
+
+    def make_room(self, missing: int) -> None:
+        """Says how many bytes will be kept; raises `ConfigError` where the disk has no room for them."""
         free = shutil.disk_usage(self.folder).free
         if missing > free:
             raise ConfigError(
@@ -156,22 +167,31 @@ class ActivationCache:
 
 
 def shared_caches() -> list[tuple[Path, int, float, dict[str, Any]]]:
-    """(folder, bytes, when it was last used, facts) of every shared cache, the longest unused first."""
+    """(folder, bytes, when it was last used, facts or nothing) of every shared cache, the longest unused first."""
     found = []
-    for facts in _home().glob("*/facts.json"):
-        files = [path.stat() for path in facts.parent.glob("contexts-*.safetensors")]
-        used = max((f.st_mtime for f in files), default=facts.stat().st_mtime)
-        found.append((facts.parent, sum(f.st_size for f in files), used, json.loads(facts.read_text())))
+    for folder in filter(Path.is_dir, _home().glob("*")):
+        files = [path.stat() for path in folder.glob("contexts-*.safetensors")]
+        used = max((f.st_mtime for f in files), default=folder.stat().st_mtime)
+        facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else {}
+        found.append((folder, sum(f.st_size for f in files), used, facts))
     return sorted(found, key=lambda each: each[2])
 
 
 def remove(name: str) -> int:
-    """Removes a shared cache by its name, or `all`; returns the bytes that its activations took."""
+    """Removes a shared cache by its name, or `all`; returns the bytes that its activations took.
+
+    Raises `ConfigError` where there is none, or a run is at work in it.
+    """
     found = {folder.name: (folder, size) for folder, size, _, _ in shared_caches()}
     if name != "all" and name not in found:
         raise ConfigError(f"no shared cache {name!r}; there are: {', '.join(found) or 'none'}.")
     chosen = found.values() if name == "all" else [found[name]]
     for folder, _ in chosen:
+        for path in folder.glob("*.lock"):
+            try:
+                FileLock(path).acquire(timeout=0).lock.release()
+            except Timeout:
+                raise ConfigError(f"{folder}: a run is using these activations. Wait for it, or stop it.") from None
         shutil.rmtree(folder)
     return sum(size for _, size in chosen)
 
@@ -205,6 +225,7 @@ def _facts(harvester: Harvester, ctx_len: int, eight_bits: bool) -> dict[str, An
         "dtype": str(next(lm.model.parameters()).dtype),
         "channels": [str(channel) for channel in harvester.channels],
         "stored": "int8" if eight_bits else "bfloat16",
+        "ctx_len": ctx_len,
         "contexts_per_pass": config.contexts_per_pass(ctx_len, lm.device),
         "compiled": harvester.compiled is not None,
         "packing": harvester.packing,

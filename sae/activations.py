@@ -146,7 +146,7 @@ class Activations:
         if self.cache is not None:
             parts = (self.contexts_of(number) for number in range(self.n_segments))
             files = ((self.cache.path(*self._read_of(p)), (p.stop - p.start) * self.contexts.ctx_len) for p in parts)
-            self.cache.make_room(files, self.group.size)
+            self.cache.make_room(sum(self.group.values(self.cache.missing_bytes(files))))
 
     def _read_of(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
         return self.contexts.ids[part], self.contexts.documents[part]

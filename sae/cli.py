@@ -148,10 +148,10 @@ def _cache(arguments: argparse.Namespace) -> int:
     found = shared_caches()
     for folder, size, used, facts in found:
         when = time.strftime("%Y-%m-%d", time.localtime(used))
-        print(
-            f"{folder.name}  {size / 1e9:8.2f} GB  last used {when}  {facts['stored']}  {', '.join(facts['channels'])}"
-        )
-        print(f"    {facts['model']} in {facts['dtype'].removeprefix('torch.')} on {facts['device']}")
+        print(f"{folder.name}  {size / 1e9:8.2f} GB  last used {when}")
+        if facts:
+            print(f"    {facts['stored']}  {', '.join(facts['channels'])}  contexts of {facts['ctx_len']}")
+            print(f"    {facts['model']} in {facts['dtype'].removeprefix('torch.')} on {facts['device']}")
     if not found:
         print("no shared activations; `harvest.cache: shared` in a config keeps them")
     return 0

@@ -93,6 +93,19 @@ class Group:
             _exchanged(dist.all_gather_object, found, value, group=self._slow)
         return found
 
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work`, which exchanges nothing, returns in this process; what it raises in one, all processes raise."""
+        made: Any = None
+        failed: SaedexError | None = None
+        try:
+            made = work()
+        except SaedexError as error:
+            failed = error
+        for error in self.values(failed):
+            if error is not None:
+                raise error
+        return made
+
     def wait(self) -> None:
         """Returns when every process is here."""
         self.values(None)

@@ -55,11 +55,13 @@ class HarvestConfig(Section):
     cache: Literal["auto", "shared"] | bool = Field(
         default="auto",
         description="Keep harvested activations on disk until the run ends, for the index and a resumed run; auto: not on a "
-        "GPU, which is faster than most disks; shared: for other runs too, until `sae cache` removes them.",
+        "GPU, which is faster than most disks; shared: for other runs with the same model, text, filters, shuffle, length and "
+        "number of processes too, until `sae cache` removes them.",
     )
     cache_dtype: Literal["bfloat16", "int8"] = Field(
         default="bfloat16",
-        description="What a cache keeps: 2 bytes a number, or 8-bit codes of activations, which are then trained on.",
+        description="What a cache keeps: 2 bytes a number, or 8-bit codes of activations, which are then trained on and "
+        "indexed (held-out activations stay exact).",
     )
 
     def contexts_per_pass(self, ctx_len: int, device: torch.device) -> int:

@@ -41,7 +41,7 @@ class OptimiserConfig(Section):
     moments: Literal["float32", "bfloat16", "int8"] = Field(
         default="float32",
         description="What Adam's two moments of the weights are kept in: 8, 4 or 2 bytes a weight beside its own 4. Fewer are "
-        "rounded at random, so that their means are right.",
+        "rounded at random, so that their means are right. Saves memory on a GPU; on a CPU only in checkpoints, and costs time.",
     )
     log_tokens: Count | None = Field(
         default=None,

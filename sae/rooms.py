@@ -69,8 +69,10 @@ def prepare(
     harvester = Harvester(lm, channels, config.harvest, config.text.packing)
     size = segment_size(harvester, contexts, config.shuffle)
     home = cache or folder / "activations"
-    kept = _cache(config.harvest, harvester, config.text.ctx_len, home, screen)
+    kept = _cache(config.harvest, harvester, config.text.ctx_len, home, screen, shared=cache is None)
     train = Activations(harvester, contexts, size, home, cache=kept, group=group)
+    if cache is None:
+        train.claim_room()
     if group.size > 1:
         train.measure()
     kept = ActivationCache(home / "held_out", harvester, say=screen.say)
@@ -80,13 +82,18 @@ def prepare(
 
 
 def _cache(
-    config: HarvestConfig, harvester: Harvester, ctx_len: int, home: Path, screen: Screen
+    config: HarvestConfig, harvester: Harvester, ctx_len: int, home: Path, screen: Screen, shared: bool
 ) -> ActivationCache | None:
-    """Where the activations of the training stream are kept, if they are."""
-    if not config.caches(harvester.lm.device):
-        return None
+    """Where the activations of the training stream are kept, if they are: `shared` by runs where the config says so."""
     eight_bits = config.cache_dtype == "int8"
-    if config.cache == "shared":
+    if not config.caches(harvester.lm.device):
+        if eight_bits:
+            raise ConfigError(
+                "harvest.cache_dtype: int8 is what a cache keeps, and none is kept here (cache: auto keeps none on a GPU). Set "
+                "harvest.cache: shared or true, or leave cache_dtype out."
+            )
+        return None
+    if shared and config.cache == "shared":
         return ActivationCache.shared(harvester, ctx_len, eight_bits, screen.say)
     return ActivationCache(home, harvester, eight_bits, screen.say)
 

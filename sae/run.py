@@ -46,6 +46,7 @@ def run(config: TrainConfig, screen: Screen, group: Group = ALONE) -> dict[str, 
         summary = group.from_first(lambda: _begin(config, folder, screen, held))
         if summary is not None:
             return summary
+        log = None
         try:
             rooms = prepare(config, folder, screen, group=group)
             log = _log(config, folder, group)
@@ -55,10 +56,12 @@ def run(config: TrainConfig, screen: Screen, group: Group = ALONE) -> dict[str, 
                 _finish_dictionary(config, target, sae_config, rooms, log, screen, group)
                 if stop():  # asked for where a library held the exception back
                     raise Interrupted("stopped; what was finished is kept. The same command goes on from there.")
+            return group.from_first(lambda: _end(config, folder, rooms, log, screen, group))
         finally:
+            if log is not None:
+                log.close()
             if group.first:
                 write_json(folder / "seconds.json", screen.seconds)
-        return group.from_first(lambda: _end(config, folder, rooms, log, screen, group))
 
 
 def _begin(config: TrainConfig, folder: Path, screen: Screen, held: ExitStack) -> dict[str, Any] | None:
@@ -160,7 +163,6 @@ def _train(
     if group.from_first(lambda: all((path / "card.json").exists() for path in _folders(config).values())):
         return
     writes = _writes(config, group)
-    rooms.train.claim_room()
     selection = rooms.dtype if config.train.dtype == "auto" else getattr(torch, config.train.dtype)
 
     def write(name: str, line: dict[str, Any], trainer: SaeTrainer) -> None:
@@ -351,6 +353,8 @@ def _summarise(config: TrainConfig, folder: Path, rooms: Rooms, screen: Screen, 
     activations = sum(dictionary.read_card(path)["training"]["activations_seen"] for path in _folders(config).values())
     measured = efficiency.rates(config, rooms, seconds, activations, group.size)
     found["rates"] = {stage: rate._asdict() for stage, rate in measured.items()}
+    if rooms.train.cache is not None:
+        found["cache"] = {"read": rooms.train.cache.traffic.read, "written": rooms.train.cache.traffic.written}
     found["peak_bytes"] = efficiency.peak_memory(rooms.lm)
     found["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     found["seconds_total"] = round(sum(seconds.values()), 1)

@@ -58,14 +58,19 @@ class MetricsLog:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def finish(self, name_to_metrics: dict[str, dict[str, Any]], pictures: dict[str, Path]) -> None:
-        """Sends the final metrics and pictures, and closes."""
+        """Sends the final metrics and pictures."""
         if self._run is not None:
             import wandb
 
             for name, metrics in name_to_metrics.items():
                 self._run.summary.update({f"{name}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
             self._run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
+
+    def close(self) -> None:
+        """Waits until everything is sent; nothing can be logged afterwards."""
+        if self._run is not None:
             self._run.finish()
+            self._run = None
 
 
 def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], part: str) -> Any:

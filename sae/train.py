@@ -55,7 +55,7 @@ class TrainingRun:
     ):
         self.config, self.activations, self.folder, self.log = config, activations, folder, log
         self.group = activations.group
-        self.trainers = self._trainers(saes, seed, dtype)
+        self.trainers = self.group.together(lambda: self._trainers(saes, seed, dtype))
         device = activations.harvester.lm.device
         self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed, device)
         max_rows = -(-activations.segment_contexts // self.group.size) * activations.contexts.ctx_len

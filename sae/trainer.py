@@ -85,6 +85,11 @@ class SaeTrainer:
             return ReplicaStep(self.sae, self.optimiser, self.group, moments)
         if self.group.size == 1 and FusedStep.fits(self.sae):
             return FusedStep(self.sae, self.optimiser, self.group, moments)
+        if moments != "float32" and FusedStep.fits(self.sae):
+            raise ConfigError(
+                f"{self.config.name}: train.moments: {moments}: {self.group.size} replicas train this dictionary by autograd, which "
+                f"keeps moments in float32. Use train.parallel: dictionaries, or moments: float32."
+            )
         if moments != "float32":
             raise ConfigError(
                 f"{self.config.name}: train.moments: {moments} is for dictionaries that are trained without autograd, on a CPU "

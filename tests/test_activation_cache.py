@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae import dictionary
-from sae.activation_cache import remove, shared_caches
+from sae.activation_cache import ActivationCache, remove, shared_caches
 from sae.errors import ConfigError
 from sae.packed_rows import PackedRows
 from tests.conftest import run_cli, write_config
@@ -80,6 +83,12 @@ def test_two_runs_at_once_harvest_every_range_once(tmp_path, tree, home):
     runs = [tmp_path / name / "runs" / name for name in ("one", "two")]
     for key, value in weights(runs[0]).items():
         assert torch.equal(value, weights(runs[1])[key]), key
+    traffic = [summary(run)["cache"] for run in runs]
+    whole = sum(traffic[0].values())
+    assert sum(t["written"] for t in traffic) == whole / 2, (
+        "the index reads everything again, and nothing is harvested twice"
+    )
+    assert sum(traffic[1].values()) == whole
     assert len(list(home.iterdir())) == 1
     assert not list(home.glob("*/*.writing"))
 
@@ -102,6 +111,8 @@ def test_what_is_shared_is_listed_and_removed(tmp_path, tree, home):
     assert folder.name in listed and "resid_post.1" in listed and facts["stored"] in listed
     with pytest.raises(ConfigError, match=folder.name):
         remove("nothing")
+    with FileLock(next(folder.glob("contexts-*.lock"))), pytest.raises(ConfigError, match="a run is using"):
+        remove("all")
     assert run_cli("cache", "--remove", "nothing").returncode != 0 and folder.exists()
     assert remove("all") == size > 0 and not folder.exists()
 
@@ -113,6 +124,20 @@ def test_no_room_is_said_before_anything_is_harvested(tmp_path, tree, monkeypatc
     config = write_config(tmp_path, tree, harvest__cache=True)
     assert cli.main(["train", str(config)]) == ConfigError.exit_code
     assert not list((tmp_path / "runs" / "tiny" / "activations").glob("contexts-*"))
+
+
+def test_the_name_of_a_file_says_where_contexts_begin(tmp_path):
+    ids = np.arange(4096, dtype=np.uint16)
+    cache = ActivationCache(tmp_path, None)  # pyright: ignore[reportArgumentType]
+    names = {cache.path(ids.reshape(-1, n), np.zeros((4096 // n, n), np.uint32)) for n in (32, 64, 128)}
+    assert len(names) == 3
+
+
+def test_many_processes_begin_a_shared_cache_at_once(tmp_path, home, monkeypatch):
+    monkeypatch.setattr("sae.activation_cache._facts", lambda *a: {"a": 1})
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: ActivationCache.shared(None, 8, False, print).folder, range(40)))  # pyright: ignore
+    assert len(set(found)) == 1 and json.loads((found[0] / "facts.json").read_text()) == {"a": 1}
 
 
 @settings(max_examples=50, deadline=None)

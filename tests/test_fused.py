@@ -391,11 +391,9 @@ def test_an_update_by_autograd_keeps_moments_in_fewer_bits():
     few, full = (made("topk", 64, 512, "cpu", moments=m, k=8) for m in ("bfloat16", "float32"))
     for step in range(10):
         for trainer in (few, full):
-            held = trainer.fused
             if step == 5:
                 trainer._reference_step(Batch(*[rows(step, 300, 64, "cpu")] * 2), 300)
             else:
                 trainer.step({Channel(HOOK): rows(step, 300, 64, "cpu")}, LR)
-            trainer.fused = held
     assert few.optimiser.state[few.sae.W_enc]["exp_avg"].dtype == torch.bfloat16
-    torch.testing.assert_close(few.sae.W_dec, full.sae.W_dec, rtol=0.1, atol=0.02)
+    torch.testing.assert_close(few.sae.W_dec, full.sae.W_dec, rtol=0, atol=1e-3)

@@ -19,14 +19,15 @@ DTYPES = {  # of the first and the second moment
 }
 LEVELS = {torch.int8: (127, 0), torch.uint8: (256, 1)}  # code c is ((c + second) / first)^4 of the row's largest number
 WORD = 0xFFFFFFFF
+CHUNK_NUMBERS = 1 << 20  # that are rounded at a time
 
 
-def noise(shape: torch.Size, update: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two draws [0, 65536) for every place of a table: the halves of a 32-bit hash of (place, update).
+def noise(n: int, update: int, device: torch.device, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Two draws [0, 65536) for n places of a table from `first` on: the halves of a 32-bit hash of (place, update).
 
     Multiplications and shifts of Wellons' lowbias32 (2018, nullprogram.com/blog/2018/07/31).
     """
-    x = torch.arange(shape.numel(), device=device).view(shape) & WORD
+    x = torch.arange(first, first + n, device=device) & WORD
     x ^= update * 0x9E3779B1 & WORD
     x ^= x >> 16
     x = x * 0x7FEB352D & WORD
@@ -77,6 +78,9 @@ def narrow_both(mean: Tensor, square: Tensor, rows: Rows, update: int) -> None:
     """Puts both moments in float32 into what is stored of a table by latent, at update number `update`."""
     if rows.mean.dtype == torch.float32:
         return
-    draws = noise(mean.shape, update, mean.device)
-    for number, (value, stored) in enumerate(((mean, rows.mean), (square, rows.square))):
-        narrow(value.contiguous(), stored, rows.scales[:, number], draws[number])
+    width, scales = mean.shape[1], rows.scales if len(rows.scales) else rows.weights.new_empty(len(mean), 2)
+    for part in torch.arange(len(mean)).split(max(1, CHUNK_NUMBERS // width)):
+        some = slice(int(part[0]), int(part[-1]) + 1)
+        draws = noise(len(part) * width, update, mean.device, some.start * width)
+        for number, (value, stored) in enumerate(((mean, rows.mean), (square, rows.square))):
+            narrow(value[some].contiguous(), stored[some], scales[some, number], draws[number].view(-1, width))
