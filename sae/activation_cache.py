@@ -51,12 +51,8 @@ class ActivationCache:
     def __init__(
         self, folder: Path, harvester: Harvester, eight_bits: bool = False, say: Callable[[str], None] | None = None
     ):
-        self.folder, self.harvester, self.eight_bits, self.say = (
-            folder,
-            harvester,
-            eight_bits,
-            say or (lambda text: None),
-        )
+        self.folder, self.harvester, self.eight_bits = folder, harvester, eight_bits
+        self.say = say or (lambda text: None)
         self.traffic = Traffic()
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -134,7 +134,8 @@ class FusedStep:
         indices, values, flat = self._select(given, batch)
         if self._too_many(indices, flat):
             return None
-        kept, starts = (indices.clamp_min(0) if self.ragged else indices), (flat.starts if flat else None)
+        gaps, starts = (self.ragged, None) if flat is None else (False, flat.starts)
+        kept = indices.clamp_min(0) if gaps else indices
         coefficient = 2 / (n * variance)
         decode = (kept, self._tables[1], sae.b_dec.data, batch.y, coefficient, n_own, self.prefixes, starts)
         if sae.loss_is_of == "code":
@@ -147,7 +148,7 @@ class FusedStep:
         first = last if len(decoded.error) == 1 else kernels.row_times(real, decoded.error[0])
         sums = self._over_tokens(figures, first, last, real.float() @ batch.y)
         (error, whole, count, square), first, last, target = sums
-        named = torch.where(indices < 0, sae.d_sae, indices) if self.ragged else indices
+        named = torch.where(indices < 0, sae.d_sae, indices) if gaps else indices
         pairs = kernels.Pairs(named, sae.d_sae, flat.tokens if flat else None)
         more, aux = None, torch.zeros_like(variance)
         if room:

@@ -15,9 +15,7 @@ BYTES = 4e9  # of activations that are written and read; the rest is reckoned fr
 
 
 def measure(
-    activations: Callable[[ActivationCache | None], Activations],
-    folder: Path,
-    seconds: Callable[[Callable[[], object]], float],
+    activations: Callable[[], Activations], folder: Path, seconds: Callable[[Callable[[], object]], float]
 ) -> dict[str, float]:
     """Seconds to harvest all tokens and keep them, and to read them from the disk, in bfloat16 and in 8 bits.
 
@@ -25,29 +23,33 @@ def measure(
     """
     found = {}
     for kind in ("bfloat16", "int8"):
-        stream = activations(None)
-        cache = ActivationCache(folder / kind, stream.harvester, kind == "int8")
-        stream = activations(cache)
-        n_tokens = stream.contexts.n_contexts * stream.contexts.ctx_len
-        share = min(
-            1.0, BYTES / (n_tokens * 2 * sum(stream.harvester.width(c.hook) for c in stream.harvester.channels))
-        )
-        n_segments = min(stream.n_segments, max(2, int(stream.n_segments * share)))
-        tokens = min(n_segments * stream.segment_contexts, stream.contexts.n_contexts) * stream.contexts.ctx_len
-
+        stream = activations()
         stream.harvester.harvest(stream.contexts.ids[:1], stream.contexts.documents[:1])  # compiled by now
-
-        def all_of(stream: Activations = stream, n_segments: int = n_segments, cache: ActivationCache = cache) -> None:
-            for number in range(n_segments):
-                stream.segment(number)
-            for path in cache.folder.glob("*.safetensors"):
-                _to_disk(path)
-
-        found[f"harvest and keep, {kind}"] = seconds(all_of) * n_tokens / tokens
-        found[f"read from disk, {kind}"] = seconds(all_of) * n_tokens / tokens
-        assert cache.traffic.read == cache.traffic.written == tokens
-        shutil.rmtree(cache.folder)
+        stream.cache = ActivationCache(folder / kind, stream.harvester, kind == "int8")
+        found[f"harvest and keep, {kind}"] = _whole(stream, stream.cache, seconds)
+        found[f"read from disk, {kind}"] = _whole(stream, stream.cache, seconds)
+        assert stream.cache.traffic.read == stream.cache.traffic.written
+        shutil.rmtree(stream.cache.folder)
     return found
+
+
+def _whole(stream: Activations, cache: ActivationCache, seconds: Callable[[Callable[[], object]], float]) -> float:
+    """Seconds for all tokens, reckoned from those of the segments that `BYTES` hold."""
+    length, n_contexts = stream.contexts.ctx_len, stream.contexts.n_contexts
+    per_segment = 2 * sum(map(stream.harvester.width, stream.harvester.hooks)) * stream.segment_contexts * length
+    n_segments = min(stream.n_segments, max(2, int(BYTES / per_segment)))
+
+    def go_through() -> None:
+        for number in range(n_segments):
+            stream.segment(number)
+        for path in cache.folder.glob("*.safetensors"):
+            _to_disk(path)
+
+    n_read = min(n_segments * stream.segment_contexts, n_contexts)
+    before = cache.traffic.read + cache.traffic.written
+    taken = seconds(go_through)
+    assert cache.traffic.read + cache.traffic.written - before == n_read * length
+    return taken * n_contexts / n_read
 
 
 def _to_disk(path: Path) -> None:

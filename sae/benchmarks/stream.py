@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sae.activation_cache import ActivationCache
 from sae.activations import Activations, segment_size
 from sae.architectures import ArchitectureConfig
 from sae.architectures.gradient import GradientConfig
@@ -119,11 +118,11 @@ class Stream:
         )
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    def activations(self, config: ArchitectureConfig, cache: ActivationCache | None = None) -> Activations:
-        """The stream of a dictionary's activations, harvested anew, or kept."""
+    def activations(self, config: ArchitectureConfig) -> Activations:
+        """The stream of a dictionary's activations, harvested anew."""
         harvester = Harvester(self.lm, config.channels, HarvestConfig(), "joined")
         pieces = segment_size(harvester, self.contexts, self.shuffle)
-        return Activations(harvester, self.contexts, pieces, None, cache=cache, group=self.group)
+        return Activations(harvester, self.contexts, pieces, None, group=self.group)
 
     def config(self, gradient: bool = False) -> ArchitectureConfig:
         """The dictionary's settings."""
@@ -201,7 +200,7 @@ def measure(device: torch.device, size: Size | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {"tokens on disk": stream.read(), "harvest alone": stream.harvest()}
         found |= {"step alone": stream.step(), "end to end": stream.end_to_end()}
         found |= cached.measure(
-            lambda cache: stream.activations(stream.config(), cache), Path(folder), lambda call: _seconds(call, device)
+            lambda: stream.activations(stream.config()), Path(folder), lambda call: _seconds(call, device)
         )
         found["gradient harvest alone"] = stream.harvest(gradient=True)
         found["sparsify end to end"] = of_peer(stream.sparsify)

@@ -53,9 +53,7 @@ def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
     which an update would be divided. Dettmers et al. 2022 (arXiv 2110.02861) keep blocks of codes with a scale in the same
     way, with a table in place of the fourth power and without a draw.
     """
-    if stored.dtype == torch.float32:
-        stored.copy_(value)
-    elif stored.dtype == torch.bfloat16:
+    if stored.dtype == torch.bfloat16:
         bits = (value.view(torch.int32).long() & WORD) + draw >> 16
         stored.copy_(torch.where(bits > 0x7FFF, bits - 0x10000, bits).short().view(torch.bfloat16))
     else:
@@ -70,7 +68,7 @@ def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
 
 def both_widened(rows: Rows) -> tuple[Tensor, Tensor]:
     """Both moments of a table by latent, in float32: the stored ones where they are."""
-    scales = rows.scales if len(rows.scales) else rows.mean.new_zeros(len(rows.mean), 2, dtype=torch.float32)
+    scales = _scales(rows)
     return widened(rows.mean, scales[:, 0]), widened(rows.square, scales[:, 1])
 
 
@@ -78,9 +76,15 @@ def narrow_both(mean: Tensor, square: Tensor, rows: Rows, update: int) -> None:
     """Puts both moments in float32 into what is stored of a table by latent, at update number `update`."""
     if rows.mean.dtype == torch.float32:
         return
-    width, scales = mean.shape[1], rows.scales if len(rows.scales) else rows.weights.new_empty(len(mean), 2)
-    for part in torch.arange(len(mean)).split(max(1, CHUNK_NUMBERS // width)):
-        some = slice(int(part[0]), int(part[-1]) + 1)
-        draws = noise(len(part) * width, update, mean.device, some.start * width)
+    (n, width), scales = mean.shape, _scales(rows)
+    step = max(1, CHUNK_NUMBERS // width)
+    for first in range(0, n, step):
+        part = slice(first, min(first + step, n))
+        draws = noise((part.stop - first) * width, update, mean.device, first * width)
         for number, (value, stored) in enumerate(((mean, rows.mean), (square, rows.square))):
-            narrow(value[some].contiguous(), stored[some], scales[some, number], draws[number].view(-1, width))
+            narrow(value[part].contiguous(), stored[part], scales[part, number], draws[number].view(-1, width))
+
+
+def _scales(rows: Rows) -> Tensor:
+    """Those of the rows, or a place for them that nothing looks at."""
+    return rows.scales if len(rows.scales) else rows.weights.new_empty(len(rows.mean), 2)

@@ -70,9 +70,9 @@ class Adam(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Of one batch: activations and their gradients [tokens, k], or [pairs] of a `Flat` code; the sum of x_hat - target over the prefixes that hold a
-    latent of each prefix [prefixes, tokens, width]; by token [3, tokens] the squared error, its sum over the prefixes, and
-    the number of activations over 0. Errors are in bfloat16 on a GPU, in float32 on a CPU."""
+    """Of one batch: activations and their gradients [tokens, k], or [pairs] of a `Flat` code; the sum of x_hat - target over the
+    prefixes that hold a latent of each prefix [prefixes, tokens, width]; by token [3, tokens] the squared error, its sum over
+    the prefixes, and the number of activations over 0. Errors are in bfloat16 on a GPU, in float32 on a CPU."""
 
     acts: Tensor
     to_acts: Tensor

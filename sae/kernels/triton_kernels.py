@@ -368,21 +368,9 @@ def parts_program(
         end = min(end, start + SPLIT)
         own_error = error + _level(latent, prefixes, LEVELS).to(tl.int64) * n * WIDTH_OUT
         to_encoder, to_decoder = _pair_sums(
-            start,
-            end,
-            order,
-            tokens,
-            acts,
-            to_acts,
-            own_error,
-            given,
-            K,
-            PAIRS,
-            WIDTH_IN,
-            WIDTH_OUT,
-            BLOCK_IN,
-            BLOCK_OUT,
-        )
+            start, end, order, tokens, acts, to_acts, own_error, given, K, PAIRS,
+            WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
+        )  # fmt: skip
         into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
         tl.store(encoder_parts + part * WIDTH_IN + into, to_encoder, into < WIDTH_IN)
         tl.store(decoder_parts + part * WIDTH_OUT + out, to_decoder, out < WIDTH_OUT)
@@ -451,21 +439,9 @@ def update_program(
     if end - start <= SPLIT:
         own_error = error + _level(latent, prefixes, LEVELS).to(tl.int64) * n * WIDTH_OUT
         to_encoder, to_decoder = _pair_sums(
-            start,
-            end,
-            order,
-            tokens,
-            acts,
-            to_acts,
-            own_error,
-            given,
-            K,
-            PAIRS,
-            WIDTH_IN,
-            WIDTH_OUT,
-            BLOCK_IN,
-            BLOCK_OUT,
-        )
+            start, end, order, tokens, acts, to_acts, own_error, given, K, PAIRS,
+            WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
+        )  # fmt: skip
     else:
         to_encoder, to_decoder = tl.zeros((BLOCK_IN,), tl.float32), tl.zeros((BLOCK_OUT,), tl.float32)
         last = tl.load(ends + latent)
