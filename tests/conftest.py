@@ -67,12 +67,11 @@ def make_text(n_documents: int, seed: int = 0) -> list[str]:
     return documents
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random Llama with 3 layers of width 32 and a tokenizer."""
+def save_model(folder: Path) -> Path:
+    """Saves a random Llama with 3 layers of width 32 and a tokenizer; returns the folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("model")
+    folder.mkdir(exist_ok=True)
     tokenizer = make_tokenizer(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -83,17 +82,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 documents as JSON lines."""
-    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
+def save_text(path: Path) -> Path:
+    """Writes 400 documents as JSON lines; returns the path."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_text(400)))
     return path
 
 
 @pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the small model."""
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File with the small text."""
+    return save_text(tmp_path_factory.mktemp("text") / "documents.jsonl")
+
+
+@pytest.fixture(scope="session")
 def tree(tiny_model: Path, text_file: Path) -> dict[str, Any]:
     """A complete small configuration, as YAML would give it; every test changes a copy."""
+    return small_tree(tiny_model, text_file)
+
+
+def small_tree(tiny_model: Path, text_file: Path) -> dict[str, Any]:
+    """The configuration of a small run, as YAML would give it."""
     return {
         "name": "tiny",
         "model": {"source": "folder", "path": str(tiny_model), "dtype": "float32"},
