@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.metrics import geometric_median
+from sae.foundation.metrics import geometric_median
 
 
 class Trained(NamedTuple):
@@ -44,7 +44,7 @@ def ours(rows: Tensor, d_sae: int, k: int, seed: int, batch: int, lr: float) -> 
     """saedex."""
     from sae.architectures import Batch, build
     from sae.architectures.topk import TopKConfig
-    from sae.hookpoints import HookPoint
+    from sae.model.hookpoints import HookPoint
 
     d = rows.shape[1]
     scale = d**0.5 / rows[:8192].norm(dim=1).median()

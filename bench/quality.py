@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from bench.peers import PEERS, Trained
-from sae.config import load_config
 from sae.evaluation.measures.splice import log_probs
-from sae.hookpoints import Channel, HookPoint
-from sae.metrics import FvuMeter, loss_recovered
-from sae.progress import Screen
-from sae.rooms import Rooms, prepare
+from sae.foundation.metrics import FvuMeter, loss_recovered
+from sae.foundation.screen import Screen
+from sae.model.hookpoints import Channel, HookPoint
+from sae.pipeline.config import load_config
+from sae.pipeline.prepare import Rooms, prepare
 
 HOOK = HookPoint("resid_post", 8)
 BATCH = 512

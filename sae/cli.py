@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sae.benchmarks import command as benchmarks
+from sae.commands import bench as benchmarks
 from sae.errors import EXIT_CODES, ConfigError, Elsewhere, SaedexError, UnavailableError
 
 EXPORT_FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma-npz")
@@ -36,7 +36,7 @@ def _guarded(work: Callable[[], int]) -> int:
     code = _code(work)
     if "WORLD_SIZE" not in os.environ:  # else torch is loaded in any case
         return code
-    from sae.distributed import leave
+    from sae.foundation.distributed import leave
 
     return leave(code)
 
@@ -80,12 +80,12 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from sae.config import load_config
+    from sae.pipeline.config import load_config
 
     config = load_config(arguments.config, tuple(arguments.set))
-    from sae.distributed import processes
-    from sae.progress import Screen
-    from sae.run import run
+    from sae.foundation.distributed import processes
+    from sae.foundation.screen import Screen
+    from sae.pipeline.run import run
 
     with processes() as group:
         summary = run(config, Screen(quiet=not group.first), group)
@@ -96,7 +96,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The figures of a finished run and what to do next."""
-    from sae.efficiency import table as efficiency_table
+    from sae.pipeline.efficiency import table as efficiency_table
 
     print(f"\nrun {summary['run']}, {summary['seconds_total']:.0f} s in all")
     for name, found in summary["dictionaries"].items():
@@ -124,7 +124,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def _explain(_: argparse.Namespace) -> int:
-    from sae.config import explain
+    from sae.pipeline.config import explain
 
     for key, default, text in explain():
         print(f"{key:<52} {default:<22} {text}")
@@ -132,7 +132,7 @@ def _explain(_: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from sae.config import load_config
+    from sae.pipeline.config import load_config
 
     config = load_config(arguments.config, tuple(arguments.set))
     print(json.dumps(config.model_dump(mode="json"), indent=1))
@@ -140,7 +140,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    from sae.activation_cache import remove, shared_caches
+    from sae.stream.activation_cache import remove, shared_caches
 
     if arguments.remove:
         print(f"{remove(arguments.remove) / 1e9:.2f} GB removed")
@@ -164,8 +164,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from sae.evaluation.again import evaluate_again
-    from sae.progress import Screen
+    from sae.commands.evaluate import evaluate_again
+    from sae.foundation.screen import Screen
 
     measures = tuple(arguments.measures.split(",")) if arguments.measures else None
     for name, folder in evaluate_again(arguments.path, arguments.run, measures, tuple(arguments.against), Screen()):
@@ -192,8 +192,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _interpret(arguments: argparse.Namespace) -> int:
-    from sae.interpret.again import config_of, interpret_again
-    from sae.progress import Screen
+    from sae.commands.interpret import config_of, interpret_again
+    from sae.foundation.screen import Screen
 
     judge = None
     if arguments.judge:
@@ -255,8 +255,8 @@ def _interpret_parser(commands: Any) -> None:
 
 
 def _concept(arguments: argparse.Namespace) -> int:
-    from sae.apply.concept_file import add_concept, texts_of
-    from sae.progress import Screen
+    from sae.commands.concept import add_concept, texts_of
+    from sae.foundation.screen import Screen
 
     texts = texts_of(arguments.positive, arguments.negative, arguments.labelled)
     found = add_concept(

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from sae.cli import main, train_main
-from sae.config import explain
+from sae.pipeline.config import explain
 from server.app import create_app
 
 ROOT = Path(__file__).parent.parent

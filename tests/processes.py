@@ -10,15 +10,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sae import checkpoint, dictionary
-from sae.activations import Statistics
 from sae.architectures import ARCHITECTURES
-from sae.distributed import Group, leave, processes
-from sae.hookpoints import Channel, HookPoint
-from sae.optimiser import OptimiserConfig
-from sae.replica_step import ReplicaStep
-from sae.sharded_step import ShardedStep
-from sae.trainer import SaeTrainer
+from sae.foundation.distributed import Group, leave, processes
+from sae.model.hookpoints import Channel, HookPoint
+from sae.publish import dictionary
+from sae.stream.activations import Statistics
+from sae.training import checkpoint
+from sae.training.optimiser import OptimiserConfig
+from sae.training.replica_step import ReplicaStep
+from sae.training.sharded_step import ShardedStep
+from sae.training.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)
 WIDTH, STEPS, LR = 32, 12, 2e-3

@@ -15,10 +15,10 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae import dictionary
-from sae.activation_cache import ActivationCache, remove, shared_caches
 from sae.errors import ConfigError
-from sae.packed_rows import PackedRows
+from sae.publish import dictionary
+from sae.stream.activation_cache import ActivationCache, remove, shared_caches
+from sae.stream.packed_rows import PackedRows
 from tests.conftest import run_cli, write_config
 
 
@@ -118,7 +118,8 @@ def test_what_is_shared_is_listed_and_removed(tmp_path, tree, home):
 
 
 def test_no_room_is_said_before_anything_is_harvested(tmp_path, tree, monkeypatch):
-    from sae import activation_cache, cli
+    from sae import cli
+    from sae.stream import activation_cache
 
     monkeypatch.setattr(activation_cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     config = write_config(tmp_path, tree, harvest__cache=True)
@@ -134,7 +135,7 @@ def test_the_name_of_a_file_says_where_contexts_begin(tmp_path):
 
 
 def test_many_processes_begin_a_shared_cache_at_once(tmp_path, home, monkeypatch):
-    monkeypatch.setattr("sae.activation_cache._facts", lambda *a: {"a": 1})
+    monkeypatch.setattr("sae.stream.activation_cache._facts", lambda *a: {"a": 1})
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: ActivationCache.shared(None, 8, False, print).folder, range(40)))  # pyright: ignore
     assert len(set(found)) == 1 and json.loads((found[0] / "facts.json").read_text()) == {"a": 1}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae.architectures import ARCHITECTURES, Batch, build
-from sae.metrics import FvuMeter, density, geometric_median, l0, loss_recovered
+from sae.foundation.metrics import FvuMeter, density, geometric_median, l0, loss_recovered
 
 D_MODEL, D_SAE, K = 12, 48, 5
 VARIANCE = torch.tensor(3.0)

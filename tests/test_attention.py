@@ -10,7 +10,7 @@ from sae.apply.attention import attribute, head_shares
 from sae.architectures import build
 from sae.architectures.topk import TopKConfig
 from sae.errors import ConfigError
-from sae.hookpoints import HookPoint
+from sae.model.hookpoints import HookPoint
 
 HOOK = HookPoint("attn_z", 1)
 

@@ -11,7 +11,7 @@ from test_explainers import EACH, KINDS, planted  # noqa: F401 (a fixture)
 
 from feature_store.queries import concepts
 from sae.apply.concept import LEAST_TEXTS, learn
-from sae.apply.concept_file import texts_of
+from sae.commands.concept import texts_of
 from sae.errors import ConfigError, DataError
 from sae.interpret.concepts import _communities
 

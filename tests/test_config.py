@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import run_cli, write_config
 
-from sae.config import TrainConfig, explain, load_config
 from sae.errors import ConfigError
+from sae.pipeline.config import TrainConfig, explain, load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "training_configs").glob("*.yaml"))
 

@@ -17,9 +17,9 @@ import torch
 
 from feature_store.queries import Store
 from feature_store.writer import read_pointer
-from sae import dictionary
-from sae.distributed import Group
-from sae.shuffle import RingBuffer, ShufflePlan
+from sae.foundation.distributed import Group
+from sae.publish import dictionary
+from sae.stream.shuffle import RingBuffer, ShufflePlan
 from tests.conftest import run_cli, write_config
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}

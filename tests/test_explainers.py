@@ -16,7 +16,7 @@ from feature_store.formats import POSITION_EDGES
 from feature_store.generation import Corpus, Directions, Limits, publish
 from feature_store.queries import Store, explanations, feature_scores, features, interpretation
 from feature_store.tables import Codes
-from sae.distributed import Group
+from sae.foundation.distributed import Group
 from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds

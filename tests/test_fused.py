@@ -6,17 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sae import checkpoint
-from sae.activations import Statistics
 from sae.architectures import ARCHITECTURES, Batch, build
 from sae.errors import ConfigError
-from sae.fused import FusedStep
-from sae.hookpoints import Channel, HookPoint
 from sae.kernels import moments
 from sae.kernels.sparse import HAS_TRITON
 from sae.kernels.step_parts import Rows
-from sae.optimiser import OptimiserConfig
-from sae.trainer import SaeTrainer
+from sae.model.hookpoints import Channel, HookPoint
+from sae.stream.activations import Statistics
+from sae.training import checkpoint
+from sae.training.fused_step import FusedStep
+from sae.training.optimiser import OptimiserConfig
+from sae.training.trainer import SaeTrainer
 
 on_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and HAS_TRITON), reason="needs a GPU with Triton")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from test_hookpoints import ids, small_model
 
-from sae.harvest import HarvestConfig, Harvester
-from sae.hookpoints import Channel, HookPoint, resolve
-from sae.relevance import RelevanceRules
+from sae.model.hookpoints import Channel, HookPoint, resolve
+from sae.model.relevance import RelevanceRules
+from sae.stream.harvest import HarvestConfig, Harvester
 
 HOOK = HookPoint("resid_post", 1)
 

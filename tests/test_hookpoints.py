@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from sae.errors import ConfigError, NumericError
-from sae.harvest import HarvestConfig, Harvester, attention_inputs, choose_dtype
-from sae.hookpoints import SITES, Channel, HookPoint, find_places, resolve
-from sae.language_model import LanguageModel
+from sae.model.hookpoints import SITES, Channel, HookPoint, find_places, resolve
+from sae.model.language_model import LanguageModel
+from sae.stream.harvest import HarvestConfig, Harvester, attention_inputs, choose_dtype
 
 SMALL = {
     "vocab_size": 96,
@@ -170,7 +170,7 @@ def test_separate_packing_equals_documents_run_alone(family):
 
 
 def test_a_model_that_cannot_keep_documents_apart_is_refused(monkeypatch):
-    monkeypatch.setattr("sae.harvest.attention_inputs", lambda *_: {})
+    monkeypatch.setattr("sae.stream.harvest.attention_inputs", lambda *_: {})
     with pytest.raises(ConfigError, match="Use 'joined'"):
         Harvester(small_model("Llama"), (Channel(HookPoint("resid_post", 2)),), HarvestConfig(), "separate")
 

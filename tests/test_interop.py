@@ -11,11 +11,11 @@ import torch
 from conftest import run_cli
 from test_architectures import batch, make
 
-from sae import dictionary
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, SaedexError
 from sae.interop.plain import largest_difference
 from sae.interop.transfer import FORMATS, export_dictionary, import_dictionary
+from sae.publish import dictionary
 
 HOLDS = {
     "saelens": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},

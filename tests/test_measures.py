@@ -12,7 +12,7 @@ from sae.evaluation.measures import MEASURES
 from sae.evaluation.measures.probing import probe_auc, select_latents
 from sae.evaluation.measures.quasi_orthogonality import epsilon_lbo
 from sae.evaluation.measures.stability import matched_cosines
-from sae.metrics import normalised_mse, spearman
+from sae.foundation.metrics import normalised_mse, spearman
 
 
 def test_epsilon_is_zero_for_an_orthonormal_decoder_and_exact_codes():

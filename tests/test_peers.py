@@ -12,8 +12,8 @@ import torch
 from test_architectures import batch
 from test_interop import published
 
-from sae import dictionary
 from sae.interop.transfer import export_dictionary
+from sae.publish import dictionary
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is theirs
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from feature_store import queries
 from feature_store.queries import Store
 from sae import SparseAutoencoder
-from sae.dictionary import read_card
+from sae.publish.dictionary import read_card
 
 
 def weights(run: Path, name: str = "first"):
@@ -200,11 +200,11 @@ def test_a_folder_that_cannot_be_written_is_exit_74(tmp_path, tree):
 
 
 def test_a_loss_that_is_not_finite_is_exit_71():
-    from sae.activations import _measure
     from sae.architectures.topk import TopKConfig
     from sae.errors import NumericError
-    from sae.hookpoints import Channel
-    from sae.trainer import SaeTrainer
+    from sae.model.hookpoints import Channel
+    from sae.stream.activations import _measure
+    from sae.training.trainer import SaeTrainer
 
     x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
     config = TopKConfig(name="x", hook="resid_post.0", d_sae=32, k=2)
@@ -231,7 +231,7 @@ def test_the_norm_filter_is_recorded_and_applied(tmp_path, tree, undisturbed):
 
 
 def test_a_log_that_was_cut_short_is_mended(tmp_path):
-    from sae.train import truncate_log
+    from sae.training.loop import truncate_log
 
     path = tmp_path / "log.jsonl"
     path.write_text('{"tokens_seen": 1}\n{"tokens_seen": 2}\n{"tokens_seen": 3}\n{"tok')
@@ -247,10 +247,10 @@ def test_golden_losses():
 
     The tolerance leaves room for another CPU's order of sums; bits are compared in the resume tests.
     """
-    from sae.activations import _measure
     from sae.architectures.topk import TopKConfig
-    from sae.hookpoints import Channel
-    from sae.trainer import SaeTrainer
+    from sae.model.hookpoints import Channel
+    from sae.stream.activations import _measure
+    from sae.training.trainer import SaeTrainer
 
     generator = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(48, 16, generator=generator), dim=1)
@@ -283,10 +283,10 @@ def test_two_dictionaries_share_one_harvest(tmp_path, tree, undisturbed, monkeyp
     """The model reads every token once, and the first dictionary is the one that comes out alone."""
     from rich.console import Console
 
-    from sae.activations import Activations
-    from sae.config import load_config
-    from sae.progress import Screen
-    from sae.run import run
+    from sae.foundation.screen import Screen
+    from sae.pipeline.config import load_config
+    from sae.pipeline.run import run
+    from sae.stream.activations import Activations
 
     harvested = []
     harvest = Activations._harvest
@@ -342,11 +342,11 @@ def test_parquet_exports_hold_real_lists(finished):
 
 
 def test_loaded_dictionary_reconstructs_as_measured(finished):
-    from sae.activations import Activations
-    from sae.config import load_config
-    from sae.harvest import Harvester
-    from sae.language_model import load
-    from sae.tokens import Contexts
+    from sae.model.language_model import load
+    from sae.pipeline.config import load_config
+    from sae.stream.activations import Activations
+    from sae.stream.harvest import Harvester
+    from sae.text.tokens import Contexts
 
     folder = finished / "dictionaries" / "first"
     sae = SparseAutoencoder.load(str(folder))
@@ -412,7 +412,7 @@ def test_curves_are_pictures(finished):
 
 
 def test_the_table_of_a_run_knows_what_its_version_wrote():
-    from sae.efficiency import table
+    from sae.pipeline.efficiency import table
 
     old = {"seconds": {"model": 2.0, "train": 44.0}}
     assert "train" in table(old) and "peak" not in table(old)

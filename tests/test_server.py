@@ -16,10 +16,11 @@ import pytest
 import torch
 from test_explainers import no_model
 
-from sae import SparseAutoencoder, dictionary
-from sae.checkpoint import Piece, save_pieces
+from sae import SparseAutoencoder
 from sae.errors import ArtefactError
-from sae.trainer import LATENT_AXIS
+from sae.publish import dictionary
+from sae.training.checkpoint import Piece, save_pieces
+from sae.training.trainer import LATENT_AXIS
 from server.app import create_app
 from tests.conftest import serving
 

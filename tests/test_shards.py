@@ -10,7 +10,7 @@ from feature_store.budget import budget
 from feature_store.contexts import ContextLimits
 from feature_store.generation import Corpus, Directions, Limits, publish, write_shard
 from sae.benchmarks.index import Size, _directions, _vocabulary, random_codes
-from sae.device import PeakMemory
+from sae.foundation.device import PeakMemory
 
 SIZE = Size(300, 6, 32, 500, ())
 LIMITS = Limits(ContextLimits(5, 2), 8, 3)

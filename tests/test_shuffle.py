@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae.hookpoints import Channel, HookPoint
-from sae.shuffle import SPREAD, RingBuffer, ShuffleConfig, ShufflePlan, segment_contexts
+from sae.model.hookpoints import Channel, HookPoint
+from sae.stream.shuffle import SPREAD, RingBuffer, ShuffleConfig, ShufflePlan, segment_contexts
 
 HOOK = Channel(HookPoint("resid_post", 0))
 

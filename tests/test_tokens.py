@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import make_text, make_tokenizer
 
-from sae.corpus import DatasetText, InstalledDocs, Mixture, PackageText, documents
 from sae.errors import ArtefactError, DataError
-from sae.sources import PackagePart, join_members
-from sae.tokens import TextConfig, build, is_held_out, manifest
-from sae.vocabulary import token_bytes
+from sae.foundation.downloads import PackagePart, join_members
+from sae.model.vocabulary import token_bytes
+from sae.text.corpus import DatasetText, InstalledDocs, Mixture, PackageText, documents
+from sae.text.tokens import TextConfig, build, is_held_out, manifest
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_context_begins_with_bos_where_the_model_needs_it(tmp_path, tokeni
 
 
 def test_an_interrupted_build_ends_with_the_same_bytes(tmp_path, tokenizer, text_file, monkeypatch):
-    monkeypatch.setattr("sae.tokens.DOCUMENTS_PER_BATCH", 10)
+    monkeypatch.setattr("sae.text.tokens.DOCUMENTS_PER_BATCH", 10)
     build(config(text_file), tokenizer, True, 6000, tmp_path / "whole", quiet)
     calls = []
 

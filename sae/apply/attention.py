@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError
-from sae.hookpoints import HookPoint, blocks
-from sae.language_model import LanguageModel
+from sae.model.hookpoints import HookPoint, blocks
+from sae.model.language_model import LanguageModel
 
 TRACED = "saedex_traced"
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sae.activations import batch_of
 from sae.architectures import SparseAutoencoder
 from sae.errors import DataError
-from sae.harvest import Harvester
 from sae.interpret.intervals import Interval, balanced_accuracy, best_threshold, proportion
+from sae.stream.activations import batch_of
+from sae.stream.harvest import Harvester
 
 Method = Literal["difference", "top", "tree"]
 MOST_FEATURES, DEPTH, LEAST_TEXTS, BATCH = 16, 3, 8, 16

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import ArchitectureConfig, Batch, Encoding
-from sae.discovery import classes_in
+from sae.foundation.discovery import classes_in
 
 ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
     cls.config_class.model_fields["architecture"].default: cls

@@ -270,6 +270,6 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     @staticmethod
     def load(path_or_url: str) -> SparseAutoencoder:
         """The published dictionary in a folder, or at the address of a saedex server's download route."""
-        from sae.dictionary import load
+        from sae.publish.dictionary import load
 
         return load(path_or_url)

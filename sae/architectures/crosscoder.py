@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sae.architectures.k_largest import KLargest
 from sae.architectures.settings import KeepsK
-from sae.hookpoints import HookPoint, HookPointField
+from sae.model.hookpoints import HookPoint, HookPointField
 
 
 @final

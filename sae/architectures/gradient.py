@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import KeepsK, Selecting
-from sae.hookpoints import Channel
 from sae.kernels.sparse import selection_for
+from sae.model.hookpoints import Channel
 
 
 @final

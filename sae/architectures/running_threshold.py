@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import KeepsK, Pass, Selecting
+from sae.foundation.section import Count
 from sae.kernels.sparse import selection_for
-from sae.section import Count
 
 
 class BatchKeepsK(KeepsK):

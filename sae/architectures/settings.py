@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
-from sae.hookpoints import Channel, HookPoint, HookPointField
-from sae.section import Count, Section
+from sae.foundation.section import Count, Section
+from sae.model.hookpoints import Channel, HookPoint, HookPointField
 
 
 class ArchitectureConfig(Section):

@@ -10,7 +10,7 @@ from torch import nn
 
 from sae.architectures.k_largest import KLargest
 from sae.architectures.settings import KeepsK
-from sae.hookpoints import HookPoint, HookPointField
+from sae.model.hookpoints import HookPoint, HookPointField
 
 
 @final

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from sae.activation_cache import ActivationCache
-from sae.activations import Activations
+from sae.stream.activation_cache import ActivationCache
+from sae.stream.activations import Activations
 
 BYTES = 4e9  # of activations that are written and read; the rest is reckoned from these
 

@@ -13,7 +13,7 @@ from feature_store.budget import budget
 from feature_store.contexts import ContextLimits
 from feature_store.generation import MEMORY_BYTES, Corpus, Directions, Limits, collect, publish
 from feature_store.tables import Codes
-from sae.device import PeakMemory
+from sae.foundation.device import PeakMemory
 
 DOCUMENT_TOKENS = 500
 NEIGHBOURS = 10
@@ -91,7 +91,7 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
 
 def plot(measured: dict[str, Any], path: Path) -> None:
     """A picture of seconds and memory against tokens, beside straight lines through the first measurement."""
-    from sae.plots import lines_through_first
+    from sae.evaluation.plots import lines_through_first
 
     runs = measured["runs"]
     tokens = [run["tokens"] / 1e6 for run in runs]

@@ -11,9 +11,9 @@ import torch
 
 from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, Shape, saedex
 from sae.benchmarks.stream import CPU_SIZE, GPU_SIZE, Size, Stream
-from sae.benchmarks.timing import timed
-from sae.distributed import ALONE, Group
-from sae.graphs import Graphs
+from sae.foundation.distributed import ALONE, Group
+from sae.foundation.timing import timed
+from sae.training.cuda_graphs import Graphs
 
 REPEATS = 20
 WAYS = ("replicas", "latents")

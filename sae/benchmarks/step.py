@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.activations import Statistics
 from sae.architectures.topk import TopKConfig
-from sae.benchmarks.timing import of_peer, timed
-from sae.distributed import ALONE, Group
 from sae.errors import ConfigError
-from sae.hookpoints import Channel, HookPoint
-from sae.optimiser import OptimiserConfig
-from sae.trainer import SaeTrainer
+from sae.foundation.distributed import ALONE, Group
+from sae.foundation.timing import of_peer, timed
+from sae.model.hookpoints import Channel, HookPoint
+from sae.stream.activations import Statistics
+from sae.training.optimiser import OptimiserConfig
+from sae.training.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)
 

@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sae.activations import Activations, segment_size
 from sae.architectures import ArchitectureConfig
 from sae.architectures.gradient import GradientConfig
 from sae.architectures.topk import TopKConfig
 from sae.benchmarks import cached
-from sae.benchmarks.timing import of_peer, timed
-from sae.distributed import ALONE, Group
-from sae.harvest import HarvestConfig, Harvester
-from sae.hookpoints import Channel, HookPoint
-from sae.language_model import LanguageModel
-from sae.optimiser import OptimiserConfig
-from sae.shuffle import ShuffleConfig
-from sae.tokens import Contexts
-from sae.train import TrainingRun
-from sae.trainer import SaeTrainer
+from sae.foundation.distributed import ALONE, Group
+from sae.foundation.timing import of_peer, timed
+from sae.model.hookpoints import Channel, HookPoint
+from sae.model.language_model import LanguageModel
+from sae.stream.activations import Activations, segment_size
+from sae.stream.harvest import HarvestConfig, Harvester
+from sae.stream.shuffle import ShuffleConfig
+from sae.text.tokens import Contexts
+from sae.training.loop import TrainingRun
+from sae.training.optimiser import OptimiserConfig
+from sae.training.trainer import SaeTrainer
 
 
 class Size(NamedTuple):

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from sae.activations import Activations
 from sae.architectures import SparseAutoencoder
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.report import write_report
 from sae.evaluation.subject import Subject
-from sae.files import write_json
-from sae.section import Count, Section
+from sae.foundation.files import write_json
+from sae.foundation.section import Count, Section
+from sae.stream.activations import Activations
 
 
 def known_measures(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae.sources import PackagePart, cache_dir, open_members
+from sae.foundation.downloads import PackagePart, cache_dir, open_members
 
 PART = PackagePart(
     name="sae-probes",

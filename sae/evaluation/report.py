@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.evaluation.measures import MEASURES
-from sae.files import write_bytes
+from sae.foundation.files import write_bytes
 
 PICTURES = ("curves.png", "density.png", "zf.png")
 

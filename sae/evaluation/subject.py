@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from sae.activations import Activations, batch_of
 from sae.architectures import Batch, SparseAutoencoder
-from sae.language_model import LanguageModel
+from sae.model.language_model import LanguageModel
+from sae.stream.activations import Activations, batch_of
 
 BATCH_ROWS = 4096
 

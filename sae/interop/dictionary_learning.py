@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sae.errors import ArtefactError, ConfigError
-from sae.hookpoints import SITES
 from sae.interop.format import Format, read_json, read_tensors, taken
 from sae.interop.plain import Plain
+from sae.model.hookpoints import SITES
 
 
 @final

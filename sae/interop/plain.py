@@ -11,7 +11,7 @@ from torch import Tensor
 from sae.architectures import SparseAutoencoder, build
 from sae.architectures.jumprelu import JumpReluConfig
 from sae.errors import ArtefactError, ConfigError
-from sae.hookpoints import HookPoint
+from sae.model.hookpoints import HookPoint
 
 Kind = Literal["topk", "jumprelu", "relu", "gated"]
 

@@ -7,14 +7,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sae import dictionary, interop
+from sae import interop
 from sae.architectures import SparseAutoencoder
-from sae.discovery import instances_in
 from sae.errors import ArtefactError, ConfigError
-from sae.files import write_folder
-from sae.hookpoints import HookPoint
+from sae.foundation.discovery import instances_in
+from sae.foundation.files import write_folder
 from sae.interop.format import Format
 from sae.interop.plain import largest_difference, module_of, plain_of
+from sae.model.hookpoints import HookPoint
+from sae.publish import dictionary
 
 TOLERANCE = 1e-5
 FORMATS = {name.replace("gemma_npz", "gemma-npz"): f for name, f in instances_in(interop.__name__, Format).items()}

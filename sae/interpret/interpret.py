@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from feature_store import queries
 from feature_store.queries import Store
-from sae import parquet
-from sae.distributed import ALONE, Group
-from sae.files import write_bytes
+from sae.foundation.distributed import ALONE, Group
+from sae.foundation.files import write_bytes
+from sae.foundation.section import Section
 from sae.interpret.concept_names import named_by
 from sae.interpret.concepts import as_json, group
 from sae.interpret.events import activation_levels
@@ -26,7 +26,7 @@ from sae.interpret.judge import Judge, JudgeConfig
 from sae.interpret.judge_features import judge_features
 from sae.interpret.running import Running
 from sae.interpret.scorers import JUDGED_SCORERS, NULLS, SCORERS, Case, Label
-from sae.section import Section
+from sae.publish import parquet
 
 DRAWN = 20 * NULLS  # so many draws hold enough different labels even where many are the same
 WITH_A_JUDGE = ("max_activation",), ("detection", "judged_confidence")

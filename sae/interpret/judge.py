@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from sae.errors import ConfigError, UnavailableError
+from sae.foundation.section import Count, Section
 from sae.interpret.answer_cache import AnswerCache
-from sae.section import Count, Section
 
 FAILED_ANSWERS_IN_A_ROW = 20
 ALTERNATIVES = 5

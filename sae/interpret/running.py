@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.activations import batch_of
 from sae.architectures import SparseAutoencoder
-from sae.harvest import Harvester
-from sae.language_model import LanguageModel
+from sae.model.language_model import LanguageModel
+from sae.stream.activations import batch_of
+from sae.stream.harvest import Harvester
 
 
 @dataclass(frozen=True)

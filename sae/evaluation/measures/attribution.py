@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.harvest import Harvester, attention_inputs
-from sae.hookpoints import Channel, resolve
-from sae.metrics import spearman
+from sae.foundation.metrics import spearman
+from sae.model.hookpoints import Channel, resolve
+from sae.stream.harvest import Harvester, attention_inputs
 
 CONTEXTS, PER_CONTEXT = 24, 16
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.unembed import nearest
+from sae.model.unembed import nearest
 
 
 class Decoder(Measure):

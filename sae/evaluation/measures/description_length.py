@@ -11,7 +11,7 @@ from torch import Tensor
 from sae.architectures import Encoding
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.metrics import FvuMeter
+from sae.foundation.metrics import FvuMeter
 
 ROWS = 16_384
 BITS_PER_ACTIVATION = 7

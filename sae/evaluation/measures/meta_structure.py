@@ -10,7 +10,7 @@ from sae.architectures import Batch, build
 from sae.architectures.batch_topk import BatchTopKConfig
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.metrics import FvuMeter
+from sae.foundation.metrics import FvuMeter
 
 STEPS, BATCH, K, SHARE, LR = 1500, 512, 4, 4, 1e-3
 

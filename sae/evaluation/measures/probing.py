@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from sae.activations import batch_of
 from sae.errors import UnavailableError
 from sae.evaluation.measure import Measure
 from sae.evaluation.probing_data import text_sets
 from sae.evaluation.subject import Subject
+from sae.stream.activations import batch_of
 
 N_TRAIN, N_TEST, SETS = 200, 200, 113
 KS = (1, 2, 5, 16)

@@ -69,7 +69,7 @@ class QuasiOrthogonality(Measure):
 
     def draw(self, found: dict[str, Any], title: str, folder: Path) -> None:
         """zf.png, from zf.csv."""
-        from sae import plots
+        from sae.evaluation import plots
 
         with (folder / "zf.csv").open() as file:
             rows = [(float(a), float(b)) for a, b in list(csv.reader(file))[1:]]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae.activations import TYPICAL_NORM_MULTIPLE
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.metrics import FvuMeter, density, normalised_mse
+from sae.foundation.metrics import FvuMeter, density, normalised_mse
+from sae.stream.activations import TYPICAL_NORM_MULTIPLE
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -101,6 +101,6 @@ class Reconstruction(Measure):
 
     def draw(self, found: dict[str, Any], title: str, folder: Path) -> None:
         """density.png."""
-        from sae import plots
+        from sae.evaluation import plots
 
         plots.densities(found["density_histogram"], title, folder / "density.png")

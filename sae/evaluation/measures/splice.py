@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.activations import batch_of
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.harvest import attention_inputs
-from sae.hookpoints import Channel, HookPoint
-from sae.metrics import loss_recovered
+from sae.foundation.metrics import loss_recovered
+from sae.model.hookpoints import Channel, HookPoint
+from sae.stream.activations import batch_of
+from sae.stream.harvest import attention_inputs
 
 Edit = dict[HookPoint, tuple[Tensor, Tensor]]  # hook point -> (mask [contexts, ctx_len], new rows)
 

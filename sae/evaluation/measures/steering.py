@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
-from sae.hookpoints import resolve
-from sae.unembed import token_logits
+from sae.model.hookpoints import resolve
+from sae.model.unembed import token_logits
 
 LATENTS, CONTEXTS, TOKENS, OWN = 24, 24, 48, 10
 TARGET_KL = 0.25  # nats

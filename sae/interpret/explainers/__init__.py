@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from sae.discovery import instances_in
+from sae.foundation.discovery import instances_in
 from sae.interpret.explainers.base import Explainer, Proposal
 from sae.interpret.explainers.judged import JudgedExplainer
 

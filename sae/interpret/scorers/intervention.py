@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae.hookpoints import HookPoint, resolve
 from sae.interpret.intervals import Interval, jackknife
 from sae.interpret.running import Running
 from sae.interpret.scorers.base import Case, Scored, Scorer
+from sae.model.hookpoints import HookPoint, resolve
 
 MOST = 8
 

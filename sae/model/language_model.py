@@ -1,0 +1,232 @@
+"""A causal language model and its tokenizer, from the hub, a local folder or a package; loaded once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from filelock import FileLock
+from pydantic import Field, model_validator
+from torch import nn
+
+from sae.errors import ArtefactError, ConfigError, DataError
+from sae.foundation.downloads import PackagePart, Sha256, cache_dir, check_sha256, join_members, sha256_of
+from sae.foundation.section import Section
+
+CONVERTER_VERSION = 1
+
+
+class _Common(Section):
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Arithmetic of the forward pass; auto: bfloat16 on a GPU, the faster of the two on a CPU.",
+    )
+    prepend_bos: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Put the beginning-of-sequence token before every context; auto: as the tokenizer does.",
+    )
+
+
+class HubModel(_Common):
+    """A model of the Hugging Face hub."""
+
+    source: Literal["hub"] = Field(description="Where the model comes from.")
+    repo: str = Field(min_length=1, description="Repository, for example openai-community/gpt2.")
+    revision: str | None = Field(default=None, description="Commit (40 hexadecimal digits) that pins the model.")
+    allow_unpinned: bool = Field(default=False, description="Accept a run without a pinned revision.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> HubModel:
+        pinned = self.revision is not None and len(self.revision) == 40
+        if not pinned and not self.allow_unpinned:
+            raise ValueError("give `revision` as a 40-digit commit, or set `allow_unpinned: true`")
+        return self
+
+
+class FolderModel(_Common):
+    """A model in a local folder, as `save_pretrained` writes it."""
+
+    source: Literal["folder"] = Field(description="Where the model comes from.")
+    path: Path = Field(description="The folder.")
+    sha256: dict[str, Sha256] = Field(default_factory=dict, description="File name to SHA-256, checked before use.")
+
+
+class PackageModel(_Common):
+    """A GGUF model inside one or more packages of the package index; converted once, cached by hash."""
+
+    source: Literal["package"] = Field(description="Where the model comes from.")
+    parts: tuple[PackagePart, ...] = Field(min_length=1, description="Package members, joined in this order.")
+    sha256: Sha256 = Field(description="SHA-256 of the joined weights file.")
+    format: Literal["gguf"] = Field(default="gguf", description="Format of the joined file.")
+    licence: str = Field(description="Licence of the weights, shown and written into the dictionary's card.")
+    accept_licence: bool = Field(
+        default=False, description="You accept a licence with use restrictions (Gemma and the like)."
+    )
+
+    @model_validator(mode="after")
+    def _licence(self) -> PackageModel:
+        free = ("apache", "mit", "bsd", "cc0", "cc-by", "public domain", "isc")
+        if not self.licence.lower().startswith(free) and not self.accept_licence:
+            raise ValueError(f"the licence {self.licence!r} restricts use: read it, then set `accept_licence: true`")
+        return self
+
+
+ModelConfig = Annotated[HubModel | FolderModel | PackageModel, Field(discriminator="source")]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model: what harvest, evaluation and labels need to know of it."""
+
+    model: Any  # a transformers model: its attributes depend on the family
+    tokenizer: Any
+    name: str
+    sha256: str
+    licence: str
+    prepend_bos: bool
+
+    @property
+    def d_model(self) -> int:
+        return self.text_config.hidden_size
+
+    @property
+    def n_layers(self) -> int:
+        return self.text_config.num_hidden_layers
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def body(self) -> nn.Module:
+        """The model without its head."""
+        return self.model.base_model
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Gives the parameters another dtype; buffers such as rotary frequencies keep theirs, as on loading."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    @property
+    def n_heads(self) -> int:
+        return self.text_config.num_attention_heads
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the special tokens, ascending."""
+        return sorted(set(self.tokenizer.all_special_ids))
+
+
+def locate(config: HubModel | FolderModel | PackageModel) -> tuple[Path, str, str]:
+    """(folder with config, safetensors and tokenizer; name; licence), downloading and converting where needed."""
+    if isinstance(config, FolderModel):
+        if not (config.path / "config.json").is_file():
+            raise ArtefactError(f"model.path {config.path}: no config.json there. Give a folder of save_pretrained.")
+        for name, expected in config.sha256.items():
+            check_sha256(config.path / name, expected)
+        return config.path, config.path.name, "not stated"
+    if isinstance(config, PackageModel):
+        return _convert_gguf(config), f"{config.parts[0].name}=={config.parts[0].version}", config.licence
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        folder = snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns)
+    except Exception as error:  # the hub client has no common base class for its network errors
+        raise ArtefactError(f"model.repo {config.repo!r}: the hub did not give it ({error}). Check name and network.")
+    return Path(folder), config.repo, "see the model's page"
+
+
+def _convert_gguf(config: PackageModel) -> Path:
+    """Folder of the weights as bf16 safetensors, converted once and cached under the hash of the GGUF file."""
+    folder = cache_dir() / "models" / f"{config.sha256}-bf16-v{CONVERTER_VERSION}"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            raw = Path(temporary) / "model.gguf"
+            join_members(config.parts, config.sha256, raw)
+            converted = Path(temporary) / "converted"
+            _gguf_to_safetensors(raw, converted)
+            about = {"config": config.model_dump(mode="json"), "converter_version": CONVERTER_VERSION}
+            (converted / "source.json").write_text(json.dumps(about, indent=1))
+            converted.rename(folder)
+    return folder
+
+
+def _gguf_to_safetensors(raw: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(raw.parent, gguf_file=raw.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(raw.parent, gguf_file=raw.name, dtype=torch.bfloat16)
+    # A model read from GGUF calls itself quantized and refuses to be saved, though its weights are plain.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def load(config: HubModel | FolderModel | PackageModel, device: torch.device) -> LanguageModel:
+    """The model in evaluation mode on `device`, its parameters frozen."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name, licence = locate(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtefactError(f"{folder}: transformers cannot load it as a causal language model: {error}")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise DataError(f"{name}: the tokenizer knows {len(tokenizer)} tokens, more than the model embeds.")
+    model.eval().requires_grad_(False).to(device)
+    prepend_bos = _adds_bos(tokenizer) if config.prepend_bos == "auto" else config.prepend_bos
+    if prepend_bos and tokenizer.bos_token_id is None:
+        raise ConfigError("model.prepend_bos: the tokenizer has no beginning-of-sequence token. Set it to false.")
+    return LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence, prepend_bos)
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    ids = tokenizer("a").input_ids
+    return len(ids) > 0 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _folder_sha256(folder: Path) -> str:
+    """One hash over the names and hashes of the weight and tokenizer files."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".model", ".txt") and path.name != "source.json":
+            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash of the tokenizer's files as it saves them."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        tokenizer.save_pretrained(folder)
+        return _folder_sha256(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def set_quiet() -> None:
+    """Stops transformers and datasets from drawing bars of their own; ours tell more."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,181 @@
+"""A dictionary and a stream of activations in, a published context generation of the feature store out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from feature_store.budget import budget
+from feature_store.contexts import ContextLimits
+from feature_store.generation import Corpus, Directions, Limits, publish, write_shard
+from feature_store.tables import Codes
+from sae.architectures import SparseAutoencoder
+from sae.errors import DataError
+from sae.foundation.section import Count, Section
+from sae.model.language_model import LanguageModel
+from sae.model.unembed import nearest, token_logits
+from sae.model.vocabulary import token_bytes
+from sae.publish import parquet
+from sae.stream.activations import Activations
+
+BATCH_ROWS = 4096
+
+
+class IndexConfig(Section):
+    """What the feature store keeps."""
+
+    build: bool = Field(
+        default=True, description="Build the feature store; false: only train and evaluate, as for a large sweep."
+    )
+    tokens: Count | None = Field(
+        default=None, ge=2, description="Tokens to index, from the training text; none: all of it."
+    )
+    top_contexts: Count = Field(default=20, ge=1, le=255, description="Strongest contexts kept per feature.")
+    contexts_per_stratum: Count = Field(
+        default=3, ge=0, le=255, description="Sampled contexts per activation stratum (of 8)."
+    )
+    tokens_promoted: Count = Field(
+        default=10, ge=1, le=100, description="Promoted and suppressed tokens kept per feature."
+    )
+    neighbours: Count = Field(default=10, ge=1, le=128, description="Nearest features kept per feature.")
+    features_per_document: Count = Field(default=64, ge=1, le=4096, description="Strongest features kept per document.")
+    memory_bytes: Count = Field(
+        default=2_000_000_000,
+        ge=1_000_000,
+        description="Memory for the firings that are counted at a time; less reads the codes more often.",
+    )
+    token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
+
+
+class _CodeFiles:
+    """Sparse codes of a stream in two memory-mapped files, widened when a token fires more latents than any before."""
+
+    def __init__(self, folder: Path, n_tokens: int, d_sae: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.n_tokens, self.width = folder, n_tokens, 0
+        self.index_type = np.uint16 if d_sae <= 1 << 16 else np.uint32
+        self.indices = self.acts = np.empty((n_tokens, 0))
+
+    def open(self, width: int, mode: Literal["w+", "r+"]) -> None:
+        """Opens both files at a width; "w+" makes them anew, and no code is in them."""
+        shape = (self.n_tokens, width)
+        self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, mode, shape=shape)
+        self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, mode, shape=shape)
+        self.width = width
+
+    def _widen(self, width: int) -> None:
+        before, indices, acts = self.width, self.indices, self.acts
+        self.open(width, "w+")
+        self.indices[:, :before], self.acts[:, :before] = indices, acts
+        for name in ("indices", "acts"):
+            (self.folder / f"{name}-{before}.bin").unlink(missing_ok=True)
+
+    def write(self, rows: np.ndarray, indices: np.ndarray, acts: np.ndarray) -> None:
+        """Puts the codes of some tokens in their places."""
+        if acts.shape[1] > self.width:
+            self._widen(acts.shape[1] if self.width == 0 else int(acts.shape[1] * 1.2))
+        self.indices[rows, : acts.shape[1]] = indices
+        self.acts[rows, : acts.shape[1]] = acts
+
+
+def _encode_stream(
+    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, report: Callable[[int, int], None]
+) -> tuple[Codes, int]:
+    """(sparse codes of the first contexts, tokens read); memory-mapped, with zeros at positions filtered out."""
+    contexts = activations.contexts
+    total = n_contexts * contexts.ctx_len
+    group = activations.group
+    files = _CodeFiles(folder if group.size == 1 else folder / str(group.rank), total, sae.d_sae)
+    n_tokens = 0
+    for g in range(activations.n_segments):
+        first = g * activations.segment_contexts
+        if first >= n_contexts:
+            break
+        segment = activations.segment(g)
+        stream = segment.rows(sae.config.reads)
+        for x, places in zip(stream.split(BATCH_ROWS), segment.positions.split(BATCH_ROWS), strict=True):
+            inside = places < total
+            code = sae.encode(x[inside.to(x.device)].float())
+            files.write(places[inside].numpy(), code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy())
+            n_tokens += int(inside.sum())
+        report(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
+    if group.size > 1:
+        files = _joined(files, activations, folder)
+    shape = (n_contexts, contexts.ctx_len, files.width)
+    codes = Codes(
+        contexts.ids[:n_contexts],
+        contexts.documents[:n_contexts],
+        files.indices.reshape(shape),
+        files.acts.reshape(shape),
+    )
+    return codes, sum(group.values(n_tokens))
+
+
+def _joined(own: _CodeFiles, activations: Activations, folder: Path) -> _CodeFiles:
+    """The codes of all processes in files that they share; every process copies the rows of its own contexts."""
+    group, length = activations.group, activations.contexts.ctx_len
+    shared = _CodeFiles(folder, own.n_tokens, 0)
+    shared.index_type = own.index_type
+    width = max(group.values(own.width))
+    group.from_first(lambda: shared.open(width, "w+"))
+    shared.open(width, "r+")
+    for g in range(activations.n_segments):
+        read = activations.contexts_of(g)
+        rows = slice(read.start * length, min(read.stop * length, own.n_tokens))
+        shared.indices[rows, : own.width] = own.indices[rows]
+        shared.acts[rows, : own.width] = own.acts[rows]
+    group.wait()
+    return shared
+
+
+@torch.no_grad()
+def index(
+    sae: SparseAutoencoder,
+    activations: Activations,
+    lm: LanguageModel,
+    config: IndexConfig,
+    seed: int,
+    folder: Path,
+    scratch: Path,
+    facts: dict[str, Any],
+    report: Callable[[int, int], None],
+    say: Callable[[str], None] = lambda text: None,
+) -> str:
+    """Builds and publishes the context generation under `folder`/store; returns its file name.
+
+    Processes that share the activations encode their own parts and count for their own features; the first one puts these
+    together. `say` is told what it will take.
+    """
+    contexts = activations.contexts
+    asked = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
+    n_contexts = min(asked, contexts.n_contexts)
+    width = getattr(sae.config, "k", None) or getattr(sae.config, "target_l0", None) or 64
+    say(f"index: {budget(n_contexts * contexts.ctx_len, int(width), sae.d_sae, config.memory_bytes)}")
+    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, report)
+    if not (codes.acts > 0).any():
+        raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
+    shown = sae.config.writes[0]  # of several hook points the pages show the first
+    rows = sae.W_dec[:, : len(activations.statistics(shown).centre)]
+    logits = token_logits(lm, shown, rows, config.tokens_promoted)
+    neighbours, cosines = nearest(sae.W_dec, config.neighbours)
+    directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
+    kept = ContextLimits(config.top_contexts, config.contexts_per_stratum)
+    limits = Limits(kept, config.features_per_document, seed, config.memory_bytes)
+    corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), activations.contexts.document_names())
+    group, shards = activations.group, None
+    if group.size > 1:
+        shards = scratch / "shards"
+        write_shard(shards, group.rank, corpus, directions, limits, group.part(sae.d_sae))
+        group.wait()
+
+    def put_together() -> str:
+        if config.token_latents:
+            parquet.write_token_latents(folder / "token_latents.parquet", codes)
+        return publish(folder / "store", corpus, directions, limits, facts, shards)
+
+    return group.from_first(put_together)

@@ -1,0 +1,232 @@
+"""Harvested activations on disk: a file for every range of contexts, named by their content and checked by hash.
+
+A run keeps its own until it ends. Runs that share theirs keep them beside the other downloads, in a folder named by everything
+that the numbers depend on, for as long as people like; the first that wants a range harvests it while the others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import xxhash
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae.errors import ConfigError
+from sae.foundation.downloads import cache_dir
+from sae.foundation.files import write_json
+from sae.model.hookpoints import Channel
+from sae.stream.harvest import Harvester
+from sae.stream.packed_rows import PackedRows
+
+FORMAT = 1
+FACTS = "facts.json"
+Rows = tuple[dict[Channel, Tensor], Tensor]  # [rows, width] of every channel; the rows' places in the range [rows]
+
+
+@dataclass
+class Traffic:
+    """Positions that went through a cache, and the seconds that took."""
+
+    read: int = 0
+    written: int = 0
+    seconds: float = 0.0
+
+
+class ActivationCache:
+    """`rows` of a range of contexts in bfloat16: from its file, or harvested and kept; the same bits either way."""
+
+    def __init__(
+        self, folder: Path, harvester: Harvester, eight_bits: bool = False, say: Callable[[str], None] | None = None
+    ):
+        self.folder, self.harvester, self.eight_bits = folder, harvester, eight_bits
+        self.say = say or (lambda text: None)
+        self.traffic = Traffic()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def shared(
+        cls, harvester: Harvester, ctx_len: int, eight_bits: bool, say: Callable[[str], None]
+    ) -> ActivationCache:
+        """That of all runs with this model, these channels and these filters on this kind of device."""
+        facts = _facts(harvester, ctx_len, eight_bits)
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        found = cls(_home() / key, harvester, eight_bits, say)
+        with FileLock(found.folder / "facts.lock"):  # processes of a run come here at the same moment
+            if not (found.folder / FACTS).exists():
+                write_json(found.folder / FACTS, facts)
+        return found
+
+    def path(self, ids: np.ndarray, documents: np.ndarray) -> Path:
+        """The file of a range of contexts, named by what they are."""
+        digest = xxhash.xxh3_128(f"{ids.shape} {ids.dtype} ".encode())
+        digest.update(np.ascontiguousarray(ids).data)
+        digest.update(np.ascontiguousarray(documents).data)
+        return self.folder / f"contexts-{digest.hexdigest()}.safetensors"
+
+    def rows(self, ids: np.ndarray, documents: np.ndarray, harvest: Callable[[], Rows]) -> Rows:
+        """The rows of these contexts; `harvest` makes them where they are not kept."""
+        path = self.path(ids, documents)
+        lock = FileLock(path.with_suffix(".lock"))
+        with self._timed(lambda: self._acquired(lock)):
+            found = self._timed(lambda: self._read(path))
+            if found is not None:
+                self.traffic.read += ids.size
+                return found
+            x, positions = harvest()
+            self.traffic.written += ids.size
+            return self._timed(lambda: self._write(path, x, positions))
+
+    def _acquired(self, lock: FileLock) -> Any:
+        try:
+            return lock.acquire(timeout=2)
+        except Timeout:
+            self.say(f"waiting for the run that harvests the same activations ({self.folder})")
+            return lock.acquire()
+
+    def _timed(self, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        made = work()
+        self.traffic.seconds += time.perf_counter() - start
+        return made
+
+    def _read(self, path: Path) -> Rows | None:
+        if not path.exists():
+            return None
+        tensors: dict[str, Tensor] = {}
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+                sound = (file.metadata() or {}).get("xxh3_128") == _digest(tensors)
+        except SafetensorError:
+            sound = False
+        if not sound:
+            self.say(f"{path}: damaged; its activations are harvested again")
+            return None
+        path.touch()  # so that the longest unused can be found
+        sent = {name: t.to(self.harvester.lm.device) for name, t in tensors.items() if name != "positions"}
+        return {channel: _rows(sent, str(channel)) for channel in self.harvester.channels}, tensors["positions"]
+
+    def _write(self, path: Path, x: dict[Channel, Tensor], positions: Tensor) -> Rows:
+        tensors, kept = {"positions": positions}, {}
+        for channel, rows in x.items():
+            packed = PackedRows.of(rows) if self._packs(channel) else None
+            parts = (
+                {str(channel): rows} if packed is None else {f"{channel}/{n}": t for n, t in packed._asdict().items()}
+            )
+            tensors |= {name: part.contiguous().cpu() for name, part in parts.items()}
+            kept[channel] = rows if packed is None else packed.rows()
+        temporary = path.with_suffix(".writing")
+        try:
+            save_file(tensors, temporary, metadata={"xxh3_128": _digest(tensors)})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return kept, positions
+
+    def _bytes_per_position(self) -> int:
+        total = 8
+        for channel in self.harvester.channels:
+            width = self.harvester.width(channel.hook)
+            total += width + 4 if self._packs(channel) else 2 * width
+        return total
+
+    def _packs(self, channel: Channel) -> bool:
+        return self.eight_bits and channel.kind == "activation"
+
+    def missing_bytes(self, paths: Iterable[tuple[Path, int]]) -> int:
+        """What the (file, positions) take that are not kept yet."""
+        return sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position()
+
+    def make_room(self, missing: int) -> None:
+        """Says how many bytes will be kept; raises `ConfigError` where the disk has no room for them."""
+        free = shutil.disk_usage(self.folder).free
+        if missing > free:
+            raise ConfigError(
+                f"harvest.cache: {missing / 1e9:.1f} GB of activations would be kept in {self.folder}, where {free / 1e9:.1f} GB "
+                f"are free. Set harvest.cache: false, or cache_dtype: int8; SAEDEX_CACHE moves the shared cache."
+            )
+        if missing > 1e8:
+            self.say(f"activations: up to {missing / 1e9:.1f} GB will be kept in {self.folder}")
+
+
+def shared_caches() -> list[tuple[Path, int, float, dict[str, Any]]]:
+    """(folder, bytes, when it was last used, facts or nothing) of every shared cache, the longest unused first."""
+    found = []
+    for folder in filter(Path.is_dir, _home().glob("*")):
+        files = [path.stat() for path in folder.glob("contexts-*.safetensors")]
+        used = max((f.st_mtime for f in files), default=folder.stat().st_mtime)
+        facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else {}
+        found.append((folder, sum(f.st_size for f in files), used, facts))
+    return sorted(found, key=lambda each: each[2])
+
+
+def remove(name: str) -> int:
+    """Removes a shared cache by its name, or `all`; returns the bytes that its activations took.
+
+    Raises `ConfigError` where there is none, or a run is at work in it.
+    """
+    found = {folder.name: (folder, size) for folder, size, _, _ in shared_caches()}
+    if name != "all" and name not in found:
+        raise ConfigError(f"no shared cache {name!r}; there are: {', '.join(found) or 'none'}.")
+    chosen = found.values() if name == "all" else [found[name]]
+    for folder, _ in chosen:
+        for path in folder.glob("*.lock"):
+            try:
+                FileLock(path).acquire(timeout=0).lock.release()
+            except Timeout:
+                raise ConfigError(f"{folder}: a run is using these activations. Wait for it, or stop it.") from None
+        shutil.rmtree(folder)
+    return sum(size for _, size in chosen)
+
+
+def _home() -> Path:
+    return cache_dir() / "activations"
+
+
+def _rows(tensors: dict[str, Tensor], name: str) -> Tensor:
+    if name in tensors:
+        return tensors[name]
+    return PackedRows(*(tensors[f"{name}/{part}"] for part in PackedRows._fields)).rows()
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _facts(harvester: Harvester, ctx_len: int, eight_bits: bool) -> dict[str, Any]:
+    """Everything that the numbers depend on beside the contexts."""
+    lm, config = harvester.lm, harvester.config
+    gpu = lm.device.type == "cuda"
+    return {
+        "format": FORMAT,
+        "model": lm.name,
+        "model_sha256": lm.sha256,
+        "dtype": str(next(lm.model.parameters()).dtype),
+        "channels": [str(channel) for channel in harvester.channels],
+        "stored": "int8" if eight_bits else "bfloat16",
+        "ctx_len": ctx_len,
+        "contexts_per_pass": config.contexts_per_pass(ctx_len, lm.device),
+        "compiled": harvester.compiled is not None,
+        "packing": harvester.packing,
+        "drop_positions": config.drop_positions,
+        "special_ids_dropped": lm.special_ids if config.drop_special else [],
+        "device": torch.cuda.get_device_name(lm.device) if gpu else "cpu",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }

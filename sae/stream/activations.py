@@ -1,0 +1,236 @@
+"""Segments of harvested activations: from disk where they are kept, from the language model otherwise."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.architectures import ArchitectureConfig, Batch
+from sae.errors import DataError
+from sae.foundation.distributed import ALONE, Group
+from sae.foundation.files import write_json
+from sae.foundation.metrics import geometric_median
+from sae.model.hookpoints import Channel, HookPoint
+from sae.stream.activation_cache import ActivationCache
+from sae.stream.harvest import Harvester
+from sae.stream.shuffle import ShuffleConfig, segment_contexts
+from sae.text.tokens import Contexts
+
+TYPICAL_NORM_MULTIPLE = 3.0
+SAMPLE_ROWS = 8192
+
+
+class Segment(NamedTuple):
+    """x[channel] [rows, width] in bfloat16 and the rows' places in the token stream [rows]."""
+
+    x: dict[Channel, Tensor]
+    positions: Tensor
+
+    def rows(self, hooks: tuple[HookPoint, ...]) -> Tensor:
+        """Activations of hook points side by side, [rows, sum of widths]."""
+        parts = [self.x[Channel(hook)] for hook in hooks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def select(self, inside: Tensor) -> Segment:
+        """The rows that a boolean tensor [rows] marks."""
+        return Segment({c: x[inside] for c, x in self.x.items()}, self.positions[inside.cpu()])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the first segment says of a hook point: the input scale, the centres, and the limit of the norm filter."""
+
+    median_norm: float
+    scale: float
+    centre: list[float]  # the geometric median
+    mean: list[float]
+    variance: float
+    max_norm: float | None
+
+
+def segment_size(harvester: Harvester, contexts: Contexts, shuffle: ShuffleConfig) -> int:
+    """Contexts per segment such that the ring fits its budget; on a GPU whole forward passes, where they fit."""
+    device, ctx_len = harvester.lm.device, contexts.ctx_len
+    bytes_per_context = ctx_len * 2 * sum(harvester.width(channel.hook) for channel in harvester.channels)
+    per_pass = harvester.config.contexts_per_pass(ctx_len, device) if device.type == "cuda" else 1
+    return segment_contexts(shuffle, bytes_per_context, contexts.n_contexts, per_pass)
+
+
+class Activations:
+    """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for.
+
+    `folder` keeps the statistics, `cache` the segments. Where a `group` of
+    processes shares the stream, each has a part of the contexts of every segment; statistics are of them all.
+    """
+
+    def __init__(
+        self,
+        harvester: Harvester,
+        contexts: Contexts,
+        segment_contexts: int,
+        folder: Path | None,
+        training: Activations | None = None,
+        cache: ActivationCache | None = None,
+        group: Group = ALONE,
+    ):
+        self.group = group
+        self.harvester, self.contexts, self.folder = harvester, contexts, folder
+        self.segment_contexts, self.cache = segment_contexts, cache
+        self.n_segments = -(-contexts.n_contexts // segment_contexts)
+        self.harvested_tokens, self.harvest_s = 0, 0.0
+        self._statistics: dict[HookPoint, Statistics] = {}
+        self._training = training  # the stream whose statistics hold; none: this one's own
+        self._mean_norms: dict[Channel, float] = {}
+        self._last: tuple[int, Segment] | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def segment(self, number: int) -> Segment:
+        """The rows of one segment after all filters, in the order of the stream.
+
+        With the norm filter a row stays where its norm is within the limit at every hook point.
+        """
+        found = self._all(number)
+        filtered = self.harvester.config.max_norm_multiple is not None
+        return found.select(self.within_norm(found.x)) if filtered else found
+
+    def within_norm(self, x: dict[Channel, Tensor]) -> Tensor:
+        """Which rows [...] of x[channel] [..., width] the norm filter leaves: all where there is none."""
+        first = next(iter(x.values()))
+        inside = torch.ones(first.shape[:-1], dtype=torch.bool, device=first.device)
+        for channel, rows in x.items():
+            limit = self.statistics(channel.hook).max_norm if channel.kind == "activation" else None
+            if limit is not None:
+                inside &= rows.float().norm(dim=-1) <= limit
+        return inside
+
+    def _all(self, number: int) -> Segment:
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        part = self.contexts_of(number)
+        if self.cache is None or part.start == part.stop:
+            x, places = self._harvest(part)
+        else:
+            x, places = self.cache.rows(*self._read_of(part), lambda: self._harvest(part))
+        found = Segment(x, places + part.start * self.contexts.ctx_len)
+        self._last = (number, found)
+        return found
+
+    def _harvest(self, part: slice) -> tuple[dict[Channel, Tensor], Tensor]:
+        """(the rows of these contexts that are kept, their places among the contexts' tokens)."""
+        start = time.perf_counter()
+        none = part.start == part.stop  # more processes than contexts: one is read, and nothing of it kept
+        batch = self.harvester.harvest(*self._read_of(slice(0, 1) if none else part))
+        batch.keep[part.stop - part.start :] = False
+        positions = batch.keep.reshape(-1).nonzero()[:, 0]
+        self.harvested_tokens += batch.keep.numel()
+        x = {channel: x[batch.keep].to(torch.bfloat16) for channel, x in batch.x.items()}
+        self.harvest_s += time.perf_counter() - start
+        return x, positions.cpu().to(torch.int64)
+
+    def contexts_of(self, number: int) -> slice:
+        """The contexts of a segment that this process has."""
+        first = number * self.segment_contexts
+        own = self.group.part(min(self.segment_contexts, self.contexts.n_contexts - first))
+        return slice(first + own.start, first + own.stop)
+
+    def claim_room(self) -> None:
+        """Says how much will be kept on disk; raises `ConfigError` where there is no room for it."""
+        if self.cache is not None:
+            parts = (self.contexts_of(number) for number in range(self.n_segments))
+            files = ((self.cache.path(*self._read_of(p)), (p.stop - p.start) * self.contexts.ctx_len) for p in parts)
+            self.cache.make_room(sum(self.group.values(self.cache.missing_bytes(files))))
+
+    def _read_of(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        return self.contexts.ids[part], self.contexts.documents[part]
+
+    def kept_share(self) -> float:
+        """Share of the first segment's rows that the norm filter leaves."""
+        found = self.group.values((len(self.segment(0).positions), len(self._all(0).positions)))
+        return sum(kept for kept, _ in found) / sum(whole for _, whole in found)
+
+    def trained_rows(self) -> int:
+        """Rows of the whole stream that training can use, before the norm filter."""
+        total = 0
+        for start in range(0, self.contexts.n_contexts, 4096):
+            ids = torch.from_numpy(self.contexts.ids[start : start + 4096].astype(np.int64))
+            total += int(self.harvester.keep(ids.to(self.harvester.lm.device)).sum())
+        if total == 0:
+            raise DataError("harvest: every position is filtered out. Relax harvest.drop_positions or drop_special.")
+        return total
+
+    def statistics(self, hook: HookPoint) -> Statistics:
+        """Statistics of the training stream's first segment, computed once and kept beside the segments."""
+        if self._training is not None:
+            return self._training.statistics(hook)
+        if hook not in self._statistics:
+            path = self.folder / f"{hook}.json" if self.folder is not None else None
+
+            def kept() -> Statistics | None:
+                return Statistics(**json.loads(path.read_text())) if path is not None and path.exists() else None
+
+            found = self.group.from_first(kept)
+            if found is None:
+                rows = self._first(Channel(hook))
+                found = self.group.from_first(lambda: _measure(rows, self.harvester.config.max_norm_multiple))
+                if path is not None and self.group.first:
+                    write_json(path, vars(found))
+            self._statistics[hook] = found
+        return self._statistics[hook]
+
+    def _first(self, channel: Channel) -> Tensor:
+        """A channel's rows in the first segment, of all processes."""
+        own = self._all(0).x[channel]
+        return self.group.join(own, self.group.values(len(own)))
+
+    def measure(self) -> None:
+        """Makes all statistics, in all processes at once, so that each can ask for them on its own afterwards."""
+        for channel in self.harvester.channels:
+            self.statistics(channel.hook)
+            if channel.kind != "activation":
+                self.mean_norm(channel)
+
+    def mean_norm(self, channel: Channel) -> float:
+        """Mean norm of a channel's rows in the training stream's first segment."""
+        if self._training is not None:
+            return self._training.mean_norm(channel)
+        if channel not in self._mean_norms:
+            self._mean_norms[channel] = float(self._first(channel).float().norm(dim=1).mean())
+        return self._mean_norms[channel]
+
+
+def batch_of(
+    config: ArchitectureConfig, rows: dict[Channel, Tensor], dtype: torch.dtype | None = torch.float32
+) -> Batch:
+    """The rows of every channel put together as a dictionary reads and writes them, in `dtype` (none: as they are)."""
+
+    def beside(hooks: tuple[HookPoint, ...]) -> Tensor:
+        parts = [rows[Channel(hook)].to(dtype=dtype) for hook in hooks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    x = beside(config.reads)
+    y = x if config.reads == config.writes else beside(config.writes)
+    wanted = config.gradient
+    gradient = rows[wanted].to(dtype=dtype) if wanted is not None and wanted in rows else None
+    return Batch(x, y, gradient)
+
+
+def _measure(x: Tensor, max_norm_multiple: float | None) -> Statistics:
+    """The scale gives rows a median norm of sqrt(d_model); a median, so massive activations do not move it."""
+    norms = x.float().norm(dim=1)
+    median = float(norms.median())
+    typical = x[norms <= TYPICAL_NORM_MULTIPLE * median]
+    step = max(1, len(typical) // SAMPLE_ROWS)
+    sample = typical[::step].float()
+    scale = x.shape[1] ** 0.5 / median
+    centre, mean = geometric_median(sample), sample.mean(0)
+    variance = float((sample - mean).square().sum(1).mean())
+    limit = None if max_norm_multiple is None else median * max_norm_multiple
+    return Statistics(median, scale, centre.tolist(), mean.tolist(), variance, limit)

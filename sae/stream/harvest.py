@@ -1,0 +1,273 @@
+"""Language model and contexts in, activations of several hook points out, from one truncated forward pass.
+
+Where a dictionary asks for coefficients of the loss, the pass goes on to the head, and back down to the first hook
+point that wants them; no gradient of a weight is ever made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae.errors import ConfigError, NumericError
+from sae.foundation.section import Count, Section
+from sae.model.compiled_blocks import CompiledBlocks, next_token_loss
+from sae.model.hookpoints import Channel, HookPoint, Place, resolve, run_order
+from sae.model.language_model import LanguageModel
+from sae.model.relevance import RelevanceRules
+
+SHORT = 6
+LOGITS = 1 << 25  # numbers; above this the memory for them costs a CPU more time than the model
+LOGIT_BYTES = 24  # that a logit takes on a GPU on the way there and back
+GPU_TOKENS = 1 << 16  # tokens of a forward pass that keep a GPU busy
+
+
+class HarvestConfig(Section):
+    """How the model is run and which positions are left out of training."""
+
+    batch_contexts: Count | None = Field(
+        default=None,
+        ge=1,
+        description="Contexts per forward pass (a fixed shape); none: 16 on a CPU, 65,536 tokens on a GPU.",
+    )
+    compile: Literal["auto"] | bool = Field(
+        default="auto", description="Compile the model's blocks (a minute, once); auto: on a GPU."
+    )
+    drop_positions: Count = Field(
+        default=1,
+        ge=0,
+        description="Leading positions of every context left out: the first token often holds a huge norm.",
+    )
+    drop_special: bool = Field(default=True, description="Leave out special tokens (BOS, EOS, padding).")
+    max_norm_multiple: float | None = Field(
+        default=None,
+        gt=1,
+        description="Leave out positions whose norm exceeds this multiple of the median; none: keep all.",
+    )
+    cache: Literal["auto", "shared"] | bool = Field(
+        default="auto",
+        description="Keep harvested activations on disk until the run ends, for the index and a resumed run; auto: not on a "
+        "GPU, which is faster than most disks; shared: for other runs with the same model, text, filters, shuffle, length and "
+        "number of processes too, until `sae cache` removes them.",
+    )
+    cache_dtype: Literal["bfloat16", "int8"] = Field(
+        default="bfloat16",
+        description="What a cache keeps: 2 bytes a number, or 8-bit codes of activations, which are then trained on and "
+        "indexed (held-out activations stay exact).",
+    )
+
+    def contexts_per_pass(self, ctx_len: int, device: torch.device) -> int:
+        """`batch_contexts`, or what suits the device."""
+        return self.batch_contexts or (max(1, GPU_TOKENS // ctx_len) if device.type == "cuda" else 16)
+
+    def caches(self, device: torch.device) -> bool:
+        """Whether activations are kept: as asked, or as suits the device."""
+        return device.type != "cuda" if self.cache == "auto" else bool(self.cache)
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Whole contexts: x[channel] is [contexts, ctx_len, width]; `keep` marks the positions to use."""
+
+    x: dict[Channel, Tensor]
+    keep: Tensor
+
+
+class _Reached(Exception):
+    """Stops the forward pass at the deepest hook point."""
+
+
+class Harvester:
+    """Runs the model up to the deepest hook point, without its head, on batches of one fixed shape."""
+
+    def __init__(self, lm: LanguageModel, channels: tuple[Channel, ...], config: HarvestConfig, packing: str):
+        self.lm, self.config, self.packing = lm, config, packing
+        self.channels = tuple(dict.fromkeys(channels))
+        self.kinds = tuple(sorted({c.kind for c in self.channels} - {"activation"}))
+        self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(c.hook for c in self.channels))))
+        self.places: dict[HookPoint, Place] = {hook: resolve(lm, hook) for hook in self.hooks}
+        self.rules = RelevanceRules(lm) if "relp" in self.kinds else None
+        compiled = config.compile is True or (config.compile == "auto" and lm.device.type == "cuda")
+        self.compiled = CompiledBlocks(lm, self.places.values()) if compiled and self.rules is None else None
+        self.tick: Callable[[int], None] = lambda n_tokens: None  # called after every forward pass
+        self._special = torch.tensor(lm.special_ids, device=lm.device)
+        if packing == "separate":
+            self._check_separate()
+
+    def width(self, hook: HookPoint) -> int:
+        """Numbers per activation at a hook point."""
+        weight = getattr(self.places[hook].module, "weight", None)
+        if self.places[hook].side == "input" and isinstance(weight, Tensor) and hook.site in ("attn_z", "mlp_hidden"):
+            sides = set(weight.shape) - {self.lm.d_model}
+            return sides.pop() if sides else self.lm.d_model
+        return self.lm.d_model
+
+    @torch.no_grad()
+    def harvest(self, ids: np.ndarray, documents: np.ndarray) -> ActivationBatch:
+        """All channels of the contexts `ids` [contexts, ctx_len], in the model's own dtype."""
+        outputs: dict[Channel, Tensor] = {}
+        keeps = []
+        step = self.config.contexts_per_pass(ids.shape[1], self.lm.device)
+        finite = torch.ones((), dtype=torch.bool, device=self.lm.device)
+        for start in range(0, len(ids), step):
+            part, part_documents = _padded(ids[start : start + step], documents[start : start + step], step)
+            tokens = self._sent(part)
+            with self.compiled.active() if self.compiled else nullcontext():
+                found = self._channels(tokens, part_documents)
+            n = min(step, len(ids) - start)
+            for channel, x in found.items():
+                if channel not in outputs:
+                    outputs[channel] = x.new_empty((len(ids), *x.shape[1:]))
+                outputs[channel][start : start + n] = x[:n]
+                finite &= torch.isfinite(x).all()  # looked at once for all passes, so that no pass is waited for
+            keeps.append(self.keep(tokens[:n]))
+            self.tick(tokens[:n].numel())
+        if not finite:
+            names = ", ".join(str(c) for c, x in outputs.items() if not torch.isfinite(x).all())
+            dtype = next(iter(outputs.values())).dtype
+            raise NumericError(f"harvest: {names} not finite in {dtype}. Use model.dtype: float32.")
+        return ActivationBatch(outputs, torch.cat(keeps))
+
+    def _sent(self, ids: np.ndarray) -> Tensor:
+        """Token ids on the model's device; a GPU is not waited for."""
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        if self.lm.device.type == "cuda":
+            tokens = tokens.pin_memory()
+        return tokens.to(self.lm.device, non_blocking=True)
+
+    @torch.no_grad()
+    def _check_separate(self) -> None:
+        """Refuses a model that lets packed documents see each other in spite of mask and positions."""
+        ids = np.arange(1, 2 * SHORT + 1)[None]
+        owners = np.repeat([0, 1], SHORT)[None]
+        packed = self._forward(torch.from_numpy(ids).to(self.lm.device), owners)
+        alone = self._forward(torch.from_numpy(ids[:, SHORT:]).to(self.lm.device), owners[:, SHORT:])
+        for hook, x in packed.items():
+            difference = (x[:, SHORT:] - alone[hook]).float().norm() / alone[hook].float().norm()
+            if difference > 0.05:
+                raise ConfigError("text.packing: this model ignores the mask of 'separate' packing. Use 'joined'.")
+
+    def keep(self, tokens: Tensor) -> Tensor:
+        """Which positions of `tokens` [contexts, ctx_len] are trained on: a boolean tensor of the same shape."""
+        kept = torch.ones_like(tokens, dtype=torch.bool)
+        kept[:, : self.config.drop_positions] = False
+        if self.kinds:
+            kept[:, -1] = False  # no token follows, so no loss depends on it
+        if self.config.drop_special and len(self._special):
+            kept &= ~torch.isin(tokens, self._special)
+        return kept
+
+    def _channels(self, tokens: Tensor, documents: np.ndarray) -> dict[Channel, Tensor]:
+        found: dict[Channel, Tensor] = {}
+        for kind in self.kinds:
+            parts = [self._backward(tokens[part], documents[part], kind) for part in self._parts(tokens)]
+            found |= {channel: torch.cat([part[channel] for part in parts]) for channel in parts[0]}
+        if not self.kinds:
+            found = {Channel(hook): x for hook, x in self._forward(tokens, documents).items()}
+        return {channel: found[channel] for channel in self.channels}
+
+    def _parts(self, tokens: Tensor) -> list[slice]:
+        """Nearly equal slices of a batch whose logits are few enough numbers to be held several times over."""
+        per_context = tokens.shape[1] * self.lm.model.get_output_embeddings().weight.shape[0]
+        gpu = self.lm.device.type == "cuda"
+        numbers = torch.cuda.get_device_properties(self.lm.device).total_memory // 2 // LOGIT_BYTES if gpu else LOGITS
+        most = max(1, numbers // per_context)
+        step = -(-len(tokens) // -(-len(tokens) // most))
+        return [slice(start, start + step) for start in range(0, len(tokens), step)]
+
+    def _forward(self, tokens: Tensor, documents: np.ndarray) -> dict[HookPoint, Tensor]:
+        found: dict[HookPoint, Tensor] = {}
+        last = self.hooks[-1]
+        batch, length = tokens.shape
+
+        def take(hook: HookPoint, x: Tensor) -> None:
+            found[hook] = x.reshape(batch, length, -1).detach()
+            if hook == last:
+                raise _Reached
+
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
+            with suppress(_Reached):
+                self.lm.body(input_ids=tokens, use_cache=False, **attention_inputs(documents, self.packing, self.lm))
+        return found
+
+    def _backward(self, tokens: Tensor, documents: np.ndarray, kind: str) -> dict[Channel, Tensor]:
+        """Activations of every hook, and coefficients of the summed next-token cross-entropy where they are wanted."""
+        found: dict[Channel, Tensor] = {}
+        live: dict[HookPoint, Tensor] = {}
+        wanted = {c.hook for c in self.channels if c.kind == kind}
+
+        def take(hook: HookPoint, x: Tensor) -> Tensor:
+            if hook in wanted:
+                x = x if x.requires_grad else x.detach().requires_grad_()  # the way back ends at the first
+                live[hook] = x
+            found[Channel(hook)] = x.detach().reshape(*tokens.shape, -1)
+            return x
+
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
+            if kind == "relp" and self.rules is not None:
+                stack.enter_context(self.rules.active())
+            stack.enter_context(torch.enable_grad())
+            extra = attention_inputs(documents, self.packing, self.lm)
+            logits = self.lm.model(input_ids=tokens, use_cache=False, **extra).logits
+            loss = (self.compiled.loss if self.compiled else next_token_loss)(logits, tokens)
+            coefficients = torch.autograd.grad(loss, list(live.values()))
+        for hook, coefficient in zip(live, coefficients, strict=True):
+            found[Channel(hook, kind)] = coefficient.reshape(*tokens.shape, -1)  # pyright: ignore[reportArgumentType]
+        return found
+
+
+def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays with their last row repeated up to `rows`, so that every forward pass has one shape."""
+    missing = rows - len(ids)
+    if missing <= 0:
+        return np.asarray(ids), np.asarray(documents)
+    ids, documents = (np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in (ids, documents))
+    return ids, documents
+
+
+def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> dict[str, Tensor]:
+    """Extra inputs of the forward pass: for `separate` packing a block-diagonal causal mask and restarted positions."""
+    if packing == "joined":
+        return {}
+    owner = torch.from_numpy(documents.astype(np.int64)).to(lm.device)
+    length = owner.shape[1]
+    same = owner[:, :, None] == owner[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=owner.device).tril()
+    allowed = (same & causal)[:, None]
+    dtype = next(lm.model.parameters()).dtype
+    mask = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    first = (owner[:, :, None] == owner[:, None, :]).int().argmax(dim=2)
+    return {"attention_mask": mask, "position_ids": torch.arange(length, device=owner.device) - first}
+
+
+def choose_dtype(lm: LanguageModel, asked: str, ids: np.ndarray) -> torch.dtype:
+    """float32 or bfloat16: as asked; auto means bfloat16 on a GPU and the faster of two timed passes on a CPU."""
+    if asked != "auto":
+        return getattr(torch, asked)
+    if lm.device.type == "cuda":
+        return torch.bfloat16
+    block_count = min(4, lm.n_layers)
+    exact = [parameter.data for parameter in lm.model.parameters()]
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        lm.cast(dtype)
+        probe = Harvester(lm, (Channel(HookPoint("resid_post", block_count - 1)),), HarvestConfig(), "joined")
+        probe.harvest(ids, ids)
+        start = time.perf_counter()
+        probe.harvest(ids, ids)
+        seconds[dtype] = time.perf_counter() - start
+    for parameter, data in zip(lm.model.parameters(), exact, strict=True):
+        parameter.data = data
+    return min(seconds, key=lambda d: seconds[d])

@@ -1,0 +1,144 @@
+"""Mixes activations across contexts: a ring of segments with a stated byte budget and a plan that is pure arithmetic.
+
+The contexts are cut into segments. The ring holds `reuse * SPREAD` segments; in every cycle one new segment
+enters, the oldest leaves, and a part of each segment in the ring is emitted in a random order. Every row is
+emitted exactly `reuse` times, once in each group of SPREAD cycles of its stay, so nothing is dropped or doubled
+and every batch mixes the whole ring. What a cycle emits depends on (seed, cycle) alone, so a position is two
+numbers and a resumed run draws the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae.foundation.distributed import ALONE, Group
+from sae.foundation.section import Count, Section
+from sae.model.hookpoints import Channel
+
+SPREAD = 2
+
+
+class ShuffleConfig(Section):
+    """How much memory the mixing may take and how often an activation is used."""
+
+    buffer_bytes: Count = Field(
+        default=1_000_000_000, ge=1_000, description="Memory of the ring, all channels together."
+    )
+    reuse: Count = Field(default=1, ge=1, le=64, description="Times that every harvested activation is trained on.")
+
+
+def segment_contexts(config: ShuffleConfig, bytes_per_context: int, n_contexts: int, per_pass: int = 1) -> int:
+    """Contexts per segment such that the whole ring fits the budget: whole forward passes where it holds one; at least 1.
+
+    Of many passes a number that 2, 4 or 8 processes can share: the size, and so the order of activations, must not depend
+    on how many there are.
+    """
+    slots = config.reuse * SPREAD
+    fitting = max(1, config.buffer_bytes // (slots * bytes_per_context))
+    passes = fitting // per_pass
+    together = 1 << max(0, (passes // 2).bit_length() - 1) if per_pass > 1 else 1
+    return min(passes // together * together * per_pass or fitting, max(1, -(-n_contexts // slots)))
+
+
+def _generator(seed: int, device: torch.device, *stream: int) -> torch.Generator:
+    """A generator that depends on the run's seed, a place in it, and the kind of device only."""
+    mixed = seed
+    for number in stream:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % (1 << 63)
+    return torch.Generator(device).manual_seed(mixed)
+
+
+class ShufflePlan:
+    """Which rows of which segments each cycle emits, drawn on a device, whose kind decides the numbers."""
+
+    def __init__(self, n_segments: int, reuse: int, seed: int, device: torch.device | str = "cpu"):
+        self.n_segments, self.reuse, self.seed, self.device = n_segments, reuse, seed, torch.device(device)
+        self.slots = reuse * SPREAD
+        self.n_cycles = n_segments + self.slots - 1
+
+    def segments_in(self, cycle: int) -> range:
+        """Segments that are in the ring during a cycle."""
+        return range(max(0, cycle - self.slots + 1), min(cycle + 1, self.n_segments))
+
+    def emitted(self, segment: int, cycle: int, n_rows: int) -> Tensor:
+        """Rows of one segment that a cycle emits: part `age % SPREAD` of the permutation of this use."""
+        use, part = divmod(cycle - segment, SPREAD)
+        return self.permutation(n_rows, 1, segment, use)[part::SPREAD]
+
+    def permutation(self, n: int, *stream: int) -> Tensor:
+        """A random order of n things that depends on the seed and the place `stream` alone."""
+        return torch.randperm(n, generator=_generator(self.seed, self.device, *stream), device=self.device)
+
+
+class RingBuffer:
+    """The activations of the segments in the ring, in one preallocated tensor per channel."""
+
+    def __init__(
+        self,
+        widths: dict[Channel, int],
+        slots: int,
+        max_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.slots, self.max_rows = slots, max_rows
+        self.data = {
+            channel: torch.empty(slots * max_rows, width, dtype=dtype, device=device)
+            for channel, width in widths.items()
+        }
+        self.held: list[int | None] = [None] * slots
+        self.counts: dict[int, list[int]] = {}  # rows of every segment that is here, by process
+
+    def put(self, segment: int, x: dict[Channel, Tensor], counts: list[int]) -> None:
+        """Writes this process's rows of a segment into their slot, over the one that left; `counts` are all processes'."""
+        slot = segment % self.slots
+        evicted = self.held[slot]
+        if evicted is not None:
+            self.counts.pop(evicted, None)
+        for channel, rows in x.items():
+            self.data[channel][slot * self.max_rows : slot * self.max_rows + len(rows)].copy_(rows)
+        self.counts[segment] = counts
+        self.held[slot] = segment
+
+    def cycle_order(self, plan: ShufflePlan, cycle: int) -> tuple[Tensor, Tensor]:
+        """(places in the ring of its process, process) of everything that a cycle emits, in the order of emission.
+
+        Depends on the segments' rows alone and not on how many processes share them.
+        """
+        found = []
+        for g in plan.segments_in(cycle):
+            rows = plan.emitted(g, cycle, sum(self.counts[g]))
+            ends = torch.tensor(self.counts[g], device=rows.device).cumsum(0)
+            owners = torch.bucketize(rows.contiguous(), ends, right=True)
+            starts = torch.nn.functional.pad(ends[:-1], (1, 0))
+            found.append(torch.stack([rows - starts[owners] + (g % self.slots) * self.max_rows, owners]))
+        joined = torch.cat(found, dim=1)
+        places, owners = joined[:, plan.permutation(joined.shape[1], 2, cycle)]
+        return places, owners
+
+    def batches(
+        self, order: tuple[Tensor, Tensor], batch_tokens: int, skip: int, group: Group = ALONE
+    ) -> Iterator[tuple[dict[Channel, Tensor], list[int]]]:
+        """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches.
+
+        Of every batch this process's rows, and the number of rows of every process.
+        """
+        places, owners = order
+        n_batches = -(-len(places) // batch_tokens)
+        if n_batches == 0:
+            return
+        sizes = [len(part) for part in torch.tensor_split(places, n_batches)]
+        counts = [[size] for size in sizes]
+        if group.size > 1:
+            batch = torch.repeat_interleave(torch.tensor(sizes, device=places.device))
+            flat = torch.bincount(batch * group.size + owners, minlength=n_batches * group.size)
+            counts = flat.view(n_batches, group.size).tolist()
+            own = sum(count[group.rank] for count in counts)
+            places = places[torch.argsort(owners != group.rank, stable=True)[:own]]  # waits for no size
+        parts = places.split([count[group.rank] for count in counts])
+        for part, count in list(zip(parts, counts, strict=True))[skip:]:
+            yield {c: data.index_select(0, part) for c, data in self.data.items()}, count

@@ -1,0 +1,143 @@
+"""A stream of text documents from datasets, packages or the installed distributions, and their mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from sae.errors import DataError
+from sae.foundation.downloads import PackagePart, open_members
+from sae.foundation.section import Count, Section
+from sae.text import installed_docs
+
+
+class Document(NamedTuple):
+    """One text and the name that a reader can find it by."""
+
+    name: str
+    text: str
+
+
+class _Weighted(Section):
+    weight: float = Field(default=1.0, gt=0, description="Share of this source's tokens in a mixture.")
+
+
+class InstalledDocs(_Weighted):
+    """Docstrings and READMEs of the distributions installed beside saedex: no download, no account."""
+
+    source: Literal["installed-docs"] = Field(description="Where the text comes from.")
+    min_chars: Count = Field(default=200, ge=1, description="Shorter docstrings are left out.")
+
+
+class DatasetText(_Weighted):
+    """Any data set that `datasets` streams: a hub repository, or local parquet, json, csv or text files."""
+
+    source: Literal["datasets"] = Field(description="Where the text comes from.")
+    path: str = Field(min_length=1, description="Hub repository, or one of parquet, json, csv, text.")
+    data_files: tuple[str, ...] | None = Field(
+        default=None, description="Local files or globs, for the four file formats."
+    )
+    name: str | None = Field(default=None, description="Configuration of the data set, where it has several.")
+    split: str = Field(default="train", description="Split to read.")
+    revision: str | None = Field(default=None, description="Commit that pins a hub data set.")
+    column: str = Field(default="text", description="Column that holds the text.")
+
+    @model_validator(mode="after")
+    def _files(self) -> DatasetText:
+        if self.path in ("parquet", "json", "csv", "text") and not self.data_files:
+            raise ValueError(f"path {self.path!r} reads files: give `data_files`")
+        return self
+
+
+class PackageText(_Weighted):
+    """Text files inside a package of the package index."""
+
+    source: Literal["package"] = Field(description="Where the text comes from.")
+    part: PackagePart = Field(description="The package and the members to read.")
+
+
+TextSource = Annotated[InstalledDocs | DatasetText | PackageText, Field(discriminator="source")]
+
+
+def documents(source: InstalledDocs | DatasetText | PackageText, skip: int) -> Iterator[Document]:
+    """The documents of one source in a fixed order, without the first `skip`."""
+    if isinstance(source, DatasetText):
+        yield from _dataset_documents(source, skip)
+        return
+    if isinstance(source, InstalledDocs):
+        stream = (Document(name, text) for name, text in installed_docs.documents(source.min_chars))
+    else:
+        stream = _package_documents(source.part)
+    for number, document in enumerate(stream):
+        if number >= skip:
+            yield document
+
+
+def _package_documents(part: PackagePart) -> Iterator[Document]:
+    for name, stream in open_members(part):
+        yield Document(f"{part.name}/{name}", stream.read().decode("utf-8", errors="replace"))
+
+
+def _dataset_documents(source: DatasetText, skip: int) -> Iterator[Document]:
+    from datasets import load_dataset
+
+    files = [str(Path(f).expanduser()) for f in source.data_files] if source.data_files else None
+    try:
+        stream: Any = load_dataset(
+            source.path,
+            source.name,
+            split=source.split,
+            data_files=files,
+            revision=source.revision,
+            streaming=True,
+        )
+    except StopIteration:
+        raise DataError(f"text source {source.path!r}: the files are empty.") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"text source {source.path!r}: datasets cannot open it: {error}") from None
+    rows = iter(stream.skip(skip))
+    number = skip
+    while (row := _next_row(rows, source.path)) is not None:
+        if source.column not in row:
+            known = ", ".join(row)
+            raise DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {known}.")
+        yield Document(f"{source.path}#{number}", row[source.column] or "")
+        number += 1
+
+
+def _next_row(rows: Iterator[Any], path: str) -> Any:
+    """The next row, or None at the end; what `datasets` cannot read becomes a `DataError`."""
+    try:
+        return next(rows, None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"text source {path!r}: datasets cannot read it (empty or damaged?): {error}") from None
+
+
+class Mixture:
+    """Documents of several sources, each drawn when it lags most behind its weight; the position resumes.
+
+    The next document comes from the source with the smallest `tokens taken / weight`, so the order is a
+    function of the sources alone. `taken` (documents) and `tokens` per source are the whole position.
+    """
+
+    def __init__(self, sources: tuple[Any, ...], taken: list[int] | None = None, tokens: list[int] | None = None):
+        self.sources = sources
+        self.taken = list(taken or [0] * len(sources))
+        self.tokens = list(tokens or [0] * len(sources))
+        self._streams = [documents(s, skip) for s, skip in zip(sources, self.taken, strict=True)]
+        self._live = set(range(len(sources)))
+
+    def next_document(self) -> tuple[int, Document] | None:
+        """(index of the source, document), or None at the end of every source."""
+        while self._live:
+            chosen = min(self._live, key=lambda i: (self.tokens[i] / self.sources[i].weight, i))
+            document = next(self._streams[chosen], None)
+            if document is None:
+                self._live.discard(chosen)
+                continue
+            self.taken[chosen] += 1
+            return chosen, document
+        return None
