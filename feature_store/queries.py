@@ -12,7 +12,19 @@ import numpy as np
 
 from feature_store import schema
 from feature_store.packing import Pack, dense_windows, unpack_columns
-from feature_store.records import Concept, Explanation, Feature, FeatureRow, Page, Score, Window
+from feature_store.records import (
+    Concept,
+    Explanation,
+    ExplanationRow,
+    Feature,
+    FeatureRow,
+    Interpretation,
+    LabelRow,
+    Page,
+    Score,
+    ScoreRow,
+    Window,
+)
 from feature_store.writer import read_pointer
 
 SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "label"]
@@ -219,11 +231,17 @@ def explanations(store: Store, number: int) -> list[Explanation]:
     return list(found.values())
 
 
-def interpretation(store: Store) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of the published explanations, scores and labels, in their columns' order."""
+def interpretation(store: Store) -> Interpretation:
+    """All rows of the published explanations, scores and labels."""
     cursor = store.connection.cursor()
-    order = {"explanation": "id", "score": "all", "label": "feature"}
-    return {t: cursor.execute(f"select * from explanations.{t} order by {o}").fetchall() for t, o in order.items()}
+    explanations = cursor.execute("select * from explanations.explanation order by id").fetchall()
+    scores = cursor.execute("select * from explanations.score order by all").fetchall()
+    labels = cursor.execute("select * from explanations.label order by feature").fetchall()
+    return Interpretation(
+        [ExplanationRow(*row) for row in explanations],
+        [ScoreRow(feature, explanation, Score(*score)) for feature, explanation, *score in scores],
+        [LabelRow(*row) for row in labels],
+    )
 
 
 def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:

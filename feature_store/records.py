@@ -100,3 +100,44 @@ class Page:
 
     rows: list[FeatureRow]
     total: int
+
+
+@dataclass(frozen=True)
+class ExplanationRow:
+    """A row of the table `explanation`. `rule` is JSON, or None for a text that only a judge can test."""
+
+    id: int
+    feature: int
+    best_rule: bool  # the best of the feature's rules, whether or not a judge's text is its label
+    explainer: str
+    text: str
+    rule: str | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A row of the table `score`. `explanation` is None if the score is about the feature, whatever its label."""
+
+    feature: int
+    explanation: int | None
+    score: Score
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """A row of the table `label`: the chosen explanation of a feature, and its held-out score."""
+
+    feature: int
+    explainer: str
+    text: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """All rows of a published explanation generation."""
+
+    explanations: list[ExplanationRow]
+    scores: list[ScoreRow]
+    labels: list[LabelRow]

@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 
 from feature_store import schema
+from feature_store.atomic import write_json
 
 POINTER = "current.json"
 KINDS = {"contexts": schema.CONTEXTS, "explanations": schema.EXPLANATIONS}
@@ -65,7 +66,7 @@ class GenerationWriter:
         pointer = read_pointer(self.store)
         replaced = pointer.get(self.kind, {}).get("file")
         pointer[self.kind] = {"file": name, "sha256": digest}
-        _write_pointer(self.store, pointer)
+        write_json(self.store / POINTER, pointer)
         if replaced and replaced != name:
             (self.store / replaced).unlink(missing_ok=True)
         return name
@@ -77,20 +78,11 @@ def read_pointer(store: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _write_pointer(store: Path, pointer: dict[str, Any]) -> None:
-    temporary = store / f".{POINTER}.writing"
-    with temporary.open("w") as file:
-        json.dump(pointer, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(store / POINTER)
-
-
 def drop(store: Path, kinds: Iterable[str]) -> None:
     """Removes published generations of some kinds, pointer first."""
     pointer = read_pointer(store)
     removed = [pointer.pop(kind)["file"] for kind in kinds if kind in pointer]
     if removed:
-        _write_pointer(store, pointer)
+        write_json(store / POINTER, pointer)
         for name in removed:
             (store / name).unlink(missing_ok=True)

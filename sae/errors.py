@@ -37,7 +37,7 @@ class LostProcess(SaedexError):
     exit_code = 76
 
 
-class Elsewhere(SaedexError):
+class StoppedByPeer(SaedexError):
     """Another process of this run has stopped and said why."""
 
     def __init__(self, exit_code: int):

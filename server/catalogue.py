@@ -9,8 +9,9 @@ import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from feature_store.dictionary_files import DictionaryCard, JsonFile, JsonFileError, LabelSummary, Metrics
 from feature_store.queries import Store, StoreError
 from feature_store.writer import read_pointer
 
@@ -33,6 +34,7 @@ DOWNLOADS = {
     "report.md": "text/markdown",
 }
 BUNDLE = "dictionary.zip"
+F = TypeVar("F", bound=JsonFile)
 
 
 class CatalogueError(Exception):
@@ -55,10 +57,10 @@ class Entry:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.card: dict[str, Any] = _read(folder / "card.json")
-        self.metrics: dict[str, Any] = _read(folder / "metrics.json")
-        self.labels: dict[str, Any] = _read(folder / "labels.json")
-        self.id = f"{self.card['run']}.{self.card['name']}"
+        self.card = DictionaryCard.read(folder)
+        self.metrics = _read_if_there(Metrics, folder) or Metrics()
+        self.labels = _read_if_there(LabelSummary, folder)
+        self.id = f"{self.card.run}.{self.card.name}"
         self._lock = threading.Lock()
         self._pointer = read_pointer(folder / "store")
         self._store = Store(folder / "store")
@@ -90,7 +92,7 @@ class Entry:
         files += [
             (g["file"], self.folder / "store" / g["file"], "application/octet-stream") for g in self._pointer.values()
         ]
-        files += [(n, self.folder / n, "application/octet-stream") for n in self.card.get("weights_files", {})]
+        files += [(n, self.folder / n, "application/octet-stream") for n in self.card.weights_files or {}]
         present = [f for f in files if f[1].is_file()]
         bundle = self._bundle([f[1] for f in present])
         return [self._download(*f) for f in [*present, (BUNDLE, bundle, "application/zip")]]
@@ -116,13 +118,13 @@ class Entry:
                 temporary = path.with_suffix(".writing")
                 with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
                     for file in [*files, self.folder / "store" / "current.json"]:
-                        archive.write(file, f"{self.card['name']}/{file.relative_to(self.folder)}")
+                        archive.write(file, f"{self.card.name}/{file.relative_to(self.folder)}")
                 temporary.replace(path)
         return path
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _read_if_there(kind: type[F], folder: Path) -> F | None:
+    return kind.read(folder) if (folder / kind.file_name).exists() else None
 
 
 def dictionary_folders(path: Path) -> list[Path]:
@@ -142,7 +144,7 @@ def open_catalogue(paths: list[Path]) -> dict[str, Entry]:
     for folder in [f for path in paths for f in dictionary_folders(path)]:
         try:
             entry = Entry(folder)
-        except (StoreError, ValueError, KeyError, OSError) as error:
+        except (StoreError, JsonFileError, ValueError, KeyError, OSError) as error:
             raise CatalogueError(f"{folder}: {error}") from None
         if entry.id in entries:
             raise CatalogueError(f"{folder}: another dictionary is called {entry.id} too. Serve them apart.")

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from sae.architectures import ARCHITECTURES
-from sae.foundation.distributed import Group, leave, processes
+from sae.foundation.distributed import Processes, connected, exit_process
+from sae.foundation.tensor_files import Piece, once
 from sae.model.hookpoints import Channel, HookPoint
 from sae.publish import dictionary
-from sae.stream.activations import Statistics
+from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint
 from sae.training.optimiser import OptimiserConfig
 from sae.training.replica_step import ReplicaStep
@@ -33,12 +34,12 @@ CLOSE = {"cpu": {"rtol": 2e-3, "atol": 2e-5}, "cuda": {"rtol": 5e-2, "atol": 1e-
 
 
 def trainer(
-    architecture: str, group: Group | None = None, parallel: str = "replicas", device: str = "cpu"
+    architecture: str, processes: Processes | None = None, parallel: str = "replicas", device: str = "cpu"
 ) -> SaeTrainer:
     """A trainer of one process, or this process's among several."""
     settings = SETTINGS[architecture]
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=LATENTS[device], **settings)
-    statistics = {HOOK: Statistics(WIDTH**0.5, 1.0, [0.1] * WIDTH, [0.1] * WIDTH, 8.0, None)}
+    statistics = {HOOK: ActivationStatistics(WIDTH**0.5, 1.0, [0.1] * WIDTH, [0.1] * WIDTH, 8.0, None)}
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     options = {} if group is None else {"group": group, "train": OptimiserConfig.model_validate({"parallel": parallel})}
     return SaeTrainer(config, statistics, 0, dtype, device, **options)
@@ -52,14 +53,14 @@ def rows(number: int, n: int = 240) -> torch.Tensor:
     return 3 * code @ directions + 0.05 * torch.randn(n, WIDTH, generator=generator)
 
 
-def update(made: SaeTrainer, number: int, group: Group | None, device: str) -> None:
+def update(made: SaeTrainer, number: int, processes: Processes | None, device: str) -> None:
     """One update on batch `number`; replicas get unequal shares of it."""
     batch, counts = rows(number).to(device), None
-    if group is not None and not made.spread:
+    if processes is not None and not made.spread:
         n = len(batch)
-        cuts = [0, *(n * (r + 1) // group.size + (7 if r + 1 < group.size else 0) for r in range(group.size))]
+        cuts = [0, *(n * (r + 1) // processes.world_size + (7 if r + 1 < processes.world_size else 0) for r in range(processes.world_size))]
         counts = [b - a for a, b in itertools.pairwise(cuts)]
-        batch = batch.split(counts)[group.rank]
+        batch = batch.split(counts)[processes.rank]
     made.step({Channel(HOOK): batch}, LR, counts)
 
 
@@ -70,7 +71,7 @@ def check(one: SaeTrainer, many: SaeTrainer, title: str) -> None:
         many.fused.complete()
     for name, expected in one.tensors().items():
         found = saved[name]
-        if isinstance(found, checkpoint.Piece):
+        if isinstance(found, Piece):
             length = found.tensor.shape[found.axis]
             found, expected = found.tensor, expected.narrow(found.axis, found.start, length)
         torch.testing.assert_close(
@@ -78,43 +79,43 @@ def check(one: SaeTrainer, many: SaeTrainer, title: str) -> None:
         )
 
 
-def check_updates(group: Group, folder: Path, device: str) -> None:
+def check_updates(processes: Processes, folder: Path, device: str) -> None:
     """Every way to share the work, against one process; then a checkpoint of several that one goes on from, and back."""
     for architecture, parallel in CASES:
-        one, many = trainer(architecture, device=device), trainer(architecture, group, parallel, device)
+        one, many = trainer(architecture, device=device), trainer(architecture, processes, parallel, device)
         wanted = {"latents": ShardedStep, "replicas": type(None) if architecture == "gated" else ReplicaStep}
         assert isinstance(many.fused, wanted[parallel])
         for number in range(STEPS):
             update(one, number, None, device)
-            update(many, number, group, device)
+            update(many, number, processes, device)
         check(one, many, f"{architecture} {parallel}")
         if architecture == "topk":
             assert many.dead() == one.dead() > 0 and float(one.sums[1]) > 0, "AuxK was not reached"
         home = folder / f"{architecture}-{parallel}"
-        checkpoint.save(home, many.tokens_seen, checkpoint.once(many.tensors(), group), {}, group)
+        checkpoint.save(home, many.tokens_seen, once(many.tensors(), processes), {}, processes)
         saved = checkpoint.newest(home, print)
         assert saved is not None and set(saved.names()) == set(one.tensors())
-        again, alone = trainer(architecture, group, parallel, device), trainer(architecture, device=device)
+        again, alone = trainer(architecture, processes, parallel, device), trainer(architecture, device=device)
         again.load_tensors(saved)
         alone.load_tensors(saved)
         for number in range(STEPS, STEPS + 4):
-            update(many, number, group, device)
-            update(again, number, group, device)
+            update(many, number, processes, device)
+            update(again, number, processes, device)
             update(alone, number, None, device)
         for name, value in many.tensors().items():
-            held, resumed = (t.tensor if isinstance(t, checkpoint.Piece) else t for t in (value, again.tensors()[name]))
+            held, resumed = (t.tensor if isinstance(t, Piece) else t for t in (value, again.tensors()[name]))
             assert torch.equal(held, resumed), f"{architecture} {parallel} {name}: other bits after a resume"
         check(alone, many, f"{architecture} {parallel} resumed alone")
 
 
-def check_shards(group: Group, folder: Path) -> None:
+def check_shards(processes: Processes, folder: Path) -> None:
     """A dictionary spread over processes is published in shards, or joined, and loads as one."""
-    one, many = trainer("topk"), trainer("topk", group, "latents")
+    one, many = trainer("topk"), trainer("topk", processes, "latents")
     tensors = {name: many.piece(name, value) for name, value in many.sae.state_dict().items()}
     for name, limit in (("joined", 1 << 30), ("shards", 0)):
         dictionary.JOINED_BYTES = limit
-        dictionary.publish_shards(folder / name, many.sae, many.config, tensors, {}, group)
-        assert len(list((folder / name).glob("weights*"))) == (1 if limit else group.size)
+        dictionary.publish_shards(folder / name, many.sae, many.config, tensors, {}, processes)
+        assert len(list((folder / name).glob("weights*"))) == (1 if limit else processes.world_size)
         loaded = dictionary.load(folder / name)
         assert loaded.config == one.config
         for key, value in one.sae.state_dict().items():
@@ -124,9 +125,9 @@ def check_shards(group: Group, folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     where, device = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "cpu"
-    with processes() as several:
+    with connected() as several:
         check_updates(several, where, device)
         if device == "cpu":
             check_shards(several, where)
-        print(f"process {several.rank} of {several.size}: equal")
-    leave(0)
+        print(f"process {several.rank} of {several.world_size}: equal")
+    exit_process(0)

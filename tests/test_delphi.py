@@ -22,7 +22,7 @@ from test_explainers import no_model, planted  # noqa: F401 (a fixture)
 
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import Evidence
-from sae.interpret.judge import Answer, read
+from sae.interpret.judging.judge import Answer, read
 from sae.interpret.scorers import JUDGED_SCORERS, Case
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is theirs

@@ -17,7 +17,7 @@ import torch
 
 from feature_store.queries import Store
 from feature_store.writer import read_pointer
-from sae.foundation.distributed import Group
+from sae.foundation.distributed import Processes
 from sae.publish import dictionary
 from sae.stream.shuffle import RingBuffer, ShufflePlan
 from tests.conftest import run_cli, write_config
@@ -143,21 +143,21 @@ def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_th
         rings = []
         for rank in range(n):
             ring = RingBuffer({"x": 1}, plan.slots, 100, torch.float32, torch.device("cpu"))  # pyright: ignore[reportArgumentType]
-            rings.append((Group(rank, n), ring))
+            rings.append((Processes(rank, n), ring))
         batches: list[set[int]] = []
         for cycle in range(plan.n_cycles):
             parts = []
-            for group, ring in rings:
+            for processes, ring in rings:
                 for g in plan.segments_in(cycle):
                     if g not in ring.counts:
-                        cuts = [Group(r, n).part(sizes[g]) for r in range(n)]
-                        own = cuts[group.rank]
+                        cuts = [Processes(r, n).part(sizes[g]) for r in range(n)]
+                        own = cuts[processes.rank]
                         rows = torch.arange(starts[g] + own.start, starts[g] + own.stop).float()[:, None]
                         ring.put(g, {"x": rows}, [c.stop - c.start for c in cuts])  # pyright: ignore[reportArgumentType]
-                parts.append(list(ring.batches(ring.cycle_order(plan, cycle), 32, 0, group)))
+                parts.append(list(ring.batches(ring.cycle_order(plan, cycle), 32, 0, processes)))
             for shares in zip(*parts, strict=True):
-                for (x, counts), (group, _) in zip(shares, rings, strict=True):
-                    assert len(x["x"]) == counts[group.rank]
+                for (x, counts), (processes, _) in zip(shares, rings, strict=True):
+                    assert len(x["x"]) == counts[processes.rank]
                 batches.append({int(v) for x, _ in shares for v in x["x"].flatten()})
         return batches
 

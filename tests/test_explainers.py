@@ -16,11 +16,11 @@ from feature_store.formats import POSITION_EDGES
 from feature_store.generation import Corpus, Directions, Limits, publish
 from feature_store.queries import Store, explanations, feature_scores, features, interpretation
 from feature_store.tables import Codes
-from sae.foundation.distributed import Group
+from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds
-from sae.interpret.generation import rule_interval
+from sae.interpret.explanation_table import rule_interval
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.scorers import SCORERS
 
@@ -198,8 +198,8 @@ def test_the_same_seed_gives_the_same_scores(planted, tmp_path):
     assert Store(tmp_path / "again" / "store").pointer["contexts"] == store.pointer["contexts"]
 
 
-class Threads(Group):
-    """Processes of a group, as threads of this one."""
+class Threads(Processes):
+    """Processes of a processes, as threads of this one."""
 
     def __init__(self, rank, size, meeting, board):
         super().__init__(rank, size)

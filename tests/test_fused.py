@@ -12,7 +12,7 @@ from sae.kernels import moments
 from sae.kernels.sparse import HAS_TRITON
 from sae.kernels.step_parts import Rows
 from sae.model.hookpoints import Channel, HookPoint
-from sae.stream.activations import Statistics
+from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint
 from sae.training.fused_step import FusedStep
 from sae.training.optimiser import OptimiserConfig
@@ -29,7 +29,7 @@ def made(architecture, width, latents, device="cuda", dtype=None, moments="float
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=latents, **settings)
     scale = 1.0
     centre = torch.randn(width, generator=torch.Generator().manual_seed(1)).mul(0.3).tolist()
-    statistics = {HOOK: Statistics(width**0.5, scale, centre, centre, 20.0, None)}
+    statistics = {HOOK: ActivationStatistics(width**0.5, scale, centre, centre, 20.0, None)}
     norm = 1.0 if architecture == "gradient" else None
     train = OptimiserConfig.model_validate({"moments": moments})
     return SaeTrainer(config, statistics, 0, dtype or SELECTION[device], device, norm, train=train)

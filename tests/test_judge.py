@@ -20,12 +20,12 @@ from feature_store.queries import Store, explanations, feature_scores
 from feature_store.records import Concept
 from sae.cli import main
 from sae.errors import ConfigError, UnavailableError
-from sae.interpret.answer_cache import AnswerCache
-from sae.interpret.concept_names import named_by
+from sae.interpret.judging.answer_cache import AnswerCache
+from sae.interpret.judging.concept_names import named_by
 from sae.interpret.interpret import InterpretConfig, interpret
-from sae.interpret.judge import Judge, JudgeConfig, Prompt, chances, read
-from sae.interpret.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
-from sae.interpret.scorers.judged import Trial, ranked
+from sae.interpret.judging.judge import Judge, JudgeConfig, Prompt, chances, read
+from sae.interpret.judging.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
+from sae.interpret.judging.judged_scorer import Trial, ranked
 
 FEATURES = range(0, 4)  # features that fire on one word
 PROMPT = Prompt("say ok", "{}", {"type": "object"})

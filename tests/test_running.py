@@ -22,7 +22,7 @@ from sae.errors import ConfigError
 from sae.interpret import encoder
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.intervals import best_threshold
-from sae.interpret.running import Running
+from sae.interpret.live_dictionary import Running
 from sae.interpret.scorers import SCORERS, embedding
 from sae.interpret.scorers.intervention import _kl, _logits_at
 from sae.model.hookpoints import Channel, resolve

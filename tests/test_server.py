@@ -18,8 +18,8 @@ from test_explainers import no_model
 
 from sae import SparseAutoencoder
 from sae.errors import ArtefactError
+from sae.foundation.tensor_files import Piece, save_pieces
 from sae.publish import dictionary
-from sae.training.checkpoint import Piece, save_pieces
 from sae.training.trainer import LATENT_AXIS
 from server.app import create_app
 from tests.conftest import serving

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from sae.architectures import SparseAutoencoder
+from sae.architectures.settings import batch_of
 from sae.errors import DataError
 from sae.interpret.intervals import Interval, balanced_accuracy, best_threshold, proportion
-from sae.stream.activations import batch_of
 from sae.stream.harvest import Harvester
 
 Method = Literal["difference", "top", "tree"]

@@ -9,19 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, Pass, Selecting
+from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, SelectionInput, TrainingPass
 from sae.kernels.sparse import gather_dot, gather_sum, pick
 
-PADDED = -1e30  # the pre-activation of a place in the code that holds no latent
+PADDED = -1e30  # the pre-activation of padding in a code: so low that it is never active
 TOKEN_NORM_EPS = 1e-5
-INITIAL_ROWS = 1 << 16  # drawn at a time; the numbers are those of one draw, which makes 16 at once
+# Rows of initial weights drawn at a time. torch draws 16 numbers at once, so blocks give the same numbers as one draw.
+INITIAL_ROWS = 1 << 16
 
 
 C = TypeVar("C", bound=ArchitectureConfig)
 
 
 def _random_rows(rows: Tensor, first: int, total: int, generator: torch.Generator) -> None:
-    """Fills rows with those from `first` on of a table of `total` random unit rows, drawn block by block."""
+    """Fills `rows` with the rows from `first` on of a table of `total` random unit rows, drawn block by block."""
     for start in range(0, total, INITIAL_ROWS):
         block = torch.randn(min(INITIAL_ROWS, total - start), rows.shape[1], generator=generator)
         begin, end = max(start, first), min(start + len(block), first + len(rows))
@@ -29,9 +30,9 @@ def _random_rows(rows: Tensor, first: int, total: int, generator: torch.Generato
             rows[begin - first : end - first].copy_(F.normalize(block[begin - start : end - start], dim=1))
 
 
-def aux_of(given: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, count: int) -> Tensor:
-    """AuxK of dead latents with these weights: see `SparseAutoencoder.aux_loss`."""
-    pre_acts = given @ w_enc + b_enc
+def aux_of(centred: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, *, w_dec: Tensor, count: int) -> Tensor:
+    """AuxK of dead latents with these weights; see `SparseAutoencoder.aux_loss`."""
+    pre_acts = centred @ w_enc + b_enc
     top = pre_acts.topk(min(count, len(b_enc)), dim=1, sorted=False)
     acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
     e_hat = acts @ w_dec
@@ -47,11 +48,18 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     architecture may select over the whole batch; in evaluation mode a token's code depends on that token alone.
     """
 
+    # What an architecture is able to do stands here, on its class; no other file names architectures.
     config_class: ClassVar[type[ArchitectureConfig]]
     ragged: ClassVar[bool] = False  # whether `select` keeps a different number of latents per token
+    selects: ClassVar[Literal["k_per_token", "k_per_batch"] | None] = (
+        None  # lets fast kernels take the place of `select`
+    )
+    extra_loss_terms: ClassVar[Literal["prefixes", "code"] | None] = None  # see `loss_terms`
     in_units_of_activation: ClassVar[tuple[str, ...]] = ()  # further tensors that `fold_scale` divides
-    extra_is_of: ClassVar[Literal["prefixes", "code"] | None] = None  # see `loss_is_of`
-    lr_multiples: ClassVar[dict[str, float]] = {}  # parameters with a learning rate of their own, in those of the rest
+    lr_multiples: ClassVar[dict[str, float]] = {}  # parameters that learn faster than the rest
+    computes_as: ClassVar[Literal["topk", "jumprelu", "relu", "gated"] | None] = None  # its form in foreign files
+    foreign_tensors: ClassVar[tuple[str, ...]] = ()  # tensors of that form beside the four that all have
+    lost_in_foreign_form: ClassVar[str | None] = None  # what that form does not keep, in words
 
     def __init__(self, config: C, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -82,7 +90,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     def initialise(self, generator: torch.Generator, centre: Tensor, first: int = 0, total: int | None = None) -> None:
         """Random unit decoder rows, encoder tied to them, zero b_enc, b_dec at `centre`.
 
-        Of a dictionary of `total` latents that are spread over processes, these are the latents from number `first` on.
+        If the latents are spread over processes, this module holds those from number `first` on, out of `total`.
         """
         total = self.d_sae if total is None else total
         _random_rows(self.W_dec.data, first, total, generator)
@@ -93,23 +101,24 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         self.b_dec.copy_(torch.zeros_like(centre) if self.config.token_norm else centre)
 
     @property
-    def loss_is_of(self) -> Literal["error", "prefixes", "code"] | None:
-        """What the loss depends on besides AuxK, for a step that makes its gradients by hand.
+    def loss_terms(self) -> Literal["error", "prefixes", "code"] | None:
+        """What the loss depends on besides AuxK; the hand-written step must know.
 
-        "error": the squared error of a ReLU code alone; "prefixes": those of all `config.prefixes`; "code": the squared
-        error and a term of the selected activations, with parameters of one number a latent; None: anything else.
+        "error": the squared error of a ReLU code; "prefixes": the sum of squared errors over all `config.prefixes`;
+        "code": the squared error and a term of the selected activations, with one number per latent as parameters;
+        None: anything else.
         """
         own, base = type(self), SparseAutoencoder
-        return "error" if own.activate is base.activate and own.extra_loss is base.extra_loss else own.extra_is_of
+        return "error" if own.activate is base.activate and own.extra_loss is base.extra_loss else own.extra_loss_terms
 
     @property
     def centred(self) -> bool:
-        """Whether b_dec is taken from the input: where input and target are the same."""
+        """Whether b_dec is subtracted from the input: if input and target are the same."""
         return self.config.reads == self.config.writes
 
     @final
     def prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(x, or x with each token normalised; its mean; its deviation)."""
+        """(x, with each token normalised if `token_norm`; the mean and the deviation that were taken out, or None)."""
         if not self.config.token_norm:
             return x, None, None
         mean = x.mean(1, keepdim=True)
@@ -118,21 +127,21 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     def centre(self, x: Tensor) -> Tensor:
-        """x - b_dec where the dictionary is `centred`, else x."""
+        """x - b_dec if the dictionary is `centred`, else x."""
         return x - self.b_dec if self.centred else x
 
     @final
     @torch.no_grad()
-    def pre_acts(self, given: Tensor) -> Tensor:
-        """given W_enc + b_enc, [tokens, d_sae], of `centre`d rows in `selection_dtype`; not differentiated."""
+    def pre_acts(self, centred: Tensor) -> Tensor:
+        """centred W_enc + b_enc [tokens, d_sae] in `selection_dtype`; not differentiated."""
         dtype = self.selection_dtype
-        return torch.addmm(self.b_enc.to(dtype), given.to(dtype), self.W_enc.to(dtype))
+        return torch.addmm(self.b_enc.to(dtype), centred.to(dtype), self.W_enc.to(dtype))
 
     @abstractmethod
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
-        """Latents [tokens, width] to keep, given all pre-activations [tokens, d_sae].
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+        """Latents [tokens, width] to keep, of all pre-activations [tokens, d_sae].
 
-        A `ragged` architecture fills the rows of tokens that keep fewer than the most with -1.
+        A `ragged` architecture pads the rows of tokens that keep fewer latents with -1.
         """
 
     def activate(self, values: Tensor, indices: Tensor) -> Tensor:
@@ -141,14 +150,16 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     def _code(self, x: Tensor, gradient: Tensor | None) -> tuple[Encoding, Tensor]:
         """(code, pre-activations [tokens, width] of the selected latents) of prepared rows."""
-        given = self.centre(x)
+        centred = self.centre(x)
         with torch.no_grad():
-            indices = self.select(self.pre_acts(given), Selecting(given, gradient))
-        kept = indices.clamp_min(0) if self.ragged else indices
-        values = gather_dot(given, self.W_enc.T, kept) + pick(self.b_enc, kept)
+            indices = self.select(self.pre_acts(centred), SelectionInput(centred, gradient))
+
+        latents = indices.clamp_min(0) if self.ragged else indices
+        # Selection may run in bfloat16; the selected values are computed again in float32 (cheap, and then exact).
+        values = gather_dot(centred, self.W_enc.T, latents) + pick(self.b_enc, latents)
         if self.ragged:
             values = values.masked_fill(indices < 0, PADDED)
-        return Encoding(self.activate(values, kept), kept), values
+        return Encoding(self.activate(values, latents), latents), values
 
     @final
     def encode(self, x: Tensor, gradient: Tensor | None = None) -> Encoding:
@@ -158,7 +169,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     def decode(self, encoding: Encoding, x: Tensor | None = None) -> Tensor:
-        """Reconstruction x_hat [tokens, d_out]; a dictionary with a skip connection also wants its input x."""
+        """Reconstruction x_hat [tokens, d_out]; a dictionary with a skip connection needs its input x too."""
         x_hat = gather_sum(encoding.top_acts, self.W_dec, encoding.top_indices) + self.b_dec
         if self.W_skip is not None:
             if x is None:
@@ -185,19 +196,20 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
             batch, variance = Batch(x, x, batch.gradient), torch.full_like(variance, self.d_out)
         encoding, values = self._code(batch.x, batch.gradient)
         x_hat = self.decode(encoding, batch.x)
-        made = Pass(batch, values, encoding, x_hat, variance, tokens_seen)
+        training_pass = TrainingPass(batch, values, encoding, x_hat, variance, tokens_seen)
+
         error = batch.y - x_hat
         aux = self.aux_loss(batch.x, error.detach())
         total = error.square().sum(1).mean() / variance + self.config.aux_coefficient * aux
-        extra = self.extra_loss(made)
-        return Losses(total if extra is None else total + extra, aux, made)
+        extra = self.extra_loss(training_pass)
+        return Losses(total if extra is None else total + extra, aux, training_pass)
 
-    def extra_loss(self, made: Pass) -> Tensor | None:
+    def extra_loss(self, training_pass: TrainingPass) -> Tensor | None:
         """A further term of the loss; none by default."""
         return None
 
-    def observe(self, made: Pass) -> None:
-        """Lets an architecture keep a running figure of a training pass; nothing by default."""
+    def observe(self, training_pass: TrainingPass) -> None:
+        """Lets an architecture keep a running figure over training passes; nothing by default."""
 
     @final
     def dead(self) -> Tensor:
@@ -215,7 +227,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         count = min(self.config.k_aux, len(dead))
         if count == 0 or self.config.aux_coefficient == 0:
             return x.new_zeros(())
-        return aux_of(self.centre(x), error, self.W_enc[:, dead], self.b_enc[dead], self.W_dec[dead], count)
+        return aux_of(self.centre(x), error, self.W_enc[:, dead], self.b_enc[dead], w_dec=self.W_dec[dead], count=count)
 
     @final
     @torch.no_grad()
@@ -253,7 +265,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         positive factor of all activations.
         """
         if self.config.token_norm:
-            return  # the token's own norm has taken the scale away
+            return  # each token was divided by its own norm, so no scale is left
         scale_out = scale_in if scale_out is None else scale_out
         scale_in, scale_out = (
             torch.as_tensor(s, dtype=torch.float32).to(self.b_dec.device) for s in (scale_in, scale_out)
@@ -266,10 +278,3 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
             self.W_skip.copy_((self.W_skip.T * scale_in).T / scale_out)
         for name in ("b_enc", *self.in_units_of_activation):
             getattr(self, name).data.div_(c)
-
-    @staticmethod
-    def load(path_or_url: str) -> SparseAutoencoder:
-        """The published dictionary in a folder, or at the address of a saedex server's download route."""
-        from sae.publish.dictionary import load
-
-        return load(path_or_url)

@@ -54,3 +54,4 @@ class Crosscoder(KLargest[CrosscoderConfig]):
     """
 
     config_class = CrosscoderConfig
+    computes_as = None  # no foreign format holds several hook points

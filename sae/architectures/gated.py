@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import Pass, Penalised, Selecting
+from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.kernels.sparse import gather_sum, pick, selection_for
 
 
@@ -40,6 +40,8 @@ class Gated(SparseAutoencoder[GatedConfig]):
 
     config_class = GatedConfig
     ragged = True
+    computes_as = "gated"
+    foreign_tensors = ("r_mag", "b_mag")
     in_units_of_activation = ("b_mag",)
 
     def __init__(self, config: GatedConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
@@ -47,7 +49,7 @@ class Gated(SparseAutoencoder[GatedConfig]):
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
 
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
         """Every latent whose gate is open."""
         return selection_for(pre_acts).above(pre_acts, 0.0)
 
@@ -56,9 +58,12 @@ class Gated(SparseAutoencoder[GatedConfig]):
         magnitude = pick(self.r_mag, indices).exp() * (values - pick(self.b_enc, indices)) + pick(self.b_mag, indices)
         return F.relu(magnitude) * (values > 0)
 
-    def extra_loss(self, made: Pass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
         """The gate's penalty and its own reconstruction."""
-        gate = F.relu(made.values)
-        y_hat = gather_sum(gate, self.W_dec.detach(), made.encoding.top_indices) + self.b_dec.detach()
-        reconstruction = (made.batch.y - y_hat).square().sum(1).mean() / made.variance
-        return self.config.l1_coefficient * self.config.risen(made.tokens_seen) * gate.sum(1).mean() + reconstruction
+        gate = F.relu(training_pass.values)
+        y_hat = gather_sum(gate, self.W_dec.detach(), training_pass.encoding.top_indices) + self.b_dec.detach()
+        reconstruction = (training_pass.batch.y - y_hat).square().sum(1).mean() / training_pass.variance
+        return (
+            self.config.l1_coefficient * self.config.risen(training_pass.tokens_seen) * gate.sum(1).mean()
+            + reconstruction
+        )

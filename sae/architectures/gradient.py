@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import KeepsK, Selecting
+from sae.architectures.settings import KeepsK, SelectionInput
 from sae.kernels.sparse import selection_for
 from sae.model.hookpoints import Channel
 
@@ -56,17 +56,18 @@ class Gradient(SparseAutoencoder[GradientConfig]):
     """
 
     config_class = GradientConfig
+    computes_as = "topk"
     gradient_norm: Tensor
 
     def __init__(self, config: GradientConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
         self.register_buffer("gradient_norm", torch.ones(()))
 
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
         """The k largest scores; without a gradient the k largest pre-activations."""
         score, beta = pre_acts, self.config.beta
-        if beta > 0 and given.gradient is not None:
+        if beta > 0 and selection.gradient is not None:
             dtype = pre_acts.dtype
-            effect = (given.gradient / self.gradient_norm).to(dtype) @ self.W_dec.T.to(dtype)
+            effect = (selection.gradient / self.gradient_norm).to(dtype) @ self.W_dec.T.to(dtype)
             score = torch.addcmul(pre_acts, pre_acts, effect.abs_(), value=beta)  # two passes over memory, not four
         return selection_for(score).top_k_indices(score, self.config.k)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import Pass, Penalised, Selecting
+from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.kernels.sparse import pick, selection_for
 
 LEAST = 1e-3
@@ -37,6 +37,11 @@ class JumpReluConfig(Penalised):
         if self.target_l0 > self.d_sae:
             raise ValueError(f"target_l0 is {self.target_l0:g}, allowed is up to d_sae ({self.d_sae})")
         return self
+
+    @property
+    def expected_l0(self) -> int:
+        """The target."""
+        return int(self.target_l0) or 1
 
 
 class _Jump(torch.autograd.Function):
@@ -87,7 +92,9 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
 
     config_class = JumpReluConfig
     ragged = True
-    extra_is_of = "code"
+    computes_as = "jumprelu"
+    foreign_tensors = ("threshold",)
+    extra_loss_terms = "code"
     in_units_of_activation = ("threshold",)
     lr_multiples: ClassVar[dict[str, float]] = {"threshold": 10.0}  # a threshold has farther to go than a weight
 
@@ -99,11 +106,11 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
         self.threshold = nn.Parameter(torch.full((config.d_sae,), begin))
 
     @torch.no_grad()
-    def observe(self, made: Pass) -> None:
+    def observe(self, training_pass: TrainingPass) -> None:
         """Keeps thresholds positive after an update: below 0 none would feel a gradient again."""
         self.threshold.clamp_(min=LEAST)
 
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
         """Latents above their threshold; in training also those within half a bandwidth below it."""
         reach = self.config.bandwidth / 2 if self.training else 0.0
         return selection_for(pre_acts).above(pre_acts, self.threshold.detach() - reach)
@@ -113,11 +120,13 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
         threshold = pick(self.threshold, indices)
         return _Jump.apply(values, threshold, self.config.bandwidth)  # pyright: ignore[reportReturnType]
 
-    def extra_loss(self, made: Pass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
         """The penalty, risen so far."""
-        threshold = pick(self.threshold, made.encoding.top_indices)
-        fired: Tensor = _Step.apply(made.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
+        threshold = pick(self.threshold, training_pass.encoding.top_indices)
+        fired: Tensor = _Step.apply(training_pass.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
         l0 = fired.sum(1).mean()
         return (
-            self.config.l0_coefficient * self.config.risen(made.tokens_seen) * (l0 / self.config.target_l0 - 1).square()
+            self.config.l0_coefficient
+            * self.config.risen(training_pass.tokens_seen)
+            * (l0 / self.config.target_l0 - 1).square()
         )

@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import KeepsK, Selecting
+from sae.architectures.settings import KeepsK, SelectionInput
 from sae.kernels.sparse import selection_for
 
 K = TypeVar("K", bound=KeepsK)
@@ -16,6 +16,9 @@ K = TypeVar("K", bound=KeepsK)
 class KLargest(SparseAutoencoder[K]):
     """A dictionary that keeps the k largest pre-activations of every token."""
 
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+    selects = "k_per_token"
+    computes_as = "topk"
+
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
         """Indices of the k largest pre-activations."""
         return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae.architectures.running_threshold import BatchKeepsK, BatchSelected
-from sae.architectures.settings import Pass
+from sae.architectures.settings import TrainingPass
 from sae.kernels.sparse import gather_sum
 
 
@@ -52,14 +52,14 @@ class Matryoshka(BatchSelected[MatryoshkaConfig]):
     """
 
     config_class = MatryoshkaConfig
-    extra_is_of = "prefixes"
+    extra_loss_terms = "prefixes"
 
-    def extra_loss(self, made: Pass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
         """The same loss for all prefixes but the last, which is the whole dictionary."""
-        acts, indices = made.encoding.top_acts, made.encoding.top_indices
+        acts, indices = training_pass.encoding.top_acts, training_pass.encoding.top_indices
         total = acts.new_zeros(())
         for end in self.config.prefixes[:-1]:
             inside = torch.where(indices < end, acts, 0.0)
-            error = made.batch.y - gather_sum(inside, self.W_dec, indices) - self.b_dec
-            total = total + error.square().sum(1).mean() / made.variance
+            error = training_pass.batch.y - gather_sum(inside, self.W_dec, indices) - self.b_dec
+            total = total + error.square().sum(1).mean() / training_pass.variance
         return total

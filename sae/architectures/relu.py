@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import Pass, Penalised, Selecting
+from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.kernels.sparse import selection_for
 
 
@@ -33,11 +33,16 @@ class Relu(SparseAutoencoder[ReluConfig]):
 
     config_class = ReluConfig
     ragged = True
+    computes_as = "relu"
 
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
         """Every latent above zero."""
         return selection_for(pre_acts).above(pre_acts, 0.0)
 
-    def extra_loss(self, made: Pass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
         """The penalty, risen so far."""
-        return self.config.l1_coefficient * self.config.risen(made.tokens_seen) * made.encoding.top_acts.sum(1).mean()
+        return (
+            self.config.l1_coefficient
+            * self.config.risen(training_pass.tokens_seen)
+            * training_pass.encoding.top_acts.sum(1).mean()
+        )

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import KeepsK, Pass, Selecting
+from sae.architectures.settings import KeepsK, SelectionInput, TrainingPass
 from sae.foundation.section import Count
 from sae.kernels.sparse import selection_for
 
@@ -33,6 +33,9 @@ class BatchSelected(SparseAutoencoder[B], Generic[B]):
     """
 
     ragged = True
+    selects = "k_per_batch"
+    computes_as = "jumprelu"
+    foreign_tensors = ("threshold",)
     in_units_of_activation = ("threshold",)
     threshold: Tensor
 
@@ -41,7 +44,7 @@ class BatchSelected(SparseAutoencoder[B], Generic[B]):
         self.register_buffer("threshold", torch.zeros(()))
 
     @final
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
         """The largest of the batch while training, else those above the threshold."""
         kernels = selection_for(pre_acts)
         if self.training:
@@ -50,10 +53,10 @@ class BatchSelected(SparseAutoencoder[B], Generic[B]):
 
     @final
     @torch.no_grad()
-    def observe(self, made: Pass) -> None:
+    def observe(self, training_pass: TrainingPass) -> None:
         """Moves the running threshold towards this batch's smallest positive activation."""
-        acts = made.encoding.top_acts
+        acts = training_pass.encoding.top_acts
         least = torch.where(acts > 0, acts, torch.inf).min()
-        weight = float(1 - torch.exp(torch.tensor(-len(made.x_hat) / self.config.threshold_tokens)))
+        weight = float(1 - torch.exp(torch.tensor(-len(training_pass.x_hat) / self.config.threshold_tokens)))
         moved = torch.where(self.threshold == 0, least, self.threshold + weight * (least - self.threshold))
         self.threshold.copy_(torch.where(torch.isfinite(least), moved, self.threshold))

@@ -1,14 +1,17 @@
-"""What every architecture's settings begin with, and what passes through a dictionary."""
+"""What the settings of every architecture have in common, and the types that pass through a dictionary."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import Channel, HookPoint, HookPointField
+
+UNKNOWN_L0 = 64
 
 
 class ArchitectureConfig(Section):
@@ -66,6 +69,11 @@ class ArchitectureConfig(Section):
         """Everything that training reads of the stream."""
         return (*self.activations, *((self.gradient,) if self.gradient else ()))
 
+    @property
+    def expected_l0(self) -> int:
+        """About how many latents a token keeps: what memory is reckoned with before anything is known."""
+        return min(UNKNOWN_L0, self.d_sae)
+
     @model_validator(mode="after")
     def _token_norm_fits(self) -> ArchitectureConfig:
         if self.token_norm and (self.reads != self.writes or len(self.reads) > 1):
@@ -77,6 +85,11 @@ class KeepsK(ArchitectureConfig):
     """Settings of an architecture that keeps k latents per token, or k per token on average."""
 
     k: Count = Field(default=32, ge=1, description="Latents kept per token.")
+
+    @property
+    def expected_l0(self) -> int:
+        """k."""
+        return self.k
 
     @model_validator(mode="after")
     def _k_fits(self) -> KeepsK:
@@ -100,8 +113,8 @@ class Penalised(ArchitectureConfig):
 class Encoding(NamedTuple):
     """Sparse code of a batch.
 
-    Activations [tokens, width] (zero where fewer fire) and their latents [tokens, width]; with `token_norm` also
-    the mean and the deviation [tokens, 1] that decoding puts back.
+    top_acts [tokens, width] (0 if fewer latents fire) and top_indices [tokens, width] are activations and their latents;
+    with `token_norm` also the mean and the deviation [tokens, 1] that decoding puts back.
     """
 
     top_acts: Tensor
@@ -118,15 +131,19 @@ class Batch(NamedTuple):
     gradient: Tensor | None = None
 
 
-class Selecting(NamedTuple):
-    """What a selection may look at besides the pre-activations: the centred input, the coefficients of the loss."""
+class SelectionInput(NamedTuple):
+    """What a selection may look at besides the pre-activations: the centred input, and coefficients of the loss."""
 
     centred: Tensor
     gradient: Tensor | None
 
 
-class Pass(NamedTuple):
-    """One training pass: the batch, pre-activations of the selected latents, the code, and x_hat [tokens, d_out]."""
+class TrainingPass(NamedTuple):
+    """One forward pass of training.
+
+    values [tokens, width] are the pre-activations of the selected latents, x_hat [tokens, d_out] the reconstruction,
+    `variance` that of the target.
+    """
 
     batch: Batch
     values: Tensor
@@ -137,8 +154,24 @@ class Pass(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Terms of one step: total (to differentiate), AuxK, and the pass they came from."""
+    """Terms of the loss: the total (to differentiate), AuxK, and the pass that they come from."""
 
     total: Tensor
     aux: Tensor
-    made: Pass
+    training_pass: TrainingPass
+
+
+def batch_of(
+    config: ArchitectureConfig, rows: dict[Channel, Tensor], dtype: torch.dtype | None = torch.float32
+) -> Batch:
+    """The rows of every channel [tokens, width] joined as a dictionary reads and writes them, in `dtype` (None: as is)."""
+
+    def side_by_side(hooks: tuple[HookPoint, ...]) -> Tensor:
+        columns = [rows[Channel(hook)].to(dtype=dtype) for hook in hooks]
+        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+
+    x = side_by_side(config.reads)
+    y = x if config.reads == config.writes else side_by_side(config.writes)
+    channel = config.gradient
+    gradient = rows[channel].to(dtype=dtype) if channel is not None and channel in rows else None
+    return Batch(x, y, gradient)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import ArchitectureConfig, Pass, Selecting
+from sae.architectures.settings import ArchitectureConfig, SelectionInput, TrainingPass
 from sae.kernels.sparse import selection_for
 
 SAMPLE_ROWS = 64
@@ -47,7 +47,10 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
 
     config_class = TopAfaConfig
     ragged = True
-    extra_is_of = "code"
+    computes_as = "jumprelu"
+    foreign_tensors = ("threshold",)
+    lost_in_foreign_form = "k(x) of top-AFA became one threshold with the same mean l0"
+    extra_loss_terms = "code"
     in_units_of_activation = ("threshold",)
     threshold: Tensor  # one threshold with the same mean l0, for formats that know no k(x)
 
@@ -55,24 +58,24 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
         super().__init__(config, d_in, d_out, selection_dtype)
         self.register_buffer("threshold", torch.zeros(()))
 
-    def select(self, pre_acts: Tensor, given: Selecting) -> Tensor:
+    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
         """The k(x) largest pre-activations; all positive ones where their norm stays below the input's."""
-        return selection_for(pre_acts).norm_crossing(pre_acts, given.centred.norm(dim=1))
+        return selection_for(pre_acts).norm_crossing(pre_acts, selection.centred.norm(dim=1))
 
-    def extra_loss(self, made: Pass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
         """afa_coefficient * mean (||a|| - norm)^2."""
-        x = made.batch.x
+        x = training_pass.batch.x
         aim = x - self.b_dec.detach() if self.config.afa_norm == "centred" else x
-        squares = made.encoding.top_acts.square().sum(1)
+        squares = training_pass.encoding.top_acts.square().sum(1)
         difference = squares.clamp_min(1e-12).sqrt() - aim.norm(dim=1)
         return self.config.afa_coefficient * difference.square().mean()
 
     @torch.no_grad()
-    def observe(self, made: Pass) -> None:
+    def observe(self, training_pass: TrainingPass) -> None:
         """Moves `threshold` towards the one that keeps as many latents of this batch's first rows as k(x) does."""
-        rows = min(SAMPLE_ROWS, len(made.x_hat))
-        kept = int((made.encoding.top_acts[:rows] > 0).sum())
+        rows = min(SAMPLE_ROWS, len(training_pass.x_hat))
+        kept = int((training_pass.encoding.top_acts[:rows] > 0).sum())
         if kept > 0:
-            least = self.pre_acts(self.centre(made.batch.x[:rows])).float().flatten().topk(kept).values[-1]
+            least = self.pre_acts(self.centre(training_pass.batch.x[:rows])).float().flatten().topk(kept).values[-1]
             weight = RUNNING_WEIGHT if self.threshold > 0 else 1.0
             self.threshold += weight * (least - self.threshold)

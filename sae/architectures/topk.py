@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.architectures.k_largest import KLargest
-from sae.architectures.settings import KeepsK, Pass
+from sae.architectures.settings import KeepsK, TrainingPass
 from sae.kernels.sparse import gather_dot, gather_sum, pick, selection_for
 
 MULTI = 4
@@ -40,20 +40,20 @@ class TopK(KLargest[TopKConfig]):
     config_class = TopKConfig
 
     @property
-    def loss_is_of(self) -> Literal["error"] | None:
-        """The squared error alone, but for `multi_topk`."""
+    def loss_terms(self) -> Literal["error"] | None:
+        """The squared error alone, unless `multi_topk` adds a second one."""
         return None if self.config.multi_topk else "error"
 
-    def extra_loss(self, made: Pass) -> Tensor | None:
-        """fvu with 4k latents, times 1/8, where asked."""
+    def extra_loss(self, training_pass: TrainingPass) -> Tensor | None:
+        """fvu with 4k latents, times 1/8, if `multi_topk`."""
         if not self.config.multi_topk:
             return None
-        x, y = made.batch.x, made.batch.y
-        given = self.centre(x)
+        x, y = training_pass.batch.x, training_pass.batch.y
+        centred = self.centre(x)
         with torch.no_grad():
-            pre_acts = self.pre_acts(given)
+            pre_acts = self.pre_acts(centred)
             k = min(MULTI * self.config.k, self.d_sae)
             indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
-        values = gather_dot(given, self.W_enc.T, indices) + pick(self.b_enc, indices)
+        values = gather_dot(centred, self.W_enc.T, indices) + pick(self.b_enc, indices)
         error = y - gather_sum(F.relu(values), self.W_dec, indices) - self.b_dec
-        return MULTI_WEIGHT * error.square().sum(1).mean() / made.variance
+        return MULTI_WEIGHT * error.square().sum(1).mean() / training_pass.variance

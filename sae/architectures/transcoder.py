@@ -47,6 +47,7 @@ class Transcoder(KLargest[TranscoderConfig]):
     """
 
     config_class = TranscoderConfig
+    foreign_tensors = ("W_skip",)
 
     def __init__(self, config: TranscoderConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)

@@ -25,7 +25,7 @@ def measure(
     for kind in ("bfloat16", "int8"):
         stream = activations()
         stream.harvester.harvest(stream.contexts.ids[:1], stream.contexts.documents[:1])  # compiled by now
-        stream.cache = ActivationCache(folder / kind, stream.harvester, kind == "int8")
+        stream.cache = ActivationCache(folder / kind, stream.harvester, is_int8=kind == "int8")
         found[f"harvest and keep, {kind}"] = _whole(stream, stream.cache, seconds)
         found[f"read from disk, {kind}"] = _whole(stream, stream.cache, seconds)
         assert stream.cache.traffic.read == stream.cache.traffic.written

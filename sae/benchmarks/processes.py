@@ -11,73 +11,73 @@ import torch
 
 from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, Shape, saedex
 from sae.benchmarks.stream import CPU_SIZE, GPU_SIZE, Size, Stream
-from sae.foundation.distributed import ALONE, Group
+from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.timing import timed
-from sae.training.cuda_graphs import Graphs
+from sae.training.cuda_graphs import CudaGraphs
 
 REPEATS = 20
 WAYS = ("replicas", "latents")
 
 
 def measure(
-    group: Group, device: torch.device, shapes: tuple[Shape, ...] | None = None, size: Size | None = None
+    processes: Processes, device: torch.device, shapes: tuple[Shape, ...] | None = None, size: Size | None = None
 ) -> dict[str, Any]:
     """Seconds and memory of a step and seconds of a stream, alone (all processes at the same time) and together.
 
-    Replicas bring as many activations each to an update as one alone has, so that batches are `group.size` times as large;
+    Replicas bring as many activations each to an update as one alone has, so that batches are `processes.world_size` times as large;
     latents are spread for the batch that one alone has. The stream has the same number of tokens for all.
     """
     gpu = device.type == "cuda"
     usual = tuple(s._replace(tokens=s.tokens * more) for s in (GPU_SHAPES if gpu else CPU_SHAPES) for more in (1, 4))
-    steps = [{"shape": shape._asdict(), **_steps(group, device, shape)} for shape in shapes or usual]
+    steps = [{"shape": shape._asdict(), **_steps(processes, device, shape)} for shape in shapes or usual]
     size = size or (GPU_SIZE._replace(tokens=1 << 25) if gpu else CPU_SIZE)
     streams = [
-        {"size": whole._asdict(), "seconds": _streams(group, device, whole)}
+        {"size": whole._asdict(), "seconds": _streams(processes, device, whole)}
         for whole in (size, size._replace(batch_tokens=4 * size.batch_tokens))
     ]
-    return {"processes": group.size, "steps": steps, "streams": streams}
+    return {"processes": processes.world_size, "steps": steps, "streams": streams}
 
 
-def _ways(group: Group) -> tuple[tuple[str, Group, str], ...]:
-    return ("alone", ALONE, "replicas"), *((way, group, way) for way in WAYS)
+def _ways(processes: Processes) -> tuple[tuple[str, Processes, str], ...]:
+    return ("alone", ALONE, "replicas"), *((way, processes, way) for way in WAYS)
 
 
-def _streams(group: Group, device: torch.device, size: Size) -> dict[str, float]:
+def _streams(processes: Processes, device: torch.device, size: Size) -> dict[str, float]:
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as own:
-        shared = group.from_first(lambda: own)
-        for name, of, way in _ways(group):
+        shared = processes.on_first(lambda: own)
+        for name, of, way in _ways(processes):
             if way == "latents":
-                size = size._replace(batch_tokens=size.batch_tokens // group.size)
+                size = size._replace(batch_tokens=size.batch_tokens // processes.world_size)
             folder = Path(own if of is ALONE else shared) / name
             few = size._replace(tokens=min(size.tokens, 1 << 21))
             Stream(few, device, folder, of, way).end_to_end()  # compiled by now
             stream = Stream(size, device, folder, of, way)
-            group.wait()
-            seconds[name] = max(group.values(stream.end_to_end()))
+            processes.barrier()
+            seconds[name] = max(processes.all_gather_objects(stream.end_to_end()))
             del stream
             _free(device)
-        group.wait()  # before the folder of the first goes
+        processes.barrier()  # before the folder of the first goes
     return seconds
 
 
-def _steps(group: Group, device: torch.device, shape: Shape) -> dict[str, Any]:
+def _steps(processes: Processes, device: torch.device, shape: Shape) -> dict[str, Any]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    generator = torch.Generator().manual_seed(group.rank)
+    generator = torch.Generator().manual_seed(processes.rank)
     rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
     found = {}
-    for name, of, way in _ways(group):
-        own = rows[: len(rows) // group.size].clone() if way == "latents" else rows
-        group.wait()
+    for name, of, way in _ways(processes):
+        own = rows[: len(rows) // processes.world_size].clone() if way == "latents" else rows
+        processes.barrier()
         made = timed(saedex(shape, own, dtype, of, parallel=way), device, REPEATS)
-        found[name] = {key: max(group.values(value)) for key, value in made._asdict().items()}
+        found[name] = {key: max(processes.all_gather_objects(value)) for key, value in made._asdict().items()}
         _free(device)
     return found
 
 
 def _free(device: torch.device) -> None:
     gc.collect()
-    Graphs.release()
+    CudaGraphs.release()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

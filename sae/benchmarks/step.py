@@ -4,65 +4,51 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae.architectures.topk import TopKConfig
-from sae.errors import ConfigError
-from sae.foundation.distributed import ALONE, Group
+from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.timing import of_peer, timed
 from sae.model.hookpoints import Channel, HookPoint
-from sae.stream.activations import Statistics
+from sae.stream.activations import ActivationStatistics
+from sae.training.floors import Shape, Step, floors
 from sae.training.optimiser import OptimiserConfig
 from sae.training.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)
 
 
-class Shape(NamedTuple):
-    """Width of the activations, latents, latents kept per token, tokens a step."""
-
-    width: int
-    latents: int
-    k: int
-    tokens: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """Of "width,latents,k,tokens"; raises `ConfigError`."""
-        try:
-            found = cls(*map(int, text.split(",")))
-        except (ValueError, TypeError):
-            raise ConfigError(f"--shape: {text!r} is not width,latents,k,tokens, such as 768,24576,32,8192") from None
-        if min(found) < 1 or found.k > found.latents:
-            raise ConfigError(f"--shape: {text!r}: numbers from 1 up, and no more k than latents")
-        return found
-
-
 GPU_SHAPES = Shape(768, 24_576, 32, 8192), Shape(576, 36_864, 32, 8192), Shape(2304, 65_536, 64, 4096)
 CPU_SHAPES = (Shape(256, 4096, 32, 2048),)
-Step = Callable[[], object]
 
 
-def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype, group: Group = ALONE, **train: Any) -> Step:
-    """Ours: selection in `dtype`; `rows` are those of this process; `train` are settings of the config's section."""
+def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype, processes: Processes = ALONE, **train: Any) -> Step:
+    """Our step: selection in `dtype`; `rows` are those of this process; `train` are settings of the config's section."""
     config = TopKConfig(name="x", hook=HOOK, d_sae=shape.latents, k=shape.k)
     centre = rows.float().mean(0)
-    variance = float((rows.float() - centre).square().sum(1).mean())
     norm = float(rows.float().norm(dim=1).median())
-    scale = shape.width**0.5 / norm
-    statistics = Statistics(norm, scale, centre.tolist(), centre.tolist(), variance, None)
+    statistics = ActivationStatistics(
+        median_norm=norm,
+        scale=shape.width**0.5 / norm,
+        centre=centre.tolist(),
+        mean=centre.tolist(),
+        variance=float((rows.float() - centre).square().sum(1).mean()),
+        max_norm=None,
+    )
     settings = OptimiserConfig(**train)
-    trainer = SaeTrainer(config, {HOOK: statistics}, 0, dtype, rows.device, None, group, settings)
-    counts = [len(rows)] * group.size
+    trainer = SaeTrainer(
+        config, {HOOK: statistics}, seed=0, dtype=dtype, device=rows.device, processes=processes, train=settings
+    )
+    counts = [len(rows)] * processes.world_size
 
     def step() -> None:
         if settings.parallel == "replicas":
             trainer.step({Channel(HOOK): rows}, 1e-3, counts)
         else:
-            trainer.step({Channel(HOOK): group.join(rows, counts)}, 1e-3)
+            trainer.step({Channel(HOOK): processes.all_gather_rows(rows, counts)}, 1e-3)
 
     return step
 
@@ -127,17 +113,6 @@ def saelens(shape: Shape, rows: Tensor) -> Step:
 
 
 PEERS = {"sparsify": sparsify, "dictionary_learning": dictionary_learning, "saelens": saelens}
-
-
-def floors(shape: Shape, rows: Tensor, dtype: torch.dtype) -> dict[str, Step]:
-    """The encoder's product, and Adam on gradients that are there: what a step that writes its gradients needs."""
-    device = rows.device
-    given, table = rows.to(dtype), torch.randn(shape.latents, shape.width, device=device).to(dtype)
-    weights = [torch.randn(shape.latents, shape.width, device=device, requires_grad=True) for _ in range(2)]
-    for weight in weights:
-        weight.grad = torch.randn_like(weight)
-    optimiser = torch.optim.Adam(weights, lr=1e-3, fused=True)
-    return {"encoder product": lambda: given @ table.T, "fused Adam": optimiser.step}
 
 
 def measure(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from sae.architectures import ArchitectureConfig
 from sae.architectures.gradient import GradientConfig
 from sae.architectures.topk import TopKConfig
 from sae.benchmarks import cached
-from sae.foundation.distributed import ALONE, Group
+from sae.foundation.distributed import ALONE, Processes
+from sae.foundation.screen import Progress
+from sae.foundation.stop import StopRequest
 from sae.foundation.timing import of_peer, timed
 from sae.model.hookpoints import Channel, HookPoint
 from sae.model.language_model import LanguageModel
@@ -26,7 +28,7 @@ from sae.stream.activations import Activations, segment_size
 from sae.stream.harvest import HarvestConfig, Harvester
 from sae.stream.shuffle import ShuffleConfig
 from sae.text.tokens import Contexts
-from sae.training.loop import TrainingRun
+from sae.training.loop import TrainingLoop
 from sae.training.optimiser import OptimiserConfig
 from sae.training.trainer import SaeTrainer
 
@@ -105,16 +107,16 @@ class Stream:
     """Everything that the timings share: the model, the tokens and the sizes of pieces."""
 
     def __init__(
-        self, size: Size, device: torch.device, folder: Path, group: Group = ALONE, parallel: str = "replicas"
+        self, size: Size, device: torch.device, folder: Path, processes: Processes = ALONE, parallel: str = "replicas"
     ):
-        self.size, self.device, self.folder, self.group = size, device, folder, group
+        self.size, self.device, self.folder, self.processes = size, device, folder, processes
         self.lm = random_model(size, device)
-        self.contexts = group.from_first(lambda: write_tokens(size, folder))
+        self.contexts = processes.on_first(lambda: write_tokens(size, folder))
         self.hook = HookPoint("resid_post", size.layer)
         ring = 1_000_000_000 if device.type == "cuda" else 50_000_000
-        self.shuffle = ShuffleConfig(buffer_bytes=ring * group.size)  # as much in every process
+        self.shuffle = ShuffleConfig(buffer_bytes=ring * processes.world_size)  # as much in every process
         self.train = OptimiserConfig.model_validate(
-            {"tokens": size.tokens, "batch_tokens": size.batch_tokens * group.size, "parallel": parallel}
+            {"tokens": size.tokens, "batch_tokens": size.batch_tokens * processes.world_size, "parallel": parallel}
         )
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
@@ -122,7 +124,7 @@ class Stream:
         """The stream of a dictionary's activations, harvested anew."""
         harvester = Harvester(self.lm, config.channels, HarvestConfig(), "joined")
         pieces = segment_size(harvester, self.contexts, self.shuffle)
-        return Activations(harvester, self.contexts, pieces, None, group=self.group)
+        return Activations(harvester, self.contexts, pieces, folder=None, processes=self.processes)
 
     def config(self, gradient: bool = False) -> ArchitectureConfig:
         """The dictionary's settings."""
@@ -139,7 +141,7 @@ class Stream:
         """Seconds for the updates on all tokens, with the activations in memory."""
         activations = self.activations(self.config())
         x = activations.segment(0).x[Channel(self.hook)]
-        trainer = SaeTrainer.on(activations, self.config(), 0, self.dtype)
+        trainer = SaeTrainer.for_activations(activations, self.config(), seed=0, dtype=self.dtype)
         rows = {Channel(self.hook): x[: self.size.batch_tokens].clone()}
         return (
             timed(lambda: trainer.step(rows, 1e-4), self.device).seconds
@@ -150,11 +152,17 @@ class Stream:
     def end_to_end(self) -> float:
         """Seconds from tokens on disk to a trained dictionary: harvest, mixing, updates."""
         activations = self.activations(self.config())
-        run = TrainingRun(
-            self.train, self.shuffle, (self.config(),), activations, 0, self.dtype, self.folder / "checkpoints",
-            lambda name, line, trainer: None,
-        )  # fmt: skip
-        return _seconds(lambda: run.run(lambda seen, line: None, lambda: False), self.device)
+        loop = TrainingLoop(
+            self.train,
+            self.shuffle,
+            (self.config(),),
+            activations,
+            seed=0,
+            selection_dtype=self.dtype,
+            folder=self.folder / "checkpoints",
+            log=lambda name, line, trainer: None,
+        )
+        return _seconds(lambda: loop.run(Progress(), StopRequest()), self.device)
 
     def read(self) -> float:
         """Seconds to read all tokens from disk."""

@@ -1,74 +1,152 @@
-"""`sae concept add`: learns a concept on a dictionary's own model and keeps it in the dictionary folder."""
+"""`sae concept add`: learns a concept from your own texts and keeps it in the dictionary folder."""
 
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final, get_args
 
-from sae.apply.concept import ConceptByExample, Method, learn, strongest
-from sae.errors import ConfigError, DataError
-from sae.foundation.files import owned, write_json
-from sae.foundation.screen import Screen
-from sae.pipeline.config import config_of_run
-from sae.pipeline.prepare import harvester_of
-from sae.publish import dictionary
+from sae.commands.command import Command
 
-FILE = "concepts_by_example.json"
+if TYPE_CHECKING:
+    from sae.apply.concept import ConceptByExample
+
+FILE_NAME = "concepts_by_example.json"
+
+
+@final
+class Concept(Command):
+    """Finds the features that tell texts apart."""
+
+    name = "concept"
+    help = "find the features that tell your own texts apart"
+    order = 40
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The verb `add`."""
+        add = parser.add_subparsers(required=True, metavar="command").add_parser(
+            "add", help="learn a concept from positive and negative texts; half of them are held out to test it"
+        )
+        add.add_argument("dictionary", type=Path, help="dictionary folder")
+        add.add_argument("--name", required=True, help="what to call the concept")
+        add.add_argument("--positive", type=Path, metavar="FILE", help="texts that have it, one per line")
+        add.add_argument("--negative", type=Path, metavar="FILE", help="texts that do not have it, one per line")
+        add.add_argument(
+            "--labelled", type=Path, metavar="FILE", help='instead: JSON lines with "text" and "label" (true or false)'
+        )
+        add.add_argument(
+            "--method", default="difference", help="difference (of means; default), top (one feature) or tree"
+        )
+        add.add_argument("--k", type=int, default=16, help="most features (default: 16)")
+        add.add_argument("--seed", type=int, default=0, help="seed that halves the texts (default: 0)")
+        add.add_argument("--run", type=Path, help="run whose model to use, for an imported dictionary")
+        add.set_defaults(work=_add)
+
+
+class Texts(NamedTuple):
+    """Texts that have the concept, and texts that do not."""
+
+    positive: list[str]
+    negative: list[str]
+
+
+def _add(arguments: Namespace) -> int:
+    concept = add_concept(
+        arguments.dictionary,
+        texts_of(arguments.positive, arguments.negative, arguments.labelled),
+        name=arguments.name,
+        method=arguments.method,
+        k=arguments.k,
+        seed=arguments.seed,
+        run_folder=arguments.run,
+    )
+    n_texts = f"{concept.n_positive[1]} + {concept.n_negative[1]} texts"
+    for title, interval in (
+        ("balanced accuracy", concept.balanced_accuracy),
+        ("precision", concept.precision),
+        ("recall", concept.recall),
+    ):
+        print(f"{title:<18} {interval.value:.3f}  ({interval.low:.3f} to {interval.high:.3f}) on {n_texts}")
+    for feature, weight in zip(concept.features, concept.weights, strict=True):
+        print(f"  feature {feature:>6}  weight {weight:+.3f}")
+    return 0
 
 
 def _lines(path: Path) -> list[str]:
+    from sae.errors import ConfigError
+
     if not path.is_file():
         raise ConfigError(f"{path}: no such file.")
     return [line for line in path.read_text().splitlines() if line.strip()]
 
 
-def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None) -> tuple[list[str], list[str]]:
-    """(positive, negative) texts: of two files with a text a line, or of a JSON-lines file with "text" and "label"."""
+def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None) -> Texts:
+    """The texts of two files with one text per line, or of a JSON-lines file with "text" and "label"."""
+    from sae.errors import ConfigError, DataError
+
     if labelled is None:
         if positive is None or negative is None:
             raise ConfigError(
-                "give --positive and --negative, each a file with one text a line, or one --labelled file."
+                "give --positive and --negative, each a file with one text per line, or one --labelled file."
             )
-        return _lines(positive), _lines(negative)
-    found: tuple[list[str], list[str]] = ([], [])
+        return Texts(_lines(positive), _lines(negative))
+
+    texts = Texts([], [])
     for number, line in enumerate(_lines(labelled), 1):
         try:
             row = json.loads(line)
             if row["label"] not in (0, 1) or not isinstance(row["text"], str):
                 raise ValueError
-            found[0 if row["label"] else 1].append(row["text"])
+            (texts.positive if row["label"] else texts.negative).append(row["text"])
         except (ValueError, KeyError, TypeError):
             raise DataError(
                 f'{labelled}: line {number} is no object with a "text" and a "label" (true or false).'
             ) from None
-    return found
+    return texts
 
 
 def add_concept(
-    folder: Path, run: Path | None, name: str, texts: tuple[list[str], list[str]], method: str, k: int, seed: int,
-    screen: Screen,
-) -> ConceptByExample:  # fmt: skip
-    """Learns a concept from (positive, negative) texts and keeps it in concepts_by_example.json under its name."""
+    folder: Path,
+    texts: Texts,
+    *,
+    name: str,
+    method: str,
+    k: int,
+    seed: int,
+    run_folder: Path | None,
+) -> ConceptByExample:
+    """Learns a concept and keeps it in concepts_by_example.json under its name."""
+    from sae.apply.concept import Method, learn, strongest
+    from sae.errors import ConfigError, DataError
+    from sae.foundation.files import owned, write_json
+    from sae.foundation.screen import Screen
+    from sae.pipeline.config import config_of_run
+    from sae.pipeline.sources import harvester_of
+    from sae.publish import dictionary
+
     if method not in get_args(Method):
         raise ConfigError(f"--method: {method!r}; allowed are {', '.join(get_args(Method))}")
-    folder = folder.resolve()
+    folder, screen = folder.resolve(), Screen()
     sae = dictionary.load(folder)
-    home = run or folder.parent.parent
+    home = run_folder or folder.parent.parent
     config = config_of_run(home, "Say which run's model to use: --run RUN")
-    texts = list(dict.fromkeys(texts[0])), list(dict.fromkeys(texts[1]))  # or one would be chosen on and tested on
-    both = set(texts[0]) & set(texts[1])
+
+    # A text that occurs twice could be chosen on in one half and tested on in the other.
+    positive, negative = (list(dict.fromkeys(part)) for part in texts)
+    both = set(positive) & set(negative)
     if both:
         raise DataError(f"concept {name}: {len(both)} texts are in both files, such as {sorted(both)[0]!r}.")
+
     harvester = harvester_of(config, home, sae.config.channels, screen)
     sae.to(harvester.lm.device)
-    with owned(folder), screen.stage("encode", 2, "files") as stage:
+    with owned(folder), screen.progress("encode", 2, "files") as progress:
         maxima = []
-        for number, part in enumerate(texts):
+        for number, part in enumerate((positive, negative)):
             maxima.append(strongest(sae, harvester, config.text.ctx_len, part))
-            stage.update(number + 1)
-        found = learn(name, maxima[0], maxima[1], cast(Method, method), k, seed)
-        path = folder / FILE
-        held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, held | {name: found.as_json()})
-    return found
+            progress.update(number + 1)
+        concept = learn(name, maxima[0], maxima[1], method=cast(Method, method), k=k, seed=seed)
+        path = folder / FILE_NAME
+        stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, stored | {name: concept.as_json()})
+    return concept

@@ -1,45 +1,81 @@
-"""`sae eval`: measures of dictionaries whose run is over, on the run's own held-out text."""
+"""`sae eval`: measures dictionaries whose run is over, on the run's own held-out text."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import final
 
-from sae.errors import ConfigError
-from sae.evaluation.evaluate import evaluate, known_measures, subject_of
-from sae.foundation.files import dictionaries_in, owned
-from sae.foundation.screen import Screen
-from sae.pipeline.config import config_of_run
-from sae.pipeline.prepare import prepare
-from sae.publish import dictionary
+from sae.commands.command import Command, plugin_names
+
+MEASURES = "sae.evaluation.measures"
 
 
-def evaluate_again(
-    path: Path, run: Path | None, measures: tuple[str, ...] | None, against: tuple[Path, ...], screen: Screen
-) -> Iterator[tuple[str, Path]]:
-    """Measures one dictionary or all of a run; yields (name, folder) as each is done.
+@final
+class Evaluate(Command):
+    """Performs the stage `evaluate` on finished dictionaries."""
 
-    The model, the held-out text and the filters are those of the run that the dictionary lies in, or of `run`.
+    name = "eval"
+    help = "measure dictionaries on held-out text; writes metrics.json and report.md"
+    order = 30
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The dictionaries, the measures, and what to compare with."""
+        parser.add_argument("path", type=Path, help="a run folder (all its dictionaries) or one dictionary folder")
+        parser.add_argument(
+            "--run", type=Path, help="run whose model and held-out text to use, for an imported dictionary"
+        )
+        parser.add_argument(
+            "--measures",
+            help=f"comma-separated: {', '.join(plugin_names(MEASURES))} (default: those of the run's config)",
+        )
+        parser.add_argument(
+            "--against",
+            type=Path,
+            action="append",
+            default=[],
+            metavar="DICTIONARY",
+            help="dictionary folder to compare with (stability); repeat for several",
+        )
+
+    def run(self, arguments: Namespace) -> int:
+        """Measures every dictionary and prints where its report is."""
+        measures = tuple(arguments.measures.split(",")) if arguments.measures else None
+        for folder in evaluate_dictionaries(arguments.path, arguments.run, measures, tuple(arguments.against)):
+            print(f"{folder.name}: {folder / 'report.md'}")
+        return 0
+
+
+def evaluate_dictionaries(
+    path: Path, run_folder: Path | None, measures: tuple[str, ...] | None, against: tuple[Path, ...]
+) -> list[Path]:
+    """Measures one dictionary or all of a run; returns their folders.
+
+    The model, the held-out text and the filters are those of the run that the dictionary lies in, or of `run_folder`.
     """
+    from sae.errors import ConfigError
+    from sae.evaluation.evaluate import known_measures
+    from sae.foundation.files import dictionaries_in, owned
+    from sae.foundation.screen import Screen
+    from sae.pipeline.stage import Run, perform
+    from sae.pipeline.stages.evaluate import Evaluate as EvaluateStage
+    from sae.pipeline.stages.prepare import Prepare
+    from sae.publish import dictionary
+
     folders = dictionaries_in(path.resolve())
-    home = run or folders[0].parent.parent
-    config = config_of_run(home, "Say which run's model and text to use: --run RUN")
+    run = Run(run_folder or folders[0].parent.parent, Screen())
     try:
-        names = known_measures(measures) if measures else config.evaluate.measures
+        names = known_measures(measures) if measures else run.config.evaluate.measures
     except ValueError as error:
         raise ConfigError(f"--measures: {error}") from None
-    saes = [dictionary.load(folder) for folder in folders]
-    others = tuple(dictionary.load(folder) for folder in against)
-    channels = tuple(dict.fromkeys(channel for sae in saes for channel in sae.config.channels))
-    with owned(home), tempfile.TemporaryDirectory() as scratch:
-        for statistics in (home / "activations").glob("*.json"):  # the filters of training, not new ones
+
+    configs = [dictionary.load(folder).config for folder in folders]
+    channels = tuple(dict.fromkeys(channel for config in configs for channel in config.channels))
+    with owned(run.folder), tempfile.TemporaryDirectory() as scratch:
+        for statistics in (run.folder / "activations").glob("*.json"):  # the filters of training, not new ones
             shutil.copy(statistics, scratch)
-        rooms = prepare(config, home, screen, channels=channels, cache=Path(scratch))
-        for sae, folder in zip(saes, folders, strict=True):
-            with screen.stage(f"evaluate {folder.name}", 1, "parts") as stage:
-                sae.to(rooms.lm.device)
-                subject = subject_of(sae, rooms.held_out, config.evaluate, folder, config.seed, stage.update, others)
-                evaluate(subject, names, f"{config.name} / {folder.name}", screen.say)
-            yield folder.name, folder
+        stages = [EvaluateStage(folder, names, against) for folder in folders]
+        perform([Prepare(channels, Path(scratch)), *stages], run)
+    return folders

@@ -3,68 +3,146 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, final
 
-from pydantic import ValidationError
-from rich.console import Console
+from sae.commands.command import Command, plugin_names
 
-from feature_store.queries import StoreError
-from sae.errors import ArtefactError, ConfigError
-from sae.foundation.files import dictionaries_in, owned, write_json
-from sae.foundation.screen import Screen
-from sae.interpret.interpret import InterpretConfig, interpret
-from sae.interpret.judge import JudgeConfig
-from sae.interpret.running import Running
-from sae.pipeline.config import config_of_run
-from sae.pipeline.prepare import harvester_of
-from sae.publish import dictionary
+if TYPE_CHECKING:
+    from feature_store.dictionary_files import LabelSummary
+    from sae.interpret.interpret import InterpretConfig
+
+EXPLAINERS, SCORERS = "sae.interpret.explainers", "sae.interpret.scorers"
 
 
-def _range(text: str | None) -> range | None:
+@final
+class Interpret(Command):
+    """Performs the stage `label` on finished dictionaries."""
+
+    name = "interpret"
+    help = "explain and score features again (contexts are kept)"
+    order = 20
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The dictionaries, what to run, and the judge."""
+        parser.add_argument("path", type=Path, help="a run folder (all its dictionaries) or one dictionary folder")
+        parser.add_argument(
+            "--features", metavar="A-B", help="only these features, such as 0-999; the others keep their labels"
+        )
+        parser.add_argument(
+            "--explainers",
+            help=f"comma-separated: {', '.join(plugin_names(EXPLAINERS))} (default: all that need no judge)",
+        )
+        parser.add_argument(
+            "--scorers",
+            help=f"comma-separated: {', '.join(plugin_names(SCORERS))} (default: those that need the store only)",
+        )
+        _add_judge_arguments(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Labels every dictionary and prints the figures."""
+        for name, summary in label_dictionaries(arguments.path, arguments.features, _settings(arguments)):
+            beating = summary.share_beating_null
+            null = "" if beating is None else f", {beating:.1%} beat the shuffled null"
+            print(f"{name}: labelled {summary.features_labelled} of {summary.features_alive} live features{null}")
+            if cost := summary.judge:
+                print(
+                    f"  judge: {cost.asked} prompts asked, {cost.cached} answered before, {cost.failed} unreadable; "
+                    f"{cost.prompt_tokens:,} tokens read, {cost.answer_tokens:,} written"
+                    + ("" if cost.cost is None else f"; cost {cost.cost:.2f}")
+                )
+        return 0
+
+
+def _add_judge_arguments(parser: ArgumentParser) -> None:
+    judge = parser.add_argument_group("judge", "a language model that reads prompts")
+    judge.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server, such as http://127.0.0.1:8080/v1")
+    judge.add_argument("--judge-model", default="default", metavar="NAME", help="model name, as that server lists it")
+    judge.add_argument(
+        "--judge-concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests at once (default: 8; 1 on a slow machine)",
+    )
+    judge.add_argument(
+        "--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="wait for an answer (default: 60)"
+    )
+    judge.add_argument(
+        "--judge-logprobs",
+        action="store_true",
+        help="ask for the probability of every yes and no; adds an AUC if the server tells them",
+    )
+    judge.add_argument(
+        "--judge-prices",
+        nargs=2,
+        type=float,
+        default=(None, None),
+        metavar=("READ", "WRITTEN"),
+        help="price of a million tokens read and written, to see the cost",
+    )
+    judge.add_argument(
+        "--unstructured", action="store_true", help="for servers that cannot hold answers to a JSON schema"
+    )
+
+
+def _settings(arguments: Namespace) -> InterpretConfig:
+    judge = None
+    if arguments.judge:
+        judge = {
+            "base_url": arguments.judge,
+            "model": arguments.judge_model,
+            "structured": not arguments.unstructured,
+            "concurrency": arguments.judge_concurrency,
+            "timeout_s": arguments.judge_timeout,
+            "logprobs": arguments.judge_logprobs,
+            **dict(zip(("price_read", "price_written"), arguments.judge_prices, strict=True)),
+        }
+    return settings_of(arguments.explainers, arguments.scorers, judge)
+
+
+def settings_of(explainers: str | None, scorers: str | None, judge: dict[str, Any] | None) -> InterpretConfig:
+    """The settings that the command line gives; raises `ConfigError`."""
+    from pydantic import ValidationError
+
+    from sae.errors import ConfigError
+    from sae.interpret.interpret import InterpretConfig
+    from sae.interpret.judging.judge import JudgeConfig
+
+    lists = {"explainers": explainers, "scorers": scorers}
+    names: dict[str, Any] = {key: tuple(text.split(",")) for key, text in lists.items() if text is not None}
+    try:
+        return InterpretConfig(**names, judge=JudgeConfig(**judge) if judge else None)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "".join(f"--{part}: " for part in problem["loc"][:1])
+        raise ConfigError(f"{option}{problem['msg'].removeprefix('Value error, ')}") from None
+
+
+def label_dictionaries(path: Path, features: str | None, settings: InterpretConfig) -> list[tuple[str, LabelSummary]]:
+    """Explains and scores one dictionary or all of a run; returns (name, summary) of each."""
+    from feature_store.dictionary_files import LabelSummary
+    from sae.foundation.files import dictionaries_in, owned
+    from sae.foundation.screen import Screen
+    from sae.pipeline.stage import Run, perform
+    from sae.pipeline.stages.label import Label
+
+    chosen = _feature_range(features)
+    summaries = []
+    for folder in dictionaries_in(path.resolve()):
+        with owned(folder):
+            perform([Label(folder, settings, chosen)], Run(folder.parent.parent, Screen()))
+        summaries.append((folder.name, LabelSummary.read(folder)))
+    return summaries
+
+
+def _feature_range(text: str | None) -> range | None:
+    from sae.errors import ConfigError
+
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if not found or (found[2] and int(found[2]) < int(found[1])):
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not match or (match[2] and int(match[2]) < int(match[1])):
         raise ConfigError(f"--features: {text!r} is no range. Write one feature, such as 7, or first-last: 0-999")
-    return range(int(found[1]), int(found[2] or found[1]) + 1)
-
-
-def config_of(explainers: str | None, scorers: str | None, judge: dict[str, Any] | None) -> InterpretConfig:
-    """The settings that the command line gives; raises `ConfigError`."""
-    lists = {"explainers": explainers, "scorers": scorers}
-    given: dict[str, Any] = {key: tuple(v.split(",")) for key, v in lists.items() if v is not None}
-    try:
-        return InterpretConfig(**given, judge=JudgeConfig(**judge) if judge else None)
-    except ValidationError as error:
-        found = error.errors()[0]
-        where = "".join(f"--{part}: " for part in found["loc"][:1])
-        raise ConfigError(f"{where}{found['msg'].removeprefix('Value error, ')}") from None
-
-
-def interpret_again(
-    path: Path, features: str | None, config: InterpretConfig, screen: Screen
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Explains and scores one dictionary or all of a run; yields (name, summary) as each is published."""
-    chosen = _range(features)
-    for folder in dictionaries_in(path.resolve()):
-        with owned(folder), screen.stage(f"interpret {folder.name}", 1, "features") as stage:
-            try:
-                running = lru_cache(partial(_running, folder))
-                summary = interpret(folder, config, stage.update, running, chosen)
-            except StoreError as error:
-                raise ArtefactError(str(error)) from None
-            write_json(folder / "labels.json", summary)
-        yield folder.name, summary
-
-
-def _running(folder: Path) -> Running:
-    """The dictionary of a finished run, with the run's model."""
-    home = folder.parent.parent
-    config = config_of_run(home, "A scorer that runs the model needs that run.")
-    sae = dictionary.load(folder)
-    quiet = Screen(Console(quiet=True))  # the bar of the features stays the only one
-    harvester = harvester_of(config, home, sae.config.activations, quiet)
-    return Running(sae.to(harvester.lm.device), harvester)
+    return range(int(match[1]), int(match[2] or match[1]) + 1)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from feature_store.dictionary_files import Metrics
 from sae.architectures import SparseAutoencoder
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.report import write_report
 from sae.evaluation.subject import Subject
-from sae.foundation.files import write_json
+from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.stream.activations import Activations
 
@@ -45,30 +44,41 @@ def subject_of(
     sae: SparseAutoencoder,
     held_out: Activations,
     config: EvaluateConfig,
+    *,
     folder: Path,
     seed: int,
-    report: Callable[[int, int], None],
+    progress: Progress,
     against: tuple[SparseAutoencoder, ...] = (),
 ) -> Subject:
-    """What the measures of a dictionary are given, by the settings of a run."""
-    return Subject(sae, held_out, folder, config.splice_tokens, config.batch_contexts, seed, report, against)
+    """What the measures of a dictionary read, by the settings of a run."""
+    return Subject(
+        sae=sae,
+        held_out=held_out,
+        folder=folder,
+        splice_tokens=config.splice_tokens,
+        batch_contexts=config.batch_contexts,
+        seed=seed,
+        progress=progress,
+        against=against,
+    )
 
 
-def evaluate(subject: Subject, names: tuple[str, ...], title: str, say: Any = lambda name: None) -> dict[str, Any]:
-    """All metrics of one dictionary: what earlier measures found, and the named ones anew, measure by measure.
+def evaluate(subject: Subject, names: tuple[str, ...], title: str) -> Metrics:
+    """Runs the named measures; returns all metrics of the dictionary, earlier ones included.
 
     metrics.json is written after every measure, so a stopped evaluation keeps what was finished.
     """
-    path = subject.folder / "metrics.json"
-    metrics: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    folder = subject.folder
+    metrics = Metrics.read(folder) if (folder / Metrics.file_name).exists() else Metrics()
     for name in names:
         measure = MEASURES[name]
         if not measure.applies(subject):
-            say(f"{name}: says nothing about this dictionary ({measure.applies.__doc__})")
+            subject.progress.say(f"{name}: says nothing about this dictionary ({measure.applies.__doc__})")
             continue
-        found = measure.measure(subject)
-        metrics |= found | {"measured": sorted({*metrics.get("measured", []), name})}
-        measure.draw(found, title, subject.folder)
-        write_json(path, metrics)
-    write_report(metrics, title, subject.folder)
+        figures = measure.measure(subject)
+        metrics = metrics.with_figures(name, figures)
+        measure.draw(figures, title, folder)
+        metrics.write(folder)
+
+    write_report(metrics.as_json(), title, folder)
     return metrics

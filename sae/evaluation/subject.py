@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sae.architectures import Batch, SparseAutoencoder
+from sae.architectures.settings import batch_of
+from sae.foundation.screen import Progress
 from sae.model.language_model import LanguageModel
-from sae.stream.activations import Activations, batch_of
+from sae.stream.activations import Activations
 
 BATCH_ROWS = 4096
 
@@ -25,7 +27,7 @@ class Subject:
     splice_tokens: int
     batch_contexts: int
     seed: int
-    report: Callable[[int, int], None]
+    progress: Progress
     against: tuple[SparseAutoencoder, ...] = ()
 
     @property

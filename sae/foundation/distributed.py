@@ -1,4 +1,4 @@
-"""The processes of one run under torchrun: who I am, sums and rows over all of them, and waiting for one another."""
+"""The processes of one run under torchrun: who this one is, and the exchanges between them."""
 
 from __future__ import annotations
 
@@ -14,165 +14,175 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sae.errors import Elsewhere, LostProcess, SaedexError
+from sae.errors import LostProcess, SaedexError, StoppedByPeer
 
-TIMEOUT = timedelta(
-    minutes=5
-)  # of a step's exchange; a process that is lost is noticed at once, one that hangs after this
-PATIENCE = timedelta(days=7)  # for what the first process does alone
+# A process that dies is noticed at once; one that hangs inside an exchange is noticed after this time.
+EXCHANGE_TIMEOUT = timedelta(minutes=5)
+# Rank 0 may read text or ask a judge for days while the others wait in `on_first`.
+WAIT_TIMEOUT = timedelta(days=7)
 T = TypeVar("T")
 
 
-class Group:
-    """This process among `size`; alone, every exchange gives back what it was given.
+class Processes:
+    """The processes that share a run, seen from one of them (`rank` of `world_size`).
 
-    Exchanges of tensors run on their device (NCCL or gloo); those of Python values run through gloo and may wait long.
-    Every process must call the same exchanges in the same order. A process that is lost ends the others with `LostProcess`.
+    With a world size of 1 every exchange returns its argument. Tensors are exchanged on their device (NCCL or gloo),
+    Python values through gloo, which may wait long. Every process must call the same exchanges in the same order. If a
+    process is lost, the others raise `LostProcess`.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, slow: Any = None):
-        self.rank, self.size, self._slow = rank, size, slow
+    def __init__(self, rank: int = 0, world_size: int = 1, patient_group: Any = None):
+        self.rank, self.world_size = rank, world_size
+        self._patient_group = patient_group  # a gloo group with WAIT_TIMEOUT, for Python values
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes what is written once."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes what is written once."""
         return self.rank == 0
 
-    def part(self, n: int) -> slice:
-        """This process's share of n things in a row: nearly equal shares, in the order of the processes."""
-        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+    def share(self, n: int) -> slice:
+        """This process's share of n items in a row: shares are nearly equal and follow the ranks."""
+        return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
-        if self.size > 1:
-            _exchanged(dist.all_reduce, tensor)
+        if self.world_size > 1:
+            _exchange(dist.all_reduce, tensor)
         return tensor
 
-    def least(self, tensor: Tensor) -> Tensor:
-        """The smallest of all processes, number by number, in place."""
-        if self.size > 1:
-            _exchanged(dist.all_reduce, tensor, op=dist.ReduceOp.MIN)
+    def all_reduce_min(self, tensor: Tensor) -> Tensor:
+        """The element-wise minimum over all processes, in place."""
+        if self.world_size > 1:
+            _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MIN)
         return tensor
 
-    def share_of_sum(self, rows: Tensor) -> Tensor:
-        """This process's `part` of the sum over all processes of `rows` [n, ...]; n is a multiple of `size`."""
-        if self.size == 1:
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
+        """This process's `share` of the sum of `rows` [n, ...] over all processes; n is a multiple of the world size."""
+        if self.world_size == 1:
             return rows
-        out = rows.new_empty(len(rows) // self.size, *rows.shape[1:])
-        _exchanged(_named("reduce_scatter_single", "reduce_scatter_tensor"), out, rows)
+        out = rows.new_empty(len(rows) // self.world_size, *rows.shape[1:])
+        _exchange(_collective("reduce_scatter_single", "reduce_scatter_tensor"), out, rows)
         return out
 
-    def complete(self, rows: Tensor) -> Tensor:
-        """`rows` [n, ...] in place, every process's `part` from that process; n is a multiple of `size`."""
-        if self.size > 1:
-            _exchanged(_named("all_gather_single", "all_gather_into_tensor"), rows, rows[self.part(len(rows))])
+    def all_gather_shares(self, rows: Tensor) -> Tensor:
+        """Fills `rows` [n, ...] in place with every process's `share` of it; n is a multiple of the world size."""
+        if self.world_size > 1:
+            _exchange(_collective("all_gather_single", "all_gather_into_tensor"), rows, rows[self.share(len(rows))])
         return rows
 
-    def beside(self, tensor: Tensor) -> Tensor:
-        """Tensors of one shape [n, k] of all processes side by side, [n, size * k]."""
-        if self.size == 1:
+    def all_gather_columns(self, tensor: Tensor) -> Tensor:
+        """The tensors [n, k] of all processes side by side, [n, world_size * k]."""
+        if self.world_size == 1:
             return tensor
-        out = tensor.new_empty(self.size, *tensor.shape)
+        out = tensor.new_empty(self.world_size, *tensor.shape)
         out[self.rank] = tensor
-        return self.complete(out).movedim(0, 1).flatten(1)
+        return self.all_gather_shares(out).movedim(0, 1).flatten(1)
 
-    def join(self, rows: Tensor, counts: list[int]) -> Tensor:
-        """Rows of all processes one after another; process r has `counts[r]` of them."""
-        if self.size == 1:
+    def all_gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """The rows of all processes one after another; rank r has `counts[r]` of them."""
+        if self.world_size == 1:
             return rows
-        most = max(counts)
-        out = rows.new_empty(self.size, most, *rows.shape[1:])
+        # An all-gather wants equal shapes: rows are padded to the longest share and cut again.
+        out = rows.new_empty(self.world_size, max(counts), *rows.shape[1:])
         out[self.rank, : len(rows)] = rows
-        self.complete(out)
-        return torch.cat([out[r, :n] for r, n in enumerate(counts)])
+        self.all_gather_shares(out)
+        return torch.cat([out[rank, :count] for rank, count in enumerate(counts)])
 
-    def values(self, value: T) -> list[T]:
-        """A Python value of every process."""
-        found: list[Any] = [value] * self.size
-        if self.size > 1:
-            _exchanged(dist.all_gather_object, found, value, group=self._slow)
-        return found
+    def all_gather_objects(self, value: T) -> list[T]:
+        """The Python value of every process, by rank."""
+        values: list[Any] = [value] * self.world_size
+        if self.world_size > 1:
+            _exchange(dist.all_gather_object, values, value, group=self._patient_group)
+        return values
 
-    def together(self, work: Callable[[], T]) -> T:
-        """What `work`, which exchanges nothing, returns in this process; what it raises in one, all processes raise."""
-        made: Any = None
-        failed: SaedexError | None = None
+    def barrier(self) -> None:
+        """Returns when every process has called it."""
+        self.all_gather_objects(None)
+
+    def raise_together(self, work: Callable[[], T]) -> T:
+        """Runs `work` (which must exchange nothing); an error of one process is raised by all of them."""
+        result: Any = None
+        failure: SaedexError | None = None
         try:
-            made = work()
+            result = work()
         except SaedexError as error:
-            failed = error
-        for error in self.values(failed):
+            failure = error
+
+        for error in self.all_gather_objects(failure):
             if error is not None:
                 raise error
-        return made
+        return result
 
-    def wait(self) -> None:
-        """Returns when every process is here."""
-        self.values(None)
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Runs `work` on rank 0 and returns its result everywhere.
 
-    def from_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the first process; where it raises there, the others end quietly with `Elsewhere`."""
-        if self.size == 1:
+        An error is raised on rank 0; the other processes end quietly with `StoppedByPeer`.
+        """
+        if self.world_size == 1:
             return work()
-        made: list[Any] = [None, None]
-        failed: Exception | None = None
-        if self.first:
+        result_and_exit_code: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.is_first:
             try:
-                made[0] = work()
+                result_and_exit_code[0] = work()
             except Exception as error:
-                failed, made[1] = error, getattr(error, "exit_code", SaedexError.exit_code)
-        _exchanged(dist.broadcast_object_list, made, src=0, group=self._slow)
-        if failed is not None:
-            raise failed
-        if made[1] is not None:
-            raise Elsewhere(made[1])
-        return made[0]
+                failure, result_and_exit_code[1] = error, getattr(error, "exit_code", SaedexError.exit_code)
+
+        _exchange(dist.broadcast_object_list, result_and_exit_code, src=0, group=self._patient_group)
+        if failure is not None:
+            raise failure
+        if result_and_exit_code[1] is not None:
+            raise StoppedByPeer(result_and_exit_code[1])
+        return result_and_exit_code[0]
 
 
-ALONE = Group()
+ALONE = Processes()
 
 
-def _named(new: str, old: str) -> Callable[..., Any]:
-    """A collective under the name that this version of torch has for it."""
-    return getattr(dist, new, None) or getattr(dist, old)
+def _collective(new_name: str, old_name: str) -> Callable[..., Any]:
+    """A collective of torch.distributed, under the name that the installed torch has for it."""
+    return getattr(dist, new_name, None) or getattr(dist, old_name)
 
 
-def _exchanged(collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+def _exchange(collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
     try:
         collective(*arguments, **options)
     except (RuntimeError, dist.DistError) as error:  # gloo raises the first, NCCL and the store the second
         first_line = str(error).splitlines()[0]
         raise LostProcess(
-            f"another process of this run is lost or did not answer in {TIMEOUT.total_seconds():.0f} s ({first_line}). "
-            "The last checkpoint is sound; the same command goes on from there."
+            f"another process of this run is lost or did not answer in {EXCHANGE_TIMEOUT.total_seconds():.0f} s "
+            f"({first_line}). The last checkpoint is sound; the same command goes on from there."
         ) from error
 
 
 @contextmanager
-def processes() -> Iterator[Group]:
-    """The processes that torchrun started this one with; alone without torchrun."""
+def connected() -> Iterator[Processes]:
+    """The processes that torchrun started together with this one; `ALONE` without torchrun."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    numba.set_num_threads(max(1, min(share, numba.get_num_threads())))
-    gpu = torch.cuda.is_available()
-    if gpu:
+
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    numba.set_num_threads(max(1, min(cores, numba.get_num_threads())))
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
-        slow = dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=EXCHANGE_TIMEOUT)
+        patient_group = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
     except (RuntimeError, dist.DistError) as error:
         raise LostProcess(f"the processes of this run did not find one another: {error}") from error
-    yield Group(dist.get_rank(), dist.get_world_size(), slow)
-    dist.destroy_process_group()  # after an error the process ends as it is: a lost one must not be waited for
+
+    yield Processes(dist.get_rank(), dist.get_world_size(), patient_group)
+    # Not in a `finally`: after an error this would wait for a process that may be lost.
+    dist.destroy_process_group()
 
 
-def leave(code: int) -> int:
-    """The exit code; under torchrun the process ends here with it.
+def exit_process(code: int) -> int:
+    """Returns the exit code; under torchrun the process ends here with it.
 
-    Threads of libraries that are still there while the interpreter closes down can abort it (once in some twenty runs
-    "terminate called without an active exception"), and a run that is complete would count as a lost one.
+    Threads of libraries that still run while the interpreter shuts down can abort it ("terminate called without an
+    active exception", once in some twenty runs), and a complete run would count as a lost process.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from feature_store.atomic import sync_folder, write_bytes, write_json
 from sae.errors import ConfigError, LockedError
 
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes beside the target, syncs, then renames over it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON, written atomically."""
-    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+__all__ = ["dictionaries_in", "owned", "temporary_of", "write_bytes", "write_folder", "write_json"]
 
 
 def temporary_of(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import json
 import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,18 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae.errors import ArtefactError
-from sae.interop.plain import Plain
+from sae.interop.foreign_weights import ForeignWeights
 
 
 class Format(ABC):
-    """A library's way to keep a dictionary; its file's name in this folder is its name on the command line."""
+    """A library's way to keep a dictionary. The name of its file in `formats/` is its name on the command line."""
+
+    writes: ClassVar[bool] = True  # whether it can be exported to
 
     @abstractmethod
-    def write(self, plain: Plain, folder: Path) -> None:
+    def write(self, weights: ForeignWeights, folder: Path) -> None:
         """Writes the files; raises `ConfigError` where the format cannot hold this kind."""
 
     @abstractmethod
-    def read(self, path: Path) -> Plain:
+    def read(self, path: Path) -> ForeignWeights:
         """The dictionary in a folder or file; raises `ArtefactError` where it is not one."""
 
 
@@ -55,7 +57,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return found
 
 
-def taken(tensors: dict[str, Any], path: Path, *names: str) -> list[Tensor]:
+def named_tensors(tensors: dict[str, Any], path: Path, *names: str) -> list[Tensor]:
     """The named tensors in float32; raises `ArtefactError` naming what is missing."""
     missing = [name for name in names if not isinstance(tensors.get(name), Tensor)]
     if missing:

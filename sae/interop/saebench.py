@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError
-from sae.interop.saelens import hook_name
+from sae.interop.formats.saelens import hook_name
 
 
 class SaeBenchAdapter(nn.Module):

@@ -1,46 +1,57 @@
-"""Export and import of dictionaries, each held by an equality check before anything is published."""
+"""Export and import of dictionaries, each held to an equality check before anything is published."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from sae import interop
+from feature_store.dictionary_files import ImportFacts, ModelFacts, Provenance, TextFacts, TrainingFacts
 from sae.architectures import SparseAutoencoder
 from sae.errors import ArtefactError, ConfigError
-from sae.foundation.discovery import instances_in
 from sae.foundation.files import write_folder
+from sae.interop.foreign_weights import ForeignWeights, largest_difference, module_of, weights_of
 from sae.interop.format import Format
-from sae.interop.plain import largest_difference, module_of, plain_of
+from sae.interop.formats import FORMATS
 from sae.model.hookpoints import HookPoint
 from sae.publish import dictionary
 
 TOLERANCE = 1e-5
-FORMATS = {name.replace("gemma_npz", "gemma-npz"): f for name, f in instances_in(interop.__name__, Format).items()}
+
+
+def format_called(name: str) -> Format:
+    """The format of that name (a hyphen counts as an underscore); raises `ConfigError` with those that exist."""
+    key = name.replace("-", "_")
+    if key not in FORMATS:
+        raise ConfigError(f"format {name!r} is not known; known are {', '.join(FORMATS)}.")
+    return FORMATS[key]
 
 
 def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
     """Writes a dictionary folder in a foreign format; returns what the format does not keep, or None.
 
-    The export is read back and compared with the dictionary on 1,000 random rows; raises `ArtefactError` and leaves
-    nothing where they differ by more than 1e-5 of the largest value.
+    The export is read back and compared with the dictionary on 1,000 random rows. Raises `ArtefactError`, and leaves
+    nothing, if they differ by more than 1e-5 of the largest value.
     """
+    form = format_called(to)
+    if not form.writes:
+        able = ", ".join(name for name, other in FORMATS.items() if other.writes)
+        raise ConfigError(f"saedex does not write {to}; it writes {able}.")
     if target.exists():
         raise ConfigError(f"{target}: exists already. Give a new folder.")
-    card = dictionary.read_card(folder)
-    sae, form = dictionary.load(folder), FORMATS[to]
-    plain = plain_of(sae, card)
+    sae = dictionary.load(folder)
+    weights = weights_of(sae, dictionary.read_card(folder))
 
     def fill(place: Path) -> None:
-        form.write(plain, place)
-        facts = {**plain.facts, **({"target": str(sae.config.writes[0])} if not sae.centred else {})}
-        again = form.read(place)
-        back = module_of(_with_facts(again, facts), "check")
-        reference = module_of(_with_facts(plain, facts), "check") if plain.lossy else sae
-        spread = float(plain.facts["median_norm"] or reference.b_dec.norm() or 1.0)
-        difference = largest_difference(reference, back, spread)
+        form.write(weights, place)
+        facts = {**weights.facts, **({} if sae.centred else {"target": str(sae.config.writes[0])})}
+        read_back = module_of(_with_facts(form.read(place), facts), "check")
+        # If the form loses something, the export is held to what the form keeps.
+        reference = module_of(_with_facts(weights, facts), "check") if weights.lossy else sae
+        spread = float(weights.facts["median_norm"] or reference.b_dec.norm() or 1.0)
+        difference = largest_difference(reference, read_back, spread)
         if not difference <= TOLERANCE:
             raise ArtefactError(
                 f"export to {to}: the file read back differs by {difference:.1e} of the largest value, allowed is "
@@ -49,45 +60,46 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     write_folder(target, fill)
-    return plain.lossy
+    return weights.lossy
 
 
-def _with_facts(plain: Any, facts: dict[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(plain, facts={**plain.facts, **facts})
+def _with_facts(weights: ForeignWeights, facts: dict[str, Any]) -> ForeignWeights:
+    return replace(weights, facts={**weights.facts, **facts})
 
 
 def import_dictionary(
     path: Path, source: str, target: Path, hook: str | None, writes: str | None = None
 ) -> SparseAutoencoder:
-    """Publishes a foreign dictionary as a dictionary folder and returns it; nothing in the file is executed."""
+    """Publishes a foreign dictionary as a dictionary folder and returns it; no code in the file is executed."""
+    form = format_called(source)
     if target.exists():
         raise ConfigError(f"{target}: exists already. Give a new folder.")
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder.")
-    plain = FORMATS[source].read(path)
-    if writes is not None or "target" in plain.facts:
+
+    weights = form.read(path)
+    if writes is not None or "target" in weights.facts:
         if writes is None or hook is None:
             raise ConfigError(
                 f"{path}: a transcoder. Say where it reads and writes: --hook mlp_in.8 --target mlp_out.8"
             )
-        plain = _with_facts(plain, {"target": writes})
+        weights = _with_facts(weights, {"target": writes})
     if hook is not None:
-        plain = _with_facts(plain, {"hook": hook})
-    if "hook" not in plain.facts:
+        weights = _with_facts(weights, {"hook": hook})
+    if "hook" not in weights.facts:
         raise ConfigError(f"{path}: the file does not say where it was trained. Give --hook, such as resid_post.8.")
+
     try:
-        HookPoint.parse(plain.facts["hook"])
-        sae = module_of(plain, target.name.lower())
+        HookPoint.parse(weights.facts["hook"])
+        sae = module_of(weights, target.name.lower())
     except (ValidationError, ValueError) as error:
         raise ArtefactError(f"{path}: {' '.join(str(error).split())[:300]}") from None
-    facts = {
-        "run": "imported",
-        "model": {"name": plain.facts.get("model", "unknown")},
-        "text": {"ctx_len": plain.facts.get("ctx_len")},
-        "imported_from": {"format": source, "path": path.name},
-        "training": {"activations_seen": None, "dead_at_end": None},
-    }
-    dictionary.publish(target, sae, facts)
+    provenance = Provenance(
+        run="imported",
+        model=ModelFacts(name=weights.facts.get("model", "unknown")),
+        text=TextFacts(ctx_len=weights.facts.get("ctx_len")),
+        training=TrainingFacts(activations_seen=None, dead_at_end=None),
+        imported_from=ImportFacts(format=source, path=path.name),
+    )
+    dictionary.publish(target, sae, provenance)
     return sae

@@ -58,7 +58,7 @@ def terms(label: Label) -> set[str]:
     return found or {label.text}
 
 
-def group(store: Store, labels: dict[int, Label], alive: list[int], seed: int) -> list[Concept]:
+def concepts_of(store: Store, labels: dict[int, Label], alive: list[int], seed: int) -> list[Concept]:
     """Two levels of concepts, largest first, over the live features.
 
     Both levels are communities of the affinity by Louvain's method (Blondel et al. 2008); the second level splits

@@ -6,30 +6,32 @@ import itertools
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from feature_store import queries
+from feature_store.dictionary_files import JudgeCost, LabelSummary
 from feature_store.queries import Store
-from sae.foundation.distributed import ALONE, Group
+from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.files import write_bytes
+from sae.foundation.screen import Progress
 from sae.foundation.section import Section
-from sae.interpret.concept_names import named_by
-from sae.interpret.concepts import as_json, group
+from sae.interpret.concepts import as_json, concepts_of
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import SPLIT_ID, Evidence
 from sae.interpret.explainers import EXPLAINERS, JUDGED_EXPLAINERS
-from sae.interpret.generation import Generation
-from sae.interpret.judge import Judge, JudgeConfig
-from sae.interpret.judge_features import judge_features
-from sae.interpret.running import Running
-from sae.interpret.scorers import JUDGED_SCORERS, NULLS, SCORERS, Case, Label
+from sae.interpret.explanation_table import ChosenLabel, ExplanationTable
+from sae.interpret.judging.concept_names import named_by
+from sae.interpret.judging.judge import Judge, JudgeConfig
+from sae.interpret.judging.judge_features import judge_features
+from sae.interpret.live_dictionary import LiveDictionary
+from sae.interpret.scorer import N_NULL_LABELS, Label, ScoringCase
+from sae.interpret.scorers import JUDGED_SCORERS, SCORERS
 from sae.publish import parquet
 
-DRAWN = 20 * NULLS  # so many draws hold enough different labels even where many are the same
-WITH_A_JUDGE = ("max_activation",), ("detection", "judged_confidence")
+N_DRAWN = 20 * N_NULL_LABELS  # so many draws hold enough different labels, even if many of them are the same
+SHOW_EVERY = 64  # features between two updates of the progress
 
 
 class InterpretConfig(Section):
@@ -49,10 +51,11 @@ class InterpretConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _known(self) -> InterpretConfig:
+    def _names_are_known(self) -> InterpretConfig:
         for kind, names, free, judged in (
-            ("explainer", self.explainers, EXPLAINERS, JUDGED_EXPLAINERS), ("scorer", self.scorers, SCORERS, JUDGED_SCORERS)
-        ):  # fmt: skip
+            ("explainer", self.explainers, EXPLAINERS, JUDGED_EXPLAINERS),
+            ("scorer", self.scorers, SCORERS, JUDGED_SCORERS),
+        ):
             for name in names or ():
                 if name not in free and name not in judged:
                     raise ValueError(f"no {kind} {name!r}; allowed are {', '.join((*free, *judged))}")
@@ -60,138 +63,171 @@ class InterpretConfig(Section):
                     raise ValueError(f"{kind} {name!r} asks a judge: set judge.base_url and judge.model")
         return self
 
-    def named(self, kind: int) -> tuple[str, ...]:
-        """Explainers (0) or scorers (1) that run."""
-        given = (self.explainers, self.scorers)[kind]
-        if given is not None:
-            return given
-        free = (EXPLAINERS, [name for name, scorer in SCORERS.items() if scorer.by_default])[kind]
-        return (*free, *(WITH_A_JUDGE[kind] if self.judge else ()))
+    @property
+    def explainers_to_run(self) -> tuple[str, ...]:
+        """The explainers that are named, or the defaults."""
+        if self.explainers is not None:
+            return self.explainers
+        judged = [name for name, explainer in JUDGED_EXPLAINERS.items() if explainer.by_default and self.judge]
+        return (*EXPLAINERS, *judged)
+
+    @property
+    def scorers_to_run(self) -> tuple[str, ...]:
+        """The scorers that are named, or the defaults."""
+        if self.scorers is not None:
+            return self.scorers
+        judged = [name for name, scorer in JUDGED_SCORERS.items() if scorer.by_default and self.judge]
+        return (*(name for name, scorer in SCORERS.items() if scorer.by_default), *judged)
 
 
 def interpret(
     folder: Path,
     config: InterpretConfig,
-    report: Callable[..., None],
-    running: Callable[[], Running],
-    only: range | None = None,
-    several: Group = ALONE,
-) -> dict[str, Any]:
+    live_dictionary: Callable[[], LiveDictionary],
+    *,
+    features: range | None = None,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> LabelSummary:
     """Explains and scores the live features of the store under `folder`, publishes, and returns a summary.
 
-    With `only`, other features keep what the published generation holds of them. `report` is given the steps done,
-    the steps in all, and facts by name. `running` loads the model; it is called where a scorer runs it. Of `several`
-    processes each has a range of the features; the first asks the judge, groups concepts and publishes.
+    If `features` is given, other features keep what the published generation holds of them. `live_dictionary` loads the
+    model; it is called only if a scorer runs the model. Of several processes each has a range of the features; the first
+    one asks the judge, groups concepts and publishes.
     """
+    progress = progress or Progress()
     with closing(Store(folder / "store")) as store:
-        evidence, generation = Evidence(store), Generation(store.meta["seed"])
-        every = evidence.alive()
-        alive = every if only is None else [f for f in every if f in only]
-        if only is not None:
-            generation.keep(queries.interpretation(store), only)
-        own = alive[several.part(len(alive))]
-        labels = _explain(evidence, generation, own, config, report, several)
-        levels, pool = activation_levels(store), generation.rules()
+        evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
+        all_alive = evidence.alive()
+        alive = all_alive if features is None else [f for f in all_alive if f in features]
+        if features is not None:
+            table.keep(queries.interpretation(store), features)
 
-        def case(feature: int) -> Case:
-            label = labels[feature][0]
-            others = _others(pool, feature, label, generation.seed)
-            return Case(evidence, feature, label, others, levels, generation.seed, running)
+        own = alive[processes.share(len(alive))]
+        labels = _explain(evidence, table, own, config, processes=processes, progress=progress)
+        levels, rules = activation_levels(store), table.rules()
 
-        found = Generation(generation.seed)
-        _score(found, [(case(f), labels[f][1]) for f in own], [n for n in config.named(1) if n in SCORERS], report)
-        for rows in several.values(found.score):
-            generation.score += rows
+        def case(feature: int) -> ScoringCase:
+            label = labels[feature].label
+            others = _null_labels(rules, feature, label, table.seed)
+            return ScoringCase(
+                evidence,
+                feature,
+                label=label,
+                others=others,
+                levels=levels,
+                seed=table.seed,
+                live_dictionary=live_dictionary,
+            )
 
-        def finish() -> dict[str, Any]:
-            rules = {label.feature: label for label in generation.rules()}
-            generation.concepts = group(store, rules, every, generation.seed)
+        own_table = ExplanationTable(table.seed)
+        cases = [(case(feature), labels[feature].explanation) for feature in own]
+        _score(own_table, cases, [name for name in config.scorers_to_run if name in SCORERS], progress)
+        for rows in processes.all_gather_objects(own_table.scores):
+            table.scores += rows
+
+        def group_and_judge() -> JudgeCost | None:
+            best_rules = {label.feature: label for label in table.rules()}
+            table.concepts = concepts_of(store, best_rules, all_alive, table.seed)
             if config.judge is None:
-                return {}
+                return None
             with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
-                return {"judge": _judge(generation, [case(f) for f in alive], config, judge, report)}
+                return _judge(table, [case(feature) for feature in alive], config, judge, progress)
 
-        spent = several.from_first(finish)
-    return several.from_first(lambda: _publish(folder, generation, len(every)) | spent)
+        cost = processes.on_first(group_and_judge)
+    return processes.on_first(lambda: _publish(folder, table, len(all_alive), cost))
 
 
-def _publish(folder: Path, generation: Generation, n_alive: int) -> dict[str, Any]:
+def _publish(folder: Path, table: ExplanationTable, n_alive: int, cost: JudgeCost | None) -> LabelSummary:
     """Writes everything that people download, and returns the summary."""
-    generation.publish(folder / "store")
-    write_bytes(folder / "concepts.json", as_json(generation.concepts, n_alive).encode())
-    parquet.write_concepts(folder / "concepts.parquet", generation.concepts)
+    table.publish(folder / "store")
+    write_bytes(folder / "concepts.json", as_json(table.concepts, n_alive).encode())
+    parquet.write_concepts(folder / "concepts.parquet", table.concepts)
     with closing(Store(folder / "store")) as published:
         parquet.write_features(folder / "features.parquet", published)
-    return _summary(generation, n_alive)
+    return _summary(table, n_alive, cost)
 
 
 def _explain(
-    evidence: Evidence, generation: Generation, own: list[int], config: InterpretConfig, report: Callable[..., None],
-    several: Group,
-) -> dict[int, tuple[Label | None, int | None]]:  # fmt: skip
-    """Adds the model-free explanations of all processes; by feature the label and its id."""
-    explainers = [EXPLAINERS[name] for name in config.named(0) if name in EXPLAINERS]
-    made, found, labels = Generation(generation.seed), {}, {}
+    evidence: Evidence,
+    table: ExplanationTable,
+    own: list[int],
+    config: InterpretConfig,
+    *,
+    processes: Processes,
+    progress: Progress,
+) -> dict[int, ChosenLabel]:
+    """Adds the model-free explanations of all processes; returns the label of every feature."""
+    explainers = [EXPLAINERS[name] for name in config.explainers_to_run if name in EXPLAINERS]
+    own_table, own_labels = ExplanationTable(table.seed), {}
     for number, feature in enumerate(own):
-        found[feature] = made.add_rules(evidence, feature, explainers)
-        if number % 64 == 0:
-            report(number, 2 * len(own))
-    for rows, chosen in several.values((made, found)):
-        moved = generation.append(rows)
-        labels |= {f: (label, None if key is None else key + moved) for f, (label, key) in chosen.items()}
+        own_labels[feature] = own_table.add_rules(evidence, feature, explainers)
+        if number % SHOW_EVERY == 0:
+            progress.update(number, 2 * len(own))
+
+    labels: dict[int, ChosenLabel] = {}
+    for rows, chosen in processes.all_gather_objects((own_table, own_labels)):
+        offset = table.append(rows)
+        for feature, (label, key) in chosen.items():
+            labels[feature] = ChosenLabel(label, None if key is None else key + offset)
     return labels
 
 
 def _score(
-    generation: Generation, cases: list[tuple[Case, int | None]], names: list[str], report: Callable[..., None]
+    table: ExplanationTable, cases: list[tuple[ScoringCase, int | None]], names: list[str], progress: Progress
 ) -> None:
     for number, (case, key) in enumerate(cases):
         for name in names:
-            for found in SCORERS[name].score(case):
-                generation.add_score(name, case.feature, key if SCORERS[name].about_label else None, found)
-        if number % 64 == 0:
-            report(len(cases) + number, 2 * len(cases))
+            scorer = SCORERS[name]
+            for figure in scorer.score(case):
+                table.add_score(name, case.feature, key if scorer.about_label else None, figure)
+        if number % SHOW_EVERY == 0:
+            progress.update(len(cases) + number, 2 * len(cases))
 
 
 def _judge(
-    generation: Generation, cases: list[Case], config: InterpretConfig, judge: Judge, report: Callable[..., None]
-) -> dict[str, Any]:
+    table: ExplanationTable, cases: list[ScoringCase], config: InterpretConfig, judge: Judge, progress: Progress
+) -> JudgeCost:
     """Adds what the judge says of features and concepts; returns what was spent."""
-    explainers = [JUDGED_EXPLAINERS[n] for n in config.named(0) if n in JUDGED_EXPLAINERS]
-    scorers = [JUDGED_SCORERS[n] for n in config.named(1) if n in JUDGED_SCORERS]
-    judge_features(generation, cases, explainers, scorers, judge, report)
-    labels = {feature: text for feature, _, text, _ in generation.label.values()}
-    own = {feature for feature, explainer, _, _ in generation.label.values() if explainer in JUDGED_EXPLAINERS}
-    generation.concepts = named_by(judge, generation.concepts, labels, own)
-    return judge.spent._asdict() | {"cost": judge.cost}
+    explainers = [JUDGED_EXPLAINERS[name] for name in config.explainers_to_run if name in JUDGED_EXPLAINERS]
+    scorers = [JUDGED_SCORERS[name] for name in config.scorers_to_run if name in JUDGED_SCORERS]
+    judge_features(table, cases, explainers, scorers, judge=judge, progress=progress)
+
+    texts = {feature: row.text for feature, row in table.labels.items()}
+    by_judge = {feature for feature, row in table.labels.items() if row.explainer in JUDGED_EXPLAINERS}
+    table.concepts = named_by(judge, table.concepts, texts, by_judge)
+    return JudgeCost(**judge.spent._asdict(), cost=judge.cost)
 
 
-def _others(pool: list[Label], feature: int, label: Label | None, seed: int) -> tuple[Label, ...]:
-    """Labels of other features, drawn at random, but those that say the same: the shuffled null."""
-    if not pool:
+def _null_labels(rules: list[Label], feature: int, label: Label | None, seed: int) -> tuple[Label, ...]:
+    """Labels of other features, drawn at random, without those that say the same: the shuffled null."""
+    if not rules:
         return ()
-    drawn = dict.fromkeys(np.random.default_rng((seed, feature, 1)).integers(0, len(pool), DRAWN).tolist())
+    drawn = dict.fromkeys(np.random.default_rng((seed, feature, 1)).integers(0, len(rules), N_DRAWN).tolist())
     different = (
-        o for o in map(pool.__getitem__, drawn) if o.feature != feature and (label is None or o.text != label.text)
+        rule
+        for rule in map(rules.__getitem__, drawn)
+        if rule.feature != feature and (label is None or rule.text != label.text)
     )
-    return tuple(itertools.islice(different, NULLS))
+    return tuple(itertools.islice(different, N_NULL_LABELS))
 
 
-def _summary(generation: Generation, n_alive: int) -> dict[str, Any]:
-    labels = list(generation.label.values())
-    values = sorted(value for *_, value in labels if value is not None)
-    reached = [row[4] for row in generation.score if row[3] == "null_reached"]
-    kinds = [explainer for _, explainer, _, _ in labels]
-    return {
-        "features_alive": n_alive,
-        "features_labelled": len(labels),
-        "labels_by_explainer": {name: kinds.count(name) for name in dict.fromkeys((*EXPLAINERS, *kinds))},
-        "median_balanced_accuracy": values[len(values) // 2] if values else None,
-        "chance": 0.5,
-        "features_tested_against_null": len(reached),
-        "share_beating_null": sum(r == 0 for r in reached) / len(reached) if reached else None,
-        "concepts": sum(c.parent is None for c in generation.concepts),
-        "concepts_second_level": sum(c.parent is not None for c in generation.concepts),
-        "split": SPLIT_ID,
-        "seed": generation.seed,
-    }
+def _summary(table: ExplanationTable, n_alive: int, cost: JudgeCost | None) -> LabelSummary:
+    labels = list(table.labels.values())
+    scores = sorted(row.score for row in labels if row.score is not None)
+    null_shares = [row.score.value for row in table.scores if row.score.metric == "null_reached"]
+    explainers = [row.explainer for row in labels]
+    summary = LabelSummary(
+        features_alive=n_alive,
+        features_labelled=len(labels),
+        labels_by_explainer={name: explainers.count(name) for name in dict.fromkeys((*EXPLAINERS, *explainers))},
+        median_balanced_accuracy=scores[len(scores) // 2] if scores else None,
+        chance=0.5,
+        features_tested_against_null=len(null_shares),
+        share_beating_null=sum(share == 0 for share in null_shares) / len(null_shares) if null_shares else None,
+        concepts=sum(concept.parent is None for concept in table.concepts),
+        concepts_second_level=sum(concept.parent is not None for concept in table.concepts),
+        split=SPLIT_ID,
+        seed=table.seed,
+    )
+    return summary if cost is None else summary.model_copy(update={"judge": cost})

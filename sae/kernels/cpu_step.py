@@ -1,4 +1,4 @@
-"""The training step of a dictionary on a CPU, in numba: what `cuda` is to a GPU, in float32 and in a fixed order of sums."""
+"""The training step of a dictionary on a CPU, in numba: in float32, in a fixed order of sums; satisfies `StepKernels`."""
 
 # pyright: reportCallIssue=false
 
@@ -14,30 +14,33 @@ from numba import njit, prange
 from torch import Tensor
 
 from sae.kernels import moments
-from sae.kernels.cpu import gather_dot
-from sae.kernels.step_parts import Adam, Decoded, More, Rows
+from sae.kernels.cpu import gather_dot, top_k_indices
+from sae.kernels.step_types import AdamStep, AuxGradients, Decoded, DecodeInput, RowSums, WeightTable
 
 DTYPE = torch.float32  # of stored rows
 
 
-def _floats(adam: Adam) -> np.ndarray:
+def _floats(adam: AdamStep) -> np.ndarray:
     """[rate, root, beta1, beta2, eps, 1 - beta1, 1 - beta2] in float32."""
     rate, root, *_ = adam.numbers.tolist()
     return np.array([rate, root, adam.beta1, adam.beta2, adam.eps, 1 - adam.beta1, 1 - adam.beta2], np.float32)
 
 
 @contextmanager
-def _floats_of(rows: Rows, adam: Adam) -> Iterator[list[np.ndarray]]:
-    """[weights, both moments] of a table in float32, to be changed in place; what is kept in fewer bits follows them."""
-    mean, square = moments.both_widened(rows)
-    yield [t.numpy() for t in (rows.weights, mean, square)]
-    moments.narrow_both(mean, square, rows, int(adam.numbers[4]))
-    if rows.rounded.data_ptr() != rows.weights.data_ptr():
-        rows.rounded.copy_(rows.weights)
+def _as_floats(table: WeightTable, adam: AdamStep) -> Iterator[list[np.ndarray]]:
+    """[weights, first moment, second moment] in float32, to be changed in place.
+
+    After the block, moments in fewer bits and the rounded weights are written again.
+    """
+    first_moment, second_moment = moments.both_widened(table)
+    yield [t.numpy() for t in (table.weights, first_moment, second_moment)]
+    moments.narrow_both(first_moment, second_moment, table, int(adam.numbers[4]))
+    if table.rounded.data_ptr() != table.weights.data_ptr():
+        table.rounded.copy_(table.weights)
 
 
 def widest(n_latents: int) -> int:
-    """The most latents of one token: with more, dense products are faster."""
+    """The most latents per token; above it dense products are faster."""
     return max(1, n_latents // 4)
 
 
@@ -46,9 +49,9 @@ def numbers(n: int, device: torch.device) -> Tensor:
     return torch.arange(n, device=device)
 
 
-def rounded(table: Tensor, selection: torch.dtype) -> Tensor:
-    """The table [latents, width] as the encoder's product reads it: itself, or a copy in bfloat16."""
-    return table.to(selection)
+def rounded(table: Tensor, selection_dtype: torch.dtype) -> Tensor:
+    """The table [m, d] as the encoder's product reads it: itself, or a copy in bfloat16."""
+    return table.to(selection_dtype)
 
 
 def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,22 +60,36 @@ def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor,
     return target, target - centre, target.square().sum(1)
 
 
-def encode(given: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = False) -> tuple[Tensor, None]:
+def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = False) -> tuple[Tensor, None]:
     """(pre-activations [tokens, latents] in the table's dtype, nothing)."""
-    return torch.addmm(bias.to(table.dtype), given.to(table.dtype), table.T), None
+    return torch.addmm(bias.to(table.dtype), centred.to(table.dtype), table.T), None
 
 
 def fits_groups(n_latents: int, k: int) -> bool:
-    """Never: `cpu.top_k_indices` looks for groups itself."""
+    """Never: the encoder's product here gives no maxima, and `cpu.top_k_indices` makes its own."""
     return False
 
 
-def values_at(pre_acts: Tensor, indices: Tensor, given: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+def top_k(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(latents in int32, values in float32), [n, k] each, of the k largest per token, by ascending latent."""
+    indices = top_k_indices(pre_acts, k)
+    return indices.int(), pre_acts.gather(1, indices).float()
+
+
+def batch_pairs(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token."""
+    n, m = pre_acts.shape
+    places = pre_acts.reshape(-1).topk(min(n * k, n * m), sorted=False).indices.sort().values
+    tokens = places // m
+    return tokens, places - tokens * m
+
+
+def values_at(pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, bias: Tensor) -> Tensor:
     """Pre-activations [tokens, k] of the selected latents in float32, in a fixed order of sums.
 
     Not those of the product: its last bits depend on how the library shares the work out.
     """
-    return gather_dot(given, table, indices) + bias[indices]
+    return gather_dot(centred, table, indices) + bias[indices]
 
 
 def row_times(row: Tensor, table: Tensor) -> Tensor:
@@ -91,7 +108,7 @@ def _dot(a, b):  # pragma: no cover (compiled)
 
 @njit(parallel=True, cache=True)
 def _decode(
-    values, indices, table, bias, target, coefficient, levels, rectify, acts, to_acts, error, by_token
+    values, indices, table, bias, target, coefficient, levels, rectify, acts, grad_acts, error, by_token
 ):  # pragma: no cover (compiled)
     n_levels, _, width = error.shape
     for n in prange(len(values)):
@@ -119,11 +136,12 @@ def _decode(
             total = np.float32(0)
             if acts[n, j] > 0 or not rectify:
                 total = _dot(table[indices[n, j]], error[levels[indices[n, j]], n])
-            to_acts[n, j] = total * coefficient
+            grad_acts[n, j] = total * coefficient
         by_token[0, n], by_token[1, n], by_token[2, n] = squares, prefix_squares, count
 
 
-def _levels(n_latents: int, prefixes: Tensor | None) -> np.ndarray:
+def _level_of_latent(n_latents: int, prefixes: Tensor | None) -> np.ndarray:
+    """The first prefix that contains each latent, [m]."""
     levels = np.zeros(n_latents, np.int32)
     for end in [] if prefixes is None else prefixes[:-1].tolist():
         levels[end:] += 1
@@ -131,20 +149,19 @@ def _levels(n_latents: int, prefixes: Tensor | None) -> np.ndarray:
 
 
 def decode(
-    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor, target: Tensor, coefficient: Tensor, n_rows: Tensor,
-    prefixes: Tensor | None, starts: None = None, rectify: bool = True,
-    error_dtype: torch.dtype = torch.float32,
-) -> Decoded:  # fmt: skip
-    """See `cuda.decode`; all rows count."""
+    values: Tensor, decoding: DecodeInput, rectify: bool = True, error_dtype: torch.dtype = torch.float32
+) -> Decoded:
+    """See `cuda_step.decode`; the code is padded, and all rows count."""
+    latents, table, bias, target, coefficient, _, prefixes, _ = decoding
     n_levels = 1 if prefixes is None else len(prefixes)
-    acts, to_acts = torch.empty_like(values), torch.empty_like(values)
+    acts, grad_acts = torch.empty_like(values), torch.empty_like(values)
     error, by_token = torch.empty(n_levels, *target.shape, dtype=error_dtype), torch.empty(3, len(values))
     _decode(
-        values.detach().numpy(), indices.numpy(), table.numpy(), bias.detach().numpy(), target.numpy(),
-        np.float32(coefficient), _levels(len(table), prefixes), rectify,
-        acts.numpy(), to_acts.numpy(), error.numpy(), by_token.numpy(),
+        values.detach().numpy(), latents.numpy(), table.numpy(), bias.detach().numpy(), target.numpy(),
+        np.float32(coefficient), _level_of_latent(len(table), prefixes), rectify,
+        acts.numpy(), grad_acts.numpy(), error.numpy(), by_token.numpy(),
     )  # fmt: skip
-    return Decoded(acts, to_acts, error, by_token)
+    return Decoded(acts, grad_acts, error, by_token)
 
 
 @njit(cache=True)
@@ -162,20 +179,25 @@ def _sort(indices, n_latents, offsets, order):  # pragma: no cover (compiled)
             place[i] += 1
 
 
-class Pairs:
-    """The (token, latent) pairs of a batch sorted by latent; places that hold no latent are named `n_latents`."""
+class SortedPairs:
+    """The (token, latent) pairs of a batch sorted by latent; padding is named `n_latents`."""
 
-    def __init__(self, indices: Tensor, n_latents: int, tokens: None = None):
-        self.offsets, self.order = np.zeros(n_latents + 1, np.int64), np.empty(indices.numel(), np.int64)
-        _sort(indices.reshape(-1).numpy(), n_latents, self.offsets, self.order)
+    def __init__(self, latents: Tensor, n_latents: int):
+        self.offsets, self.order = np.zeros(n_latents + 1, np.int64), np.empty(latents.numel(), np.int64)
+        _sort(latents.reshape(-1).numpy(), n_latents, self.offsets, self.order)
+
+
+def sorted_pairs(latents: Tensor, n_latents: int, tokens: Tensor | None = None) -> SortedPairs:
+    """The pairs sorted by latent."""
+    return SortedPairs(latents, n_latents)
 
 
 @njit(parallel=True, cache=True)
-def _latents(offsets, order, acts, to_acts, n_tokens, gradient, since):  # pragma: no cover (compiled)
+def _latents(offsets, order, acts, grad_acts, n_tokens, gradient, since):  # pragma: no cover (compiled)
     for i in prange(len(since)):
         total, fired = np.float32(0), False
         for p in range(offsets[i], offsets[i + 1]):
-            total += to_acts[order[p]]
+            total += grad_acts[order[p]]
             fired |= acts[order[p]] > 0
         gradient[i] = total
         since[i] = 0 if fired else since[i] + n_tokens
@@ -190,25 +212,27 @@ def _vector(weights, mean, square, gradient, adam):  # pragma: no cover (compile
         weights[i] -= adam[0] * m / (np.sqrt(v) * adam[1] + adam[4])
 
 
-def update_vector(bias: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: Adam) -> None:
-    """Adam on a vector (weights, both moments), in place."""
-    weights, mean, square = (t.numpy() for t in bias)
-    _vector(weights, mean, square, gradient.contiguous().numpy(), _floats(adam))
+def update_vector(state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamStep) -> None:
+    """Adam on a vector (weights and both moments), in place."""
+    weights, first_moment, second_moment = (t.numpy() for t in state)
+    _vector(weights, first_moment, second_moment, gradient.contiguous().numpy(), _floats(adam))
 
 
-def count_latents(pairs: Pairs, decoded: Decoded, since: Tensor, adam: Adam, more: More | None) -> tuple[Tensor, None]:
-    """Updates the tokens since every latent fired; returns (gradient of b_enc, nothing)."""
+def count_latents(
+    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, aux: AuxGradients | None
+) -> tuple[Tensor, None]:
+    """(gradient of b_enc, nothing); updates the tokens since every latent fired."""
     gradient = torch.empty(len(since))
-    acts, to_acts = (t.detach().reshape(-1).numpy() for t in (decoded.acts, decoded.to_acts))
-    _latents(pairs.offsets, pairs.order, acts, to_acts, int(adam.numbers[2]), gradient.numpy(), since.numpy())
-    if more is not None:
-        dead = more[0] >= 0
-        gradient[dead] += more[3][more[0][dead].long()]
+    acts, grad_acts = (t.detach().reshape(-1).numpy() for t in (decoded.acts, decoded.grad_acts))
+    _latents(pairs.offsets, pairs.order, acts, grad_acts, int(adam.n_tokens), gradient.numpy(), since.numpy())
+    if aux is not None:
+        is_dead = aux.slots >= 0
+        gradient[is_dead] += aux.b_enc[aux.slots[is_dead].long()]
     return gradient, None
 
 
 @njit(cache=True)
-def _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, more):  # pragma: no cover
+def _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, aux):  # pragma: no cover
     """Adds the gradient of row i of a table to `grad`, which is 0."""
     for p in range(offsets[i], offsets[i + 1]):
         a = weights_of_pairs[order[p]]
@@ -218,14 +242,14 @@ def _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, facto
                 grad[d] += a * row[d]
     for d in range(len(grad)):
         grad[d] *= factor
-    if len(more) > 0 and slots[i] >= 0:
+    if len(aux) > 0 and slots[i] >= 0:
         for d in range(len(grad)):
-            grad[d] += more[slots[i], d]
+            grad[d] += aux[slots[i], d]
 
 
 @njit(cache=True)
 def _update_row(grad, w, m, v, unit, adam):  # pragma: no cover (compiled)
-    """Adam on one row w with moments m and v, and its unit norm; `grad` is overwritten."""
+    """AdamStep on one row w with moments m and v, and its unit norm; `grad` is overwritten."""
     if unit:
         along = _dot(grad, w)
         for d in range(len(w)):
@@ -242,18 +266,18 @@ def _update_row(grad, w, m, v, unit, adam):  # pragma: no cover (compiled)
 
 @njit(parallel=True, cache=True)
 def _rows(
-    offsets, order, k, weights_of_pairs, source, levels, factor, slots, more, weights, mean, square, unit, adam
+    offsets, order, k, weights_of_pairs, source, levels, factor, slots, aux, weights, mean, square, unit, adam
 ):  # pragma: no cover (compiled)
     for i in prange(len(weights)):
         grad = np.zeros(weights.shape[1], np.float32)
-        _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, more)
+        _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, aux)
         _update_row(grad, weights[i], mean[i], square[i], unit, adam)
 
 
 @njit(parallel=True, cache=True)
-def _gradients(offsets, order, k, weights_of_pairs, source, levels, factor, slots, more, out):  # pragma: no cover
+def _gradients(offsets, order, k, weights_of_pairs, source, levels, factor, slots, aux, out):  # pragma: no cover
     for i in prange(len(out)):
-        _add_row(out[i], i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, more)
+        _add_row(out[i], i, offsets, order, k, weights_of_pairs, source, levels, factor, slots, aux)
 
 
 @njit(parallel=True, cache=True)
@@ -262,52 +286,58 @@ def _apply(gradients, weights, mean, square, unit, adam):  # pragma: no cover (c
         _update_row(gradients[i], weights[i], mean[i], square[i], unit, adam)
 
 
-def _sums(
-    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, more: More | None, prefixes: Tensor | None
-) -> list[tuple[Any, ...]]:
-    """What the gradients of the encoder's and of the decoder's rows are summed from."""
+def _row_sums(sums: RowSums, aux: AuxGradients | None, prefixes: Tensor | None) -> list[tuple[Any, ...]]:
+    """The arguments of `_add_row` for the encoder's rows and for the decoder's."""
+    pairs, decoded, centred, coefficient, _ = sums
     k, n_latents = decoded.acts.shape[1], len(pairs.offsets) - 1
-    slots = np.zeros(0, np.int32) if more is None else more[0].numpy()
-    levels = _levels(n_latents, prefixes)
-    parts = (
-        (decoded.to_acts, given[None], np.zeros_like(levels), 1.0, 1),
-        (decoded.acts, decoded.error, levels, float(coefficient), 2),
-    )
+    no_slots, no_rows = np.zeros(0, np.int32), np.zeros((0, 1), np.float32)
+    slots = no_slots if aux is None else aux.slots.numpy()
+    levels = _level_of_latent(n_latents, prefixes)
+
+    def arguments(
+        weights_of_pairs: Tensor, source: Tensor, level: np.ndarray, factor: float, aux_rows: np.ndarray
+    ) -> tuple[Any, ...]:
+        return (
+            pairs.offsets, pairs.order, k, weights_of_pairs.detach().reshape(-1).numpy(), source.contiguous().numpy(),
+            level, np.float32(factor), slots, aux_rows,
+        )  # fmt: skip
+
+    encoder_aux, decoder_aux = (no_rows, no_rows) if aux is None else (aux.w_enc.numpy(), aux.w_dec.numpy())
     return [
-        (
-            pairs.offsets, pairs.order, k, of_pairs.detach().reshape(-1).numpy(), source.contiguous().numpy(), of,
-            np.float32(factor), slots, np.zeros((0, 1), np.float32) if more is None else more[number].numpy(),
-        )
-        for of_pairs, source, of, factor, number in parts
-    ]  # fmt: skip
+        arguments(decoded.grad_acts, centred[None], np.zeros_like(levels), 1.0, encoder_aux),
+        arguments(decoded.acts, decoded.error, levels, float(coefficient), decoder_aux),
+    ]
 
 
 def update_rows(
-    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: None, encoder: Rows, decoder: Rows,
-    adam: Adam, more: More | None, prefixes: Tensor | None = None,
-) -> None:  # fmt: skip
-    """See `cuda.update_rows`."""
-    sums = _sums(pairs, decoded, given, coefficient, more, prefixes)
-    for rows, terms, unit in zip((encoder, decoder), sums, (False, True), strict=True):
-        with _floats_of(rows, adam) as floats:
-            _rows(*terms, *floats, unit, _floats(adam))
-
-
-def row_gradients(
-    pairs: Pairs, decoded: Decoded, given: Tensor, coefficient: Tensor, ends: None, more: More | None,
+    sums: RowSums,
+    encoder: WeightTable,
+    decoder: WeightTable,
+    *,
+    adam: AdamStep,
+    aux: AuxGradients | None,
     prefixes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """See `cuda.row_gradients`."""
-    n_latents = len(pairs.offsets) - 1
-    to_encoder, to_decoder = (torch.zeros(n_latents, t.shape[-1]) for t in (given, decoded.error))
-    sums = _sums(pairs, decoded, given, coefficient, more, prefixes)
-    for out, terms in zip((to_encoder, to_decoder), sums, strict=True):
-        _gradients(*terms, out.numpy())
-    return to_encoder, to_decoder
+) -> None:
+    """See `cuda_step.update_rows`."""
+    terms = _row_sums(sums, aux, prefixes)
+    for table, arguments, has_unit_norm in zip((encoder, decoder), terms, (False, True), strict=True):
+        with _as_floats(table, adam) as floats:
+            _rows(*arguments, *floats, has_unit_norm, _floats(adam))
 
 
-def apply_rows(to_encoder: Tensor, to_decoder: Tensor, encoder: Rows, decoder: Rows, adam: Adam) -> None:
-    """See `cuda.apply_rows`."""
-    for gradients, rows, unit in ((to_encoder, encoder, False), (to_decoder, decoder, True)):
-        with _floats_of(rows, adam) as floats:
-            _apply(gradients.numpy(), *floats, unit, _floats(adam))
+def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See `cuda_step.row_gradients`."""
+    n_latents = len(sums.pairs.offsets) - 1
+    grad_encoder, grad_decoder = (torch.zeros(n_latents, t.shape[-1]) for t in (sums.centred, sums.decoded.error))
+    for out, arguments in zip((grad_encoder, grad_decoder), _row_sums(sums, aux, prefixes), strict=True):
+        _gradients(*arguments, out.numpy())
+    return grad_encoder, grad_decoder
+
+
+def apply_rows(
+    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, adam: AdamStep
+) -> None:
+    """See `cuda_step.apply_rows`."""
+    for gradients, table, has_unit_norm in ((grad_encoder, encoder, False), (grad_decoder, decoder, True)):
+        with _as_floats(table, adam) as floats:
+            _apply(gradients.numpy(), *floats, has_unit_norm, _floats(adam))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae.kernels.step_parts import Rows
+from sae.kernels.step_types import WeightTable
 
 DTYPES = {  # of the first and the second moment
     "float32": (torch.float32, torch.float32),
@@ -66,25 +66,25 @@ def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
         stored.copy_(code.copysign(value))
 
 
-def both_widened(rows: Rows) -> tuple[Tensor, Tensor]:
+def both_widened(table: WeightTable) -> tuple[Tensor, Tensor]:
     """Both moments of a table by latent, in float32: the stored ones where they are."""
-    scales = _scales(rows)
-    return widened(rows.mean, scales[:, 0]), widened(rows.square, scales[:, 1])
+    scales = _scales(table)
+    return widened(table.first_moment, scales[:, 0]), widened(table.second_moment, scales[:, 1])
 
 
-def narrow_both(mean: Tensor, square: Tensor, rows: Rows, update: int) -> None:
+def narrow_both(mean: Tensor, square: Tensor, table: WeightTable, update: int) -> None:
     """Puts both moments in float32 into what is stored of a table by latent, at update number `update`."""
-    if rows.mean.dtype == torch.float32:
+    if table.first_moment.dtype == torch.float32:
         return
-    (n, width), scales = mean.shape, _scales(rows)
+    (n, width), scales = mean.shape, _scales(table)
     step = max(1, CHUNK_NUMBERS // width)
     for first in range(0, n, step):
         part = slice(first, min(first + step, n))
         draws = noise((part.stop - first) * width, update, mean.device, first * width)
-        for number, (value, stored) in enumerate(((mean, rows.mean), (square, rows.square))):
+        for number, (value, stored) in enumerate(((mean, table.first_moment), (square, table.second_moment))):
             narrow(value[part].contiguous(), stored[part], scales[part, number], draws[number].view(-1, width))
 
 
-def _scales(rows: Rows) -> Tensor:
+def _scales(table: WeightTable) -> Tensor:
     """Those of the rows, or a place for them that nothing looks at."""
-    return rows.scales if len(rows.scales) else rows.weights.new_empty(len(rows.mean), 2)
+    return table.moment_scales if len(table.moment_scales) else table.weights.new_empty(len(table.first_moment), 2)

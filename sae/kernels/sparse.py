@@ -18,9 +18,9 @@ DENSE_SHARE = {"cpu": 0.25, "cuda": 0.012}  # a token that keeps more of the lat
 def selection_for(tensor: Tensor) -> ModuleType:
     """The module of selections for pre-activations in float32 or bfloat16 on a CPU or with Triton, else plain torch."""
     if tensor.device.type == "cuda" and HAS_TRITON:
-        from sae.kernels import cuda
+        from sae.kernels import cuda_selection
 
-        return cuda
+        return cuda_selection
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16):
         from sae.kernels import cpu
 

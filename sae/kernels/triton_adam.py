@@ -23,14 +23,14 @@ def draw_of(place, numbers):
 def load_moment(stored, place, ok, scale):
     """See `moments.widened`."""
     kind: tl.constexpr = stored.dtype.element_ty
-    found = tl.load(stored + place, ok, 0).to(tl.float32)
+    loaded = tl.load(stored + place, ok, 0).to(tl.float32)
     if kind == tl.int8:
-        share = found * found * (1.0 / (127.0 * 127.0))
-        found = tl.where(found < 0, -share * share, share * share) * tl.load(scale)
+        share = loaded * loaded * (1.0 / (127.0 * 127.0))
+        loaded = tl.where(loaded < 0, -share * share, share * share) * tl.load(scale)
     elif kind == tl.uint8:
-        share = (found + 1) * (found + 1) * (1.0 / (256.0 * 256.0))
-        found = share * share * tl.load(scale)
-    return found
+        share = (loaded + 1) * (loaded + 1) * (1.0 / (256.0 * 256.0))
+        loaded = share * share * tl.load(scale)
+    return loaded
 
 
 @triton.jit

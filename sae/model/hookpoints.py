@@ -8,7 +8,7 @@ whose sum is the block's output minus its input.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -271,6 +271,12 @@ def resolve(lm: LanguageModel, hook: HookPoint) -> Place:
         offered = ", ".join(f"{site}.{hook.layer}" for site in places)
         raise ConfigError(f"hook point '{hook}': not found by structure in this model. It offers: {offered}.")
     return places[hook.site]
+
+
+def check_hook_points(lm: LanguageModel, hooks: Iterable[HookPoint]) -> None:
+    """Raises `ConfigError` if the model does not have one of the hook points."""
+    for hook in dict.fromkeys(hooks):
+        resolve(lm, hook)
 
 
 def run_order(lm: LanguageModel, hooks: tuple[HookPoint, ...]) -> list[HookPoint]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
@@ -76,6 +76,11 @@ class TrainConfig(Section):
     def folder(self) -> Path:
         """The run folder."""
         return self.runs_dir / self.name
+
+    @property
+    def dictionary_folders(self) -> dict[str, Path]:
+        """The folder of every dictionary, by its name."""
+        return {sae.name: self.folder / "dictionaries" / sae.name for sae in self.sae}
 
     def sha256(self) -> str:
         """Hash that names the run's content."""
@@ -160,15 +165,23 @@ def config_of_run(home: Path, hint: str) -> TrainConfig:
     return load_config(home / "config.yaml")
 
 
-def explain(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, default, description) of every field."""
-    rows = []
+class Setting(NamedTuple):
+    """One line of the reference: the dotted key, its default as text, and what it means."""
+
+    key: str
+    default: str
+    meaning: str
+
+
+def explain(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[Setting]:
+    """Every setting of the config, in order."""
+    rows: list[Setting] = []
     for name, field in model.model_fields.items():
         inner = classes_in(field.annotation)
         repeated = "[]" if "tuple" in str(field.annotation) and inner else ""
         key = f"{prefix}{name}{repeated}"
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-        rows.append((key, "" if inner and default != "required" else default, field.description or ""))
+        rows.append(Setting(key, "" if inner and default != "required" else default, field.description or ""))
         for cls in inner:
             tag = next(
                 (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from feature_store.generation import Corpus, Directions, Limits, publish, write_
 from feature_store.tables import Codes
 from sae.architectures import SparseAutoencoder
 from sae.errors import DataError
+from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.model.language_model import LanguageModel
 from sae.model.unembed import nearest, token_logits
@@ -84,13 +84,13 @@ class _CodeFiles:
 
 
 def _encode_stream(
-    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, report: Callable[[int, int], None]
+    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, progress: Progress
 ) -> tuple[Codes, int]:
     """(sparse codes of the first contexts, tokens read); memory-mapped, with zeros at positions filtered out."""
     contexts = activations.contexts
     total = n_contexts * contexts.ctx_len
-    group = activations.group
-    files = _CodeFiles(folder if group.size == 1 else folder / str(group.rank), total, sae.d_sae)
+    processes = activations.processes
+    files = _CodeFiles(folder if processes.world_size == 1 else folder / str(processes.rank), total, sae.d_sae)
     n_tokens = 0
     for g in range(activations.n_segments):
         first = g * activations.segment_contexts
@@ -103,8 +103,8 @@ def _encode_stream(
             code = sae.encode(x[inside.to(x.device)].float())
             files.write(places[inside].numpy(), code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy())
             n_tokens += int(inside.sum())
-        report(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
-    if group.size > 1:
+        progress.update(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
+    if processes.world_size > 1:
         files = _joined(files, activations, folder)
     shape = (n_contexts, contexts.ctx_len, files.width)
     codes = Codes(
@@ -113,23 +113,23 @@ def _encode_stream(
         files.indices.reshape(shape),
         files.acts.reshape(shape),
     )
-    return codes, sum(group.values(n_tokens))
+    return codes, sum(processes.all_gather_objects(n_tokens))
 
 
 def _joined(own: _CodeFiles, activations: Activations, folder: Path) -> _CodeFiles:
     """The codes of all processes in files that they share; every process copies the rows of its own contexts."""
-    group, length = activations.group, activations.contexts.ctx_len
+    processes, length = activations.processes, activations.contexts.ctx_len
     shared = _CodeFiles(folder, own.n_tokens, 0)
     shared.index_type = own.index_type
-    width = max(group.values(own.width))
-    group.from_first(lambda: shared.open(width, "w+"))
+    width = max(processes.all_gather_objects(own.width))
+    processes.on_first(lambda: shared.open(width, "w+"))
     shared.open(width, "r+")
     for g in range(activations.n_segments):
         read = activations.contexts_of(g)
         rows = slice(read.start * length, min(read.stop * length, own.n_tokens))
         shared.indices[rows, : own.width] = own.indices[rows]
         shared.acts[rows, : own.width] = own.acts[rows]
-    group.wait()
+    processes.barrier()
     return shared
 
 
@@ -139,24 +139,25 @@ def index(
     activations: Activations,
     lm: LanguageModel,
     config: IndexConfig,
+    *,
     seed: int,
     folder: Path,
     scratch: Path,
     facts: dict[str, Any],
-    report: Callable[[int, int], None],
-    say: Callable[[str], None] = lambda text: None,
+    progress: Progress,
 ) -> str:
     """Builds and publishes the context generation under `folder`/store; returns its file name.
 
     Processes that share the activations encode their own parts and count for their own features; the first one puts these
-    together. `say` is told what it will take.
+    together.
     """
     contexts = activations.contexts
     asked = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
     n_contexts = min(asked, contexts.n_contexts)
-    width = getattr(sae.config, "k", None) or getattr(sae.config, "target_l0", None) or 64
-    say(f"index: {budget(n_contexts * contexts.ctx_len, int(width), sae.d_sae, config.memory_bytes)}")
-    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, report)
+    progress.say(
+        f"index: {budget(n_contexts * contexts.ctx_len, sae.config.expected_l0, sae.d_sae, config.memory_bytes)}"
+    )
+    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, progress)
     if not (codes.acts > 0).any():
         raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
     shown = sae.config.writes[0]  # of several hook points the pages show the first
@@ -167,15 +168,15 @@ def index(
     kept = ContextLimits(config.top_contexts, config.contexts_per_stratum)
     limits = Limits(kept, config.features_per_document, seed, config.memory_bytes)
     corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), activations.contexts.document_names())
-    group, shards = activations.group, None
-    if group.size > 1:
+    processes, shards = activations.processes, None
+    if processes.world_size > 1:
         shards = scratch / "shards"
-        write_shard(shards, group.rank, corpus, directions, limits, group.part(sae.d_sae))
-        group.wait()
+        write_shard(shards, processes.rank, corpus, directions, limits, processes.share(sae.d_sae))
+        processes.barrier()
 
     def put_together() -> str:
         if config.token_latents:
             parquet.write_token_latents(folder / "token_latents.parquet", codes)
         return publish(folder / "store", corpus, directions, limits, facts, shards)
 
-    return group.from_first(put_together)
+    return processes.on_first(put_together)

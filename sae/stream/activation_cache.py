@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from sae.errors import ConfigError
 from sae.foundation.downloads import cache_dir
 from sae.foundation.files import write_json
+from sae.foundation.screen import Progress
 from sae.model.hookpoints import Channel
 from sae.stream.harvest import Harvester
 from sae.stream.packed_rows import PackedRows
@@ -48,22 +49,18 @@ class Traffic:
 class ActivationCache:
     """`rows` of a range of contexts in bfloat16: from its file, or harvested and kept; the same bits either way."""
 
-    def __init__(
-        self, folder: Path, harvester: Harvester, eight_bits: bool = False, say: Callable[[str], None] | None = None
-    ):
-        self.folder, self.harvester, self.eight_bits = folder, harvester, eight_bits
-        self.say = say or (lambda text: None)
+    def __init__(self, folder: Path, harvester: Harvester, *, is_int8: bool = False, progress: Progress | None = None):
+        self.folder, self.harvester, self.is_int8 = folder, harvester, is_int8
+        self.progress = progress or Progress()
         self.traffic = Traffic()
         folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod
-    def shared(
-        cls, harvester: Harvester, ctx_len: int, eight_bits: bool, say: Callable[[str], None]
-    ) -> ActivationCache:
+    def shared(cls, harvester: Harvester, ctx_len: int, *, is_int8: bool, progress: Progress) -> ActivationCache:
         """That of all runs with this model, these channels and these filters on this kind of device."""
-        facts = _facts(harvester, ctx_len, eight_bits)
+        facts = _facts(harvester, ctx_len, is_int8)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        found = cls(_home() / key, harvester, eight_bits, say)
+        found = cls(_home() / key, harvester, is_int8=is_int8, progress=progress)
         with FileLock(found.folder / "facts.lock"):  # processes of a run come here at the same moment
             if not (found.folder / FACTS).exists():
                 write_json(found.folder / FACTS, facts)
@@ -93,7 +90,7 @@ class ActivationCache:
         try:
             return lock.acquire(timeout=2)
         except Timeout:
-            self.say(f"waiting for the run that harvests the same activations ({self.folder})")
+            self.progress.say(f"waiting for the run that harvests the same activations ({self.folder})")
             return lock.acquire()
 
     def _timed(self, work: Callable[[], Any]) -> Any:
@@ -113,7 +110,7 @@ class ActivationCache:
         except SafetensorError:
             sound = False
         if not sound:
-            self.say(f"{path}: damaged; its activations are harvested again")
+            self.progress.say(f"{path}: damaged; its activations are harvested again")
             return None
         path.touch()  # so that the longest unused can be found
         sent = {name: t.to(self.harvester.lm.device) for name, t in tensors.items() if name != "positions"}
@@ -144,13 +141,13 @@ class ActivationCache:
         return total
 
     def _packs(self, channel: Channel) -> bool:
-        return self.eight_bits and channel.kind == "activation"
+        return self.is_int8 and channel.kind == "activation"
 
     def missing_bytes(self, paths: Iterable[tuple[Path, int]]) -> int:
         """What the (file, positions) take that are not kept yet."""
         return sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position()
 
-    def make_room(self, missing: int) -> None:
+    def check_disk_space(self, missing: int) -> None:
         """Says how many bytes will be kept; raises `ConfigError` where the disk has no room for them."""
         free = shutil.disk_usage(self.folder).free
         if missing > free:
@@ -159,37 +156,49 @@ class ActivationCache:
                 f"are free. Set harvest.cache: false, or cache_dtype: int8; SAEDEX_CACHE moves the shared cache."
             )
         if missing > 1e8:
-            self.say(f"activations: up to {missing / 1e9:.1f} GB will be kept in {self.folder}")
+            self.progress.say(f"activations: up to {missing / 1e9:.1f} GB will be kept in {self.folder}")
 
 
-def shared_caches() -> list[tuple[Path, int, float, dict[str, Any]]]:
-    """(folder, bytes, when it was last used, facts or nothing) of every shared cache, the longest unused first."""
-    found = []
+class SharedCache(NamedTuple):
+    """A cache that runs share: where it is, what it takes, when it was last used, what its numbers depend on."""
+
+    folder: Path
+    n_bytes: int
+    last_used: float
+    facts: dict[str, Any]
+
+
+def shared_caches() -> list[SharedCache]:
+    """Every shared cache, the longest unused first."""
+    caches = []
     for folder in filter(Path.is_dir, _home().glob("*")):
         files = [path.stat() for path in folder.glob("contexts-*.safetensors")]
-        used = max((f.st_mtime for f in files), default=folder.stat().st_mtime)
+        last_used = max((file.st_mtime for file in files), default=folder.stat().st_mtime)
         facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else {}
-        found.append((folder, sum(f.st_size for f in files), used, facts))
-    return sorted(found, key=lambda each: each[2])
+        caches.append(SharedCache(folder, sum(file.st_size for file in files), last_used, facts))
+    return sorted(caches, key=lambda cache: cache.last_used)
 
 
 def remove(name: str) -> int:
     """Removes a shared cache by its name, or `all`; returns the bytes that its activations took.
 
-    Raises `ConfigError` where there is none, or a run is at work in it.
+    Raises `ConfigError` if there is none of that name, or a run is using it.
     """
-    found = {folder.name: (folder, size) for folder, size, _, _ in shared_caches()}
-    if name != "all" and name not in found:
-        raise ConfigError(f"no shared cache {name!r}; there are: {', '.join(found) or 'none'}.")
-    chosen = found.values() if name == "all" else [found[name]]
-    for folder, _ in chosen:
-        for path in folder.glob("*.lock"):
+    caches = {cache.folder.name: cache for cache in shared_caches()}
+    if name != "all" and name not in caches:
+        raise ConfigError(f"no shared cache {name!r}; there are: {', '.join(caches) or 'none'}.")
+
+    chosen = list(caches.values()) if name == "all" else [caches[name]]
+    for cache in chosen:
+        for path in cache.folder.glob("*.lock"):
             try:
                 FileLock(path).acquire(timeout=0).lock.release()
             except Timeout:
-                raise ConfigError(f"{folder}: a run is using these activations. Wait for it, or stop it.") from None
-        shutil.rmtree(folder)
-    return sum(size for _, size in chosen)
+                raise ConfigError(
+                    f"{cache.folder}: a run is using these activations. Wait for it, or stop it."
+                ) from None
+        shutil.rmtree(cache.folder)
+    return sum(cache.n_bytes for cache in chosen)
 
 
 def _home() -> Path:
@@ -210,7 +219,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _facts(harvester: Harvester, ctx_len: int, eight_bits: bool) -> dict[str, Any]:
+def _facts(harvester: Harvester, ctx_len: int, is_int8: bool) -> dict[str, Any]:
     """Everything that the numbers depend on beside the contexts."""
     lm, config = harvester.lm, harvester.config
     gpu = lm.device.type == "cuda"
@@ -220,7 +229,7 @@ def _facts(harvester: Harvester, ctx_len: int, eight_bits: bool) -> dict[str, An
         "model_sha256": lm.sha256,
         "dtype": str(next(lm.model.parameters()).dtype),
         "channels": [str(channel) for channel in harvester.channels],
-        "stored": "int8" if eight_bits else "bfloat16",
+        "stored": "int8" if is_int8 else "bfloat16",
         "ctx_len": ctx_len,
         "contexts_per_pass": config.contexts_per_pass(ctx_len, lm.device),
         "compiled": harvester.compiled is not None,

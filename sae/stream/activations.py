@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.architectures import ArchitectureConfig, Batch
 from sae.errors import DataError
-from sae.foundation.distributed import ALONE, Group
+from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.files import write_json
 from sae.foundation.metrics import geometric_median
 from sae.model.hookpoints import Channel, HookPoint
@@ -44,7 +43,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ActivationStatistics:
     """What the first segment says of a hook point: the input scale, the centres, and the limit of the norm filter."""
 
     median_norm: float
@@ -66,7 +65,7 @@ def segment_size(harvester: Harvester, contexts: Contexts, shuffle: ShuffleConfi
 class Activations:
     """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for.
 
-    `folder` keeps the statistics, `cache` the segments. Where a `group` of
+    `folder` keeps the statistics, `cache` the segments. Where a `processes` of
     processes shares the stream, each has a part of the contexts of every segment; statistics are of them all.
     """
 
@@ -75,17 +74,18 @@ class Activations:
         harvester: Harvester,
         contexts: Contexts,
         segment_contexts: int,
+        *,
         folder: Path | None,
         training: Activations | None = None,
         cache: ActivationCache | None = None,
-        group: Group = ALONE,
+        processes: Processes = ALONE,
     ):
-        self.group = group
+        self.processes = processes
         self.harvester, self.contexts, self.folder = harvester, contexts, folder
         self.segment_contexts, self.cache = segment_contexts, cache
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
         self.harvested_tokens, self.harvest_s = 0, 0.0
-        self._statistics: dict[HookPoint, Statistics] = {}
+        self._statistics: dict[HookPoint, ActivationStatistics] = {}
         self._training = training  # the stream whose statistics hold; none: this one's own
         self._mean_norms: dict[Channel, float] = {}
         self._last: tuple[int, Segment] | None = None
@@ -138,22 +138,22 @@ class Activations:
     def contexts_of(self, number: int) -> slice:
         """The contexts of a segment that this process has."""
         first = number * self.segment_contexts
-        own = self.group.part(min(self.segment_contexts, self.contexts.n_contexts - first))
+        own = self.processes.share(min(self.segment_contexts, self.contexts.n_contexts - first))
         return slice(first + own.start, first + own.stop)
 
-    def claim_room(self) -> None:
+    def check_disk_space(self) -> None:
         """Says how much will be kept on disk; raises `ConfigError` where there is no room for it."""
         if self.cache is not None:
             parts = (self.contexts_of(number) for number in range(self.n_segments))
             files = ((self.cache.path(*self._read_of(p)), (p.stop - p.start) * self.contexts.ctx_len) for p in parts)
-            self.cache.make_room(sum(self.group.values(self.cache.missing_bytes(files))))
+            self.cache.check_disk_space(sum(self.processes.all_gather_objects(self.cache.missing_bytes(files))))
 
     def _read_of(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
         return self.contexts.ids[part], self.contexts.documents[part]
 
     def kept_share(self) -> float:
         """Share of the first segment's rows that the norm filter leaves."""
-        found = self.group.values((len(self.segment(0).positions), len(self._all(0).positions)))
+        found = self.processes.all_gather_objects((len(self.segment(0).positions), len(self._all(0).positions)))
         return sum(kept for kept, _ in found) / sum(whole for _, whole in found)
 
     def trained_rows(self) -> int:
@@ -166,21 +166,23 @@ class Activations:
             raise DataError("harvest: every position is filtered out. Relax harvest.drop_positions or drop_special.")
         return total
 
-    def statistics(self, hook: HookPoint) -> Statistics:
+    def statistics(self, hook: HookPoint) -> ActivationStatistics:
         """Statistics of the training stream's first segment, computed once and kept beside the segments."""
         if self._training is not None:
             return self._training.statistics(hook)
         if hook not in self._statistics:
             path = self.folder / f"{hook}.json" if self.folder is not None else None
 
-            def kept() -> Statistics | None:
-                return Statistics(**json.loads(path.read_text())) if path is not None and path.exists() else None
+            def kept() -> ActivationStatistics | None:
+                return (
+                    ActivationStatistics(**json.loads(path.read_text())) if path is not None and path.exists() else None
+                )
 
-            found = self.group.from_first(kept)
+            found = self.processes.on_first(kept)
             if found is None:
                 rows = self._first(Channel(hook))
-                found = self.group.from_first(lambda: _measure(rows, self.harvester.config.max_norm_multiple))
-                if path is not None and self.group.first:
+                found = self.processes.on_first(lambda: _measure(rows, self.harvester.config.max_norm_multiple))
+                if path is not None and self.processes.is_first:
                     write_json(path, vars(found))
             self._statistics[hook] = found
         return self._statistics[hook]
@@ -188,7 +190,7 @@ class Activations:
     def _first(self, channel: Channel) -> Tensor:
         """A channel's rows in the first segment, of all processes."""
         own = self._all(0).x[channel]
-        return self.group.join(own, self.group.values(len(own)))
+        return self.processes.all_gather_rows(own, self.processes.all_gather_objects(len(own)))
 
     def measure(self) -> None:
         """Makes all statistics, in all processes at once, so that each can ask for them on its own afterwards."""
@@ -206,23 +208,7 @@ class Activations:
         return self._mean_norms[channel]
 
 
-def batch_of(
-    config: ArchitectureConfig, rows: dict[Channel, Tensor], dtype: torch.dtype | None = torch.float32
-) -> Batch:
-    """The rows of every channel put together as a dictionary reads and writes them, in `dtype` (none: as they are)."""
-
-    def beside(hooks: tuple[HookPoint, ...]) -> Tensor:
-        parts = [rows[Channel(hook)].to(dtype=dtype) for hook in hooks]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    x = beside(config.reads)
-    y = x if config.reads == config.writes else beside(config.writes)
-    wanted = config.gradient
-    gradient = rows[wanted].to(dtype=dtype) if wanted is not None and wanted in rows else None
-    return Batch(x, y, gradient)
-
-
-def _measure(x: Tensor, max_norm_multiple: float | None) -> Statistics:
+def _measure(x: Tensor, max_norm_multiple: float | None) -> ActivationStatistics:
     """The scale gives rows a median norm of sqrt(d_model); a median, so massive activations do not move it."""
     norms = x.float().norm(dim=1)
     median = float(norms.median())
@@ -233,4 +219,4 @@ def _measure(x: Tensor, max_norm_multiple: float | None) -> Statistics:
     centre, mean = geometric_median(sample), sample.mean(0)
     variance = float((sample - mean).square().sum(1).mean())
     limit = None if max_norm_multiple is None else median * max_norm_multiple
-    return Statistics(median, scale, centre.tolist(), mean.tolist(), variance, limit)
+    return ActivationStatistics(median, scale, centre.tolist(), mean.tolist(), variance, limit)

@@ -7,8 +7,8 @@ point that wants them; no gradient of a weight is ever made.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,10 +97,19 @@ class Harvester:
         self.rules = RelevanceRules(lm) if "relp" in self.kinds else None
         compiled = config.compile is True or (config.compile == "auto" and lm.device.type == "cuda")
         self.compiled = CompiledBlocks(lm, self.places.values()) if compiled and self.rules is None else None
-        self.tick: Callable[[int], None] = lambda n_tokens: None  # called after every forward pass
+        self._after_pass: Callable[[int], None] | None = None
         self._special = torch.tensor(lm.special_ids, device=lm.device)
         if packing == "separate":
             self._check_separate()
+
+    @contextmanager
+    def observed(self, after_pass: Callable[[int], None]) -> Iterator[None]:
+        """Inside the block `after_pass` is called with the number of tokens of every forward pass."""
+        self._after_pass = after_pass
+        try:
+            yield
+        finally:
+            self._after_pass = None
 
     def width(self, hook: HookPoint) -> int:
         """Numbers per activation at a hook point."""
@@ -129,7 +138,8 @@ class Harvester:
                 outputs[channel][start : start + n] = x[:n]
                 finite &= torch.isfinite(x).all()  # looked at once for all passes, so that no pass is waited for
             keeps.append(self.keep(tokens[:n]))
-            self.tick(tokens[:n].numel())
+            if self._after_pass is not None:
+                self._after_pass(tokens[:n].numel())
         if not finite:
             names = ", ".join(str(c) for c, x in outputs.items() if not torch.isfinite(x).all())
             dtype = next(iter(outputs.values())).dtype

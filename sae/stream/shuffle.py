@@ -2,7 +2,7 @@
 
 The contexts are cut into segments. The ring holds `reuse * SPREAD` segments; in every cycle one new segment
 enters, the oldest leaves, and a part of each segment in the ring is emitted in a random order. Every row is
-emitted exactly `reuse` times, once in each group of SPREAD cycles of its stay, so nothing is dropped or doubled
+emitted exactly `reuse` times, once in each processes of SPREAD cycles of its stay, so nothing is dropped or doubled
 and every batch mixes the whole ring. What a cycle emits depends on (seed, cycle) alone, so a position is two
 numbers and a resumed run draws the same batches.
 """
@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae.foundation.distributed import ALONE, Group
+from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import Channel
 
@@ -121,7 +121,7 @@ class RingBuffer:
         return places, owners
 
     def batches(
-        self, order: tuple[Tensor, Tensor], batch_tokens: int, skip: int, group: Group = ALONE
+        self, order: tuple[Tensor, Tensor], batch_tokens: int, skip: int, processes: Processes = ALONE
     ) -> Iterator[tuple[dict[Channel, Tensor], list[int]]]:
         """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches.
 
@@ -133,12 +133,12 @@ class RingBuffer:
             return
         sizes = [len(part) for part in torch.tensor_split(places, n_batches)]
         counts = [[size] for size in sizes]
-        if group.size > 1:
+        if processes.world_size > 1:
             batch = torch.repeat_interleave(torch.tensor(sizes, device=places.device))
-            flat = torch.bincount(batch * group.size + owners, minlength=n_batches * group.size)
-            counts = flat.view(n_batches, group.size).tolist()
-            own = sum(count[group.rank] for count in counts)
-            places = places[torch.argsort(owners != group.rank, stable=True)[:own]]  # waits for no size
-        parts = places.split([count[group.rank] for count in counts])
+            flat = torch.bincount(batch * processes.world_size + owners, minlength=n_batches * processes.world_size)
+            counts = flat.view(n_batches, processes.world_size).tolist()
+            own = sum(count[processes.rank] for count in counts)
+            places = places[torch.argsort(owners != processes.rank, stable=True)[:own]]  # waits for no size
+        parts = places.split([count[processes.rank] for count in counts])
         for part, count in list(zip(parts, counts, strict=True))[skip:]:
             yield {c: data.index_select(0, part) for c, data in self.data.items()}, count

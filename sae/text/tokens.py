@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field
 
 from sae.errors import DataError
 from sae.foundation.files import write_json
+from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.text import installed_docs
 from sae.text.corpus import InstalledDocs, Mixture, TextSource
@@ -133,14 +133,15 @@ def is_held_out(text: str, fraction: float) -> bool:
 def build(
     config: TextConfig,
     tokenizer: Any,
+    *,
     prepend_bos: bool,
     n_tokens: int,
     folder: Path,
-    report: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[Contexts, Contexts]:
     """(training contexts, held-out contexts) under `folder`, continued where an earlier call stopped.
 
-    `report(done, wanted)` is called with token counts. Raises `DataError` where the text is shorter than asked
+    Raises `DataError` where the text is shorter than asked
     and `on_end` is "fail".
     """
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
@@ -173,7 +174,7 @@ def build(
             position = {name: writer.state for name, writer in writers.items()}
             position |= {"taken": mixture.taken, "tokens": mixture.tokens, "sha256": digest}
             write_json(position_file, position)
-            report(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
+            progress.update(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
     found = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
     for name in wanted:

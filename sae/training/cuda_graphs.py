@@ -1,4 +1,4 @@
-"""CUDA graphs of a function: the GPU repeats its kernels without waiting for Python to start each one."""
+"""CUDA graphs of a function: the GPU repeats its kernels without waiting for Python to launch each one."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from typing import Any
 
 import torch
 
-MOST = 8
+MOST_RECORDED = 8
 
 
-class Graphs:
-    """Calls a function plainly the first time that a key is given (kernels are compiled then), records it the second time
-    and repeats the recording from then on.
+class CudaGraphs:
+    """Repeats a function from a recording.
 
-    The function may read and write only tensors that stay where they are; what it returns is overwritten by the next
-    call of any key. All recordings of a process share one pool of memory, so they may run one after another only.
+    The first call with a key runs the function plainly (kernels are compiled then), the second records it, all further
+    ones repeat the recording. The function may read and write only tensors that stay at their address; what it returns is
+    overwritten by the next call with any key. All recordings of a process share one pool of memory, so they may only run
+    one after another.
     """
 
     _pool: Any = None
-    _anchor: Any = None  # a recording that is never dropped: a pool goes with the last recording in it
+    # torch frees a pool with the last recording in it, and the next capture then fails an internal assertion. So one
+    # recording is kept for ever.
+    _anchor: Any = None
 
     def __init__(self) -> None:
         self._seen: set[Hashable] = set()
@@ -27,29 +30,30 @@ class Graphs:
 
     @classmethod
     def release(cls) -> None:
-        """Lets go of the memory that recordings share, once they are gone."""
+        """Frees the memory that recordings share, once they are gone."""
         cls._pool = cls._anchor = None
 
     def __call__(self, key: Hashable, function: Callable[[], Any]) -> Any:
-        """What the function returns, from a recording where there is one."""
+        """What the function returns, from a recording if there is one."""
         if key not in self._recorded:
             if key not in self._seen:
                 self._seen.add(key)
                 return function()
             self._record(key, function)
-        graph, made = self._recorded[key]
+        graph, result = self._recorded[key]
         graph.replay()
-        return made
+        return result
 
     def _record(self, key: Hashable, function: Callable[[], Any]) -> None:
-        if len(self._recorded) == MOST:
+        if len(self._recorded) == MOST_RECORDED:
             self._recorded.pop(next(iter(self._recorded)))
-        if Graphs._pool is None:
-            Graphs._pool, Graphs._anchor = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(Graphs._anchor, pool=Graphs._pool):
+        if CudaGraphs._pool is None:
+            CudaGraphs._pool, CudaGraphs._anchor = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(CudaGraphs._anchor, pool=CudaGraphs._pool):
                 torch.zeros(1, device="cuda")
+
         graph = torch.cuda.CUDAGraph()
-        # Exchanges between processes are watched by another thread, which may look at the device meanwhile.
-        with torch.cuda.graph(graph, pool=Graphs._pool, capture_error_mode="thread_local"):
-            made = function()
-        self._recorded[key] = graph, made
+        # NCCL's watchdog thread may query the device meanwhile; only this thread's calls must be capturable.
+        with torch.cuda.graph(graph, pool=CudaGraphs._pool, capture_error_mode="thread_local"):
+            result = function()
+        self._recorded[key] = graph, result

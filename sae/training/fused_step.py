@@ -1,340 +1,334 @@
-"""One update of a dictionary without autograd: every gradient by hand, and never written where it is large."""
+"""One update of a dictionary without autograd: every gradient by hand, and never written to memory where it is large.
+
+`FusedStep._update` is the whole update in order: prepare, select, decode, sum over processes, AuxK, gradients and Adam,
+figures. Shapes: n tokens, k latents per token (or p pairs of a `FlatCode`), m latents, d numbers per activation, l
+nested prefixes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
-from sae.architectures.k_largest import KLargest
-from sae.architectures.running_threshold import BatchSelected
-from sae.architectures.settings import Batch, Encoding, Pass, Selecting
-from sae.foundation.distributed import ALONE, Group
-from sae.kernels import moments
+from sae.architectures.settings import Batch, Encoding, TrainingPass
 from sae.kernels.sparse import HAS_TRITON
-from sae.kernels.step_parts import Adam, Decoded, Flat, More, Rows
-from sae.training.cuda_graphs import Graphs
-from sae.training.dead_latents import DeadCount, revive
+from sae.kernels.step_types import AdamStep, AuxGradients, Decoded, DecodeInput, RowSums, StepKernels
+from sae.training.adam_state import AdamState
+from sae.training.cuda_graphs import CudaGraphs
+from sae.training.dead_latents import DeadLatentCount, revive
+from sae.training.exchange import Alone, Exchange, RowUpdate
+from sae.training.latent_selection import TILE, LatentSelection, Selection
 
-TILE = 128  # batches of nearly the same size share a recording
-CHUNK_NUMBERS = 1 << 27  # pre-activations that are held at a time where tokens select for themselves
+SHARED_PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")  # those of every architecture; others belong to one
 
 
-def _kernels(device: torch.device) -> ModuleType:
+def _kernels_for(device: torch.device) -> StepKernels:
     if device.type == "cuda":
-        from sae.kernels import cuda
+        from sae.kernels import cuda_step
 
-        return cuda
+        return cuda_step
     from sae.kernels import cpu_step
 
     return cpu_step
 
 
-class Made(NamedTuple):
-    """What an update came to, as tensors: [loss, AuxK, mean l0, sum of the squared errors, sum of the target's squares],
-    and the sum of the target's rows."""
+class StepFigures(NamedTuple):
+    """What an update came to, as tensors, so that a GPU is not waited for.
+
+    figures [5]: loss, AuxK, mean l0, sum of squared errors, sum of the target's squares; target_sum [d]: the sum of the
+    target's rows.
+    """
 
     figures: Tensor
-    total: Tensor
+    target_sum: Tensor
+
+
+class _Input(NamedTuple):
+    """A batch in the dictionary's units.
+
+    `centred` [n, d] is the encoder's input as it is stored; `target_squares` [n] are squared norms of the target.
+    """
+
+    batch: Batch
+    centred: Tensor
+    target_squares: Tensor
+    variance: Tensor
+
+
+class _Code(NamedTuple):
+    """The decoded code, and what a loss with a term of the code adds: that term and gradients by parameter name."""
+
+    encoding: Encoding
+    decoded: Decoded
+    extra_loss: Tensor | float
+    extra_gradients: dict[str, Tensor]
 
 
 class FusedStep:
-    """Forward pass, gradients, Adam and the unit norm of one batch, as `SparseAutoencoder.losses` defines them.
+    """Forward pass, gradients, Adam and the unit norm for one batch, as `SparseAutoencoder.losses` defines them.
 
-    Differs from the reference on a GPU in precision: products and the stored rows of input and error are in bfloat16, and
-    the activations are the bfloat16 pre-activations; weights, moments and all sums are in float32. On a CPU all but the
-    selection is in float32. The moments of both tables can be kept in fewer bits, see `kernels.moments`.
+    Differs from that reference on a GPU in precision: matrix products and the stored rows of input and error are in
+    bfloat16, and activations are the bfloat16 pre-activations; weights, moments and all sums are in float32. On a CPU
+    everything but the selection is in float32. `moments_in` keeps Adam's moments in fewer bits (`kernels.moments`).
     """
 
     def __init__(
-        self, sae: SparseAutoencoder, optimiser: torch.optim.Adam, group: Group = ALONE, moments_in: str = "float32"
+        self,
+        sae: SparseAutoencoder,
+        optimiser: torch.optim.Adam,
+        exchange: Exchange | None = None,
+        moments_in: str = "float32",
     ):
-        self.moments_in = moments_in
-        self.sae, self.optimiser, self.group, self.kernels = sae, optimiser, group, _kernels(sae.b_dec.device)
-        self.ragged = sae.ragged  # whether a token may keep fewer latents than its row of the code is long
-        on_gpu = sae.b_dec.device.type == "cuda"
-        self.by_batch = on_gpu and isinstance(sae, BatchSelected)  # as many of every batch as it has tokens, times k
-        self.recorded = on_gpu and (self.by_batch or not sae.ragged)  # else the shapes are not known beforehand
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in sae.named_parameters()}
-        self.prefixes = self._prefixes()
+        self.sae = sae
+        self.exchange = exchange or Alone()
+        self.kernels = _kernels_for(sae.b_dec.device)
+        self.device = sae.b_dec.device
+
+        self.selection = LatentSelection(sae, self.kernels, self.exchange)
+        self.adam = AdamState(sae, optimiser, self.kernels, self.exchange, moments_in)
+        # A CUDA graph needs shapes that are known beforehand: k per token, or n * k pairs per batch.
+        self.is_recorded = self.device.type == "cuda" and (self.selection.is_flat_batch or not sae.ragged)
+
+        self.prefixes: Tensor | None = None
+        if sae.loss_terms == "prefixes":
+            self.prefixes = torch.tensor(sae.config.prefixes, dtype=torch.int32, device=self.device)
         self.reset()
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
-        """Whether this dictionary of one hook point has a loss whose gradients are known here, on a device with kernels.
+        """Whether the gradients of this dictionary's loss are known here, on a device with kernels for it.
 
-        On a GPU of compute capability 9.0 or more (the tiles are of a size that an H100 holds; they were tried on nothing
-        else) in bfloat16, and on a CPU.
+        On a GPU that is compute capability 9.0 or more (tiles have the size that an H100 holds and were tried on nothing
+        else) with selection in bfloat16; on a CPU always.
         """
         device = sae.b_dec.device
-        if sae.loss_is_of is None or len(sae.config.reads) > 1 or not sae.centred:
+        if sae.loss_terms is None or len(sae.config.reads) > 1 or not sae.centred:
             return False
         if device.type == "cuda":
-            fast = HAS_TRITON and torch.cuda.get_device_capability(device) >= (9, 0)
-            sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
-            if not fast or not sizes or sae.selection_dtype != torch.bfloat16:
+            is_fast = HAS_TRITON and torch.cuda.get_device_capability(device) >= (9, 0)
+            has_sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
+            if not is_fast or not has_sizes or sae.selection_dtype != torch.bfloat16:
                 return False
-        return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels(device).widest(sae.d_sae)
+        return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels_for(device).widest(sae.d_sae)
 
     def reset(self) -> None:
-        """Forgets what is derived from weights and moments; to be called when they change from outside."""
-        self._rounded: list[Tensor] = []  # the tables as the encoder's product reads them, and as all else does
-        self._tables: list[Tensor] = []
-        self._updates = 0
-        self._numbers: Tensor | None = None
-        self._held_rows: dict[int, Batch] = {}
-        self._dead, self._graphs = DeadCount(self.sae, self._latents_of), Graphs()
+        """Forgets everything derived from weights and moments; call it when something else has changed them."""
+        self.adam.reset()
+        self._static_batches: dict[int, Batch] = {}
+        self._dead_count, self._graphs = DeadLatentCount(self.sae, self.exchange.latent_processes), CudaGraphs()
 
     @torch.no_grad()
     def __call__(
-        self, raw: Batch, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int, counts: list[int]
-    ) -> Made | None:
-        """One update on rows in the language model's units; None, and nothing done, where a token keeps too many latents.
+        self, raw: Batch, *, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int, counts: list[int]
+    ) -> StepFigures | None:
+        """One update on rows in the language model's units; `counts` are the numbers of rows of all replicas.
 
-        `counts` are the numbers of rows of all replicas.
+        Returns None, with nothing changed, if tokens keep so many latents that dense products are faster.
         """
-        n = sum(counts)
-        adam = self._adam(lr, n, len(raw.x))
-        room = self._dead.room(n, tokens_seen)
-        if not self.recorded or (self.by_batch and n % TILE):  # no row may be there that does not count
-            made = self._update(raw, scale, variance, adam, room, tokens_seen)
-        else:
-            held = self._held(raw, -(-max(counts) // TILE) * TILE)  # of one size, so that all record at the same time
-            key = (len(held.x), room)
-            made = self._graphs(key, lambda: self._update(held, scale, variance, adam, room, tokens_seen))
-        if made is not None:
-            self._updates += 1
-            torch._foreach_add_(self._steps, 1)  # pyright: ignore[reportPrivateImportUsage]
-            self._dead.ask(n, tokens_seen)
-        return made
+        n_tokens = sum(counts)
+        adam = self.adam.step(lr, n_tokens, len(raw.x))
+        n_dead_slots = self._dead_count.slots(n_tokens, tokens_seen)
 
-    def _held(self, raw: Batch, size: int) -> Batch:
-        """The rows in tensors that stay where they are, followed by rows that do not count."""
-        if size not in self._held_rows:
-            x, gradient = (None if t is None else t.new_zeros(size, t.shape[1]) for t in (raw.x, raw.gradient))
-            assert x is not None
-            self._held_rows[size] = Batch(x, x, gradient)
-        held = self._held_rows[size]
-        held.x[: len(raw.x)].copy_(raw.x)
-        if held.gradient is not None and raw.gradient is not None:
-            held.gradient[: len(raw.x)].copy_(raw.gradient)
-        return held
+        # A flat code has no padding rows: it is recorded only if the batch has a size that recordings are made for.
+        if not self.is_recorded or (self.selection.is_flat_batch and n_tokens % TILE):
+            figures = self._update(raw, scale, variance, adam, n_dead_slots=n_dead_slots, tokens_seen=tokens_seen)
+        else:
+            # Processes must record the same update at the same time, so all round the largest share up.
+            static = self._static_batch(raw, -(-max(counts) // TILE) * TILE)
+
+            def update() -> StepFigures | None:
+                return self._update(static, scale, variance, adam, n_dead_slots=n_dead_slots, tokens_seen=tokens_seen)
+
+            figures = self._graphs((len(static.x), n_dead_slots), update)
+
+        if figures is not None:
+            self.adam.count_update()
+            self._dead_count.request(n_tokens, tokens_seen)
+        return figures
 
     def _update(
-        self, raw: Batch, scale: Tensor, variance: Tensor, adam: Any, room: int, tokens_seen: int
-    ) -> Made | None:
-        sae, kernels, n, n_own = self.sae, self.kernels, adam.numbers[2], adam.numbers[3]
-        real = (kernels.numbers(len(raw.x), raw.x.device) < n_own).to(kernels.DTYPE)
-        batch, given, squares, variance = self._prepared(raw, scale, variance)
-        indices, values, flat = self._select(given, batch)
-        if self._too_many(indices, flat):
+        self,
+        raw: Batch,
+        scale: Tensor,
+        variance: Tensor,
+        adam: AdamStep,
+        *,
+        n_dead_slots: int,
+        tokens_seen: int,
+    ) -> StepFigures | None:
+        sae, kernels, n_tokens = self.sae, self.kernels, adam.n_tokens
+
+        # 1. The batch in the dictionary's units. Rows beyond this process's own are padding and count as 0.
+        is_counted = (kernels.numbers(len(raw.x), self.device) < adam.n_own_tokens).to(kernels.DTYPE)
+        batch, centred, target_squares, variance = self._prepared(raw, scale, variance)
+
+        # 2. Selection.
+        selection = self.selection.select(centred, batch, self.adam.rounded[0])
+        if self.selection.is_too_wide(selection):
             return None
-        gaps, starts = (self.ragged, None) if flat is None else (False, flat.starts)
-        kept = indices.clamp_min(0) if gaps else indices
-        coefficient = 2 / (n * variance)
-        decode = (kept, self._tables[1], sae.b_dec.data, batch.y, coefficient, n_own, self.prefixes, starts)
-        if sae.loss_is_of == "code":
-            code, decoded, extra, others = self._decode_code(batch, values, flat, decode, variance, tokens_seen)
-        else:
-            decoded, extra, others = self._decode(values, *decode), 0.0, {}
-            code = Encoding(decoded.acts, kept)
-        figures = (torch.stack([*decoded.by_token, squares]) * real).sum(1)
-        last = kernels.row_times(real, decoded.error[-1])
-        first = last if len(decoded.error) == 1 else kernels.row_times(real, decoded.error[0])
-        sums = self._over_tokens(figures, first, last, real.float() @ batch.y)
-        (error, whole, count, square), first, last, target = sums
-        named = torch.where(indices < 0, sae.d_sae, indices) if gaps else indices
-        pairs = kernels.Pairs(named, sae.d_sae, flat.tokens if flat else None)
-        more, aux = None, torch.zeros_like(variance)
-        if room:
-            spread = (error - last.square().sum() / n).clamp_min(1e-30)
-            w_enc, w_dec = self._tables
-            found = revive(sae, w_enc, w_dec, given, decoded.error[-1], real.float(), spread, room, self._latents_of)
-            aux, more = found.loss, found[1:]
-        gradient, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, more)
-        gradient, aux = self._over_latents(gradient, aux)
-        to_b_dec = first * coefficient - self._latents_of.sum(kernels.row_times(gradient, self._tables[0]))
-        kernels.update_vector(self._state(sae.b_enc), gradient, adam)
-        rows = self._table(sae.W_enc, 0), self._table(sae.W_dec, 1)
-        self._update_rows((pairs, decoded, given, coefficient, ends), rows, adam, more)
-        kernels.update_vector(self._state(sae.b_dec), to_b_dec, adam)
-        for name, grad in others.items():
-            multiple = sae.lr_multiples.get(name, 1.0)
-            kernels.update_vector(self._state(sae.get_parameter(name)), grad, adam.faster(multiple))
+
+        # 3. Decoding: errors, and the gradient of every activation.
+        coefficient = 2 / (n_tokens * variance)
+        code = self._decode(batch, selection, coefficient, adam, variance=variance, tokens_seen=tokens_seen)
+        decoded = code.decoded
+
+        # 4. Sums over the tokens of all processes. The first level of the error is that of all prefixes together.
+        last_error = kernels.row_times(is_counted, decoded.error[-1])
+        first_error = last_error if len(decoded.error) == 1 else kernels.row_times(is_counted, decoded.error[0])
+        sums, first_error, last_error, target_sum = self.exchange.sum_over_tokens(
+            (torch.stack([*decoded.by_token, target_squares]) * is_counted).sum(1),
+            first_error,
+            last_error,
+            is_counted.float() @ batch.y,
+        )
+        square_error, prefix_error, n_active, target_square = sums
+
+        # 5. AuxK: its loss, and gradients in rows of their own for the dead latents.
+        aux_loss, aux = torch.zeros_like(variance), None
+        if n_dead_slots:
+            aux_loss, aux = revive(
+                sae,
+                (self.adam.tables[0], self.adam.tables[1]),
+                centred=centred,
+                error=decoded.error[-1],
+                is_counted=is_counted.float(),
+                spread=(square_error - last_error.square().sum() / n_tokens).clamp_min(1e-30),
+                n_slots=n_dead_slots,
+                processes=self.exchange.latent_processes,
+            )
+
+        # 6. Gradients and Adam.
+        pairs = self.selection.sorted_pairs(selection)
+        grad_b_enc, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, aux)
+        grad_b_enc, aux_loss = self.exchange.sum_over_latents(grad_b_enc, aux_loss, sae.tokens_since_fired)
+        row_sums = RowSums(pairs, decoded, centred, coefficient, ends)
+        self._apply(row_sums, adam, aux, grad_b_enc=grad_b_enc, grad_output=first_error * coefficient, code=code)
+
+        # 7. Figures.
         if type(sae).observe is not SparseAutoencoder.observe:
-            sae.observe(Pass(batch, values, code, batch.y + decoded.error[-1], variance, tokens_seen))
-        loss = whole * (coefficient / 2) + sae.config.aux_coefficient * aux + extra
-        return Made(torch.stack([loss, aux, count / n, error, square]), target)
+            x_hat = batch.y + decoded.error[-1]
+            sae.observe(TrainingPass(batch, selection.values, code.encoding, x_hat, variance, tokens_seen))
+        loss = prefix_error * (coefficient / 2) + sae.config.aux_coefficient * aux_loss + code.extra_loss
+        figures = torch.stack([loss, aux_loss, n_active / n_tokens, square_error, target_square])
+        return StepFigures(figures, target_sum)
 
-    def _update_rows(self, sums: tuple[Any, ...], rows: tuple[Rows, Rows], adam: Adam, more: More | None) -> None:
-        """Both weight gradients, Adam and the unit norm."""
-        self.kernels.update_rows(*sums, *rows, adam, more, self.prefixes)
+    def _apply(
+        self,
+        sums: RowSums,
+        adam: AdamStep,
+        aux: AuxGradients | None,
+        *,
+        grad_b_enc: Tensor,
+        grad_output: Tensor,
+        code: _Code,
+    ) -> None:
+        """Adam on b_enc, both weight tables, b_dec, and the parameters that only this architecture has."""
+        sae, update_vector = self.sae, self.kernels.update_vector
+        # b_dec is added to the output and subtracted from the input, so its gradient has a part through the encoder.
+        through_encoder = self.kernels.row_times(grad_b_enc, self.adam.tables[0])
+        grad_b_dec = grad_output - self.exchange.latent_processes.all_reduce_sum(through_encoder)
 
-    # Where several processes share the work, these say what the others know.
+        update_vector(self.adam.of(sae.b_enc), grad_b_enc, adam)
+        update = RowUpdate(
+            sums,
+            encoder=self.adam.encoder(),
+            decoder=self.adam.decoder(),
+            adam=adam,
+            aux=aux,
+            prefixes=self.prefixes,
+            copies=[*self.adam.rounded, *self.adam.tables],
+        )
+        self.exchange.update_rows(self.kernels, update)
+        update_vector(self.adam.of(sae.b_dec), grad_b_dec, adam)
+        for name, gradient in code.extra_gradients.items():
+            faster = adam.with_lr_multiple(sae.lr_multiples.get(name, 1.0))
+            update_vector(self.adam.of(sae.get_parameter(name)), gradient, faster)
 
-    _latents_of: Group = ALONE  # the processes that the latents are spread over
+    def _static_batch(self, raw: Batch, size: int) -> Batch:
+        """The rows copied into tensors that stay where they are (a CUDA graph reads those), padded to `size`."""
+        if size not in self._static_batches:
+            x = raw.x.new_zeros(size, raw.x.shape[1])
+            gradient = None if raw.gradient is None else raw.gradient.new_zeros(size, raw.gradient.shape[1])
+            self._static_batches[size] = Batch(x, x, gradient)
 
-    def _among_all(self, indices: Tensor, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The selection, given by what every latent was selected."""
-        return indices, values
+        static = self._static_batches[size]
+        static.x[: len(raw.x)].copy_(raw.x)
+        if static.gradient is not None and raw.gradient is not None:
+            static.gradient[: len(raw.x)].copy_(raw.gradient)
+        return static
 
-    def _decode(self, values: Tensor, *arguments: Any) -> Decoded:
-        return self.kernels.decode(values, *arguments)
-
-    def _over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
-        """Sums over the tokens of the batch."""
-        return sums
-
-    def _over_latents(self, gradient: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
-        """(the gradient of b_enc, AuxK) of the batch."""
-        return gradient, aux
-
-    def _prefixes(self) -> Tensor | None:
-        """Sizes of nested dictionaries, for a loss that is the sum over them."""
-        if self.sae.loss_is_of != "prefixes":
-            return None
-        return torch.tensor(self.sae.config.prefixes, dtype=torch.int32, device=self.sae.b_dec.device)
-
-    def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> tuple[Batch, Tensor, Tensor, Tensor]:
-        """(batch in the dictionary's units, centred input as it is stored, the targets' squared norms, variance)."""
+    def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> _Input:
         sae = self.sae
         if not sae.config.token_norm:
-            y, given, squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
+            y, centred, target_squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
         else:
             y = sae.prepared(raw.x * scale)[0]
-            given, squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
+            centred, target_squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
             variance = torch.full_like(variance, sae.d_out)
-        return Batch(y, y, raw.gradient), given, squares, variance
+        return _Input(Batch(y, y, raw.gradient), centred, target_squares, variance)
 
-    def _too_many(self, indices: Tensor, flat: Flat | None) -> bool:
-        """Whether tokens keep so many latents that dense products are faster."""
-        width = indices.shape[1] if flat is None else -(-len(indices) // flat.shape[0])
-        autograd = flat is not None and flat.shape[0] * flat.shape[1] > CHUNK_NUMBERS
-        return autograd or width > self.kernels.widest(self.sae.d_sae)
-
-    def _select(self, given: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Flat | None]:
-        """(latents in int32, pre-activations in float32), [tokens, width] each, or [pairs] of the `Flat` code."""
-        parts = -(-len(given) * self.sae.d_sae * self._latents_of.size // CHUNK_NUMBERS)
-        if self.sae.ragged or parts <= 1:
-            return self._select_rows(given, batch.gradient)
-        step = -(-len(given) // parts // TILE) * TILE
-        gradients = [None] * len(given) if batch.gradient is None else batch.gradient.split(step)
-        found = [self._select_rows(rows, g) for rows, g in zip(given.split(step), gradients, strict=False)]
-        return torch.cat([indices for indices, *_ in found]), torch.cat([values for _, values, _ in found]), None
-
-    def _select_rows(self, given: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor, Flat | None]:
-        sae, kernels = self.sae, self.kernels
-        by_maxima = isinstance(sae, KLargest) and kernels.fits_groups(sae.d_sae, sae.config.k)
-        wanted = by_maxima or (self.by_batch and kernels.fits_groups(sae.d_sae, 1))
-        pre_acts, maxima = kernels.encode(given, self._rounded[0], sae.b_enc, wanted)
-        if by_maxima:
-            indices, values = kernels.top_k(pre_acts, sae.config.k, maxima)
-            return *self._among_all(indices, values, values), None
-        if self.by_batch:
-            tokens, latents = kernels.batch_pairs(pre_acts, sae.config.k, maxima)
-            return latents.int(), pre_acts[tokens, latents].float(), Flat.of_tokens(tokens, len(given))
-        indices = sae.select(pre_acts, Selecting(given, gradient))
-        if sae.ragged and given.device.type == "cuda":
-            flat = Flat.of(indices)
-            latents = flat.pairs(indices)
-            return latents.int(), pre_acts[flat.tokens, latents].float(), flat
-        values = kernels.values_at(pre_acts, indices.clamp_min(0), given, sae.W_enc.data.T, sae.b_enc.data)
-        if sae.ragged:
-            return indices.int(), values.masked_fill(indices < 0, PADDED), None
-        return *self._among_all(indices.int(), values, pre_acts.gather(1, indices)), None
-
-    def _decode_code(
+    def _decode(
         self,
         batch: Batch,
-        values: Tensor,
-        flat: Flat | None,
-        decode: tuple[Any, ...],
+        selection: Selection,
+        coefficient: Tensor,
+        adam: AdamStep,
+        *,
         variance: Tensor,
         tokens_seen: int,
-    ) -> tuple[Encoding, Decoded, Tensor, dict[str, Tensor]]:
-        """(code, decoded, the extra term, gradients of parameters that only the code has): autograd for [tokens, width]
-        alone."""
-        sae, kept = self.sae, decode[0].long()
+    ) -> _Code:
+        latents = selection.latents.clamp_min(0) if self.selection.has_padding(selection) else selection.latents
+        decoding = DecodeInput(
+            latents,
+            table=self.adam.tables[1],
+            bias=self.sae.b_dec.data,
+            target=batch.y,
+            coefficient=coefficient,
+            n_counted=adam.n_own_tokens,
+            prefixes=self.prefixes,
+            starts=selection.flat.starts if selection.flat else None,
+        )
+        if self.sae.loss_terms == "code":
+            return self._decode_with_code_loss(batch, selection, decoding, variance=variance, tokens_seen=tokens_seen)
+        decoded = self.exchange.decode(self.kernels, selection.values, decoding)
+        return _Code(Encoding(decoded.acts, latents), decoded, 0.0, {})
+
+    def _decode_with_code_loss(
+        self, batch: Batch, selection: Selection, decoding: DecodeInput, *, variance: Tensor, tokens_seen: int
+    ) -> _Code:
+        """As `_decode`, if the loss has a term of the code: autograd, but over the [n, k] selected values alone."""
+        sae, flat = self.sae, selection.flat
+        latents, values = decoding.latents.long(), selection.values
         if flat is not None:
-            kept, values = flat.spread(kept, 0), flat.spread(values, PADDED)
-        others = {n: p for n, p in sae.named_parameters() if n not in ("W_enc", "b_enc", "W_dec", "b_dec")}
+            latents, values = flat.scatter(latents, 0), flat.scatter(values, PADDED)
+        own = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
+
         with torch.enable_grad():
             values = values.requires_grad_()
-            acts = sae.activate(values, kept)
-        given = acts.detach() if flat is None else flat.pairs(acts.detach())
-        decoded = self.kernels.decode(given, *decode, rectify=False)
-        to_acts = decoded.to_acts if flat is None else flat.spread(decoded.to_acts, 0.0)
+            acts = sae.activate(values, latents)
+        stored_acts = acts.detach() if flat is None else flat.gather(acts.detach())
+        decoded = self.kernels.decode(stored_acts, decoding, rectify=False)
+        grad_acts = decoded.grad_acts if flat is None else flat.scatter(decoded.grad_acts, 0.0)
+
         with torch.enable_grad():
-            made = Pass(batch, values, Encoding(acts, kept), batch.y, variance, tokens_seen)
-            extra = sae.extra_loss(made)
+            code = Encoding(acts, latents)
+            extra = sae.extra_loss(TrainingPass(batch, values, code, batch.y, variance, tokens_seen))
             roots = (acts,) if extra is None else (acts, extra)
-            ends = (to_acts,) if extra is None else (to_acts, torch.ones_like(extra))
-            found = torch.autograd.grad(roots, (values, *others.values()), ends)
-        extra = torch.zeros_like(variance) if extra is None else extra.detach()
-        to_values = found[0] if flat is None else flat.pairs(found[0])
-        code = Encoding(acts.detach(), kept)
-        return code, decoded._replace(to_acts=to_values), extra, dict(zip(others, found[1:], strict=True))
+            root_gradients = (grad_acts,) if extra is None else (grad_acts, torch.ones_like(extra))
+            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own.values()), root_gradients)
 
-    def _state(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights, both moments) of a parameter, the moments made as Adam would where there are none."""
-        state, own = self.optimiser.state[parameter], self.own(parameter.data, self._names[parameter])
-        if not state:
-            kept_in = self.moments_in if parameter.ndim > 1 else "float32"
-            dtypes = moments.DTYPES[kept_in]
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(own, dtype=dtype) for dtype in dtypes)
-            if kept_in == "int8":
-                state["scales"] = self.own(parameter.data.new_zeros(self.sae.d_sae, 2), "scales").clone()
-        return own, state["exp_avg"], state["exp_avg_sq"]
+        if flat is not None:
+            grad_values = flat.gather(grad_values)
+        return _Code(
+            Encoding(acts.detach(), latents),
+            decoded._replace(grad_acts=grad_values),
+            torch.zeros_like(variance) if extra is None else extra.detach(),
+            dict(zip(own, own_gradients, strict=True)),
+        )
 
-    @contextmanager
-    def wide_moments(self) -> Iterator[None]:
-        """For the time of the block the optimiser holds moments in float32, for an update by autograd."""
-        if self.moments_in == "float32":
-            yield
-            return
-        self._adam(0.0, 0, 0)  # they are made
-        tables = [(self.optimiser.state[p], self._table(p, i)) for i, p in enumerate((self.sae.W_enc, self.sae.W_dec))]
-        for number, (state, rows) in enumerate(tables):
-            state["exp_avg"], state["exp_avg_sq"] = (t if number else t.T for t in moments.both_widened(rows))
-        yield
-        for number, (state, rows) in enumerate(tables):
-            wide = (state[name] if number else state[name].T for name in ("exp_avg", "exp_avg_sq"))
-            moments.narrow_both(next(wide), next(wide), rows, int(state["step"]))
-            state["exp_avg"], state["exp_avg_sq"] = (t if number else t.T for t in (rows.mean, rows.square))
-
-    def own(self, weights: Tensor, name: str) -> Tensor:
-        """The part of the parameter `name`, or of a moment of it, that this process updates: all of it."""
-        return weights
-
-    def complete(self) -> None:
+    def gather_weights(self) -> None:
         """Brings the weights that other processes have updated."""
-
-    def _table(self, parameter: Tensor, number: int) -> Rows:
-        """The same by latent, [latents, width], and the weights as the products read them."""
-        weights, mean, square = (t if number else t.T for t in self._state(parameter))
-        scales = self.optimiser.state[parameter].get("scales", mean.new_empty(0, 2, dtype=torch.float32))
-        return Rows(weights, mean, square, scales, self._rounded[number])
-
-    def _adam(self, lr: float, n: int, n_own: int) -> Adam:
-        """The numbers of this update, in a tensor that stays where it is; the count is kept beside the moments."""
-        if self._numbers is None:
-            for parameter in self.sae.parameters():
-                self._state(parameter)
-            self._steps = [self.optimiser.state[parameter]["step"] for parameter in self.sae.parameters()]
-            tables = ((self.sae.W_enc.data.T, self.sae.selection_dtype), (self.sae.W_dec.data, torch.float32))
-            self._rounded = [self.kernels.rounded(table, dtype) for table, dtype in tables]
-            on_cpu = self.sae.b_dec.device.type == "cpu"  # where only the selection is rounded
-            self._tables = [table for table, _ in tables] if on_cpu else self._rounded
-            self._numbers = torch.empty(5, dtype=torch.float32, device=self.sae.b_dec.device)
-            self._updates = int(self._steps[0])
-        group = self.optimiser.param_groups[0]
-        (beta1, beta2), t = group["betas"], self._updates + 1
-        for place, number in enumerate((lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, n, n_own, t)):
-            self._numbers[place].fill_(number)
-        return Adam(self._numbers, beta1, beta2, group["eps"])
+        self.exchange.gather_weights(self.sae)

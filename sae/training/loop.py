@@ -16,6 +16,9 @@ from sae.architectures import ArchitectureConfig
 from sae.errors import ConfigError, Interrupted
 from sae.foundation.distributed import ALONE
 from sae.foundation.files import write_bytes
+from sae.foundation.screen import Progress
+from sae.foundation.stop import StopRequest
+from sae.foundation.tensor_files import tensors_to_write
 from sae.model.hookpoints import Channel
 from sae.stream.activations import Activations
 from sae.stream.shuffle import RingBuffer, ShuffleConfig, ShufflePlan
@@ -23,10 +26,13 @@ from sae.training import checkpoint
 from sae.training.optimiser import OptimiserConfig, learning_rate
 from sae.training.trainer import SaeTrainer
 
-LEAST_LOG_TOKENS = 20_000
-CHECKPOINT_S = 120.0
+FEWEST_LOG_TOKENS = 20_000
+CHECKPOINT_EVERY_S = 120.0
 AGREE_EVERY = 32  # updates between two agreements of several processes on stopping and saving
-LEAST_ROWS = 32  # of a batch for every process, so that hardly ever one has none
+FEWEST_ROWS = 32  # rows of a batch per process, so that a process hardly ever has none
+
+# Takes (name of the dictionary, line of figures, its trainer).
+LogLine = Callable[[str, dict[str, Any], SaeTrainer], None]
 
 
 @dataclass
@@ -39,8 +45,8 @@ class Position:
     next_log: dict[str, int] = field(default_factory=dict)
 
 
-class TrainingRun:
-    """All dictionaries of a run on one stream of activations."""
+class TrainingLoop:
+    """Trains all dictionaries of a run on one stream of activations."""
 
     def __init__(
         self,
@@ -48,119 +54,144 @@ class TrainingRun:
         shuffle: ShuffleConfig,
         saes: tuple[ArchitectureConfig, ...],
         activations: Activations,
+        *,
         seed: int,
-        dtype: torch.dtype,
+        selection_dtype: torch.dtype,
         folder: Path,
-        log: Callable[[str, dict[str, Any], SaeTrainer], None],
+        log: LogLine,
     ):
         self.config, self.activations, self.folder, self.log = config, activations, folder, log
-        self.group = activations.group
-        self.trainers = self.group.together(lambda: self._trainers(saes, seed, dtype))
+        self.processes = activations.processes
+        self.trainers = self.processes.raise_together(lambda: self._create_trainers(saes, seed, selection_dtype))
+
         device = activations.harvester.lm.device
         self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed, device)
-        max_rows = -(-activations.segment_contexts // self.group.size) * activations.contexts.ctx_len
+        max_rows = -(-activations.segment_contexts // self.processes.world_size) * activations.contexts.ctx_len
         widths = {channel: x.shape[1] for channel, x in activations.segment(0).x.items()}
         self.ring = RingBuffer(widths, self.plan.slots, max_rows, torch.bfloat16, device)
+
         self.total = int(activations.trained_rows() * shuffle.reuse * activations.kept_share())
         self.position = Position(next_checkpoint=config.checkpoint_tokens or 0)
-        self.log_every = config.log_tokens or max(LEAST_LOG_TOKENS, self.total // 500)
-        self._saved_at, self._updates = time.monotonic(), 0
+        self.log_every = config.log_tokens or max(FEWEST_LOG_TOKENS, self.total // 500)
+        self._saved_at, self._n_updates = time.monotonic(), 0
 
-    def resume(self, warn: Callable[[str], None]) -> int:
-        """Loads the newest checkpoint, if there is one; returns the activations already trained on."""
-        found = checkpoint.newest(self.folder, warn)
-        if found is None:
-            return 0
-        for trainer in self.trainers:
-            trainer.load_tensors(found)
-        self.position = Position(**found.facts["position"])
+    @property
+    def tokens_seen(self) -> int:
+        """Activations that have been trained on."""
         return self.trainers[0].tokens_seen
 
-    def _trainers(self, saes: tuple[ArchitectureConfig, ...], seed: int, dtype: torch.dtype) -> list[SaeTrainer]:
-        """Those of this process."""
-        group = self.group
-        if self.config.batch_tokens < LEAST_ROWS * group.size:
-            raise ConfigError(f"train.batch_tokens: {group.size} processes want at least {LEAST_ROWS * group.size}.")
-        if group.size > 1 and self.config.parallel == "dictionaries":
-            if len(saes) < group.size:
-                raise ConfigError(f"train.parallel: {len(saes)} dictionaries for {group.size} processes. Start fewer.")
-            saes, group = saes[group.rank :: group.size], ALONE
-        return [SaeTrainer.on(self.activations, c, seed, dtype, group, self.config) for c in saes]
+    def _create_trainers(
+        self, saes: tuple[ArchitectureConfig, ...], seed: int, selection_dtype: torch.dtype
+    ) -> list[SaeTrainer]:
+        """The trainers of this process."""
+        processes = self.processes
+        if self.config.batch_tokens < FEWEST_ROWS * processes.world_size:
+            fewest = FEWEST_ROWS * processes.world_size
+            raise ConfigError(f"train.batch_tokens: {processes.world_size} processes want at least {fewest}.")
+
+        if processes.world_size > 1 and self.config.parallel == "dictionaries":
+            if len(saes) < processes.world_size:
+                raise ConfigError(
+                    f"train.parallel: {len(saes)} dictionaries for {processes.world_size} processes. Start fewer."
+                )
+            saes, processes = saes[processes.rank :: processes.world_size], ALONE
+        return [
+            SaeTrainer.for_activations(
+                self.activations, config, seed=seed, dtype=selection_dtype, processes=processes, train=self.config
+            )
+            for config in saes
+        ]
+
+    def resume(self, progress: Progress) -> int:
+        """Loads the newest checkpoint, if there is one; returns the activations already trained on."""
+        stored = checkpoint.newest(self.folder, progress)
+        if stored is None:
+            return 0
+        for trainer in self.trainers:
+            trainer.load_tensors(stored.tensors)
+        self.position = Position(**stored.facts["position"])
+        return self.tokens_seen
 
     def save(self) -> None:
         """Writes a checkpoint of this moment."""
         tensors = {name: t for trainer in self.trainers for name, t in trainer.tensors().items()}
-        for next_log in self.group.values(self.position.next_log):
+        for next_log in self.processes.all_gather_objects(self.position.next_log):
             self.position.next_log |= next_log
         if self.config.parallel != "dictionaries":
-            tensors = checkpoint.once(tensors, self.group)
+            tensors = tensors_to_write(tensors, self.processes)
         facts = {"position": vars(self.position)}
-        checkpoint.save(self.folder, self.trainers[0].tokens_seen, tensors, facts, self.group)
+        checkpoint.save(self.folder, self.tokens_seen, tensors, facts, self.processes)
         self._saved_at = time.monotonic()
 
-    def stop(self) -> NoReturn:
+    def save_and_stop(self) -> NoReturn:
         """Writes a checkpoint and raises `Interrupted`."""
         self.save()
         raise Interrupted("stopped; a checkpoint is written. The same command goes on from here.")
 
-    def run(self, report: Callable[[int, dict[str, Any]], None], stopping: Callable[[], bool]) -> None:
-        """Trains to the end of the plan; a stop that is asked for writes a checkpoint and raises `Interrupted`."""
+    def run(self, progress: Progress, stop: StopRequest) -> None:
+        """Trains to the end of the plan. A requested stop writes a checkpoint and raises `Interrupted`."""
         position = self.position
         for cycle in range(position.cycle, self.plan.n_cycles):
-            for g in self.plan.segments_in(cycle):
-                if g not in self.ring.counts:
-                    x = self.activations.segment(g).x
-                    self.ring.put(g, x, self.group.values(len(next(iter(x.values())))))
+            self._fill_ring(cycle)
             order = self.ring.cycle_order(self.plan, cycle)
-            for batch, counts in self.ring.batches(order, self.config.batch_tokens, position.batch, self.group):
-                if self.config.parallel != "replicas":
-                    batch = {channel: self.group.join(rows, counts) for channel, rows in batch.items()}
-                    counts = [sum(counts)]
+            batches = self.ring.batches(order, self.config.batch_tokens, position.batch, self.processes)
+            for batch, counts in batches:
+                if self.config.parallel != "replicas":  # then every process trains on all rows
+                    gathered = {c: self.processes.all_gather_rows(rows, counts) for c, rows in batch.items()}
+                    batch, counts = gathered, [sum(counts)]
                 for trainer in self.trainers:
-                    self._train_on(trainer, batch, counts, report)
+                    self._train_on(trainer, batch, counts, progress)
                 position.batch += 1
-                self._stop_or_save(stopping)
+                self._stop_or_save(stop)
             position.batch, position.cycle = 0, cycle + 1
 
-    def _stop_or_save(self, stopping: Callable[[], bool]) -> None:
-        """Does what is asked for, or due; several processes agree on it now and then."""
-        stop, seen, every = stopping(), self.trainers[0].tokens_seen, self.config.checkpoint_tokens
-        save = every is None and time.monotonic() - self._saved_at >= CHECKPOINT_S
-        if self.group.size > 1:
-            self._updates += 1
-            agreed = self._updates % AGREE_EVERY == 0
-            found = self.group.values((stop, save)) if agreed else [(False, False)]
-            stop, save = (any(each) for each in zip(*found, strict=True))
-        if stop:
-            self.stop()
-        if every is not None and seen >= self.position.next_checkpoint:
-            self.position.next_checkpoint, save = seen + every, True
-        if save:
+    def _fill_ring(self, cycle: int) -> None:
+        """Harvests the segments of a cycle that are not in the ring yet."""
+        for number in self.plan.segments_in(cycle):
+            if number not in self.ring.counts:
+                x = self.activations.segment(number).x
+                self.ring.put(number, x, self.processes.all_gather_objects(len(next(iter(x.values())))))
+
+    def _stop_or_save(self, stop: StopRequest) -> None:
+        """Stops if that was requested and saves if a checkpoint is due; several processes agree on both now and then."""
+        stops, checkpoint_tokens = stop.requested, self.config.checkpoint_tokens
+        saves = checkpoint_tokens is None and time.monotonic() - self._saved_at >= CHECKPOINT_EVERY_S
+        if self.processes.world_size > 1:
+            self._n_updates += 1
+            agrees = self._n_updates % AGREE_EVERY == 0
+            wishes = self.processes.all_gather_objects((stops, saves)) if agrees else [(False, False)]
+            stops, saves = (any(each) for each in zip(*wishes, strict=True))
+
+        if stops:
+            self.save_and_stop()
+        if checkpoint_tokens is not None and self.tokens_seen >= self.position.next_checkpoint:
+            self.position.next_checkpoint, saves = self.tokens_seen + checkpoint_tokens, True
+        if saves:
             self.save()
 
     def _train_on(
-        self, trainer: SaeTrainer, raw: dict[Channel, Tensor], counts: list[int],
-        report: Callable[[int, dict[str, Any]], None],
-    ) -> None:  # fmt: skip
+        self, trainer: SaeTrainer, batch: dict[Channel, Tensor], counts: list[int], progress: Progress
+    ) -> None:
         name = trainer.config.name
         lr = learning_rate(self.config, trainer.config, trainer.tokens_seen, self.total)
-        trainer.step(raw, lr, counts)
+        trainer.step(batch, lr, counts)
         if trainer.tokens_seen >= self.position.next_log.get(name, self.log_every):
             self.position.next_log[name] = trainer.tokens_seen + self.log_every
             line = trainer.log_line(lr)
             self.log(name, line, trainer)
-            report(trainer.tokens_seen, line)
+            progress.update(trainer.tokens_seen, self.total, **{key: line[key] for key in ("fvu", "l0", "dead")})
 
 
 def truncate_log(path: Path, tokens_seen: int) -> None:
-    """Drops the lines of metrics that a resumed run will write again, and one that was cut short."""
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["tokens_seen"] > tokens_seen:
-                    break
-            except ValueError:
+    """Drops the lines of metrics that a resumed run will write again, and a last line that was cut short."""
+    if not path.exists():
+        return
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["tokens_seen"] > tokens_seen:
                 break
-            kept.append(line + "\n")
-        write_bytes(path, "".join(kept).encode())
+        except ValueError:
+            break
+        lines.append(line + "\n")
+    write_bytes(path, "".join(lines).encode())

@@ -23,17 +23,17 @@ def _summary(entry: Entry) -> dict[str, Any]:
     store = entry.store
     return {
         "id": entry.id,
-        "name": card["name"],
-        "run": card["run"],
-        "model": card["model"]["name"],
-        "hook": card["sae"]["hook"],
-        "architecture": card["sae"]["architecture"],
-        "d_sae": card["sae"]["d_sae"],
-        "k": card["sae"].get("k"),
+        "name": card.name,
+        "run": card.run,
+        "model": card.model.name,
+        "hook": card.sae["hook"],
+        "architecture": card.sae["architecture"],
+        "d_sae": card.sae["d_sae"],
+        "k": card.sae.get("k"),
         "generation": store.generation,
-        "fvu": metrics.get("fvu"),
-        "l0": metrics.get("l0"),
-        "loss_recovered": metrics.get("loss_recovered", {}).get("mean"),
+        "fvu": metrics.fvu,
+        "l0": metrics.l0,
+        "loss_recovered": metrics.loss_recovered.mean if metrics.loss_recovered else None,
         **queries.counts(store),
     }
 
@@ -52,9 +52,9 @@ def get_dictionary(request: Request, dictionary: str) -> Response:
     values = queries.densities(entry.store)
     logs = np.log10(values[values > 0])
     body = _summary(entry) | {
-        "card": entry.card,
-        "metrics": entry.metrics,
-        "labels": entry.labels,
+        "card": entry.card.as_json(),
+        "metrics": entry.metrics.as_json(),
+        "labels": entry.labels.as_json() if entry.labels else {},
         "densities_log10_edges": DENSITY_EDGES.tolist(),
         "densities_features": np.histogram(logs, DENSITY_EDGES)[0].tolist(),
         "training": entry.training_curve(),

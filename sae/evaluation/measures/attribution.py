@@ -61,7 +61,7 @@ class Attribution(Measure):
             true = self._change(subject, ids, documents, positions, parts)
             scores = [(parts * c[positions]).sum(1).abs() for c in (gradient, relp)]
             columns.append(torch.stack([true.abs(), *scores, parts.norm(dim=1)]).cpu())
-            subject.report(number + 1, n_contexts)
+            subject.progress.update(number + 1, n_contexts)
         true, by_gradient, by_relp, by_activation = torch.cat(columns, dim=1)
         names = {"gradient": by_gradient, "relp": by_relp, "activation": by_activation}
         found = {f"spearman_{name}": spearman(true, score) for name, score in names.items()}

@@ -59,10 +59,10 @@ class MetaStructure(Measure):
             meta.project_decoder_gradient()
             optimiser.step()
             meta.normalise_decoder()
-            meta.count_firings(losses.made.encoding)
-            meta.observe(losses.made)
+            meta.count_firings(losses.training_pass.encoding)
+            meta.observe(losses.training_pass)
             if step % 50 == 49:
-                subject.report(part * STEPS + step + 1, 2 * STEPS)
+                subject.progress.update(part * STEPS + step + 1, 2 * STEPS)
         meter = FvuMeter(rows.shape[1], rows.device)
         with torch.no_grad():
             meter.add(rows, meta(rows))  # over the whole batch, as in training

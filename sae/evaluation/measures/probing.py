@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from sae.architectures.settings import batch_of
 from sae.errors import UnavailableError
 from sae.evaluation.measure import Measure
 from sae.evaluation.probing_data import text_sets
 from sae.evaluation.subject import Subject
-from sae.stream.activations import batch_of
 
 N_TRAIN, N_TEST, SETS = 200, 200, 113
 KS = (1, 2, 5, 16)
@@ -75,7 +75,7 @@ class Probing(Measure):
                         train_latents[:, picked], labels[0], test_latents[:, picked], labels[1]
                     )
             table[texts.name] = row
-            subject.report(number + 1, SETS)
+            subject.progress.update(number + 1, SETS)
         means = {key: float(np.mean([row[key] for row in table.values()])) for key in next(iter(table.values()))}
         beats = [row["latents.16"] > row["activations"] for row in table.values()]
         return {

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae.architectures.settings import batch_of
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import loss_recovered
 from sae.model.hookpoints import Channel, HookPoint
-from sae.stream.activations import batch_of
 from sae.stream.harvest import attention_inputs
 
 Edit = dict[HookPoint, tuple[Tensor, Tensor]]  # hook point -> (mask [contexts, ctx_len], new rows)
@@ -82,7 +82,7 @@ class Splice(Measure):
                 ce[name] -= float(edited.gather(2, targets).sum(dtype=torch.float64))
                 divergence[name] += float(kl(clean, edited))
             scored += targets.numel()
-            subject.report(part.stop, n_contexts)
+            subject.progress.update(part.stop, n_contexts)
         ce = {name: total / scored for name, total in ce.items()}
         found = {
             "tokens_scored": scored,

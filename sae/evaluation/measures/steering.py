@@ -80,7 +80,7 @@ class Steering(Measure):
             gain = _log_odds(steered, own[number]) - _log_odds(clean, own[number])
             change = (steered - clean).abs().amax(1)
             totals += torch.tensor([float(gain.mean()), float(change.mean()), alpha], dtype=torch.float64)
-            subject.report(part * len(rows) + number + 1, 2 * len(rows))
+            subject.progress.update(part * len(rows) + number + 1, 2 * len(rows))
         gain, change, alpha = (totals / len(rows)).tolist()
         return gain, change, alpha
 

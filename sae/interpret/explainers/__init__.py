@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from sae.foundation.discovery import instances_in
-from sae.interpret.explainers.base import Explainer, Proposal
-from sae.interpret.explainers.judged import JudgedExplainer
+from sae.interpret.explainer import Explainer, Proposal
+from sae.interpret.judging.judged_explainer import JudgedExplainer
 
 E = TypeVar("E", Explainer, JudgedExplainer)
 

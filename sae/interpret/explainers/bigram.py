@@ -7,7 +7,7 @@ from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, best_of, quoted
+from sae.interpret.explainer import Explainer, Proposal, best_of, quoted
 
 
 @final

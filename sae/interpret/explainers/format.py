@@ -8,7 +8,7 @@ from typing import final
 from feature_store.formats import CLASSES, FORMATS
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, best_of
+from sae.interpret.explainer import Explainer, Proposal, best_of
 
 CHOICES: dict[str, tuple[int, ...]] = {
     **{name: (i, i + len(CLASSES)) for i, name in enumerate(CLASSES)},

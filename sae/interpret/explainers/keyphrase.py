@@ -11,7 +11,7 @@ from typing import NamedTuple, final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, best_of, quoted
+from sae.interpret.explainer import Explainer, Proposal, best_of, quoted
 
 WORD = re.compile(r"[^\W\d_]{3,}")
 CANDIDATES = 8

@@ -6,9 +6,9 @@ from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.judged import ANSWER, JudgedExplainer
-from sae.interpret.judge import Prompt
-from sae.interpret.prompts import CLOSE, DATA, OPEN, as_data, firing_places, shown
+from sae.interpret.judging.judge import Prompt
+from sae.interpret.judging.judged_explainer import ANSWER, JudgedExplainer
+from sae.interpret.judging.prompts import CLOSE, DATA, OPEN, as_data, firing_places, shown
 
 WINDOWS = 12
 SYSTEM = (
@@ -27,6 +27,7 @@ class MaxActivation(JudgedExplainer):
 
     name = "max_activation"
     order = 20
+    by_default = True
 
     def prompt(self, evidence: Evidence, feature: int) -> Prompt | None:
         """Windows, peak tokens, following tokens and promoted tokens, as JSON."""

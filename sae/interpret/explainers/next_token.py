@@ -7,7 +7,7 @@ from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, token_near, token_proposal
+from sae.interpret.explainer import Explainer, Proposal, token_near, token_proposal
 
 
 @final

@@ -7,7 +7,7 @@ from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, quoted
+from sae.interpret.explainer import Explainer, Proposal, quoted
 
 SHOWN = 4
 

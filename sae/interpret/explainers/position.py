@@ -8,7 +8,7 @@ from typing import final
 from feature_store.formats import position_name
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, best_of
+from sae.interpret.explainer import Explainer, Proposal, best_of
 
 
 @final

@@ -7,7 +7,7 @@ from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence, prefixes
-from sae.interpret.explainers.base import Explainer, Proposal, best_of, joined, quoted
+from sae.interpret.explainer import Explainer, Proposal, best_of, joined, quoted
 
 WORDS = 3
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import final
 
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.judged import ANSWER, JudgedExplainer
-from sae.interpret.judge import Prompt
-from sae.interpret.prompts import DATA, as_data
+from sae.interpret.judging.judge import Prompt
+from sae.interpret.judging.judged_explainer import ANSWER, JudgedExplainer
+from sae.interpret.judging.prompts import DATA, as_data
 
 TOKENS = 20
 SYSTEM = (

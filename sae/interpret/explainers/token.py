@@ -7,7 +7,7 @@ from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainers.base import Explainer, Proposal, token_near, token_proposal
+from sae.interpret.explainer import Explainer, Proposal, token_near, token_proposal
 
 
 @final
@@ -15,6 +15,7 @@ class Token(Explainer):
     """Rule: the feature fires strongly exactly on these tokens."""
 
     name = "token"
+    is_baseline = True
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
         """Up to three token texts, tested on every token of the test documents."""

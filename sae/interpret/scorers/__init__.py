@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from sae.foundation.discovery import instances_in
-from sae.interpret.scorers.base import NULLS, Case, Label, Scored, Scorer
-from sae.interpret.scorers.judged import JudgedScorer, Trial
+from sae.interpret.judging.judged_scorer import JudgedScorer, Trial
+from sae.interpret.scorer import N_NULL_LABELS, Figure, Label, Scorer, ScoringCase
 
 S = TypeVar("S", Scorer, JudgedScorer)
 
@@ -18,4 +18,14 @@ def _named(kind: type[S]) -> dict[str, S]:
 SCORERS = _named(Scorer)
 JUDGED_SCORERS = _named(JudgedScorer)
 
-__all__ = ["JUDGED_SCORERS", "NULLS", "SCORERS", "Case", "JudgedScorer", "Label", "Scored", "Scorer", "Trial"]
+__all__ = [
+    "JUDGED_SCORERS",
+    "N_NULL_LABELS",
+    "SCORERS",
+    "Figure",
+    "JudgedScorer",
+    "Label",
+    "Scorer",
+    "ScoringCase",
+    "Trial",
+]

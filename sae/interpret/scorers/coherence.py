@@ -11,7 +11,7 @@ import numpy as np
 from sae.interpret.evidence import Evidence
 from sae.interpret.explainers.keyphrase import words
 from sae.interpret.intervals import Interval, jackknife
-from sae.interpret.scorers.base import Case, Scored, Scorer
+from sae.interpret.scorer import Figure, Scorer, ScoringCase
 
 MOST = 16
 
@@ -26,7 +26,7 @@ class Coherence(Scorer):
     name = "coherence"
     about_label = False
 
-    def score(self, case: Case) -> list[Scored]:
+    def score(self, case: ScoringCase) -> list[Figure]:
         """cosine_gain; nothing with fewer than two test windows."""
         events = case.evidence.events
         positive = case.drawn(case.part(events.activating(case.feature), True), MOST)
@@ -41,9 +41,9 @@ class Coherence(Scorer):
         own, other = matrix[:m, :m].sum(1) - 1, matrix[:m, m:].mean(1)
         value = own.sum() / (m * (m - 1)) - other.mean()
         if m == 2:
-            return [Scored("cosine_gain", Interval(value, nan, nan), 0.0, m, len(random))]
+            return [Figure("cosine_gain", Interval(value, nan, nan), 0.0, m, len(random))]
         left_out = (own.sum() - 2 * own) / ((m - 1) * (m - 2)) - (other.sum() - other) / (m - 1)
-        return [Scored("cosine_gain", jackknife(value, left_out), 0.0, m, len(random))]
+        return [Figure("cosine_gain", jackknife(value, left_out), 0.0, m, len(random))]
 
 
 def _cosines(vectors: list[dict[str, float]]) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import final
 
 from sae.interpret.intervals import proportion
-from sae.interpret.scorers.base import NULLS, Case, Label, Scored, Scorer
-from sae.interpret.scorers.levelled import figures, levelled_windows
+from sae.interpret.level_windows import figures, level_windows
+from sae.interpret.scorer import N_NULL_LABELS, Figure, Label, Scorer, ScoringCase
 
 
 @final
@@ -27,9 +27,9 @@ class Confidence(Scorer):
 
     name = "confidence"
 
-    def score(self, case: Case) -> list[Scored]:
+    def score(self, case: ScoringCase) -> list[Figure]:
         """The four figures and the shuffled null; nothing where no test window is strong enough."""
-        positive, negative = levelled_windows(case)
+        positive, negative = level_windows(case)
         if case.label is None or not positive or not negative:
             return []
 
@@ -40,8 +40,8 @@ class Confidence(Scorer):
         hits, false = rates(case.label)
         null = [(a / m + 1 - b / n) / 2 for a, b in map(rates, case.others)]
         found = figures(hits, m, false, n, null)
-        if len(null) == NULLS:
+        if len(null) == N_NULL_LABELS:
             value = (hits / m + 1 - false / n) / 2
-            reached = proportion(sum(other >= value for other in null), NULLS)
-            found.append(Scored("null_reached", reached, 0.5, m, n))
+            reached = proportion(sum(other >= value for other in null), N_NULL_LABELS)
+            found.append(Figure("null_reached", reached, 0.5, m, n))
         return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from sae.interpret.prompts import DATA
-from sae.interpret.scorers.base import Case
-from sae.interpret.scorers.judged import Item, YesNoScorer, held_out_windows
+from sae.interpret.judging.judged_scorer import Item, YesNoScorer, held_out_windows
+from sae.interpret.judging.prompts import DATA
+from sae.interpret.scorer import ScoringCase
 
 SYSTEM = (
     "You are given a description and some texts. Say for each text, in order, whether it contains what is described. "
@@ -24,9 +24,11 @@ class Detection(YesNoScorer):
     """
 
     name = "detection"
+    by_default = True
+    decides_label = True
     system = SYSTEM
 
-    def items(self, case: Case) -> list[Item]:
+    def items(self, case: ScoringCase) -> list[Item]:
         """Windows without marks."""
         positive, negative = held_out_windows(case)
         return [Item(e, None, True) for e in positive] + [Item(e, None, False) for e in negative]

@@ -9,9 +9,9 @@ import numpy as np
 from sae.interpret.encoder import sentence_encoder
 from sae.interpret.events import Event
 from sae.interpret.intervals import auc, best_threshold
-from sae.interpret.scorers.base import Case, Scored, Scorer
-from sae.interpret.scorers.judged import held_out_windows, matches_anywhere
-from sae.interpret.scorers.levelled import figures, levelled_windows
+from sae.interpret.judging.judged_scorer import held_out_windows, matches_anywhere
+from sae.interpret.level_windows import figures, level_windows
+from sae.interpret.scorer import Figure, Scorer, ScoringCase
 
 
 @final
@@ -30,7 +30,7 @@ class Embedding(Scorer):
     name = "embedding"
     by_default = False
 
-    def score(self, case: Case) -> list[Scored]:
+    def score(self, case: ScoringCase) -> list[Figure]:
         """auc and the figures of RecSAE; each where both classes have windows."""
         label = case.label
         if label is None:
@@ -41,11 +41,11 @@ class Embedding(Scorer):
             near = [_cosines(case, label.text, part) for part in (positive, negative)]
             said = [np.array([float(bool(matches_anywhere(case, label, e))) for e in p]) for p in (positive, negative)]
             lexical = auc(*said).value
-            found.append(Scored("auc", auc(*near), 0.5, len(positive), len(negative), baseline=lexical))
+            found.append(Figure("auc", auc(*near), 0.5, len(positive), len(negative), baseline=lexical))
         return found + self._confidence(case, label.text)
 
-    def _confidence(self, case: Case, text: str) -> list[Scored]:
-        chosen_on, tested_on = levelled_windows(case, False), levelled_windows(case, True)
+    def _confidence(self, case: ScoringCase, text: str) -> list[Figure]:
+        chosen_on, tested_on = level_windows(case, False), level_windows(case, True)
         if not all(map(len, (*chosen_on, *tested_on))):
             return []
 
@@ -60,6 +60,6 @@ class Embedding(Scorer):
         return figures(hits, m, false, n, null)
 
 
-def _cosines(case: Case, text: str, events: list[Event]) -> np.ndarray:
+def _cosines(case: ScoringCase, text: str, events: list[Event]) -> np.ndarray:
     vectors = sentence_encoder().encode([text, *(case.evidence.events.text(e) for e in events)])
     return vectors[1:] @ vectors[0]

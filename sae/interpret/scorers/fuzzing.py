@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from sae.interpret.prompts import CLOSE, DATA, OPEN, firing_places
-from sae.interpret.scorers.base import Case
-from sae.interpret.scorers.judged import Item, YesNoScorer, copied_marks, held_out_windows
+from sae.interpret.judging.judged_scorer import Item, YesNoScorer, copied_marks, held_out_windows
+from sae.interpret.judging.prompts import CLOSE, DATA, OPEN, firing_places
+from sae.interpret.scorer import ScoringCase
 
 SYSTEM = (
     f"You are given a description and some texts with tokens marked between {OPEN} and {CLOSE}. Say for each text, in "
@@ -26,7 +26,7 @@ class Fuzzing(YesNoScorer):
     name = "fuzzing"
     system = SYSTEM
 
-    def items(self, case: Case) -> list[Item]:
+    def items(self, case: ScoringCase) -> list[Item]:
         """Windows with the tokens marked that fire, and silent ones with marks copied from those."""
         positive, negative = held_out_windows(case)
         marks = [firing_places(e) for e in positive]

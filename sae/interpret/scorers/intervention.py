@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae.interpret.intervals import Interval, jackknife
-from sae.interpret.running import Running
-from sae.interpret.scorers.base import Case, Scored, Scorer
+from sae.interpret.live_dictionary import LiveDictionary
+from sae.interpret.scorer import Figure, Scorer, ScoringCase
 from sae.model.hookpoints import HookPoint, resolve
 
 MOST = 8
@@ -36,37 +36,37 @@ class Intervention(Scorer):
     about_label = False
     by_default = False
 
-    def score(self, case: Case) -> list[Scored]:
+    def score(self, case: ScoringCase) -> list[Figure]:
         """ablation_kl and promoted_shift; nothing without test windows, or for several written hook points."""
-        running = case.running()
-        if len(running.sae.config.writes) > 1:
+        live_dictionary = case.live_dictionary()
+        if len(live_dictionary.sae.config.writes) > 1:
             return []
-        ids, peaks = _windows(case, running)
+        ids, peaks = _windows(case, live_dictionary)
         if len(ids) == 0:
             return []
         live = [f for f in case.evidence.alive() if f != case.feature]
         other = live[int(case.generator().integers(len(live)))] if live else case.feature
-        acts, factor = running.acts(ids, case.feature)
+        acts, factor = live_dictionary.acts(ids, case.feature)
         rows = torch.arange(len(ids), device=acts.device)
         clamp = torch.zeros_like(acts)
         most = max(e.act for e in case.evidence.events.activating(case.feature))
         clamp[rows, peaks] = most - acts[rows, peaks]
-        own, another = (F.normalize(running.sae.W_dec[f], dim=0) for f in (case.feature, other))
-        size = running.sae.W_dec[case.feature].norm()
+        own, another = (F.normalize(live_dictionary.sae.W_dec[f], dim=0) for f in (case.feature, other))
+        size = live_dictionary.sae.W_dec[case.feature].norm()
         changes = [(amount * factor)[..., None] * size * d for amount in (-acts, clamp) for d in (own, another)]
-        clean, *changed = _logits_at(running, ids, peaks, changes)
+        clean, *changed = _logits_at(live_dictionary, ids, peaks, changes)
         kl = [_kl(clean, other_logits) for other_logits in changed[:2]]
         promoted = torch.tensor(case.evidence.promoted[case.feature], device=clean.device)
         shift = [(d[:, promoted].mean(1) - d.mean(1)) for d in (logits - clean for logits in changed[2:])]
         return [
-            Scored(metric, _mean(found[0]), 0.0, len(ids), 0, baseline=float(found[1].mean()) if live else nan)
+            Figure(metric, _mean(found[0]), 0.0, len(ids), 0, baseline=float(found[1].mean()) if live else nan)
             for metric, found in (("ablation_kl", kl), ("promoted_shift", shift))
         ]
 
 
-def _windows(case: Case, running: Running) -> tuple[np.ndarray, Tensor]:
+def _windows(case: ScoringCase, live_dictionary: LiveDictionary) -> tuple[np.ndarray, Tensor]:
     """(token ids [windows, length] up to the peak and filled up behind it, place of the peak) of test windows."""
-    lm, config = running.lm, running.harvester.config
+    lm, config = live_dictionary.lm, live_dictionary.harvester.config
     bos = lm.tokenizer.bos_token_id if lm.prepend_bos else None
     events = case.part(case.evidence.events.activating(case.feature), True)
     before = [[] if bos is None or e.ids[0] == bos else [bos] for e in events]  # the first window of a context has it
@@ -79,26 +79,26 @@ def _windows(case: Case, running: Running) -> tuple[np.ndarray, Tensor]:
 
 
 @torch.no_grad()
-def _logits_at(running: Running, ids: np.ndarray, peaks: Tensor, changes: list[Tensor]) -> list[Tensor]:
+def _logits_at(live_dictionary: LiveDictionary, ids: np.ndarray, peaks: Tensor, changes: list[Tensor]) -> list[Tensor]:
     """Logits [windows, vocabulary] at the peaks: clean, then with each change [windows, length, width] added."""
-    tokens = torch.from_numpy(ids).to(running.lm.device)
+    tokens = torch.from_numpy(ids).to(live_dictionary.lm.device)
     nothing = torch.zeros_like(changes[0])
     every = tokens.repeat(len(changes) + 1, 1)
     added = torch.cat([nothing, *changes])
-    hook: HookPoint = running.sae.config.writes[0]
+    hook: HookPoint = live_dictionary.sae.config.writes[0]
 
     def add(x: Tensor) -> Tensor:
         return (x.reshape(added.shape) + added.to(x.dtype)).reshape(x.shape)
 
     last = ids.shape[1] - int(peaks.min())
-    handle = resolve(running.lm, hook).watch(add)
+    handle = resolve(live_dictionary.lm, hook).watch(add)
     try:
-        logits = running.lm.model(input_ids=every, use_cache=False, logits_to_keep=last).logits
+        logits = live_dictionary.lm.model(input_ids=every, use_cache=False, logits_to_keep=last).logits
     finally:
         handle.remove()
     places = (peaks - (ids.shape[1] - last)).repeat(len(changes) + 1)
     found = logits[torch.arange(len(every), device=logits.device), places].float()
-    return list(found[:, : len(running.lm.tokenizer)].chunk(len(changes) + 1))
+    return list(found[:, : len(live_dictionary.lm.tokenizer)].chunk(len(changes) + 1))
 
 
 def _kl(clean: Tensor, changed: Tensor) -> Tensor:

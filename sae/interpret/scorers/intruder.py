@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import final
 
 from sae.interpret.intervals import NOTHING, proportion
-from sae.interpret.judge import Answer, Prompt
-from sae.interpret.prompts import CLOSE, DATA, OPEN, as_data, firing_places, schema, shown
-from sae.interpret.scorers.base import Case, Scored
-from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, copied_marks, held_out_windows
+from sae.interpret.judging.judge import Answer, Prompt
+from sae.interpret.judging.judged_scorer import MOST_FAILED, JudgedScorer, Trial, copied_marks, held_out_windows
+from sae.interpret.judging.prompts import CLOSE, DATA, OPEN, as_data, firing_places, schema, shown
+from sae.interpret.scorer import Figure, ScoringCase
 
 TEXTS, TRIALS = 5, 10
 SYSTEM = (
@@ -24,7 +24,7 @@ class Intruder(JudgedScorer):
     name = "intruder"
     about_label = False
 
-    def trials(self, case: Case, text: str) -> list[Trial]:
+    def trials(self, case: ScoringCase, text: str) -> list[Trial]:
         """Ten draws of four activating windows and a silent one, marked at places copied from an activating one."""
         positive, negative = held_out_windows(case)
         if len(positive) < TEXTS or not negative:
@@ -41,7 +41,7 @@ class Intruder(JudgedScorer):
             made.append(Trial(Prompt(SYSTEM, as_data(texts=texts), answer), [place + 1], [None]))
         return made
 
-    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
+    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
         """accuracy, chance 0.2."""
         if not trials:
             return []
@@ -50,4 +50,4 @@ class Intruder(JudgedScorer):
         hits = sum(odd == trial.truth[0] for odd, trial in zip(said, trials, strict=True))
         n = len(trials)
         value = NOTHING if failed > MOST_FAILED * n else proportion(hits, n)
-        return [Scored("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n, failed)]
+        return [Figure("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n, failed)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, final
 
 from sae.interpret.intervals import NOTHING
-from sae.interpret.judge import Answer, Prompt
-from sae.interpret.prompts import CLOSE, DATA, OPEN, as_data, schema, shown
-from sae.interpret.scorers.base import Case, Scored
-from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, shuffled
-from sae.interpret.scorers.levelled import figures, levelled_windows
+from sae.interpret.judging.judge import Answer, Prompt
+from sae.interpret.judging.judged_scorer import MOST_FAILED, JudgedScorer, Trial, shuffled
+from sae.interpret.judging.prompts import CLOSE, DATA, OPEN, as_data, schema, shown
+from sae.interpret.level_windows import figures, level_windows
+from sae.interpret.scorer import Figure, ScoringCase
 
 THRESHOLD = 5
 SYSTEM = (
@@ -28,10 +28,11 @@ class JudgedConfidence(JudgedScorer):
     """
 
     name = "judged_confidence"
+    by_default = True
 
-    def trials(self, case: Case, text: str) -> list[Trial]:
+    def trials(self, case: ScoringCase, text: str) -> list[Trial]:
         """The description's prompts, then those of another feature's label; each part's texts in random order."""
-        positive, negative = levelled_windows(case)
+        positive, negative = level_windows(case)
         if not positive or not negative:
             return []
         items = [(e, True) for e in positive] + [(e, False) for e in negative]
@@ -45,7 +46,7 @@ class JudgedConfidence(JudgedScorer):
                 made.append(Trial(prompt, [truth for _, truth in part], [asked] * len(part)))
         return made
 
-    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
+    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
         """recall, true_negative_rate, confidence, precision; nothing where more than a tenth failed."""
         counted = {
             0: [0, 0, 0, 0, 0],
@@ -64,7 +65,7 @@ class JudgedConfidence(JudgedScorer):
                 sums[4] += wrong
         hits, m, false, n, failed = counted[0]
         if not trials or failed > MOST_FAILED * (m + n):
-            return [Scored("confidence", NOTHING, 0.5, m, n, failed)] if trials else []
+            return [Figure("confidence", NOTHING, 0.5, m, n, failed)] if trials else []
         other = counted[1]
         usable = other[1] and other[3] and other[4] <= MOST_FAILED * (other[1] + other[3])
         null = [(other[0] / other[1] + 1 - other[2] / other[3]) / 2] if usable else []

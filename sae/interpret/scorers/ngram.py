@@ -9,7 +9,7 @@ from numba import njit
 
 from sae.interpret.events import Event
 from sae.interpret.intervals import auc
-from sae.interpret.scorers.base import Case, Scored, Scorer
+from sae.interpret.scorer import Figure, Scorer, ScoringCase
 
 BUCKETS = 1 << 24
 UPDATES = 80
@@ -88,7 +88,7 @@ class Ngram(Scorer):
     name = "ngram"
     about_label = False
 
-    def score(self, case: Case) -> list[Scored]:
+    def score(self, case: ScoringCase) -> list[Figure]:
         """auc; nothing where a part has fewer than two windows of a class."""
         events = case.evidence.events
         positive = events.activating(case.feature)
@@ -104,4 +104,4 @@ class Ngram(Scorer):
         weights = _fit(_places(explain, known), y, len(known), UPDATES, PENALTY)
         weights[len(known)] = 0  # shared by all, and the weight of places that hold nothing
         found = [weights[_places(_buckets(side), known)].sum(1) for side in parts[1]]
-        return [Scored("auc", auc(*found), 0.5, len(found[0]), len(found[1]))]
+        return [Figure("auc", auc(*found), 0.5, len(found[0]), len(found[1]))]

@@ -7,10 +7,10 @@ from typing import Any, final
 import numpy as np
 
 from sae.interpret.intervals import NOTHING, Interval, grouped_correlation
-from sae.interpret.judge import Answer, Prompt
-from sae.interpret.prompts import DATA, as_data, schema
-from sae.interpret.scorers.base import Case, Scored
-from sae.interpret.scorers.judged import MOST_FAILED, JudgedScorer, Trial, held_out_windows, matches_anywhere
+from sae.interpret.judging.judge import Answer, Prompt
+from sae.interpret.judging.judged_scorer import MOST_FAILED, JudgedScorer, Trial, held_out_windows, matches_anywhere
+from sae.interpret.judging.prompts import DATA, as_data, schema
+from sae.interpret.scorer import Figure, ScoringCase
 
 WINDOWS = 6
 SYSTEM = (
@@ -29,7 +29,7 @@ class Simulation(JudgedScorer):
 
     name = "simulation"
 
-    def trials(self, case: Case, text: str) -> list[Trial]:
+    def trials(self, case: ScoringCase, text: str) -> list[Trial]:
         """One window a prompt."""
         positive, negative = held_out_windows(case)
         if len(positive) < 2 or not negative:
@@ -45,7 +45,7 @@ class Simulation(JudgedScorer):
             made.append(Trial(prompt, list(event.acts) if fires else [0.0] * n, lexical))
         return made
 
-    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Scored]:
+    def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
         """correlation, chance 0."""
         if not trials:
             return []
@@ -56,7 +56,7 @@ class Simulation(JudgedScorer):
         baseline = _correlation(trials, [t.baseline for t in trials]).value
         n_pos = sum(sum(a > 0 for a in t.truth) for t in trials)
         n = sum(len(t.truth) for t in trials)
-        return [Scored("correlation", found, 0.0, n_pos, n - n_pos, failed, baseline)]
+        return [Figure("correlation", found, 0.0, n_pos, n - n_pos, failed, baseline)]
 
 
 def _worst(truth: list[float]) -> list[float]:

@@ -10,7 +10,7 @@ import numpy as np
 from feature_store import queries
 from feature_store.queries import Store
 from sae.interpret.intervals import grouped_correlation
-from sae.interpret.scorers.base import Case, Scored, Scorer
+from sae.interpret.scorer import Figure, Scorer, ScoringCase
 
 
 @final
@@ -24,13 +24,13 @@ class TokenLookup(Scorer):
     name = "token_lookup"
     about_label = False
 
-    def score(self, case: Case) -> list[Scored]:
+    def score(self, case: ScoringCase) -> list[Figure]:
         """correlation; nothing where the feature does not fire in both parts."""
         sums = _lookups(case.evidence.store)[case.feature]
         sizes = np.array(case.evidence.store.meta["group_totals"], float)
         interval = grouped_correlation(sums, sizes)
         _, n_test = case.evidence.strong(case.feature)
-        return [Scored("correlation", interval, 0.0, n_test.n_strong, n_test.n_tokens - n_test.n_strong)]
+        return [Figure("correlation", interval, 0.0, n_test.n_strong, n_test.n_tokens - n_test.n_strong)]
 
 
 @lru_cache(maxsize=1)

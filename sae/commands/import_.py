@@ -1,0 +1,44 @@
+"""`sae import`: a dictionary folder from another library's file."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import final
+
+from sae.commands.command import Command, plugin_names
+from sae.commands.export import FORMATS
+
+
+@final
+class Import(Command):
+    """Makes a dictionary folder; no code in the file is executed."""
+
+    name = "import"
+    help = "make a dictionary folder from another library's file (no code in the file is executed)"
+    order = 51
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The file, its format, what it does not say, the target."""
+        parser.add_argument("path", type=Path, help="the file or folder")
+        parser.add_argument(
+            "--from",
+            dest="source",
+            required=True,
+            metavar="FORMAT",
+            help=f"its format: {', '.join(plugin_names(FORMATS))}",
+        )
+        parser.add_argument(
+            "--hook", help="hook point, such as resid_post.8, if the file does not say it or says it wrongly"
+        )
+        parser.add_argument("--target", dest="writes", metavar="HOOK", help="hook point that a transcoder writes")
+        parser.add_argument("target", type=Path, help="new dictionary folder")
+
+    def run(self, arguments: Namespace) -> int:
+        """Imports, and says what the dictionary is."""
+        from sae.interop.transfer import import_dictionary
+
+        sae = import_dictionary(arguments.path, arguments.source, arguments.target, arguments.hook, arguments.writes)
+        architecture = getattr(sae.config, "architecture", "")
+        print(f"{arguments.target}: {architecture}, {sae.d_sae} latents of {sae.d_in} numbers")
+        return 0

@@ -1,0 +1,32 @@
+"""`sae serve`: the API and the feature explorer."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import final
+
+from sae.commands.command import Command
+
+
+@final
+class Serve(Command):
+    """Serves finished dictionaries; needs no torch."""
+
+    name = "serve"
+    help = "open the feature explorer of finished runs"
+    order = 10
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """What to serve, and where."""
+        parser.add_argument(
+            "paths", nargs="+", type=Path, help="run folders or dictionary folders, for example runs/quickstart"
+        )
+        parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+        parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+
+    def run(self, arguments: Namespace) -> int:
+        """Runs the server until it is stopped."""
+        from server.run import serve
+
+        return serve(arguments.paths, arguments.host, arguments.port)

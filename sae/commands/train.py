@@ -1,0 +1,85 @@
+"""`sae train config.yaml`, which is `sae-train config.yaml`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from sae.commands.command import Command
+
+if TYPE_CHECKING:
+    from feature_store.dictionary_files import LabelSummary, Metrics
+    from sae.pipeline.summary import RunSummary
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """The config file and `--set`, which several commands take."""
+    parser.add_argument("config", type=Path, help="YAML file, for example training_configs/quickstart.yaml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, for example train.tokens=1e6; repeat for several",
+    )
+
+
+@final
+class Train(Command):
+    """Trains, evaluates, indexes and labels the dictionaries of a config."""
+
+    name = "train"
+    help = "train, evaluate, index and label the dictionaries of a config; the same command resumes"
+    order = 0
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The config."""
+        add_config_arguments(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Performs all stages of the run and prints its figures."""
+        from sae.pipeline.config import load_config
+
+        config = load_config(arguments.config, tuple(arguments.set))  # a wrong config is refused before torch is loaded
+        from sae.foundation.distributed import connected
+        from sae.foundation.screen import Screen
+        from sae.pipeline.run import run
+
+        with connected() as processes:
+            summary = run(config, Screen(quiet=not processes.is_first), processes)
+            if processes.is_first:
+                print_summary(summary)
+        return 0
+
+
+def print_summary(summary: RunSummary) -> None:
+    """The figures of a finished run and what to do next."""
+    from sae.pipeline.efficiency import table
+
+    print(f"\nrun {summary.run}, {summary.seconds_total:.0f} s in all")
+    for name, figures in summary.dictionaries.items():
+        print(f"  dictionary {name}: {figures.folder}")
+        _print_metrics(figures.metrics)
+        if figures.labels is not None:
+            _print_labels(figures.labels)
+    print(table(summary.seconds, summary.rates, summary.peak_bytes))
+    print(f"\nTo look at the features:  sae serve {summary.folder}\n")
+
+
+def _print_metrics(metrics: Metrics) -> None:
+    if metrics.fvu is not None:
+        print(f"    fvu             {metrics.fvu:.4f}   (typical positions {metrics.fvu_typical:.4f})")
+        print(f"    l0              {metrics.l0:.1f}")
+    if metrics.loss_recovered is not None and metrics.ce is not None:
+        recovered = metrics.loss_recovered
+        print(f"    CE increase     {metrics.ce_increase:.3f} nats over {metrics.ce['clean']:.3f}")
+        print(f"    loss recovered  {recovered.mean:.4f} against mean ablation, {recovered.zero:.4f} against zero")
+    print(f"    dead            {metrics.dead} of {metrics.d_sae}")
+
+
+def _print_labels(labels: LabelSummary) -> None:
+    median, beating = labels.median_balanced_accuracy, labels.share_beating_null
+    scores = f", median held-out balanced accuracy {median:.3f} (chance {labels.chance})" if median else ""
+    scores += "" if beating is None else f", {beating:.1%} beat the shuffled null at 95 %"
+    print(f"    labelled        {labels.features_labelled} of {labels.features_alive} live features{scores}")

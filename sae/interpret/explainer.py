@@ -1,0 +1,81 @@
+"""What an explainer is: evidence of a feature in, a text with a rule that can be tested out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable
+from typing import ClassVar, NamedTuple
+
+from sae.interpret.events import Event
+from sae.interpret.evidence import Counts, Evidence
+
+MAX_STRINGS = 3
+WORTH = 0.05
+
+
+class Proposal(NamedTuple):
+    """A text; its rule, the items of which an event must have one; how it does where it was made and on the test."""
+
+    text: str
+    rule: frozenset[Hashable]
+    explain: Counts
+    test: Counts
+
+
+class Explainer(ABC):
+    """Proposes a text for a feature."""
+
+    name: ClassVar[str]
+    margin: ClassVar[float] = 0.0  # share of its F2 that it loses against a simpler kind
+    order: ClassVar[int] = 0  # simpler kinds first
+    is_baseline: ClassVar[bool] = False  # whether the rule's score is the baseline of the others
+
+    @abstractmethod
+    def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
+        """A proposal, or None where this kind of text does not apply."""
+
+    @abstractmethod
+    def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
+        """What rules of this kind look at in an event: a rule matches where it shares an item."""
+
+
+def best_of(candidates: Iterable[str], counted: Callable[[list[str]], Counts]) -> list[str]:
+    """Up to three candidates, chosen one after the other, that together have the best F2 on the explain part."""
+    chosen: list[str] = []
+    left = set(candidates)
+    best = 0.0
+    while len(chosen) < MAX_STRINGS and left:
+        score, text = max((counted([*chosen, c]).f2, c) for c in left)
+        if not score > best * (1 + WORTH):
+            break
+        best = score
+        chosen.append(text)
+        left.remove(text)
+    return chosen
+
+
+def quoted(texts: Iterable[str]) -> str:
+    """Texts in quotation marks, joined by commas."""
+    return ", ".join(f"\u201c{text}\u201d" for text in texts)
+
+
+def token_proposal(evidence: Evidence, feature: int, kind: str, prefix: str) -> Proposal | None:
+    """A proposal by the tokens under ("current"), after ("next") or before ("previous") the feature's firings."""
+    explain, test = evidence.counts(feature, kind)
+    known = evidence.tokens_by_text
+    chosen = best_of({evidence.normal(token) for token in explain.hits}, lambda texts: explain.of(joined(known, texts)))
+    if not chosen:
+        return None
+    tokens = joined(known, chosen)
+    return Proposal(prefix + quoted(chosen), frozenset(chosen), explain.of(tokens), test.of(tokens))
+
+
+def joined(groups: dict[str, set[int]], texts: Iterable[str]) -> set[int]:
+    """Tokens of all the groups."""
+    return set().union(*(groups[text] for text in texts))
+
+
+def token_near(evidence: Evidence, event: Event, offset: int) -> frozenset[Hashable]:
+    """The text of the token `offset` places after the event's, as a set; empty outside the window."""
+    place = event.peak + offset
+    return frozenset({evidence.normal(event.ids[place])}) if 0 <= place < len(event.ids) else frozenset()

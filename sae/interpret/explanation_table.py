@@ -1,0 +1,212 @@
+"""The rows of an explanation generation while it is built, and their publication."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from math import isnan, nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from feature_store.records import Concept, ExplanationRow, Interpretation, LabelRow, Score, ScoreRow
+from feature_store.writer import GenerationWriter
+from sae.interpret.evidence import SPLIT_ID, Counts, Evidence
+from sae.interpret.explainer import Explainer, Proposal
+from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
+from sae.interpret.scorer import Figure, Label
+
+
+def best_proposal(proposals: list[tuple[Explainer, Proposal]]) -> int | None:
+    """Index of the label: the best F2 on the explain part, where a less simple kind loses its margin.
+
+    The test part has no say in the choice, so the chosen label's test score is an honest one.
+    """
+    scores = [proposal.explain.f2 * (1 - explainer.margin) for explainer, proposal in proposals]
+    usable = [i for i, score in enumerate(scores) if not isnan(score)]
+    return max(usable, key=lambda i: scores[i]) if usable else None
+
+
+def rule_interval(counts: Counts, n_documents: int, n_silent_documents: int) -> Interval:
+    """Balanced accuracy of a rule. A document counts as one trial, so that a repetitive file cannot narrow it."""
+    positive, negative = min(counts.n_pos, n_documents), min(counts.n_neg, n_silent_documents)
+    recall = proportion(counts.hits / max(counts.n_pos, 1) * positive, positive)
+    silent = proportion((1 - counts.false / max(counts.n_neg, 1)) * negative, negative)
+    return balanced_accuracy(recall, silent)
+
+
+def precision_interval(counts: Counts, n_documents: int, n_silent_documents: int) -> Interval:
+    """Precision at the tokens' own prevalence. Its ends come from those of both rates, so it is rather too wide."""
+    positive, negative = min(counts.n_pos, n_documents), min(counts.n_neg, n_silent_documents)
+    if counts.n_pos == 0 or counts.n_neg == 0:
+        return NOTHING
+    recall = proportion(counts.hits / counts.n_pos * positive, positive)
+    false_alarms = proportion(counts.false / counts.n_neg * negative, negative)
+
+    def precision(hit_rate: float, false_rate: float) -> float:
+        true = hit_rate * counts.positive_share
+        return true / max(true + false_rate * (1 - counts.positive_share), 1e-30)
+
+    return Interval(
+        counts.precision, precision(recall.low, false_alarms.high), precision(recall.high, false_alarms.low)
+    )
+
+
+class ChosenLabel(NamedTuple):
+    """The label of a feature and the id of its explanation; None if nothing explains the feature."""
+
+    label: Label | None = None
+    explanation: int | None = None
+
+
+class ExplanationTable:
+    """Explanations, scores, labels and concepts; rows of other features can be taken over."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.explanations: list[ExplanationRow] = []
+        self.scores: list[ScoreRow] = []
+        self.labels: dict[int, LabelRow] = {}
+        self.concepts: list[Concept] = []
+        self._chosen: dict[int, int] = {}  # feature -> id of its chosen explanation
+
+    def keep(self, published: Interpretation, relabelled: range) -> None:
+        """Takes over the published rows of features outside `relabelled`."""
+        new_ids: dict[int, int] = {}
+        for row in published.explanations:
+            if row.feature not in relabelled:
+                new_ids[row.id] = len(self.explanations)
+                self.explanations.append(replace(row, id=len(self.explanations)))
+        for row in published.scores:
+            if row.feature not in relabelled:
+                explanation = None if row.explanation is None else new_ids[row.explanation]
+                self.scores.append(replace(row, explanation=explanation))
+        self._chosen |= {row.feature: row.id for row in self.explanations if row.chosen}
+        self.labels |= {row.feature: row for row in published.labels if row.feature not in relabelled}
+
+    def append(self, other: ExplanationTable) -> int:
+        """Takes over all rows of another table, of other features; returns how far their explanations' ids moved."""
+        offset = len(self.explanations)
+        self.explanations += [replace(row, id=row.id + offset) for row in other.explanations]
+        self.scores += [
+            replace(row, explanation=None if row.explanation is None else row.explanation + offset)
+            for row in other.scores
+        ]
+        self.labels |= other.labels
+        self._chosen |= {feature: key + offset for feature, key in other._chosen.items()}
+        return offset
+
+    def add_rules(self, evidence: Evidence, feature: int, explainers: list[Explainer]) -> ChosenLabel:
+        """Adds the proposals of all explainers with their rules' scores; returns the chosen label."""
+        proposals = [(e, p) for e in explainers if (p := e.explain(evidence, feature)) is not None]
+        best = best_proposal(proposals)
+        n_documents = evidence.test_documents_fired(feature), len(evidence.events.test_documents)
+        baseline = next((p.test.balanced_accuracy for e, p in proposals if e.is_baseline), nan)
+
+        chosen = ChosenLabel()
+        for index, (explainer, proposal) in enumerate(proposals):
+            rule = json.dumps(sorted(proposal.rule, key=str))
+            key = self.add_text(feature, explainer.name, proposal.text, rule)
+            counts = proposal.test
+            accuracy = Figure(
+                "balanced_accuracy",
+                rule_interval(counts, *n_documents),
+                chance=0.5,
+                n_pos=counts.n_pos,
+                n_neg=counts.n_neg,
+                baseline=baseline,
+            )
+            precision = Figure(
+                "precision",
+                precision_interval(counts, *n_documents),
+                chance=counts.positive_share,
+                n_pos=counts.n_pos,
+                n_neg=counts.n_neg,
+            )
+            self.add_score("rule", feature, key, accuracy)
+            self.add_score("rule", feature, key, precision)
+            if index == best:
+                self.explanations[key] = replace(self.explanations[key], best_rule=True)
+                self.choose(key, accuracy.interval.value)
+                chosen = ChosenLabel(Label(feature, explainer.name, proposal.text, proposal.rule), key)
+        return chosen
+
+    def add_text(self, feature: int, explainer: str, text: str, rule: str | None) -> int:
+        """Adds an explanation and returns its id."""
+        key = len(self.explanations)
+        self.explanations.append(
+            ExplanationRow(key, feature, best_rule=False, explainer=explainer, text=text, rule=rule, chosen=False)
+        )
+        return key
+
+    def choose(self, key: int, score: float) -> None:
+        """Makes an explanation its feature's label."""
+        feature = self.explanations[key].feature
+        if feature in self._chosen:
+            former = self._chosen[feature]
+            self.explanations[former] = replace(self.explanations[former], chosen=False)
+        self._chosen[feature] = key
+        row = self.explanations[key] = replace(self.explanations[key], chosen=True)
+        self.labels[feature] = LabelRow(feature, row.explainer, row.text, _none_if_nan(score))
+
+    def rules(self) -> list[Label]:
+        """The best rule of every feature, whatever its label, in the order of features."""
+        best = sorted((row for row in self.explanations if row.best_rule), key=lambda row: row.feature)
+        return [Label(row.feature, row.explainer, row.text, frozenset(json.loads(row.rule or "[]"))) for row in best]
+
+    def add_score(
+        self,
+        scorer: str,
+        feature: int,
+        explanation: int | None,
+        figure: Figure,
+        *,
+        judge: str | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        """Adds a score of an explanation, or of the feature itself if `explanation` is None."""
+        value, low, high = map(_none_if_nan, figure.interval)
+        score = Score(
+            scorer=scorer,
+            metric=figure.metric,
+            value=value,
+            low=low,
+            high=high,
+            chance=figure.chance,
+            baseline=_none_if_nan(figure.baseline),
+            n_pos=figure.n_pos,
+            n_neg=figure.n_neg,
+            n_failed=figure.n_failed,
+            seed=self.seed,
+            split=SPLIT_ID,
+            judge=judge,
+            prompt=prompt,
+        )
+        self.scores.append(ScoreRow(feature, explanation, score))
+
+    def publish(self, store: Path) -> None:
+        """Writes the generation and makes it the current one."""
+        writer = GenerationWriter(store, "explanations")
+        writer.meta({"split": SPLIT_ID, "seed": self.seed})
+        tables: dict[str, list[dict[str, Any]]] = {
+            "explanation": [asdict(row) for row in self.explanations],
+            "score": [
+                {"feature": row.feature, "explanation": row.explanation, **vars(row.score)} for row in self.scores
+            ],
+            "label": [asdict(row) for row in self.labels.values()],
+            "concept": [_concept_columns(concept) for concept in self.concepts],
+        }
+        for table, rows in tables.items():
+            if rows:
+                writer.insert(table, {name: [row[name] for row in rows] for name in rows[0]})
+        writer.publish()
+
+
+def _concept_columns(concept: Concept) -> dict[str, Any]:
+    columns = {field.name: getattr(concept, field.name) for field in fields(concept)}
+    return columns | {"features": np.array(concept.features, "<u4").tobytes()}
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if isnan(value) else value

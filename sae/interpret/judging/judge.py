@@ -1,0 +1,234 @@
+"""The one client to a language model that reads prompts: any OpenAI-compatible endpoint, cached on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from math import exp
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from sae.errors import ConfigError, UnavailableError
+from sae.foundation.section import Count, Section
+from sae.interpret.judging.answer_cache import AnswerCache
+
+FAILED_ANSWERS_IN_A_ROW = 20
+ALTERNATIVES = 5
+YES, NO = ("true", "1"), ("false", "0")
+
+
+class JudgeConfig(Section):
+    """Where the judge answers and how it is asked."""
+
+    base_url: str = Field(description="Address of an OpenAI-compatible server, for example http://127.0.0.1:8080/v1")
+    model: str = Field(description="Model name, as the server lists it.")
+    key_variable: str = Field(
+        default="OPENAI_API_KEY", description="Environment variable that holds the key; local servers need none."
+    )
+    concurrency: Count = Field(default=8, ge=1, le=256, description="Requests under way at once.")
+    timeout_s: float = Field(default=60.0, gt=0, description="Seconds until an answer counts as lost.")
+    retries: Count = Field(default=5, ge=0, le=100, description="Further attempts after errors that may pass.")
+    max_tokens: Count = Field(default=300, ge=16, description="Longest answer, in tokens.")
+    structured: bool = Field(
+        default=True, description="Have the server hold the answer to a JSON schema; false where it cannot."
+    )
+    logprobs: bool = Field(
+        default=False,
+        description="Ask how likely every yes and no was; where the server tells, yes-or-no scorers add an AUC.",
+    )
+    price_read: float | None = Field(default=None, ge=0, description="Price of a million tokens read; shown as cost.")
+    price_written: float | None = Field(default=None, ge=0, description="Price of a million tokens written.")
+
+
+class Prompt(NamedTuple):
+    """What the judge is asked: instructions, data, and the JSON schema of the answer."""
+
+    system: str
+    user: str
+    schema: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the judge reads."""
+        return hashlib.sha256(json.dumps(self, sort_keys=True).encode()).hexdigest()
+
+
+class Answer(NamedTuple):
+    """The judge's JSON value, or None with the reason why there is none; tokens that were paid for now.
+
+    `chances` holds the probability of yes at every yes or no of the answer, in order, where the server tells it.
+    """
+
+    value: Any
+    failure: str | None = None
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    chances: list[float] | None = None
+
+
+class Spent(NamedTuple):
+    """What a judge was asked: requests answered now, from the cache, failed; tokens read and written."""
+
+    asked: int
+    cached: int
+    failed: int
+    prompt_tokens: int
+    answer_tokens: int
+
+
+class Judge:
+    """Asks prompts concurrently; an answer once given is never paid for again, so a stopped run goes on."""
+
+    def __init__(self, config: JudgeConfig, cache: Path):
+        self.config, self._cache = config, AnswerCache(cache)
+        self.spent = Spent(0, 0, 0, 0, 0)
+
+    def close(self) -> None:
+        """Closes the cache."""
+        self._cache.close()
+
+    @property
+    def cost(self) -> float | None:
+        """What was spent, in the unit of the prices; None without prices."""
+        prices = self.config.price_read, self.config.price_written
+        if prices == (None, None):
+            return None
+        return (self.spent.prompt_tokens * (prices[0] or 0) + self.spent.answer_tokens * (prices[1] or 0)) / 1e6
+
+    def ask(self, prompts: list[Prompt], report: Callable[[int, Spent], None] = lambda n, s: None) -> list[Answer]:
+        """One answer for every prompt, in order. `report` is given (prompts done, what was spent so far).
+
+        Raises `UnavailableError` where the server refuses the request itself, or nothing but failures comes back.
+        """
+        found: dict[int, Answer] = {}
+        for number, prompt in enumerate(prompts):
+            held = self._cache.get(self.config.model, prompt.digest, self.config.logprobs)
+            if held is not None:
+                found[number] = read(held[0])._replace(chances=held[1])
+                self._count(cached=1, failed=int(found[number].failure is not None))
+        missing = [n for n in range(len(prompts)) if n not in found]
+        report(len(found), self.spent)
+        if missing:
+            asyncio.run(self._ask_all([(n, prompts[n]) for n in missing], found, report))
+        return [found[n] for n in range(len(prompts))]
+
+    def _count(self, **more: int) -> None:
+        self.spent = Spent(**{name: value + more.get(name, 0) for name, value in self.spent._asdict().items()})
+
+    async def _ask_all(
+        self, prompts: list[tuple[int, Prompt]], found: dict[int, Answer], report: Callable[[int, Spent], None]
+    ) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError:
+            raise UnavailableError("a judge needs the OpenAI client. Install it: pip install 'saedex[judge]'") from None
+        config = self.config
+        key = os.environ.get(config.key_variable) or "none"
+        client = openai.AsyncOpenAI(
+            base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=config.retries
+        )
+        gate, in_a_row = asyncio.Semaphore(config.concurrency), 0
+
+        async def one(number: int, prompt: Prompt) -> None:
+            nonlocal in_a_row
+            async with gate:
+                answer = await self._one(client, prompt)
+            found[number] = answer
+            in_a_row = in_a_row + 1 if answer.failure and answer.failure.startswith("no answer") else 0
+            nothing = self.spent.asked + self.spent.cached <= self.spent.failed
+            if in_a_row >= FAILED_ANSWERS_IN_A_ROW or (nothing and in_a_row == len(prompts)):
+                raise UnavailableError(
+                    f"judge {config.base_url}: {in_a_row} requests in a row got {answer.failure}. What was answered is "
+                    "kept; the same command goes on from there."
+                )
+            self._count(
+                asked=1, failed=int(answer.failure is not None), prompt_tokens=answer.prompt_tokens,
+                answer_tokens=answer.answer_tokens,
+            )  # fmt: skip
+            report(len(found), self.spent)
+
+        async with client:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number, prompt in prompts:
+                        group.create_task(one(number, prompt))
+            except* (UnavailableError, ConfigError) as errors:
+                raise errors.exceptions[0] from None
+
+    async def _one(self, client: Any, prompt: Prompt) -> Answer:
+        import openai
+
+        more: dict[str, Any] = {}
+        if self.config.structured:
+            schema = {"name": "answer", "schema": prompt.schema, "strict": True}
+            more["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if self.config.logprobs:
+            more |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+        try:
+            made = await client.chat.completions.create(
+                model=self.config.model,
+                messages=messages,
+                temperature=0,
+                seed=0,
+                max_tokens=self.config.max_tokens,
+                **more,
+            )
+            choice = made.choices[0]
+            text, whole, usage = choice.message.content or "", choice.finish_reason != "length", made.usage
+            told = chances(choice.logprobs.content or []) if choice.logprobs else None
+        except (
+            openai.AuthenticationError,
+            openai.PermissionDeniedError,
+            openai.NotFoundError,
+            openai.BadRequestError,
+        ) as error:
+            if isinstance(error, openai.BadRequestError) and self.spent.asked + self.spent.cached > self.spent.failed:
+                return Answer(None, "the server refused this prompt")  # others it took: too long, or filtered
+            raise ConfigError(
+                f"judge {self.config.base_url}: it refuses the request: {error}. Check model and key"
+                + "".join(f", or set {n} to false" for n in ("structured", "logprobs") if getattr(self.config, n))
+                + "."
+            ) from None
+        except openai.OpenAIError as error:
+            return Answer(None, f"no answer ({type(error).__name__})")
+        except (ValueError, AttributeError, TypeError, IndexError) as error:
+            return Answer(None, f"no answer in the form of a chat completion ({type(error).__name__})")
+        if whole:
+            self._cache.put(self.config.model, prompt.digest, self.config.logprobs, text, told)
+        return read(text)._replace(
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            answer_tokens=usage.completion_tokens if usage else 0,
+            chances=told,
+        )
+
+
+def chances(tokens: list[Any]) -> list[float]:
+    """P(yes) / (P(yes) + P(no)) at every token of an answer that is a yes or a no, among its likeliest alternatives."""
+    found = []
+    for token in tokens:
+        if _word(token) in (*YES, *NO):
+            given = {t.token: t for t in (*(token.top_logprobs or ()), token)}.values()
+            yes, no = (sum(exp(t.logprob) for t in given if _word(t) in words) for words in (YES, NO))
+            found.append(yes / (yes + no) if yes + no > 0 else float(_word(token) in YES))
+    return found
+
+
+def _word(token: Any) -> str:
+    return token.token.strip(" \n\t[],:").lower()
+
+
+def read(text: str) -> Answer:
+    """The JSON object in an answer; text around it (a fence, a preface) is passed over."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return Answer(None, "no JSON in the answer")
+    try:
+        return Answer(json.loads(text[start : end + 1]))
+    except ValueError:
+        return Answer(None, "the answer is no valid JSON")

@@ -1,0 +1,34 @@
+"""What RecSAE's confidence is computed from, whatever predicts: held-out windows by global level, and the figures."""
+
+from __future__ import annotations
+
+from math import nan
+
+from sae.interpret.events import Event, level_of
+from sae.interpret.intervals import balanced_accuracy, proportion
+from sae.interpret.scorer import Figure, ScoringCase
+
+ACTIVE_LEVEL = 5
+MOST = 20
+
+
+def level_windows(case: ScoringCase, test: bool = True) -> tuple[list[Event], list[Event]]:
+    """(windows of one part whose peak has a global level of 5 or more, random silent ones), at most 20 each."""
+    events = case.evidence.events
+    strong = [e for e in events.activating(case.feature) if level_of(e.act, case.levels) >= ACTIVE_LEVEL]
+    positive = case.drawn(case.part(strong, test), MOST)
+    return positive, case.drawn(case.part(events.random_silent(case.feature), test), MOST)
+
+
+def figures(hits: int, m: int, false: int, n: int, null: list[float], failed: int = 0) -> list[Figure]:
+    """Recall, true negative rate, confidence and precision of `hits` of m positives and `false` of n negatives."""
+    recall, silent = proportion(hits, m), proportion(n - false, n)
+    baseline = sum(null) / len(null) if null else nan
+    found = [
+        Figure("recall", recall, 0.5, m, n, failed),
+        Figure("true_negative_rate", silent, 0.5, m, n, failed),
+        Figure("confidence", balanced_accuracy(recall, silent), 0.5, m, n, failed, baseline),
+    ]
+    if hits + false:
+        found.append(Figure("precision", proportion(hits, hits + false), m / (m + n), m, n, failed))
+    return found

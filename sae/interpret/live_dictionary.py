@@ -1,0 +1,39 @@
+"""A dictionary together with the language model that it was trained on, for scorers that run both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.architectures import SparseAutoencoder
+from sae.architectures.settings import batch_of
+from sae.model.language_model import LanguageModel
+from sae.stream.harvest import Harvester
+
+
+@dataclass(frozen=True)
+class LiveDictionary:
+    """A published dictionary and what harvests its activations."""
+
+    sae: SparseAutoencoder
+    harvester: Harvester
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.harvester.lm
+
+    @torch.no_grad()
+    def acts(self, ids: np.ndarray, latent: int) -> tuple[Tensor, Tensor]:
+        """(activations of one latent, what decoding multiplies them by), [contexts, length] each, on texts `ids`.
+
+        Activations are 0 at positions that are never trained on; the factor is 1 without `token_norm`.
+        """
+        found = self.harvester.harvest(ids, np.zeros_like(ids))
+        rows = {channel: x.flatten(0, 1).float() for channel, x in found.x.items()}
+        code = self.sae.encode(batch_of(self.sae.config, rows).x)
+        acts = (code.top_acts * (code.top_indices == latent)).sum(1).reshape(ids.shape)
+        factor = torch.ones_like(acts) if code.deviation is None else code.deviation.reshape(ids.shape)
+        return acts * found.keep, factor

@@ -1,0 +1,89 @@
+"""What a scorer is: a feature, or an explanation of it, with its evidence in; figures with intervals out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from math import nan
+from typing import ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+
+from sae.interpret.events import Event
+from sae.interpret.evidence import Evidence
+from sae.interpret.explainers import EXPLAINERS
+from sae.interpret.intervals import Interval
+from sae.interpret.live_dictionary import LiveDictionary
+
+E = TypeVar("E")
+
+
+class Label(NamedTuple):
+    """An explanation that can be put to the test by its rule alone."""
+
+    feature: int
+    explainer: str
+    text: str
+    rule: frozenset[Hashable]
+
+    def matches(self, evidence: Evidence, event: Event) -> bool:
+        """Whether the rule says that the feature fires on the event."""
+        return not self.rule.isdisjoint(EXPLAINERS[self.explainer].items(evidence, event))
+
+
+N_NULL_LABELS = 19  # others' labels that a label must beat to beat the shuffled null at 95 %
+
+
+@dataclass(frozen=True)
+class ScoringCase:
+    """What a scorer is given: the feature, its chosen label (None where nothing explains it), other features' labels."""
+
+    evidence: Evidence
+    feature: int
+    label: Label | None
+    others: tuple[Label, ...]
+    levels: np.ndarray  # activations between the global levels
+    seed: int
+    live_dictionary: Callable[[], LiveDictionary]  # the dictionary and its language model, loaded when first asked for
+
+    def generator(self) -> np.random.Generator:
+        """Random numbers that depend on the seed and the feature only."""
+        return np.random.default_rng((self.seed, self.feature))
+
+    def drawn(self, events: list[E], most: int) -> list[E]:
+        """At most `most` of the events, drawn without replacement."""
+        if len(events) <= most:
+            return events
+        return [events[i] for i in np.sort(self.generator().permutation(len(events))[:most])]
+
+    def part(self, events: list[Event], test: bool) -> list[Event]:
+        """Those of the test documents, or those of the explain documents."""
+        return [e for e in events if e.is_test == test]
+
+
+class Figure(NamedTuple):
+    """One figure: what it would be by chance and by the lexical baseline; failures count, and are not left out."""
+
+    metric: str
+    interval: Interval
+    chance: float
+    n_pos: int
+    n_neg: int
+    n_failed: int = 0
+    baseline: float = nan
+
+
+class Scorer(ABC):
+    """Figures about a feature (`about_label` false) or about its chosen label, on the test documents only.
+
+    One that is not `by_default` runs where it is named: it needs more than the store.
+    """
+
+    name: ClassVar[str]
+    about_label: ClassVar[bool] = True
+    by_default: ClassVar[bool] = True
+
+    @abstractmethod
+    def score(self, case: ScoringCase) -> list[Figure]:
+        """The figures; an empty list where this scorer has nothing to say."""

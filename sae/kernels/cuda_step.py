@@ -1,0 +1,247 @@
+"""The training step of a dictionary on a GPU, in Triton; it satisfies `StepKernels`.
+
+Everything is summed in a fixed order (no atomic additions of floats), so a step gives the same bits every time.
+"""
+
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from sae.kernels import triton_step as programs
+from sae.kernels.cuda_selection import GROUP, batch_pairs, fits_groups, top_k
+from sae.kernels.step_types import AdamStep, AuxGradients, Decoded, DecodeInput, RowSums, WeightTable
+
+DTYPE = torch.bfloat16  # of the stored rows of input and error
+LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
+
+
+def widest(n_latents: int) -> int:
+    """The most latents per token (on average, if tokens keep different numbers): a program holds them all at once."""
+    return 512
+
+
+def rounded(table: Tensor, selection_dtype: torch.dtype) -> Tensor:
+    """The table [m, d] as matrix products read it."""
+    return table.bfloat16()
+
+
+def values_at(pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+    """Pre-activations [tokens, k] of the selected latents."""
+    return pre_acts.gather(1, indices).float()
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@cache
+def numbers(n: int, device: torch.device) -> Tensor:
+    """0 .. n - 1 in int32; kept for ever, because recorded CUDA graphs read it at its address."""
+    return torch.arange(n, dtype=torch.int32, device=device)
+
+
+def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(raw * scale in float32, that minus `centre` in bfloat16, squared norms [tokens] of the first)."""
+    target = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
+    centred = torch.empty(raw.shape, dtype=torch.bfloat16, device=raw.device)
+    squares = torch.empty(len(raw), dtype=torch.float32, device=raw.device)
+    programs.prepare_program[(len(raw),)](
+        raw, scale, centre, target, centred, squares, WIDTH=raw.shape[1],
+        SIZE=triton.next_power_of_2(raw.shape[1]), num_warps=4,
+    )  # fmt: skip
+    return target, centred, squares
+
+
+def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = True) -> tuple[Tensor, Tensor | None]:
+    """(pre-activations [tokens, latents] in bfloat16, the largest of every `GROUP` latents or None).
+
+    `centred` [tokens, width] and `table` [latents, width] in bfloat16, the width a multiple of 8; sums in float32.
+    """
+    n, m = len(centred), len(table)
+    out = torch.empty(n, m, dtype=torch.bfloat16, device=centred.device)
+    maxima = torch.empty(n, m // GROUP, dtype=torch.bfloat16, device=centred.device) if with_maxima else None
+    rows, latents, step = 128, 256, 64
+    n_programs = _multiprocessors(centred.device)  # one per multiprocessor; each does many tiles
+    programs.encode_program[(n_programs,)](
+        TensorDescriptor.from_tensor(centred, [rows, step]), TensorDescriptor.from_tensor(table, [latents, step]), bias,
+        TensorDescriptor.from_tensor(out, [rows, latents]), out if maxima is None else maxima, n, m,
+        PROGRAMS=n_programs, WIDTH=centred.shape[1], ROWS=rows, LATENTS=latents, STEP=step, GROUPED=8, MAXIMA=with_maxima, SPAN=GROUP,
+        num_warps=8, num_stages=3,
+    )  # fmt: skip
+    return out, maxima
+
+
+def decode(
+    values: Tensor, decoding: DecodeInput, rectify: bool = True, error_dtype: torch.dtype = torch.bfloat16
+) -> Decoded:
+    """Everything that the decoder says of a batch, from its selected pre-activations `values` [n, k] or [p].
+
+    The loss is coefficient / 2 times the sum of the squared errors of the first `n_counted` rows, over all prefixes. An
+    activation of 0 has no gradient; without `rectify` the values are activations, and all of them have one.
+    """
+    latents, table, bias, target, coefficient, n_counted, prefixes, starts = decoding
+    n, width = target.shape
+    acts, grad_acts = torch.empty_like(values), torch.empty_like(values)
+    n_levels = 1 if prefixes is None else len(prefixes)
+    error = torch.empty(n_levels, n, width, dtype=error_dtype, device=values.device)
+    by_token = torch.empty(3, n, dtype=torch.float32, device=values.device)
+    prefix_ends = by_token if prefixes is None else prefixes  # a program wants a pointer, even if it reads nothing
+
+    if starts is not None:
+        block = triton.next_power_of_2(width)
+        programs.decode_ragged_program[(n,)](
+            values, latents, starts, table, bias, target, coefficient, prefix_ends,
+            acts, error, grad_acts, *by_token, n, SIZE=max(2, 8192 // block), WIDTH=width, BLOCK=block,
+            LEVELS=n_levels, RECTIFY=rectify, num_warps=4 if block <= 1024 else 8,
+        )  # fmt: skip
+        return Decoded(acts, grad_acts, error, by_token)
+
+    k = values.shape[1]
+    size = triton.next_power_of_2(k)
+    block = max(16, min(128, width & -width, 16_384 // size))
+    # Warps that wait for each other's sums cost more than they bring, unless a row is large (LOG.md).
+    num_warps = 1 if size * block <= 4096 else 4
+    programs.decode_program[(n,)](
+        values, latents, table, bias, target, coefficient, n_counted, prefix_ends,
+        acts, error, grad_acts, *by_token, n, K=k, SIZE=size, WIDTH=width, BLOCK=block,
+        LEVELS=n_levels, RECTIFY=rectify, num_warps=num_warps,
+    )  # fmt: skip
+    return Decoded(acts, grad_acts, error, by_token)
+
+
+class SortedPairs:
+    """The (token, latent) pairs of a batch sorted by latent; padding is named `n_latents`.
+
+    Latents are [n, k], or [p] with the `tokens` [p] of a `FlatCode`. Latent i owns order[offsets[i] .. offsets[i + 1]].
+    """
+
+    def __init__(self, latents: Tensor, n_latents: int, tokens: Tensor | None):
+        ordered, self.order = latents.flatten().sort(stable=True)
+        self.tokens, self.k = (self.order, latents.shape[1]) if tokens is None else (tokens, 0)
+        self.offsets = torch.searchsorted(ordered, numbers(n_latents + 1, latents.device), out_int32=True)
+        self.n_latents, self.n_parts = n_latents, 2 * len(ordered) // LONG
+
+
+def sorted_pairs(latents: Tensor, n_latents: int, tokens: Tensor | None = None) -> SortedPairs:
+    """The pairs sorted by latent."""
+    return SortedPairs(latents, n_latents, tokens)
+
+
+def count_latents(
+    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, aux: AuxGradients | None
+) -> tuple[Tensor, Tensor]:
+    """(gradient of b_enc, end of every latent's parts); updates the tokens since every latent fired."""
+    n_latents = len(since)
+    gradient = torch.empty(n_latents, dtype=torch.float32, device=since.device)
+    n_parts = torch.empty(n_latents, dtype=torch.int32, device=since.device)
+    slots, grad_b_enc = (aux.slots, aux.b_enc) if aux else (pairs.offsets, gradient)
+    programs.latents_program[(n_latents,)](
+        pairs.offsets, pairs.order, decoded.acts, decoded.grad_acts, slots, grad_b_enc, gradient, since, n_parts,
+        adam.numbers, HAS_AUX=aux is not None, SPLIT=LONG, SIZE=32, num_warps=1,
+    )  # fmt: skip
+    return gradient, n_parts.cumsum(0)
+
+
+def row_times(row: Tensor, table: Tensor) -> Tensor:
+    """row [m] times a table [m, d] in bfloat16, summed in float32."""
+    return torch.mm(row[None].to(table.dtype), table, out_dtype=torch.float32)[0]
+
+
+def update_vector(state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamStep) -> None:
+    """Adam on a vector (weights and both moments), in place."""
+    n, size = len(gradient), 256
+    programs.vector_program[(triton.cdiv(n, size),)](*state, gradient, n, *adam, SIZE=size, num_warps=2)
+
+
+def update_rows(
+    sums: RowSums,
+    encoder: WeightTable,
+    decoder: WeightTable,
+    *,
+    adam: AdamStep,
+    aux: AuxGradients | None,
+    prefixes: Tensor | None = None,
+) -> None:
+    """Both weight gradients, Adam and the unit norm of the decoder rows, in place; no gradient is ever written."""
+    _launch_rows(sums, (encoder, decoder), adam, aux, prefixes, write_gradients=False)
+
+
+def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Both weight gradients [m, d] in float32, for an update that sums them over processes."""
+    grad_encoder, grad_decoder = (
+        torch.empty(sums.pairs.n_latents, t.shape[-1], dtype=torch.float32, device=t.device)
+        for t in (sums.centred, sums.decoded.error)
+    )
+    # The program writes gradients where it would write weights; it reads nothing else of these tables.
+    tables = WeightTable(*[grad_encoder] * 5), WeightTable(*[grad_decoder] * 5)
+    unused = AdamStep(sums.coefficient, 0.0, 0.0, 0.0)
+    _launch_rows(sums, tables, unused, aux, prefixes, write_gradients=True)
+    return grad_encoder, grad_decoder
+
+
+def apply_rows(
+    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, adam: AdamStep
+) -> None:
+    """Adam and the unit norm of the decoder rows, with gradients that are there already, in place."""
+    width_in, width_out = grad_encoder.shape[1], grad_decoder.shape[1]
+    blocks = triton.next_power_of_2(width_in), triton.next_power_of_2(width_out)
+    programs.apply_program[(len(grad_encoder),)](
+        grad_encoder, grad_decoder, *encoder, *decoder, *adam, WIDTH_IN=width_in, WIDTH_OUT=width_out,
+        BLOCK_IN=blocks[0], BLOCK_OUT=blocks[1], num_warps=_num_warps(max(blocks), encoder),
+    )  # fmt: skip
+
+
+def _num_warps(block: int, table: WeightTable) -> int:
+    """Warps of a program that updates one row. 8-bit codes take many registers per number, so they want more."""
+    if table.first_moment.dtype == torch.int8:
+        return 4 if block <= 1024 else 16
+    return 4 if block <= 4096 else 8
+
+
+def _launch_rows(
+    sums: RowSums,
+    tables: tuple[WeightTable, WeightTable],
+    adam: AdamStep,
+    aux: AuxGradients | None,
+    prefixes: Tensor | None,
+    *,
+    write_gradients: bool,
+) -> None:
+    """One program per latent; a latent with many pairs is first added up in parts, so that no program runs long."""
+    pairs, decoded, centred, coefficient, ends = sums
+    width_in, width_out = centred.shape[1], decoded.error.shape[2]
+    sizes: dict[str, Any] = dict(
+        K=pairs.k, WIDTH_IN=width_in, WIDTH_OUT=width_out, BLOCK_IN=triton.next_power_of_2(width_in),
+        BLOCK_OUT=triton.next_power_of_2(width_out), SPLIT=LONG, LEVELS=len(decoded.error),
+    )  # fmt: skip
+    sizes["num_warps"] = _num_warps(max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]), tables[0])
+    parts = [torch.empty(pairs.n_parts, w, dtype=torch.float32, device=centred.device) for w in (width_in, width_out)]
+    prefix_ends = ends if prefixes is None else prefixes
+    inputs = decoded.acts, decoded.grad_acts, decoded.error, centred, prefix_ends, len(centred)
+
+    if pairs.n_parts:
+        owners = torch.searchsorted(ends, numbers(pairs.n_parts, centred.device).long(), right=True)
+        programs.parts_program[(pairs.n_parts,)](
+            owners, ends, pairs.offsets, pairs.order, pairs.tokens, *inputs, *parts, pairs.n_latents, PAIRS=4, **sizes
+        )
+    aux_rows = (aux.slots, aux.w_enc, aux.w_dec) if aux else (pairs.offsets, *parts)
+    programs.update_program[(pairs.n_latents,)](
+        pairs.offsets, ends, pairs.order, pairs.tokens, *inputs, coefficient, *parts, *aux_rows, *tables[0], *tables[1],
+        *adam, HAS_AUX=aux is not None, PAIRS=1, WRITE=write_gradients, **sizes,
+    )  # fmt: skip
+
+
+__all__ = [
+    "DTYPE", "apply_rows", "batch_pairs", "count_latents", "decode", "encode", "fits_groups", "numbers", "prepare",
+    "rounded", "row_gradients", "row_times", "sorted_pairs", "top_k", "update_rows", "update_vector", "values_at",
+    "widest",
+]  # fmt: skip

@@ -1,0 +1,238 @@
+"""The types that pass between the kernels of a training step, and the interface that the CPU's and the GPU's satisfy.
+
+Shapes, here and in the kernels: n tokens of a batch, k latents kept per token (or p pairs of a `FlatCode`), m latents of
+the dictionary, d numbers per activation, l nested prefixes (1 unless the loss is a sum over prefixes).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class WeightTable(NamedTuple):
+    """One weight matrix stored by latent, [m, d], with Adam's two moments.
+
+    `moment_scales` [m, 2] is empty unless the moments are 8-bit codes (see `moments`). `rounded` holds the weights in
+    the precision that matrix products read.
+    """
+
+    weights: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    moment_scales: Tensor
+    rounded: Tensor
+
+
+class FlatCode(NamedTuple):
+    """A sparse code stored as a flat list of (token, latent) pairs, sorted by token: CSR without padding.
+
+    `tokens` [p] is the token of every pair; the pairs of token t are starts[t] .. starts[t + 1]. If the code came from a
+    padded one [n, width], `shape` is that and `places` [p] says where in it each pair was.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    shape: tuple[int, int]
+    places: Tensor | None = None
+
+    @classmethod
+    def from_padded(cls, indices: Tensor) -> FlatCode:
+        """From latents [n, width] in which -1 marks padding."""
+        n, width = indices.shape
+        places = (indices.flatten() >= 0).nonzero()[:, 0]
+        return cls.from_tokens(places // width, n)._replace(shape=(n, width), places=places)
+
+    @classmethod
+    def from_tokens(cls, tokens: Tensor, n: int) -> FlatCode:
+        """From the token of every pair (ascending), of `n` tokens in all."""
+        starts = torch.searchsorted(tokens, torch.arange(n + 1, device=tokens.device), out_int32=True)
+        return cls(tokens.int(), starts, (n, 0))
+
+    def gather(self, padded: Tensor) -> Tensor:
+        """The values [p] of the pairs, out of a padded tensor [n, width]."""
+        return padded.flatten()[self.places]
+
+    def scatter(self, values: Tensor, padding: float) -> Tensor:
+        """A padded tensor [n, width] with the values [p] of the pairs."""
+        out = values.new_full(self.shape, padding)
+        out.view(-1)[self.places] = values
+        return out
+
+
+class AdamStep(NamedTuple):
+    """Adam's constants at one update.
+
+    `numbers` lie in one tensor on the device, so that a recorded CUDA graph finds them there: [lr / (1 - beta1^t),
+    1 / sqrt(1 - beta2^t), tokens of the batch in all processes, tokens of it in this process, t].
+    """
+
+    numbers: Tensor
+    beta1: float
+    beta2: float
+    eps: float
+
+    @property
+    def n_tokens(self) -> Tensor:
+        """Tokens of the batch in all processes."""
+        return self.numbers[2]
+
+    @property
+    def n_own_tokens(self) -> Tensor:
+        """Tokens of the batch in this process."""
+        return self.numbers[3]
+
+    def with_lr_multiple(self, multiple: float) -> AdamStep:
+        """The same with a multiple of the learning rate."""
+        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0, 1.0, 1.0]))
+
+
+class Decoded(NamedTuple):
+    """What the decoder gives for a batch.
+
+    acts and their gradients grad_acts: [n, k], or [p] of a `FlatCode`. error [l, n, d]: level i holds the sum of
+    x_hat - y over the prefixes that contain the latents of level i (bfloat16 on a GPU, float32 on a CPU). by_token
+    [3, n]: the squared error, its sum over the prefixes, the number of active latents.
+    """
+
+    acts: Tensor
+    grad_acts: Tensor
+    error: Tensor
+    by_token: Tensor
+
+
+class AuxGradients(NamedTuple):
+    """Gradients of AuxK. `slots` [m] is the row of every dead latent in the other three, or -1."""
+
+    slots: Tensor
+    w_enc: Tensor
+    w_dec: Tensor
+    b_enc: Tensor
+
+
+class DecodeInput(NamedTuple):
+    """What decoding a batch reads besides the selected pre-activations.
+
+    latents [n, k] or [p]; table [m, d]; bias [d]; target [n, d]; `coefficient` is 2 / (tokens * variance); rows from
+    `n_counted` on are padding; prefixes [l] or None; `starts` [n + 1] for a `FlatCode`.
+    """
+
+    latents: Tensor
+    table: Tensor
+    bias: Tensor
+    target: Tensor
+    coefficient: Tensor
+    n_counted: Tensor
+    prefixes: Tensor | None
+    starts: Tensor | None
+
+
+class RowSums(NamedTuple):
+    """What both weight gradients are summed from: W_enc by grad_acts * centred input, W_dec by acts * error."""
+
+    pairs: Any  # the kernels' own SortedPairs
+    decoded: Decoded
+    centred: Tensor
+    coefficient: Tensor
+    ends: Any  # the kernels' own
+
+
+class StepKernels(Protocol):
+    """The kernels of one device. `kernels.cpu_step` and `kernels.cuda_step` are modules that satisfy this interface.
+
+    `kernels.reference` and the autograd step (`SparseAutoencoder.losses`) define what they must compute.
+    """
+
+    @property
+    def DTYPE(self) -> torch.dtype:
+        """Precision of the stored rows of input and error."""
+        ...
+
+    def widest(self, n_latents: int) -> int:
+        """The most latents per token for which these kernels beat dense products."""
+        ...
+
+    def numbers(self, n: int, device: torch.device) -> Tensor:
+        """0 .. n - 1."""
+        ...
+
+    def rounded(self, table: Tensor, selection_dtype: torch.dtype) -> Tensor:
+        """A weight table as the encoder's product reads it."""
+        ...
+
+    def prepare(self, raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(raw * scale; that minus `centre`; squared norms [n] of the first)."""
+        ...
+
+    def encode(
+        self, centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = ...
+    ) -> tuple[Tensor, Tensor | None]:
+        """(pre-activations [n, m]; maxima of groups of latents, or None)."""
+        ...
+
+    def fits_groups(self, n_latents: int, k: int) -> bool:
+        """Whether `top_k` can look for the k largest among the maxima of groups."""
+        ...
+
+    def top_k(self, pre_acts: Tensor, k: int, maxima: Tensor | None = ...) -> tuple[Tensor, Tensor]:
+        """(latents in int32, values in float32), [n, k] each, of the k largest per token."""
+        ...
+
+    def batch_pairs(self, pre_acts: Tensor, k: int, maxima: Tensor | None = ...) -> tuple[Tensor, Tensor]:
+        """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token."""
+        ...
+
+    def values_at(self, pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+        """Pre-activations [n, k] of the selected latents in float32."""
+        ...
+
+    def row_times(self, row: Tensor, table: Tensor) -> Tensor:
+        """row [n] times a table [n, d], in float32."""
+        ...
+
+    def decode(
+        self, values: Tensor, decoding: DecodeInput, rectify: bool = ..., error_dtype: torch.dtype = ...
+    ) -> Decoded:
+        """Activations, errors, gradients of the activations."""
+        ...
+
+    def sorted_pairs(self, latents: Tensor, n_latents: int, tokens: Tensor | None = ...) -> Any:
+        """The pairs sorted by latent."""
+        ...
+
+    def count_latents(
+        self, pairs: Any, decoded: Decoded, since: Tensor, adam: AdamStep, aux: AuxGradients | None
+    ) -> tuple[Tensor, Any]:
+        """(gradient of b_enc; what `RowSums.ends` wants); updates the tokens since every latent fired."""
+        ...
+
+    def update_vector(self, state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamStep) -> None:
+        """Adam on a vector (weights and both moments), in place."""
+        ...
+
+    def update_rows(
+        self,
+        sums: RowSums,
+        encoder: WeightTable,
+        decoder: WeightTable,
+        *,
+        adam: AdamStep,
+        aux: AuxGradients | None,
+        prefixes: Tensor | None = ...,
+    ) -> None:
+        """Both weight gradients, Adam, and the unit norm of the decoder rows, in place."""
+        ...
+
+    def row_gradients(
+        self, sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor | None = ...
+    ) -> tuple[Tensor, Tensor]:
+        """Both weight gradients [m, d] in float32, to be summed over processes."""
+        ...
+
+    def apply_rows(
+        self, grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, adam: AdamStep
+    ) -> None:
+        """Adam and the unit norm of the decoder rows, with gradients that are there already."""
+        ...

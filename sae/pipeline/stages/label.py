@@ -1,0 +1,55 @@
+"""Room 7: explanations of the features, and held-out scores of the explanations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import final
+
+from feature_store.queries import StoreError
+from feature_store.writer import read_pointer
+from sae.errors import ArtefactError
+from sae.interpret.interpret import InterpretConfig, interpret
+from sae.pipeline.stage import DictionaryStage, Run
+from sae.pipeline.stages.index import Index
+
+
+@final
+@dataclass(frozen=True)
+class Label(DictionaryStage):
+    """An explanation generation in the dictionary's store, and labels.json.
+
+    The settings are those of the config and used once, unless they are given: then the features (all, or a range of
+    them) are labelled in any case, and other features keep what they have.
+    """
+
+    title = "label"
+    needs = (Index,)
+    workers = "all"
+    settings: InterpretConfig | None = None
+    features: range | None = None
+
+    def done(self, run: Run) -> bool:
+        """Whether explanations are published."""
+        is_published = "explanations" in read_pointer(self.dictionary / "store")
+        return self.settings is None and is_published and (self.dictionary / "labels.json").exists()
+
+    def work(self, run: Run) -> None:
+        """Explains and scores; processes share the features."""
+        settings = self.settings or run.config.interpret
+        with run.screen.progress("label", 1, "features") as progress:
+            # Few scorers run the model, so it is loaded when the first of them asks for it.
+            live_dictionary = lru_cache(lambda: run.live_dictionary(self.dictionary))
+            try:
+                summary = interpret(
+                    self.dictionary,
+                    settings,
+                    live_dictionary,
+                    features=self.features,
+                    processes=run.processes,
+                    progress=progress,
+                )
+            except StoreError as error:
+                raise ArtefactError(str(error)) from None
+        if run.processes.is_first:
+            summary.write(self.dictionary)

@@ -1,0 +1,41 @@
+"""Rooms 2 to 4: the language model, the tokens, and activations that are harvested when they are first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from sae.model.hookpoints import Channel
+from sae.pipeline.sources import prepare
+from sae.pipeline.stage import Run, Stage
+
+
+@final
+@dataclass(frozen=True)
+class Prepare(Stage):
+    """Loads the model and reads the text; everything else waits until a stage asks for it.
+
+    `channels` are those of the config's dictionaries unless they are given. `scratch` takes the place of the run's own
+    folder of activations, so that a finished run is left as it is.
+    """
+
+    title = "prepare"
+    workers = "all"
+    channels: tuple[Channel, ...] | None = None
+    scratch: Path | None = None
+
+    def done(self, run: Run) -> bool:
+        """Whether the sources are in memory."""
+        return run.sources is not None
+
+    def work(self, run: Run) -> None:
+        """See the class."""
+        run.sources = prepare(
+            run.config,
+            run.folder,
+            run.screen,
+            channels=self.channels,
+            scratch=self.scratch,
+            processes=run.processes,
+        )

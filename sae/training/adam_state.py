@@ -1,0 +1,129 @@
+"""The weights of a dictionary with Adam's moments, as the hand-written update reads and changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sae.architectures.base import SparseAutoencoder
+from sae.kernels import moments
+from sae.kernels.step_types import AdamStep, StepKernels, WeightTable
+from sae.training.exchange import Exchange
+
+
+class AdamState:
+    """Weights, moments and rounded copies of one dictionary; torch's optimiser stays the owner of the moments.
+
+    `rounded` are both weight tables [m, d] as the encoder's product reads them, `tables` as all else reads them: on a
+    CPU only the selection reads rounded weights, on a GPU every product does.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        optimiser: torch.optim.Adam,
+        kernels: StepKernels,
+        exchange: Exchange,
+        moments_in: str,
+    ):
+        self.sae, self.optimiser, self.kernels = sae, optimiser, kernels
+        self.exchange, self.moments_in = exchange, moments_in
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in sae.named_parameters()}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything derived from weights and moments."""
+        self.rounded: list[Tensor] = []
+        self.tables: list[Tensor] = []
+        self._steps: list[Tensor] = []
+        self._n_updates = 0
+        self._numbers: Tensor | None = None
+
+    def count_update(self) -> None:
+        """Counts one finished update."""
+        self._n_updates += 1
+        torch._foreach_add_(self._steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+
+    def own_part(self, tensor: Tensor, name: str) -> Tensor:
+        """The part of the parameter `name`, or of a moment of it, that this process updates."""
+        if tensor.ndim == 1:
+            return tensor
+        part = self.exchange.own_latents(self.sae.d_sae)
+        return tensor[:, part] if name == "W_enc" else tensor[part]
+
+    def of(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(weights, first moment, second moment) of a parameter; moments are created as Adam would."""
+        state, weights = self.optimiser.state[parameter], self.own_part(parameter.data, self._names[parameter])
+        if not state:
+            stored_in = self.moments_in if parameter.ndim > 1 else "float32"
+            first_dtype, second_dtype = moments.DTYPES[stored_in]
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(weights, dtype=first_dtype)
+            state["exp_avg_sq"] = torch.zeros_like(weights, dtype=second_dtype)
+            if stored_in == "int8":
+                state["scales"] = self.own_part(parameter.data.new_zeros(self.sae.d_sae, 2), "scales").clone()
+        return weights, state["exp_avg"], state["exp_avg_sq"]
+
+    def encoder(self) -> WeightTable:
+        """W_enc by latent [m, d]: its transpose is the module's [d, m]."""
+        weights, first, second = (t.T for t in self.of(self.sae.W_enc))
+        return self._weight_table(self.sae.W_enc, weights, first, second, rounded=self.rounded[0])
+
+    def decoder(self) -> WeightTable:
+        """W_dec [m, d]."""
+        return self._weight_table(self.sae.W_dec, *self.of(self.sae.W_dec), rounded=self.rounded[1])
+
+    def _weight_table(
+        self, parameter: Tensor, weights: Tensor, first: Tensor, second: Tensor, *, rounded: Tensor
+    ) -> WeightTable:
+        no_scales = first.new_empty(0, 2, dtype=torch.float32)
+        scales = self.optimiser.state[parameter].get("scales", no_scales)
+        return WeightTable(weights, first, second, scales, rounded[self.exchange.own_latents(self.sae.d_sae)])
+
+    @contextmanager
+    def wide_moments(self) -> Iterator[None]:
+        """Inside the block the optimiser holds moments in float32, for an update by autograd."""
+        if self.moments_in == "float32":
+            yield
+            return
+
+        self.step(0.0, 0, 0)  # creates the moments, if this is the first update
+        encoder, decoder = self.encoder(), self.decoder()
+        w_enc, w_dec = (self.optimiser.state[p] for p in (self.sae.W_enc, self.sae.W_dec))
+        w_enc["exp_avg"], w_enc["exp_avg_sq"] = (t.T for t in moments.both_widened(encoder))
+        w_dec["exp_avg"], w_dec["exp_avg_sq"] = moments.both_widened(decoder)
+        yield
+        moments.narrow_both(w_enc["exp_avg"].T, w_enc["exp_avg_sq"].T, encoder, int(w_enc["step"]))
+        moments.narrow_both(w_dec["exp_avg"], w_dec["exp_avg_sq"], decoder, int(w_dec["step"]))
+        w_enc["exp_avg"], w_enc["exp_avg_sq"] = encoder.first_moment.T, encoder.second_moment.T
+        w_dec["exp_avg"], w_dec["exp_avg_sq"] = decoder.first_moment, decoder.second_moment
+
+    def step(self, lr: float, n_tokens: int, n_own_tokens: int) -> AdamStep:
+        """Adam's constants of the next update. The count of updates is kept beside the moments, as torch keeps it."""
+        if self._numbers is None:
+            self._create_state()
+        assert self._numbers is not None
+        group = self.optimiser.param_groups[0]
+        (beta1, beta2), t = group["betas"], self._n_updates + 1
+        constants = (lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, n_tokens, n_own_tokens, t)
+        for place, number in enumerate(constants):
+            self._numbers[place].fill_(number)
+        return AdamStep(self._numbers, beta1, beta2, group["eps"])
+
+    def _create_state(self) -> None:
+        """Creates the moments, the rounded copies of the weights and the tensor of Adam's constants."""
+        sae = self.sae
+        for parameter in sae.parameters():
+            self.of(parameter)
+        self._steps = [self.optimiser.state[parameter]["step"] for parameter in sae.parameters()]
+        self._n_updates = int(self._steps[0])
+
+        w_enc, w_dec = sae.W_enc.data.T, sae.W_dec.data
+        self.rounded = [
+            self.kernels.rounded(w_enc, sae.selection_dtype), self.kernels.rounded(w_dec, torch.float32)
+        ]  # fmt: skip
+        self.tables = [w_enc, w_dec] if self.sae.b_dec.device.type == "cpu" else self.rounded
+        self._numbers = torch.empty(5, dtype=torch.float32, device=self.sae.b_dec.device)
