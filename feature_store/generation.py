@@ -25,7 +25,7 @@ MEMORY_BYTES = 2_000_000_000
 
 
 class Corpus(NamedTuple):
-    """What was indexed: codes, the tokens the dictionary read, bytes of every token id, document names."""
+    """What is indexed: codes, the number of tokens that the dictionary read, bytes of every token id, document names."""
 
     codes: Codes
     n_tokens: int
@@ -44,7 +44,7 @@ def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, n_tokens
 
 
 class Limits(NamedTuple):
-    """What is kept of features and of documents, the seed of samples, and the memory for firings held at a time."""
+    """How much is kept per feature and per document, the seed of samples, and the memory for firings held at a time."""
 
     contexts: ContextLimits
     features_per_document: int
@@ -77,7 +77,7 @@ def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
 def write_shard(
     folder: Path, number: int, corpus: Corpus, directions: Directions, limits: Limits, features: slice
 ) -> None:
-    """Writes what a generation says of some consecutive features to Parquet files in `folder`, for `publish` to put together.
+    """Writes the rows of some consecutive features to Parquet files in `folder`, for `publish` to join.
 
     Every process makes the pass over the codes, which is short; counting and cutting windows are shared out.
     """
@@ -95,7 +95,7 @@ def publish(
 ) -> str:
     """Builds and publishes a context generation under `store`; returns its file name.
 
-    `shards` is a folder of `write_shard` for all features; none: the features are counted here.
+    `shards` is a folder that `write_shard` filled for all features; without it the features are counted here.
     """
     _, n_tokens, vocabulary, names = corpus
     read = _pass(corpus, len(directions.promoted), limits)
@@ -110,9 +110,11 @@ def publish(
         _write_features(writer, read, directions, limits.memory_bytes, slice(0, len(directions.promoted)))
     else:
         merge(writer, shards)
+
     _write_tokens(writer, codes, vocabulary, read.is_test)
     _write_documents(writer, codes, read.documents, names, read.is_test)
     _write_random_windows(writer, codes, seed, f"<u{codes.ids.dtype.itemsize}")
+
     return writer.publish()
 
 
@@ -162,12 +164,12 @@ def _write_documents(
 
 
 def _write_random_windows(writer: GenerationWriter, codes: Codes, seed: int, id_dtype: str) -> None:
-    found = random_windows(codes, RANDOM_WINDOWS, seed)
+    windows = random_windows(codes, RANDOM_WINDOWS, seed)
     writer.insert("random_window", {
-        "id": np.arange(len(found)),
-        "document": [w.document for w in found],
-        "token_ids": [w.token_ids.astype(id_dtype).tobytes() for w in found],
-        "peak": [w.peak for w in found],
-        "place": [w.place for w in found],
-        "latents": [w.latents.astype("<u4").tobytes() for w in found],
+        "id": np.arange(len(windows)),
+        "document": [w.document for w in windows],
+        "token_ids": [w.token_ids.astype(id_dtype).tobytes() for w in windows],
+        "peak": [w.peak for w in windows],
+        "place": [w.place for w in windows],
+        "latents": [w.latents.astype("<u4").tobytes() for w in windows],
     })  # fmt: skip

@@ -53,11 +53,13 @@ class Store:
         self.pointer = read_pointer(folder)
         if "contexts" not in self.pointer:
             raise StoreError(f"{folder}: no published generation. Run sae-train to its end first.")
+
         self.connection = duckdb.connect()
         self.connection.execute("set autoinstall_known_extensions=false; set autoload_known_extensions=false")
         self.connection.execute("set threads=1")
         for kind in ("contexts", "explanations"):
             self._attach(kind)
+
         self.connection.execute("set enable_external_access=false; set lock_configuration=true")
         self.meta = dict(self.connection.execute("select key, value from contexts.meta").fetchall())
         self.meta = {key: json.loads(value) for key, value in self.meta.items()}
@@ -70,18 +72,18 @@ class Store:
         )
 
     def _attach(self, kind: str) -> None:
-        """Attaches one generation, or an empty one of its kind in memory where none is published."""
+        """Attaches one generation, or an empty one in memory if none of its kind is published."""
         if kind in self.pointer:
             path = self.folder / self.pointer[kind]["file"]
             try:
                 self.connection.execute(f"attach '{path}' as {kind} (read_only)")
-                found = self.connection.execute(
+                versions = self.connection.execute(
                     f"select value from {kind}.meta where key = 'format_version'"
                 ).fetchall()
             except duckdb.Error as error:
                 raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
-            if not found or int(found[0][0]) != schema.FORMAT_VERSION:
-                raise StoreError(f"{path}: format {found}, this saedex reads format {schema.FORMAT_VERSION}.")
+            if not versions or int(versions[0][0]) != schema.FORMAT_VERSION:
+                raise StoreError(f"{path}: format {versions}, this saedex reads format {schema.FORMAT_VERSION}.")
         else:
             self.connection.execute(f"attach ':memory:' as {kind}; use {kind}")
             for statement in schema.EXPLANATIONS:
@@ -106,8 +108,10 @@ class Store:
                 else:
                     pieces.append(pending.decode("utf-8", "replace"))
                     pending = b""
+
         if pending and pieces:
             pieces[-1] += pending.decode("utf-8", "replace")
+
         return pieces
 
     def shown(self, token: int) -> str:
@@ -115,15 +119,15 @@ class Store:
         return self.token_bytes.get(token, b"").decode("utf-8", "replace")
 
     def tokens_like(self, text: str) -> list[int]:
-        """Ids of tokens whose text, stripped and lower-cased, equals the given text so treated."""
+        """Ids of the tokens whose text equals `text`, both stripped and in lower case."""
         return self._by_text.get(text.strip().lower(), [])
 
     @cached_property
     def _by_text(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        tokens: dict[str, list[int]] = {}
         for token in self.token_bytes:
-            found.setdefault(self.shown(token).strip().lower(), []).append(token)
-        return found
+            tokens.setdefault(self.shown(token).strip().lower(), []).append(token)
+        return tokens
 
 
 def _row(values: tuple[Any, ...]) -> FeatureRow:
@@ -144,7 +148,7 @@ def features(
     query: str | None = None,
     alive: bool = False,
 ) -> Page:
-    """Features that pass every given filter, sorted (nulls last, then by id), one page of them."""
+    """One page of the features that pass every filter, sorted (nulls last, then by id)."""
     conditions, values = ["true"], []
     for sql, value in (
         ("f.density >= ?", min_density),
@@ -155,11 +159,13 @@ def features(
         if value is not None:
             conditions.append(sql)
             values.append(value)
+
     if alive:
         conditions.append("f.n_fired > 0")
     if query:
         conditions.append("contains(lower(l.text), lower(?))")
         values.append(query)
+
     where = " and ".join(conditions)
     order = f"{_SORT_SQL[sort]} {'desc' if descending else 'asc'} nulls last, f.feature"
     cursor = store.connection.cursor()
@@ -167,6 +173,7 @@ def features(
         f"select {_ROW} {_FROM} where {where} order by {order} limit ? offset ?", [*values, limit, offset]
     ).fetchall()
     total = cursor.execute(f"select count(*) {_FROM} where {where}", values).fetchall()[0][0]
+
     return Page([_row(r) for r in rows], total)
 
 
@@ -174,7 +181,7 @@ _BLOBS = """histogram, promoted_tokens, promoted_logits, suppressed_tokens, supp
     neighbours, neighbour_cosines"""
 
 
-def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation], scores: list[Score]) -> Feature:
+def _feature(store: Store, values: tuple[Any, ...], texts: list[Explanation], scores: list[Score]) -> Feature:
     """`Feature` of a result row of `_ROW` and `_BLOBS`."""
     blobs = values[9:]
     promoted, suppressed, neighbours = (
@@ -183,14 +190,14 @@ def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation], sc
     )
     histogram = np.frombuffer(blobs[0], "<u4").tolist()
     edges = store.meta["log2_edges"]
-    return Feature(_row(values[:9]), histogram, edges, promoted, suppressed, neighbours, found, scores)
+    return Feature(_row(values[:9]), histogram, edges, promoted, suppressed, neighbours, texts, scores)
 
 
 def feature(store: Store, number: int) -> Feature | None:
-    """One feature with its histogram, logits, neighbours and explanations; None where there is no such id."""
+    """One feature with its histogram, logits, neighbours and explanations; None if there is no such id."""
     cursor = store.connection.cursor()
-    found = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} where f.feature = ?", [number]).fetchall()
-    return _feature(store, found[0], explanations(store, number), feature_scores(store, number)) if found else None
+    rows = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} where f.feature = ?", [number]).fetchall()
+    return _feature(store, rows[0], explanations(store, number), feature_scores(store, number)) if rows else None
 
 
 def all_features(store: Store) -> list[Feature]:
@@ -223,12 +230,14 @@ def explanations(store: Store, number: int) -> list[Explanation]:
         where e.feature = ? order by e.chosen desc, e.id, s.scorer, s.metric""",
         [number],
     ).fetchall()
-    found: dict[int, Explanation] = {}
+    by_id: dict[int, Explanation] = {}
+
     for key, explainer, text, chosen, *score in rows:
-        explanation = found.setdefault(key, Explanation(explainer, text, chosen))
+        explanation = by_id.setdefault(key, Explanation(explainer, text, chosen))
         if score[0] is not None:
             explanation.scores.append(Score(*score))
-    return list(found.values())
+
+    return list(by_id.values())
 
 
 def interpretation(store: Store) -> Interpretation:
@@ -277,6 +286,7 @@ def windows(store: Store, number: int) -> list[Window]:
                     inclusion=float(w["inclusion"]),
                 )
             )
+
     return sorted(out, key=lambda w: (w.group == "stratum", -w.stratum if w.group == "stratum" else 0, w.rank))
 
 
@@ -284,6 +294,7 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
     """(row, times) of the features that fire most often on, or just before, any of the tokens."""
     if not tokens:
         return []
+
     cursor = store.connection.cursor()
     marks = ", ".join("?" * len(tokens))
     rows = cursor.execute(
@@ -297,9 +308,10 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
 
 
 def features_promoting(store: Store, tokens: list[int], limit: int) -> list[FeatureRow]:
-    """Rows of the features whose promoted tokens hold any of the tokens, best rank first."""
+    """Rows of the features that promote one of the tokens, best rank first."""
     if not tokens:
         return []
+
     cursor = store.connection.cursor()
     marks = ", ".join("?" * len(tokens))
     rows = cursor.execute(
@@ -429,12 +441,12 @@ def concepts(store: Store) -> list[Concept]:
 def document_latents(store: Store, document: int) -> tuple[str, list[tuple[int, float, float]]] | None:
     """(name, [(feature, mean, maximum)]) of a document's strongest features; None where there is no such document."""
     cursor = store.connection.cursor()
-    found = cursor.execute(
+    rows = cursor.execute(
         "select name, latents, means, maxima from contexts.document where document = ?", [document]
     ).fetchall()
-    if not found:
+    if not rows:
         return None
-    name, latents, means, maxima = found[0]
+    name, latents, means, maxima = rows[0]
     columns = (np.frombuffer(latents, "<u4"), np.frombuffer(means, "<f4"), np.frombuffer(maxima, "<f4"))
     return name, list(zip(*(c.tolist() for c in columns), strict=True))
 

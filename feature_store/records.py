@@ -1,4 +1,4 @@
-"""The frozen types that pass through the store's doors."""
+"""The frozen types of the store's rows and of what its queries return."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Score:
-    """A number about an explanation or a feature, with the ends of its 95 % interval; None where nothing counts."""
+    """A number about an explanation or a feature, with the ends of its 95 % interval; None if there was nothing to
+    count.
+    """
 
     scorer: str
     metric: str
@@ -45,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A text about a feature, who made it, and its scores; `chosen` marks the feature's label."""
+    """A text about a feature, its explainer, and its scores; `chosen` marks the feature's label."""
 
     explainer: str
     text: str
@@ -84,7 +86,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Concept:
-    """A named group of features; `parent` is the concept that it is a part of."""
+    """A named set of features; `parent` is the concept that contains this one."""
 
     concept: int
     parent: int | None

@@ -58,7 +58,13 @@ def update(made: SaeTrainer, number: int, processes: Processes | None, device: s
     batch, counts = rows(number).to(device), None
     if processes is not None and not made.spread:
         n = len(batch)
-        cuts = [0, *(n * (r + 1) // processes.world_size + (7 if r + 1 < processes.world_size else 0) for r in range(processes.world_size))]
+        cuts = [
+            0,
+            *(
+                n * (r + 1) // processes.world_size + (7 if r + 1 < processes.world_size else 0)
+                for r in range(processes.world_size)
+            ),
+        ]
         counts = [b - a for a, b in itertools.pairwise(cuts)]
         batch = batch.split(counts)[processes.rank]
     made.step({Channel(HOOK): batch}, LR, counts)

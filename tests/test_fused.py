@@ -10,7 +10,7 @@ from sae.architectures import ARCHITECTURES, Batch, build
 from sae.errors import ConfigError
 from sae.kernels import moments
 from sae.kernels.sparse import HAS_TRITON
-from sae.kernels.step_parts import Rows
+from sae.kernels.step_types import Rows
 from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint

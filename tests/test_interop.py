@@ -13,7 +13,7 @@ from test_architectures import batch, make
 
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, SaedexError
-from sae.interop.plain import largest_difference
+from sae.interop.foreign_weights import largest_difference
 from sae.interop.transfer import FORMATS, export_dictionary, import_dictionary
 from sae.publish import dictionary
 

@@ -345,10 +345,10 @@ def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judge
     from collections import Counter
 
     from sae.interpret.evidence import Evidence
-    from sae.interpret.scorers import JUDGED_SCORERS, Case
+    from sae.interpret.scorers import JUDGED_SCORERS, ScoringCase
 
     evidence = Evidence(planted[1])
-    case = Case(evidence, 0, None, (), [], 0, no_model)
+    case = ScoringCase(evidence, 0, None, (), [], 0, no_model)
     places = {True: Counter(), False: Counter()}
     for trial in JUDGED_SCORERS["fuzzing"].trials(case, "x"):
         for text, truth in zip(json.loads(trial.prompt.user)["texts"], trial.truth, strict=True):

@@ -19,7 +19,7 @@ class Import(Command):
     order = 51
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """The file, its format, what it does not say, the target."""
+        """The file, its format, what the file does not say, and the target."""
         parser.add_argument("path", type=Path, help="the file or folder")
         parser.add_argument(
             "--from",

@@ -1,4 +1,4 @@
-"""What labels are tested on: a token in the window around it, on which a feature fires, or does not."""
+"""Events: tokens in the window around them, on which a feature fires or does not. Labels are tested on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECENT, RECENT_SILENT = 1 << 17, 16
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Event:
-    """A token (`peak`) in its window; `act` and `acts` are of the feature that the window was kept for."""
+    """A token (`peak`) in its window. `act` and `acts` belong to the feature whose window it is."""
 
     ids: tuple[int, ...]
     peak: int
@@ -33,7 +33,7 @@ class Event:
 
 
 class Events:
-    """Activating windows, hard negatives and random windows of a store, decoded when they are first asked for."""
+    """Activating windows, hard negatives and random windows of a store, decoded on first use."""
 
     def __init__(self, store: Store):
         self.store = store
@@ -47,30 +47,34 @@ class Events:
         self.activating = lru_cache(RECENT // 32)(self._activating)
         self.random: list[Event] = []
         self.random_firing: dict[int, set[int]] = {}  # feature -> indices of the random windows in which it fires
+
         for number, (document, ids, peak, place, fired) in enumerate(queries.random_events(store)):
             is_test = document in self.test_documents
             self.random.append(Event(tuple(ids), peak, place, document, is_test, 0.0, (), "random", 1.0))
             for feature in fired:
                 self.random_firing.setdefault(feature, set()).add(number)
+
         self.random_silent = lru_cache(RECENT_SILENT)(self._random_silent)
 
     def _activating(self, feature: int) -> list[Event]:
-        """Windows of one feature: the top ones by rank, then its strata; one event a place, whatever its group."""
+        """Windows of one feature: the top ones by rank, then its strata; one event per place in the text."""
         pack = self._packs[feature]
-        found, known = [], set()
+        events, places = [], set()
+
         for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
             key = int(w["context"]), int(w["place"])
-            fresh = key not in known
-            known.add(key)
+            fresh = key not in places
+            places.add(key)
             peak = int(w["peak"])
             if not fresh:
                 continue
             document = int(w["document"])
-            found.append(Event(
+            events.append(Event(
                 tuple(ids.tolist()), peak, int(w["place"]), document, document in self.test_documents,
                 float(acts[peak]), tuple(acts.tolist()), "stratum" if w["is_stratum"] else "top", float(w["inclusion"]),
             ))  # fmt: skip
-        return found
+
+        return events
 
     def hard_negatives(self, feature: int) -> list[Event]:
         """Strongest windows of the nearest features, by cosine and by firing, in which this one does not fire."""

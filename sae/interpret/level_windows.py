@@ -1,4 +1,4 @@
-"""What RecSAE's confidence is computed from, whatever predicts: held-out windows by global level, and the figures."""
+"""RecSAE's windows by global activation level, and the figures that its confidence consists of, whatever predicts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def figures(hits: int, m: int, false: int, n: int, null: list[float], failed: in
     """Recall, true negative rate, confidence and precision of `hits` of m positives and `false` of n negatives."""
     recall, silent = proportion(hits, m), proportion(n - false, n)
     baseline = sum(null) / len(null) if null else nan
-    found = [
+    rates = [
         Figure("recall", recall, 0.5, m, n, failed),
         Figure("true_negative_rate", silent, 0.5, m, n, failed),
         Figure("confidence", balanced_accuracy(recall, silent), 0.5, m, n, failed, baseline),
     ]
     if hits + false:
-        found.append(Figure("precision", proportion(hits, hits + false), m / (m + n), m, n, failed))
-    return found
+        rates.append(Figure("precision", proportion(hits, hits + false), m / (m + n), m, n, failed))
+
+    return rates

@@ -85,9 +85,9 @@ def batch_pairs(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple
 
 
 def values_at(pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, bias: Tensor) -> Tensor:
-    """Pre-activations [tokens, k] of the selected latents in float32, in a fixed order of sums.
+    """Pre-activations [n, k] of the selected latents in float32, summed in a fixed order.
 
-    Not those of the product: its last bits depend on how the library shares the work out.
+    The encoder's product is not used: its last bits depend on how the library shares the work out.
     """
     return gather_dot(centred, table, indices) + bias[indices]
 
@@ -99,7 +99,10 @@ def row_times(row: Tensor, table: Tensor) -> Tensor:
 
 @njit(fastmath=True, cache=True)
 def _dot(a, b):  # pragma: no cover (compiled)
-    """The inner product. Nothing else may be reordered: what is compiled and what is read from the cache would differ."""
+    """The inner product. Only inner products may use fastmath: numba contracts anything else differently when it
+    compiles and
+    when it reads its cache, so bits would differ between the two.
+    """
     total = np.float32(0)
     for d in range(len(a)):
         total += a[d] * b[d]
@@ -161,6 +164,7 @@ def decode(
         np.float32(coefficient), _level_of_latent(len(table), prefixes), rectify,
         acts.numpy(), grad_acts.numpy(), error.numpy(), by_token.numpy(),
     )  # fmt: skip
+
     return Decoded(acts, grad_acts, error, by_token)
 
 
@@ -169,8 +173,10 @@ def _sort(indices, n_latents, offsets, order):  # pragma: no cover (compiled)
     for i in indices:
         if i < n_latents:
             offsets[i + 1] += 1
+
     for i in range(n_latents):
         offsets[i + 1] += offsets[i]
+
     place = offsets.copy()
     for p in range(len(indices)):
         i = indices[p]
@@ -240,8 +246,10 @@ def _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, facto
             row = source[levels[i], order[p] // k]
             for d in range(len(grad)):
                 grad[d] += a * row[d]
+
     for d in range(len(grad)):
         grad[d] *= factor
+
     if len(aux) > 0 and slots[i] >= 0:
         for d in range(len(grad)):
             grad[d] += aux[slots[i], d]
@@ -254,10 +262,12 @@ def _update_row(grad, w, m, v, unit, adam):  # pragma: no cover (compiled)
         along = _dot(grad, w)
         for d in range(len(w)):
             grad[d] -= along * w[d]
+
     for d in range(len(w)):
         m[d] = adam[2] * m[d] + adam[5] * grad[d]
         v[d] = adam[3] * v[d] + adam[6] * grad[d] * grad[d]
         w[d] -= adam[0] * m[d] / (np.sqrt(v[d]) * adam[1] + adam[4])
+
     if unit:
         scale = np.float32(1) / max(np.sqrt(_dot(w, w)), np.float32(1e-12))
         for d in range(len(w)):
@@ -303,6 +313,7 @@ def _row_sums(sums: RowSums, aux: AuxGradients | None, prefixes: Tensor | None) 
         )  # fmt: skip
 
     encoder_aux, decoder_aux = (no_rows, no_rows) if aux is None else (aux.w_enc.numpy(), aux.w_dec.numpy())
+
     return [
         arguments(decoded.grad_acts, centred[None], np.zeros_like(levels), 1.0, encoder_aux),
         arguments(decoded.acts, decoded.error, levels, float(coefficient), decoder_aux),

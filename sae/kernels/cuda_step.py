@@ -77,6 +77,7 @@ def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = Tru
         PROGRAMS=n_programs, WIDTH=centred.shape[1], ROWS=rows, LATENTS=latents, STEP=step, GROUPED=8, MAXIMA=with_maxima, SPAN=GROUP,
         num_warps=8, num_stages=3,
     )  # fmt: skip
+
     return out, maxima
 
 
@@ -115,6 +116,7 @@ def decode(
         acts, error, grad_acts, *by_token, n, K=k, SIZE=size, WIDTH=width, BLOCK=block,
         LEVELS=n_levels, RECTIFY=rectify, num_warps=num_warps,
     )  # fmt: skip
+
     return Decoded(acts, grad_acts, error, by_token)
 
 
@@ -148,6 +150,7 @@ def count_latents(
         pairs.offsets, pairs.order, decoded.acts, decoded.grad_acts, slots, grad_b_enc, gradient, since, n_parts,
         adam.numbers, HAS_AUX=aux is not None, SPLIT=LONG, SIZE=32, num_warps=1,
     )  # fmt: skip
+
     return gradient, n_parts.cumsum(0)
 
 
@@ -233,6 +236,7 @@ def _launch_rows(
         programs.parts_program[(pairs.n_parts,)](
             owners, ends, pairs.offsets, pairs.order, pairs.tokens, *inputs, *parts, pairs.n_latents, PAIRS=4, **sizes
         )
+
     aux_rows = (aux.slots, aux.w_enc, aux.w_dec) if aux else (pairs.offsets, *parts)
     programs.update_program[(pairs.n_latents,)](
         pairs.offsets, ends, pairs.order, pairs.tokens, *inputs, coefficient, *parts, *aux_rows, *tables[0], *tables[1],

@@ -1,7 +1,7 @@
 """The types that pass between the kernels of a training step, and the interface that the CPU's and the GPU's satisfy.
 
-Shapes, here and in the kernels: n tokens of a batch, k latents kept per token (or p pairs of a `FlatCode`), m latents of
-the dictionary, d numbers per activation, l nested prefixes (1 unless the loss is a sum over prefixes).
+Shapes, here and in the kernels: n tokens of a batch, k latents kept per token (or p pairs of a `FlatCode`), m latents
+of the dictionary, d numbers per activation, l nested prefixes (1 unless the loss is a sum over prefixes).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class WeightTable(NamedTuple):
 class FlatCode(NamedTuple):
     """A sparse code stored as a flat list of (token, latent) pairs, sorted by token: CSR without padding.
 
-    `tokens` [p] is the token of every pair; the pairs of token t are starts[t] .. starts[t + 1]. If the code came from a
-    padded one [n, width], `shape` is that and `places` [p] says where in it each pair was.
+    `tokens` [p] is the token of every pair; the pairs of token t are starts[t] .. starts[t + 1]. If the code came from
+    a padded one [n, width], `shape` is that and `places` [p] says where in it each pair was.
     """
 
     tokens: Tensor

@@ -1,4 +1,4 @@
-"""Text stream to contexts of token ids in memory-mapped files: packed, split by document, resumable."""
+"""From a stream of text to contexts of token ids in memory-mapped files: packed, split by document, resumable."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Contexts:
 
 
 class _ContextWriter:
-    """Appends documents to one stream of contexts; `state` after a commit is all that a resume needs."""
+    """Appends documents to one stream of contexts; after a commit, `state` is all that a resume needs."""
 
     def __init__(self, folder: Path, ctx_len: int, bos: int | None, eos: int | None, dtype: str, state: dict[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,16 @@ class _ContextWriter:
         self._names = _open_at(folder / "documents.txt", self.state["names_bytes"])
 
     def add(self, names: list[str], token_lists: list[list[int]]) -> None:
-        """Appends whole documents, each ended by the end-of-sequence token where there is one."""
+        """Appends whole documents, each followed by the end-of-sequence token if the tokenizer has one."""
         ids, owners = list(self.state["tail"]), list(self.state["tail_documents"])
         end = [] if self.eos is None else [self.eos]
+
         for name, tokens in zip(names, token_lists, strict=True):
             ids += tokens + end
             owners += [self.state["n_documents"]] * (len(tokens) + len(end))
             self.state["names_bytes"] += self._names.write((json.dumps(name) + "\n").encode())
             self.state["n_documents"] += 1
+
         whole = len(ids) // self.width
         cut = whole * self.width
         block = np.asarray(ids[:cut], dtype=self.dtype).reshape(whole, self.width)
@@ -99,6 +101,7 @@ class _ContextWriter:
         if self.bos is not None:
             block = np.insert(block, 0, self.bos, axis=1)
             owner_block = np.concatenate([owner_block[:, :1], owner_block], axis=1)
+
         self._ids.write(block.tobytes())
         self._documents.write(owner_block.tobytes())
         self.state["n_contexts"] += whole
@@ -139,10 +142,9 @@ def build(
     folder: Path,
     progress: Progress,
 ) -> tuple[Contexts, Contexts]:
-    """(training contexts, held-out contexts) under `folder`, continued where an earlier call stopped.
+    """(training contexts, held-out contexts) under `folder`; continues where an earlier call stopped.
 
-    Raises `DataError` where the text is shorter than asked
-    and `on_end` is "fail".
+    Raises `DataError` if the text is shorter than the config wants and `on_end` is "fail".
     """
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     bos = tokenizer.bos_token_id if prepend_bos else None
@@ -176,13 +178,13 @@ def build(
             write_json(position_file, position)
             progress.update(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
-    found = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
+    n_contexts = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
     for name in wanted:
-        if found[name] < (wanted[name] if config.on_end == "fail" else 1):
-            asked, got = wanted[name] * config.ctx_len, found[name] * config.ctx_len
+        if n_contexts[name] < (wanted[name] if config.on_end == "fail" else 1):
+            asked, got = wanted[name] * config.ctx_len, n_contexts[name] * config.ctx_len
             advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
             raise DataError(f"text: {asked:,} {name} tokens were asked, the sources gave {got:,}. {advice}")
-    train, held_out = (Contexts(folder / n, config.ctx_len, prepend_bos, dtype, found[n]) for n in wanted)
+    train, held_out = (Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts[n]) for n in wanted)
     return train, held_out
 
 
@@ -195,15 +197,20 @@ def _next_batch(mixture: Mixture, tokenizer: Any) -> list[tuple[str, str, list[i
             drawn.append((chosen, document))
         # A character count stands in for tokens until the batch is tokenized, so that the draw can go on.
         mixture.tokens[chosen] += len(document.text) // 4
+
     if not drawn:
         return []
+
     texts = [document.text.encode("utf-8", "replace").decode() for _, document in drawn]
     token_lists = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+
     return [(d.name, t, ids) for (_, d), t, ids in zip(drawn, texts, token_lists, strict=True)]
 
 
 def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:
-    """What the corpus was: sources, hash of the text read, documents per source, versions where it reads packages."""
+    """What the corpus was: sources, hash of the text, documents per source, and versions of the packages it was read
+    from.
+    """
     position = json.loads((folder / "position.json").read_text())
     about = {
         "sources": [source.model_dump(mode="json") for source in config.sources],
@@ -212,4 +219,5 @@ def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:
     }
     if any(isinstance(source, InstalledDocs) for source in config.sources):
         about["installed"] = installed_docs.versions()
+
     return about

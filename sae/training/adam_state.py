@@ -65,6 +65,7 @@ class AdamState:
             state["exp_avg_sq"] = torch.zeros_like(weights, dtype=second_dtype)
             if stored_in == "int8":
                 state["scales"] = self.own_part(parameter.data.new_zeros(self.sae.d_sae, 2), "scales").clone()
+
         return weights, state["exp_avg"], state["exp_avg_sq"]
 
     def encoder(self) -> WeightTable:
@@ -118,6 +119,7 @@ class AdamState:
         sae = self.sae
         for parameter in sae.parameters():
             self.of(parameter)
+
         self._steps = [self.optimiser.state[parameter]["step"] for parameter in sae.parameters()]
         self._n_updates = int(self._steps[0])
 

@@ -67,6 +67,8 @@ def newest(folder: Path, progress: Progress) -> Checkpoint | None:
             progress.say(f"{path.name}: the hash differs from its manifest; trying the checkpoint before it")
         except (OSError, ValueError, KeyError) as error:
             progress.say(f"{path.name}: cannot be read ({error}); trying the checkpoint before it")
+
     if candidates:
         raise ArtefactError(f"{folder}: every checkpoint is damaged. Remove the folder to start again.")
+
     return None

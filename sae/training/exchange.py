@@ -196,10 +196,12 @@ class LatentShards(Exchange):
 
     def decode(self, kernels: StepKernels, values: Tensor, decoding: DecodeInput) -> Decoded:
         """Decoded twice: once for the sum of all processes' reconstructions, once with the error that it leaves."""
-        own = kernels.decode(values, decoding, error_dtype=torch.float32).error[0]  # own part of x_hat + b_dec - y
-        error = self.processes.all_reduce_sum(own.clone())  # holds b_dec - y once per process
+        own_error = kernels.decode(values, decoding, error_dtype=torch.float32).error[
+            0
+        ]  # own part of x_hat + b_dec - y
+        error = self.processes.all_reduce_sum(own_error.clone())  # holds b_dec - y once per process
         error.add_(decoding.target - decoding.bias, alpha=self.processes.world_size - 1)
-        target = own.add_(decoding.target).sub_(error)  # against this target the own part has the error of all
+        target = own_error.add_(decoding.target).sub_(error)  # against this target the own part has the error of all
         return kernels.decode(values, decoding._replace(target=target))
 
     def sum_over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:

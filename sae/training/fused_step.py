@@ -95,14 +95,15 @@ class FusedStep:
         self.prefixes: Tensor | None = None
         if sae.loss_terms == "prefixes":
             self.prefixes = torch.tensor(sae.config.prefixes, dtype=torch.int32, device=self.device)
+
         self.reset()
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
         """Whether the gradients of this dictionary's loss are known here, on a device with kernels for it.
 
-        On a GPU that is compute capability 9.0 or more (tiles have the size that an H100 holds and were tried on nothing
-        else) with selection in bfloat16; on a CPU always.
+        On a GPU that is compute capability 9.0 or more (tiles have the size that an H100 holds and were tried on
+        nothing else) with selection in bfloat16; on a CPU always.
         """
         device = sae.b_dec.device
         if sae.loss_terms is None or len(sae.config.reads) > 1 or not sae.centred:
@@ -112,6 +113,7 @@ class FusedStep:
             has_sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
             if not is_fast or not has_sizes or sae.selection_dtype != torch.bfloat16:
                 return False
+
         return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels_for(device).widest(sae.d_sae)
 
     def reset(self) -> None:
@@ -147,6 +149,7 @@ class FusedStep:
         if figures is not None:
             self.adam.count_update()
             self._dead_count.request(n_tokens, tokens_seen)
+
         return figures
 
     def _update(
@@ -258,6 +261,7 @@ class FusedStep:
         static.x[: len(raw.x)].copy_(raw.x)
         if static.gradient is not None and raw.gradient is not None:
             static.gradient[: len(raw.x)].copy_(raw.gradient)
+
         return static
 
     def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> _Input:
@@ -293,6 +297,7 @@ class FusedStep:
         )
         if self.sae.loss_terms == "code":
             return self._decode_with_code_loss(batch, selection, decoding, variance=variance, tokens_seen=tokens_seen)
+
         decoded = self.exchange.decode(self.kernels, selection.values, decoding)
         return _Code(Encoding(decoded.acts, latents), decoded, 0.0, {})
 
@@ -304,11 +309,13 @@ class FusedStep:
         latents, values = decoding.latents.long(), selection.values
         if flat is not None:
             latents, values = flat.scatter(latents, 0), flat.scatter(values, PADDED)
-        own = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
+
+        own_parameters = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
 
         with torch.enable_grad():
             values = values.requires_grad_()
             acts = sae.activate(values, latents)
+
         stored_acts = acts.detach() if flat is None else flat.gather(acts.detach())
         decoded = self.kernels.decode(stored_acts, decoding, rectify=False)
         grad_acts = decoded.grad_acts if flat is None else flat.scatter(decoded.grad_acts, 0.0)
@@ -318,15 +325,16 @@ class FusedStep:
             extra = sae.extra_loss(TrainingPass(batch, values, code, batch.y, variance, tokens_seen))
             roots = (acts,) if extra is None else (acts, extra)
             root_gradients = (grad_acts,) if extra is None else (grad_acts, torch.ones_like(extra))
-            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own.values()), root_gradients)
+            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own_parameters.values()), root_gradients)
 
         if flat is not None:
             grad_values = flat.gather(grad_values)
+
         return _Code(
             Encoding(acts.detach(), latents),
             decoded._replace(grad_acts=grad_values),
             torch.zeros_like(variance) if extra is None else extra.detach(),
-            dict(zip(own, own_gradients, strict=True)),
+            dict(zip(own_parameters, own_gradients, strict=True)),
         )
 
     def gather_weights(self) -> None:

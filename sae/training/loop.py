@@ -95,6 +95,7 @@ class TrainingLoop:
                     f"train.parallel: {len(saes)} dictionaries for {processes.world_size} processes. Start fewer."
                 )
             saes, processes = saes[processes.rank :: processes.world_size], ALONE
+
         return [
             SaeTrainer.for_activations(
                 self.activations, config, seed=seed, dtype=selection_dtype, processes=processes, train=self.config
@@ -186,6 +187,7 @@ def truncate_log(path: Path, tokens_seen: int) -> None:
     """Drops the lines of metrics that a resumed run will write again, and a last line that was cut short."""
     if not path.exists():
         return
+
     lines = []
     for line in path.read_text().splitlines():
         try:
@@ -194,4 +196,5 @@ def truncate_log(path: Path, tokens_seen: int) -> None:
         except ValueError:
             break
         lines.append(line + "\n")
+
     write_bytes(path, "".join(lines).encode())

@@ -44,15 +44,18 @@ class DescriptionLength(Measure):
         peaks = torch.zeros(sae.d_sae, device=subject.device)
         for code in codes:
             peaks.scatter_reduce_(0, code.top_indices.flatten(), code.top_acts.flatten(), "amax")
+
         n = sum(len(code.top_acts) for code in codes)
         l0 = sum(int((code.top_acts > 0).sum()) for code in codes) / n
         exact = self._fvu(subject, batches, codes)
         bins, fvu = BINS[0], float("inf")
+
         for bins in BINS:
             rounded = [_rounded(code, peaks, bins) for code in codes]
             fvu = self._fvu(subject, batches, rounded)
             if fvu <= exact * (1 + TOLERANCE):
                 break
+
         return {
             "description_length": {
                 "plain_bits": l0 * (BITS_PER_ACTIVATION + math.log2(sae.d_sae)),

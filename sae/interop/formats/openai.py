@@ -31,4 +31,5 @@ class OpenAi(Format):
         if activation == "TopK":
             k = int(tensors.get("activation_state_dict", {}).get("k", 0))
             return ForeignWeights("topk", encoder.T, b_enc, decoder.T, b_dec, k, token_norm=True)
+
         raise ArtefactError(f"{path}: activation {activation!r}; saedex reads ReLU and TopK.")

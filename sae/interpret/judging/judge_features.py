@@ -34,9 +34,9 @@ def judge_features(
 ) -> None:
     """Adds the judge's explanations of all cases and its scores.
 
-    The first explainer's text becomes the label if detection finds it better than chance and not worse than the best rule
-    on the same windows, both at 95 %. Its score is then the detection's, which is optimistic: the same windows decided
-    whether the text was accepted. Otherwise the best rule stays the label.
+    The first explainer's text becomes the label if detection finds it better than chance and not worse than the best
+    rule on the same windows, both at 95 %. Its score is then the detection's, which is optimistic: the same windows
+    decided whether the text was accepted. Otherwise the best rule stays the label.
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
@@ -45,6 +45,7 @@ def judge_features(
         for scorer in scorers:
             scored = texts if scorer.about_label else [JudgedText(case) for case in part]
             _score(table, scorer, scored, judge, shown)
+
     progress.update(len(cases), len(cases))
 
 
@@ -84,6 +85,7 @@ def _explain(
             if text is not None:
                 key = table.add_text(case.feature, explainer.name, text, None)
                 texts.append(JudgedText(case, key, text))
+
     return texts
 
 

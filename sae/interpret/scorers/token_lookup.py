@@ -25,7 +25,7 @@ class TokenLookup(Scorer):
     about_label = False
 
     def score(self, case: ScoringCase) -> list[Figure]:
-        """correlation; nothing where the feature does not fire in both parts."""
+        """correlation; nothing if the feature does not fire in both parts."""
         sums = _lookups(case.evidence.store)[case.feature]
         sizes = np.array(case.evidence.store.meta["group_totals"], float)
         interval = grouped_correlation(sums, sizes)
