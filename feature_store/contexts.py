@@ -230,4 +230,5 @@ class ContextCollector:
 
 
 def _slots(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(activations, contexts, positions) of empty slots."""
     return np.zeros(shape, np.float32), np.full(shape, NO_CONTEXT, np.uint32), np.zeros(shape, np.uint16)

@@ -34,12 +34,12 @@ class Directions(NamedTuple):
 
 
 def write_feature_rows(
-    writer: Writer, codes: Codes, collected: Collected, counted: Tables, n_documents: np.ndarray, directions: Directions,
+    writer: Writer, codes: Codes, collected: Collected, counted: Tables, *, n_documents: np.ndarray, directions: Directions,
     features: slice,
 ) -> None:  # fmt: skip
     """Writes the rows of `features`; `counted` is about these features, all else about every feature."""
-    _write_features(writer, collected, counted, n_documents, directions, features)
-    _write_packs(writer, collected, counted, codes, directions, features)
+    _write_features(writer, collected, counted, n_documents, directions=directions, features=features)
+    _write_packs(writer, collected, counted, codes, directions=directions, features=features)
     for kind, rows in (("current", counted.current), ("next", counted.following), ("previous", counted.preceding)):
         columns = dict(zip(("feature", "token", "n_explain", "n_test"), rows.T, strict=True))
         writer.insert("feature_token", {**columns, "kind": [kind] * len(rows)})
@@ -57,6 +57,7 @@ def _write_features(
     collected: Collected,
     counted: Tables,
     n_documents: np.ndarray,
+    *,
     directions: Directions,
     features: slice,
 ) -> None:
@@ -87,14 +88,14 @@ def _write_features(
 
 
 def _write_packs(
-    writer: Writer, collected: Collected, counted: Tables, codes: Codes, directions: Directions, features: slice
+    writer: Writer, collected: Collected, counted: Tables, codes: Codes, *, directions: Directions, features: slice
 ) -> None:
     id_dtype = f"<u{codes.ids.dtype.itemsize}"
     numbers = range(features.start, features.stop)
     n = min(directions.neighbours.shape[1], counted.statistics.coactive.shape[1])
     sources = np.stack([directions.neighbours[features, :n], counted.statistics.coactive[:, :n]], axis=1)
     negatives = hard_negatives(
-        sources, collected.top_context, collected.top_position, codes.indices, codes.acts, features.start
+        sources, collected.top_context, collected.top_position, codes.indices, acts=codes.acts, start=features.start
     )
     names = ("windows", "token_ids", "act_places", "act_values")
 

@@ -62,7 +62,7 @@ def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_
 
 
 def hard_negatives(
-    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, acts: np.ndarray,
+    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, *, acts: np.ndarray,
     start: int = 0,
 ) -> list[np.ndarray]:  # fmt: skip
     """Per feature a record array of `NEGATIVE`: windows of other features in which this feature does not fire.

@@ -32,7 +32,7 @@ class Stream(NamedTuple):
     starts: np.ndarray
     size: int
 
-    def test_documents(self) -> np.ndarray:
+    def in_test_part(self) -> np.ndarray:
         """Which documents are for testing."""
         is_test = np.zeros(int(self.owner[-1]) + 1, bool)
         is_test[self.owner] = self.is_test
@@ -205,6 +205,7 @@ def gather(
     totals: Totals,
     strong: tuple[np.ndarray, np.ndarray],
     fired: tuple[np.ndarray, np.ndarray, np.ndarray],
+    *,
     codes: tuple[np.ndarray, np.ndarray],
     first: int,
     n_fired: np.ndarray,

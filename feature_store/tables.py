@@ -28,7 +28,7 @@ class Codes(NamedTuple):
     acts: np.ndarray
 
 
-def test_documents(n_documents: int) -> np.ndarray:
+def in_test_part(n_documents: int) -> np.ndarray:
     """Which documents test explanations: half of them, by a hash of their index."""
     return (mixed(np.arange(n_documents)) & np.uint64(1)).astype(bool)
 
@@ -196,7 +196,15 @@ def stream_of(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> Str
     group = ((mixed(np.arange(len(is_test))) >> np.uint64(8)) % np.uint64(GROUPS)).astype(np.uint8)
     normal = first_of_same_text(vocabulary)[ids]
     return Stream(
-        ids, normal, owner, is_test[owner], group[owner], position_bin(places), formats, places == 0, len(vocabulary)
+        ids,
+        normal,
+        owner,
+        is_test[owner],
+        group=group[owner],
+        position=position_bin(places),
+        format=formats,
+        starts=places == 0,
+        size=len(vocabulary),
     )
 
 
@@ -212,7 +220,7 @@ def ranges(n_fired: np.ndarray, most: int) -> list[slice]:
 
 
 def count(
-    codes: Codes, stream: Stream, n_fired: np.ndarray, maximum: np.ndarray, promoted: np.ndarray, n_coactive: int,
+    codes: Codes, stream: Stream, n_fired: np.ndarray, maximum: np.ndarray, *, promoted: np.ndarray, n_coactive: int,
     memory_bytes: int, features: slice | None = None,
 ) -> Tables:  # fmt: skip
     """Token tables and statistics of the firings of `features` (default: all), on all cores.
@@ -227,7 +235,7 @@ def count(
     most = min(memory_bytes // (n_threads * BYTES_PER_FIRING), -(-firings // (2 * n_threads)))
     indices, acts = (np.asarray(t).reshape(stream.ids.size, -1) for t in (codes.indices, codes.acts))
     ctx_len, nothing = codes.ids.shape[1], np.empty((0, 0), np.int64)
-    test_documents = stream.test_documents()
+    test_documents = stream.in_test_part()
 
     def of(part: slice) -> Tables:
         own_features = slice(features.start + part.start, features.start + part.stop)
@@ -245,7 +253,16 @@ def count(
             counted.append(rows)
 
         n_test = is_test[offsets[1:]] - is_test[offsets[:-1]]
-        statistics = gather(stream, totals, strong, fired, (indices, acts), own_features.start, n_fired, n_coactive)
+        statistics = gather(
+            stream,
+            totals,
+            strong,
+            fired,
+            codes=(indices, acts),
+            first=own_features.start,
+            n_fired=n_fired,
+            n_coactive=n_coactive,
+        )
         documents = _test_documents_of(offsets, places, stream.owner, test_documents)
 
         return Tables(np.diff(offsets), n_test, documents, *counted, statistics)

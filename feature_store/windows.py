@@ -9,6 +9,7 @@ from numba import njit
 
 from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
 from feature_store.packing import WINDOW, Pack, quantise
+from feature_store.records import RandomWindow
 from feature_store.tables import Codes
 
 
@@ -20,23 +21,27 @@ def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.nda
 
 def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
     """The stored windows of one feature, cut around their peaks, with the feature's activations in them."""
-    slots = [(0, r, 0, *slot) for r, slot in enumerate(_filled(collected, "top", feature))]
-    for s in range(collected.stratum_act.shape[1]):
-        slots += [(1, r, s, *slot) for r, slot in enumerate(_filled(collected, "stratum", (feature, s)))]
+    slots = _filled(collected, "top", feature)
+    for stratum in range(collected.stratum_act.shape[1]):
+        slots += _filled(collected, "stratum", (feature, stratum))
 
     windows = np.zeros(len(slots), WINDOW)
-    where = np.array([slot[4:] for slot in slots], np.int64).reshape(-1, 2)
+    where = np.array([(slot.context, slot.position) for slot in slots], np.int64).reshape(-1, 2)
     bounds, lengths, places, values = _cut(where, codes.documents, codes.indices, codes.acts, feature)
-    percentiles = _percentiles(collected, feature, np.array([slot[3] for slot in slots]))
+    percentiles = _percentiles(collected, feature, np.array([slot.act for slot in slots]))
 
-    for number, (is_stratum, rank, stratum, _, context, position) in enumerate(slots):
+    for number, slot in enumerate(slots):
         first, start, end = bounds[number]
-        available = collected.stratum_contexts[feature, stratum]
-        inclusion = min(1.0, collected.stratum_act.shape[2] / available) if is_stratum else 1.0
-        copies = 1 if is_stratum else min(int(collected.top_copies[feature, rank]), 65535)
+        inclusion, copies = 1.0, 1
+        if slot.is_stratum:
+            available = collected.stratum_contexts[feature, slot.stratum]
+            inclusion = min(1.0, collected.stratum_act.shape[2] / available)
+        else:
+            copies = min(int(collected.top_copies[feature, slot.rank]), 65535)
         windows[number] = (
-            is_stratum, rank, stratum, end - start, position - start, lengths[number], copies,
-            codes.documents[context, position], context, position - first, percentiles[number], inclusion,
+            slot.is_stratum, slot.rank, slot.stratum, end - start, slot.position - start, lengths[number], copies,
+            codes.documents[slot.context, slot.position], slot.context, slot.position - first, percentiles[number],
+            inclusion,
         )  # fmt: skip
 
     parts = [codes.ids[c, start:end] for (c, _), (_, start, end) in zip(where, bounds, strict=True)]
@@ -89,16 +94,6 @@ def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compile
     return bounds, lengths, places[:n].copy(), values[:n].copy()
 
 
-class RandomWindow(NamedTuple):
-    """A window around a uniformly drawn token, cut like windows around peaks, with every feature that fires in it."""
-
-    document: int
-    token_ids: np.ndarray
-    peak: int
-    place: int
-    latents: np.ndarray
-
-
 def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow]:
     """Windows around tokens drawn uniformly from those that the dictionary read (some latent fires on them)."""
     n_contexts, ctx_len = codes.ids.shape
@@ -113,11 +108,27 @@ def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow
         cut = slice(start, end)
         latents = np.unique(codes.indices[context, cut][codes.acts[context, cut] > 0])
         ids = codes.ids[context, cut]
-        windows.append(RandomWindow(int(documents[position]), ids, position - start, position - first, latents))
+        windows.append(RandomWindow(int(documents[position]), ids, position - start, position - first, latents=latents))
 
     return windows
 
 
-def _filled(collected: Collected, kind: str, where: int | tuple[int, int]) -> list[tuple[float, int, int]]:
+class _Slot(NamedTuple):
+    """A place in the text where a feature fires, as `ContextCollector` kept it."""
+
+    is_stratum: bool
+    stratum: int
+    rank: int
+    act: float
+    context: int
+    position: int
+
+
+def _filled(collected: Collected, kind: str, where: int | tuple[int, int]) -> list[_Slot]:
     arrays = [getattr(collected, f"{kind}_{name}")[where] for name in ("act", "context", "position")]
-    return [(float(a), int(c), int(p)) for a, c, p in zip(*arrays, strict=True) if c != NO_CONTEXT]
+    is_stratum, stratum = kind == "stratum", where[1] if isinstance(where, tuple) else 0
+    filled = (slot for slot in zip(*arrays, strict=True) if slot[1] != NO_CONTEXT)
+    return [
+        _Slot(is_stratum, stratum, rank, float(act), context=int(context), position=int(position))
+        for rank, (act, context, position) in enumerate(filled)
+    ]

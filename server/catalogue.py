@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from feature_store.dictionary_files import DictionaryCard, JsonFile, JsonFileError, LabelSummary, Metrics
-from feature_store.queries import Store, StoreError
+from feature_store.store import Store, StoreError
 from feature_store.writer import read_pointer
 
 DOWNLOADS = {
@@ -107,7 +107,7 @@ class Entry:
         if key not in self._hashes:
             with path.open("rb") as file:
                 self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        return Download(name, path, media_type, status.st_size, self._hashes[key])
+        return Download(name, path, media_type, status.st_size, sha256=self._hashes[key])
 
     def _bundle(self, files: list[Path]) -> Path:
         """A zip of all files, laid out as the dictionary folder, made once per state of the folder."""

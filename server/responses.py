@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from feature_store.queries import Store
 from feature_store.records import Concept, Feature, FeatureRow, Window
+from feature_store.store import Store
 
 
 class ErrorInfo(BaseModel):

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sae.training.replica_step import ReplicaStep
+from sae.training.sharded_step import ShardedStep
 
 from sae.architectures import ARCHITECTURES
 from sae.foundation.distributed import Processes, connected, exit_process
@@ -18,8 +20,6 @@ from sae.publish import dictionary
 from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint
 from sae.training.optimiser import OptimiserConfig
-from sae.training.replica_step import ReplicaStep
-from sae.training.sharded_step import ShardedStep
 from sae.training.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)

@@ -18,7 +18,7 @@ from feature_store.contexts import (
 )
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
 from feature_store.tables import Codes, count, count_documents, stream_of
-from feature_store.tables import test_documents as documents_for_testing
+from feature_store.tables import in_test_part as documents_for_testing
 from feature_store.windows import random_windows, windows_of
 
 D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from feature_store.queries import Store
+from feature_store.store import Store
 from feature_store.writer import read_pointer
 from sae.foundation.distributed import Processes
 from sae.publish import dictionary

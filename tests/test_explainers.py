@@ -14,7 +14,8 @@ import pytest
 from feature_store.contexts import ContextLimits
 from feature_store.formats import POSITION_EDGES
 from feature_store.generation import Corpus, Directions, Limits, publish
-from feature_store.queries import Store, explanations, feature_scores, features, interpretation
+from feature_store.queries import explanations, feature_scores, features, interpretation
+from feature_store.store import Store
 from feature_store.tables import Codes
 from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 from test_explainers import no_model, planted  # noqa: F401 (a fixture)
 
-from feature_store.queries import Store, explanations, feature_scores
+from feature_store.queries import explanations, feature_scores
 from feature_store.records import Concept
+from feature_store.store import Store
 from sae.cli import main
 from sae.errors import ConfigError, UnavailableError
+from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judging.answer_cache import AnswerCache
 from sae.interpret.judging.concept_names import named_by
-from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judging.judge import Judge, JudgeConfig, Prompt, chances, read
-from sae.interpret.judging.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
 from sae.interpret.judging.judged_scorer import Trial, ranked
+from sae.interpret.judging.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
 
 FEATURES = range(0, 4)  # features that fire on one word
 PROMPT = Prompt("say ok", "{}", {"type": "object"})

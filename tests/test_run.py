@@ -18,7 +18,7 @@ from conftest import free_port, run_cli, write_config
 from safetensors.torch import load_file
 
 from feature_store import queries
-from feature_store.queries import Store
+from feature_store.store import Store
 from sae import SparseAutoencoder
 from sae.publish.dictionary import read_card
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,33 @@ Method = Literal["difference", "top", "tree"]
 MOST_FEATURES, DEPTH, LEAST_TEXTS, BATCH = 16, 3, 8, 16
 
 
+class TreeNode(NamedTuple):
+    """A question of a decision tree: go to node `below` if the feature's activation is <= `threshold`, else to `above`.
+
+    `share` is the share of positive texts among those that came here. A leaf has no feature.
+    """
+
+    feature: int | None
+    threshold: float
+    below: int
+    above: int
+    share: float
+
+
+class _Rule(NamedTuple):
+    features: list[int]
+    weights: list[float]
+    score: Callable[[np.ndarray], np.ndarray]  # of maxima [texts, d_sae], one number per text
+    tree: list[TreeNode] | None
+
+
 @dataclass(frozen=True)
 class ConceptByExample:
     """A weighted set of features and a threshold: a text has the concept if sum_i weight_i a_i > threshold.
 
     a_i is the feature's maximum over the text's tokens. Precision, recall and balanced accuracy have 95 % intervals;
     they come from texts on which neither features nor threshold were chosen. A tree has a rule of its own: `tree` lists
-    its nodes (feature, threshold, next node if a_i <= threshold, next node otherwise, share of positive texts; a leaf
-    has no feature), a text has the concept if the share at its leaf exceeds `threshold`, and the weights are
-    importances.
+    its nodes, a text has the concept if the share at its leaf exceeds `threshold`, and the weights are importances.
     """
 
     name: str
@@ -41,7 +60,7 @@ class ConceptByExample:
     balanced_accuracy: Interval
     chosen_balanced_accuracy: float
     seed: int
-    tree: list[tuple[int | None, float, int, int, float]] | None = None
+    tree: list[TreeNode] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -89,6 +108,7 @@ def learn(
     positive: np.ndarray,
     negative: np.ndarray,
     method: Method = "difference",
+    *,
     k: int = MOST_FEATURES,
     seed: int = 0,
 ) -> ConceptByExample:
@@ -120,14 +140,12 @@ def learn(
     chosen_accuracy = (float((score(choose[0]) > threshold).mean()) + float((score(choose[1]) <= threshold).mean())) / 2
 
     return ConceptByExample(
-        name, method, features, weights, threshold, (len(choose[0]), len(test[0])), (len(choose[1]), len(test[1])),
-        proportion(hits, hits + false), recall, balanced_accuracy(recall, silent), chosen_accuracy, seed, tree,
+        name, method, features, weights, threshold=threshold, n_positive=(len(choose[0]), len(test[0])), n_negative=(len(choose[1]), len(test[1])),
+        precision=proportion(hits, hits + false), recall=recall, balanced_accuracy=balanced_accuracy(recall, silent), chosen_balanced_accuracy=chosen_accuracy, seed=seed, tree=tree,
     )  # fmt: skip
 
 
-def _rule(
-    choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: int
-) -> tuple[list[int], list[float], Any, Any]:
+def _rule(choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: int) -> _Rule:
     positive, negative = choose
     difference = positive.mean(0) - negative.mean(0)
     spread = positive.var(0) + negative.var(0)
@@ -137,7 +155,7 @@ def _rule(
     if method == "top":
         rising = difference > 0
         order = np.argsort(-np.where(fires & rising, strength, -1), kind="stable")[:1]
-        return order.tolist(), [1.0], lambda x: x[:, order[0]], None
+        return _Rule(order.tolist(), [1.0], lambda x: x[:, order[0]], None)
 
     order = order[:k]
     if method == "tree":
@@ -146,18 +164,18 @@ def _rule(
         tree = DecisionTreeClassifier(max_depth=DEPTH, class_weight="balanced", random_state=seed)
         tree.fit(np.vstack(choose)[:, order], np.repeat([1, 0], [len(positive), len(negative)]))
         share = lambda x: np.asarray(tree.predict_proba(x[:, order]))[:, 1]  # noqa: E731
-        return order.tolist(), tree.feature_importances_.tolist(), share, _nodes(tree.tree_, order)
+        return _Rule(order.tolist(), tree.feature_importances_.tolist(), share, _nodes(tree.tree_, order))
 
     weights = difference[order] / (spread[order] + float(spread[order].mean()))
 
-    return order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights, None
+    return _Rule(order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights, None)
 
 
-def _nodes(tree: Any, order: np.ndarray) -> list[tuple[int | None, float, int, int, float]]:
+def _nodes(tree: Any, order: np.ndarray) -> list[TreeNode]:
     """A fitted tree as plain values, each node's feature by its number in the dictionary."""
     shares = tree.value[:, 0, 1] / tree.value[:, 0].sum(1)
     columns = zip(tree.feature, tree.threshold, tree.children_left, tree.children_right, shares, strict=True)
     return [
-        (int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), float(share))
+        TreeNode(int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), float(share))
         for feature, edge, left, right, share in columns
     ]

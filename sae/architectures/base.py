@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, Literal, TypeVar, final
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,14 @@ def aux_of(centred: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, *, w_de
     acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
     e_hat = acts @ w_dec
     return (error - e_hat).square().sum() / (error - error.mean(0)).square().sum().clamp_min(1e-30)
+
+
+class PreparedTokens(NamedTuple):
+    """Rows [n, d_in] for the encoder, and the mean and deviation [n, 1] that were taken out of each token, if any."""
+
+    x: Tensor
+    mean: Tensor | None
+    deviation: Tensor | None
 
 
 class SparseAutoencoder(nn.Module, ABC, Generic[C]):
@@ -120,13 +128,13 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return self.config.reads == self.config.writes
 
     @final
-    def prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(x, with each token normalised if `token_norm`; the mean and the deviation that were taken out, or None)."""
+    def prepared(self, x: Tensor) -> PreparedTokens:
+        """The rows that the encoder reads: each token normalised if `token_norm`, else x itself."""
         if not self.config.token_norm:
-            return x, None, None
+            return PreparedTokens(x, None, None)
         mean = x.mean(1, keepdim=True)
         deviation = (x - mean).std(1, keepdim=True) + TOKEN_NORM_EPS
-        return (x - mean) / deviation, mean, deviation
+        return PreparedTokens((x - mean) / deviation, mean, deviation)
 
     @final
     def centre(self, x: Tensor) -> Tensor:
@@ -196,12 +204,12 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         `token_norm` everything is in the normalised space, whose variance is d_out.
         """
         if self.config.token_norm:
-            x = self.prepared(batch.x)[0]
+            x = self.prepared(batch.x).x
             batch, variance = Batch(x, x, batch.gradient), torch.full_like(variance, self.d_out)
 
         encoding, values = self._code(batch.x, batch.gradient)
         x_hat = self.decode(encoding, batch.x)
-        training_pass = TrainingPass(batch, values, encoding, x_hat, variance, tokens_seen)
+        training_pass = TrainingPass(batch, values, encoding, x_hat, variance=variance, tokens_seen=tokens_seen)
 
         error = batch.y - x_hat
         aux = self.aux_loss(batch.x, error.detach())

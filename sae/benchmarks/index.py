@@ -30,7 +30,7 @@ class Size(NamedTuple):
     memory_bytes: int = MEMORY_BYTES
 
 
-USUAL = Size(32_768, 32, 128, 49_152, (250_000, 500_000, 1_000_000))
+USUAL = Size(32_768, 32, 128, 49_152, tokens=(250_000, 500_000, 1_000_000))
 
 
 def random_codes(size: Size, n_tokens: int, folder: Path) -> Codes:
@@ -60,7 +60,7 @@ def random_codes(size: Size, n_tokens: int, folder: Path) -> Codes:
 def _directions(size: Size) -> Directions:
     tokens = np.tile(np.arange(NEIGHBOURS), (size.latents, 1))
     values = np.zeros((size.latents, NEIGHBOURS), np.float32)
-    return Directions(tokens, values, tokens, values, tokens, values)
+    return Directions(tokens, values, tokens, values, neighbours=tokens, neighbour_cosines=values)
 
 
 def _vocabulary(size: Size) -> list[bytes]:
@@ -76,13 +76,19 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             codes = random_codes(size, n_tokens, Path(folder))
             start = time.perf_counter()
-            collect(codes, size.latents, limits, 0, codes.ids.size)
+            collect(codes, size.latents, limits, 0, n_tokens=codes.ids.size)
             contexts = time.perf_counter() - start
             names = [f"document {d}" for d in range(int(codes.documents.max()) + 1)]
             corpus = Corpus(codes, codes.ids.size, _vocabulary(size), names)
             start = time.perf_counter()
             with PeakMemory() as memory:
-                publish(Path(folder) / "store", corpus, _directions(size), Limits(limits, 64, 0, size.memory_bytes), {})
+                publish(
+                    Path(folder) / "store",
+                    corpus,
+                    _directions(size),
+                    Limits(limits, 64, 0, size.memory_bytes),
+                    facts={},
+                )
             whole = time.perf_counter() - start
             stored = sum(f.stat().st_size for f in (Path(folder) / "store").glob("*"))
         runs.append(
@@ -104,7 +110,7 @@ def plot(measured: dict[str, Any], path: Path) -> None:
         tokens, "million tokens",
         {"whole index, s": [r["whole_s"] for r in runs], "contexts alone, s": [r["contexts_s"] for r in runs]},
         {"taken, GiB": [r["peak_bytes"] / 2**30 for r in runs], "stated, GiB": [r["stated_bytes"] / 2**30 for r in runs]},
-        path,
+        path=path,
     )  # fmt: skip
 
 

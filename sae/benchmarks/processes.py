@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,8 +40,14 @@ def measure(
     return {"processes": processes.world_size, "steps": steps, "streams": streams}
 
 
-def _ways(processes: Processes) -> tuple[tuple[str, Processes, str], ...]:
-    return ("alone", ALONE, "replicas"), *((way, processes, way) for way in WAYS)
+class _Way(NamedTuple):
+    name: str
+    processes: Processes
+    parallel: str
+
+
+def _ways(processes: Processes) -> list[_Way]:
+    return [_Way("alone", ALONE, "replicas"), *(_Way(way, processes, way) for way in WAYS)]
 
 
 def _streams(processes: Processes, device: torch.device, size: Size) -> dict[str, float]:
@@ -53,8 +59,8 @@ def _streams(processes: Processes, device: torch.device, size: Size) -> dict[str
                 size = size._replace(batch_tokens=size.batch_tokens // processes.world_size)
             folder = Path(own_folder if group is ALONE else shared) / name
             few = size._replace(tokens=min(size.tokens, 1 << 21))
-            Stream(few, device, folder, group, way).end_to_end()  # compiled by now
-            stream = Stream(size, device, folder, group, way)
+            Stream(few, device, folder, group, parallel=way).end_to_end()  # compiled by now
+            stream = Stream(size, device, folder, group, parallel=way)
             processes.barrier()
             seconds[name] = max(processes.all_gather_objects(stream.end_to_end()))
             del stream

@@ -74,8 +74,8 @@ class Size(NamedTuple):
         return whole / ((self.layer + 1) * (linear + attention))
 
 
-GPU_SIZE = Size(576, 30, 15, 49_152, 36_864, 32, 8192, 256, 1 << 24)
-CPU_SIZE = Size(192, 6, 4, 4096, 2048, 32, 1024, 128, 1 << 17)
+GPU_SIZE = Size(576, 30, 15, 49_152, latents=36_864, k=32, batch_tokens=8192, ctx_len=256, tokens=1 << 24)
+CPU_SIZE = Size(192, 6, 4, 4096, latents=2048, k=32, batch_tokens=1024, ctx_len=128, tokens=1 << 17)
 
 
 def random_model(size: Size, device: torch.device) -> LanguageModel:
@@ -89,7 +89,7 @@ def random_model(size: Size, device: torch.device) -> LanguageModel:
     )  # fmt: skip
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
-    lm = LanguageModel(model, SimpleNamespace(all_special_ids=[0]), "random", "", "", False)
+    lm = LanguageModel(model, SimpleNamespace(all_special_ids=[0]), "random", "", licence="", prepend_bos=False)
     model.eval().requires_grad_(False).to(device)
     lm.cast(torch.bfloat16 if device.type == "cuda" else torch.float32)
 
@@ -103,14 +103,20 @@ def write_tokens(size: Size, folder: Path) -> Contexts:
     random = np.random.default_rng(0)
     random.integers(1, size.vocabulary, (n_contexts, size.ctx_len), dtype=np.uint16).tofile(folder / "ids.bin")
     np.zeros((n_contexts, size.ctx_len), np.uint32).tofile(folder / "documents.bin")
-    return Contexts(folder, size.ctx_len, False, "<u2", n_contexts)
+    return Contexts(folder, size.ctx_len, False, "<u2", n_contexts=n_contexts)
 
 
 class Stream:
     """What all timings share: the model, the tokens and the sizes of pieces."""
 
     def __init__(
-        self, size: Size, device: torch.device, folder: Path, processes: Processes = ALONE, parallel: str = "replicas"
+        self,
+        size: Size,
+        device: torch.device,
+        folder: Path,
+        processes: Processes = ALONE,
+        *,
+        parallel: str = "replicas",
     ):
         self.size, self.device, self.folder, self.processes = size, device, folder, processes
         self.lm = random_model(size, device)

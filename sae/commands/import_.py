@@ -38,7 +38,9 @@ class Import(Command):
         """Imports, and says what the dictionary is."""
         from sae.interop.transfer import import_dictionary
 
-        sae = import_dictionary(arguments.path, arguments.source, arguments.target, arguments.hook, arguments.writes)
+        sae = import_dictionary(
+            arguments.path, arguments.source, arguments.target, arguments.hook, writes=arguments.writes
+        )
         architecture = getattr(sae.config, "architecture", "")
         print(f"{arguments.target}: {architecture}, {sae.d_sae} latents of {sae.d_in} numbers")
         return 0

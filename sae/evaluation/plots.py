@@ -56,7 +56,7 @@ def norms(rows: list[tuple[float, float]], title: str, path: Path) -> None:
 
 
 def lines_through_first(
-    x: list[float], x_title: str, left: dict[str, list[float]], right: dict[str, list[float]], path: Path
+    x: list[float], x_title: str, left: dict[str, list[float]], right: dict[str, list[float]], *, path: Path
 ) -> None:
     """Two panels of measurements against x; a dotted line shows a cost proportional to x."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")

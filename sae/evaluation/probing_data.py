@@ -39,7 +39,7 @@ def _unpacked() -> list[Path]:
     return sorted(folder.glob("*.csv.zst"))
 
 
-def _sampled(name: str, rows: list[tuple[str, str]], n_train: int, n_test: int, rng: np.random.Generator) -> TextSet:
+def _sampled(name: str, rows: list[tuple[str, str]], n_train: int, n_test: int, *, rng: np.random.Generator) -> TextSet:
     """Balanced samples without overlap; a small set is used up in the same proportion."""
     classes = [[text for text, label in rows if label == kind] for kind in sorted({label for _, label in rows})]
     share = min(1.0, min(map(len, classes)) / ((n_train + n_test) // 2))
@@ -66,4 +66,4 @@ def text_sets(n_train: int, n_test: int, seed: int) -> Iterator[TextSet]:
         rows = connection.execute(query).fetchall()
         if len({label for _, label in rows}) == 2:
             rng = np.random.default_rng([seed, *path.name.encode()])
-            yield _sampled(path.name.removesuffix(".csv.zst"), rows, n_train, n_test, rng)
+            yield _sampled(path.name.removesuffix(".csv.zst"), rows, n_train, n_test, rng=rng)

@@ -71,7 +71,7 @@ def _with_facts(weights: ForeignWeights, facts: dict[str, Any]) -> ForeignWeight
 
 
 def import_dictionary(
-    path: Path, source: str, target: Path, hook: str | None, writes: str | None = None
+    path: Path, source: str, target: Path, hook: str | None, *, writes: str | None = None
 ) -> SparseAutoencoder:
     """Publishes a foreign dictionary as a dictionary folder and returns it; no code in the file is executed."""
     form = format_called(source)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from feature_store import queries
-from feature_store.queries import Store
+from feature_store import evidence_queries
 from feature_store.records import Concept
+from feature_store.store import Store
 from sae.interpret.explainers.keyphrase import log_odds
 from sae.interpret.scorers import Label
 
@@ -26,7 +26,7 @@ def affinity(store: Store, alive: list[int]) -> csr_matrix:
 
     Only pairs that are among each other's nearest by decoder or by firing have an entry; negative cosines count as 0.
     """
-    nearest = queries.nearness(store)
+    nearest = evidence_queries.nearness(store)
     d_sae = len(nearest)
     rows, columns = np.empty(0, np.int64), np.empty(0, np.int64)
     weights = np.empty(0)
@@ -45,7 +45,7 @@ def affinity(store: Store, alive: list[int]) -> csr_matrix:
 
 
 def _shared_documents(store: Store, d_sae: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    documents = [np.frombuffer(blob, "<u4") for blob in queries.document_features(store)]
+    documents = [np.frombuffer(blob, "<u4") for blob in evidence_queries.document_features(store)]
     owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
     held = np.concatenate(documents) if documents else np.empty(0, np.int64)
     incidence = csr_matrix((np.ones(len(held)), (held, owner)), shape=(d_sae, max(len(documents), 1)))
@@ -81,7 +81,9 @@ def concepts_of(store: Store, labels: dict[int, Label], alive: list[int], seed: 
         total = float(block.sum())
         purity = float(block[:, members].sum()) / total if total > 0 else 0.0
         text = ", ".join(name) or "without a name"
-        concepts.append(Concept(len(concepts), parent, text, len(covered) / len(members), purity, members))
+        concepts.append(
+            Concept(len(concepts), parent, text, len(covered) / len(members), purity=purity, features=members)
+        )
         return len(concepts) - 1
 
     for members in _communities(graph.subgraph(alive), seed):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feature_store import queries
+from feature_store import evidence_queries
 from feature_store.formats import normal_text
-from feature_store.queries import Store
+from feature_store.store import Store
 from feature_store.tables import STRONG
 from sae.interpret.events import Event, Events
 
@@ -97,15 +97,15 @@ class Evidence:
     def __init__(self, store: Store):
         self.store = store
         self.events = Events(store)
-        self.firings = queries.firing_counts(store)
-        counts = np.array(queries.token_counts(store))
+        self.firings = evidence_queries.firing_counts(store)
+        counts = np.array(evidence_queries.token_counts(store))
         self._occurrences = (counts[:, 1], counts[:, 2])
         n_test = store.meta["tokens_test"]
         self._n_tokens = (store.meta["tokens_all"] - n_test, n_test)
-        self.promoted = queries.promoted_tokens(store)
-        self.positions, self.formats = queries.counted_places(store)
+        self.promoted = evidence_queries.promoted_tokens(store)
+        self.positions, self.formats = evidence_queries.counted_places(store)
         self.bigrams: dict[int, list[tuple[int, ...]]] = {}
-        for feature, *row in queries.bigrams(store):
+        for feature, *row in evidence_queries.bigrams(store):
             self.bigrams.setdefault(feature, []).append(tuple(row))
 
         self._hits = {kind: self._by_feature(kind) for kind in ("current", "next", "previous")}
@@ -114,7 +114,7 @@ class Evidence:
 
     def _by_feature(self, kind: str) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
         hits: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
-        for feature, token, n_explain, n_test in queries.token_table(self.store, kind):
+        for feature, token, n_explain, n_test in evidence_queries.token_firings(self.store, kind):
             explain, test = hits.setdefault(feature, ({}, {}))
             explain[token], test[token] = n_explain, n_test
         return hits
@@ -138,9 +138,9 @@ class Evidence:
         _, n_strong, n_test, _ = self.firings[feature]
         return Strong(n_strong - n_test, self._n_tokens[0]), Strong(n_test, self._n_tokens[1])
 
-    def test_documents_fired(self, feature: int) -> int:
+    def n_documents_fired(self, feature: int) -> int:
         """Documents of the test part in which the feature fires strongly."""
-        return self.firings[feature][3]
+        return self.firings[feature].n_documents_test
 
     def counts(self, feature: int, kind: str) -> tuple[TokenCounts, TokenCounts]:
         """(explain part, test part) of the token counts of one feature; kind "current", "next" or "previous"."""

@@ -104,7 +104,7 @@ class ExplanationTable:
         """Adds the proposals of all explainers with their rules' scores; returns the chosen label."""
         proposals = [(e, p) for e in explainers if (p := e.explain(evidence, feature)) is not None]
         best = best_proposal(proposals)
-        n_documents = evidence.test_documents_fired(feature), len(evidence.events.test_documents)
+        n_documents = evidence.n_documents_fired(feature), len(evidence.events.test_documents)
         baseline = next((p.test.balanced_accuracy for e, p in proposals if e.is_baseline), nan)
 
         chosen = ChosenLabel()

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from feature_store import queries
 from feature_store.dictionary_files import JudgeCost, LabelSummary
-from feature_store.queries import Store
+from feature_store.store import Store
 from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.files import write_bytes
 from sae.foundation.screen import Progress
@@ -132,7 +132,7 @@ def interpret(
             if config.judge is None:
                 return None
             with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
-                return _judge(table, [case(feature) for feature in alive], config, judge, progress)
+                return _judge(table, [case(feature) for feature in alive], config, judge, progress=progress)
 
         cost = processes.on_first(group_and_judge)
     return processes.on_first(lambda: _publish(folder, table, len(all_alive), cost))
@@ -188,7 +188,7 @@ def _score(
 
 
 def _judge(
-    table: ExplanationTable, cases: list[ScoringCase], config: InterpretConfig, judge: Judge, progress: Progress
+    table: ExplanationTable, cases: list[ScoringCase], config: InterpretConfig, judge: Judge, *, progress: Progress
 ) -> JudgeCost:
     """Adds what the judge says of features and concepts; returns what was spent."""
     explainers = [JUDGED_EXPLAINERS[name] for name in config.explainers_to_run if name in JUDGED_EXPLAINERS]

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock
@@ -127,17 +127,26 @@ class LanguageModel:
         return sorted(set(self.tokenizer.all_special_ids))
 
 
-def locate(config: HubModel | FolderModel | PackageModel) -> tuple[Path, str, str]:
-    """(folder with config, safetensors and tokenizer; name; licence), downloading and converting where needed."""
+class ModelFiles(NamedTuple):
+    """A folder with config, safetensors and tokenizer, the model's name, and its licence as far as it is known."""
+
+    folder: Path
+    name: str
+    licence: str
+
+
+def locate(config: HubModel | FolderModel | PackageModel) -> ModelFiles:
+    """The model's files, downloaded and converted where needed."""
     if isinstance(config, FolderModel):
         if not (config.path / "config.json").is_file():
             raise ArtefactError(f"model.path {config.path}: no config.json there. Give a folder of save_pretrained.")
         for name, expected in config.sha256.items():
             check_sha256(config.path / name, expected)
-        return config.path, config.path.name, "not stated"
+        return ModelFiles(config.path, config.path.name, "not stated")
 
     if isinstance(config, PackageModel):
-        return _convert_gguf(config), f"{config.parts[0].name}=={config.parts[0].version}", config.licence
+        name = f"{config.parts[0].name}=={config.parts[0].version}"
+        return ModelFiles(_convert_gguf(config), name, config.licence)
 
     from huggingface_hub import snapshot_download
 
@@ -148,7 +157,7 @@ def locate(config: HubModel | FolderModel | PackageModel) -> tuple[Path, str, st
     except Exception as error:  # the hub client has no common base class for its network errors
         raise ArtefactError(f"model.repo {config.repo!r}: the hub did not give it ({error}). Check name and network.")
 
-    return Path(folder), config.repo, "see the model's page"
+    return ModelFiles(Path(folder), config.repo, "see the model's page")
 
 
 def _convert_gguf(config: PackageModel) -> Path:
@@ -204,7 +213,7 @@ def load(config: HubModel | FolderModel | PackageModel, device: torch.device) ->
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ConfigError("model.prepend_bos: the tokenizer has no beginning-of-sequence token. Set it to false.")
 
-    return LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence, prepend_bos)
+    return LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence=licence, prepend_bos=prepend_bos)
 
 
 def _adds_bos(tokenizer: Any) -> bool:

@@ -29,9 +29,9 @@ class MetricsLog:
     `part` is appended to the name there, if one of several processes logs.
     """
 
-    def __init__(self, config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], part: str = ""):
+    def __init__(self, config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], *, part: str = ""):
         self.folder = folder
-        self._run = None if config.wandb == "off" else _start_wandb(config, folder, run_name, facts, part)
+        self._run = None if config.wandb == "off" else _start_wandb(config, folder, run_name, facts, part=part)
 
     def path(self, name: str) -> Path:
         """File with the training metrics of one dictionary."""
@@ -73,7 +73,7 @@ class MetricsLog:
             self._run = None
 
 
-def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], part: str) -> Any:
+def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], *, part: str) -> Any:
     import wandb
 
     id_file = folder / f"wandb-run-id{part}.txt"

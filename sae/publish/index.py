@@ -84,7 +84,7 @@ class _CodeFiles:
 
 
 def _encode_stream(
-    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, progress: Progress
+    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, *, progress: Progress
 ) -> tuple[Codes, int]:
     """(sparse codes of the first contexts, tokens read); memory-mapped, with zeros at positions filtered out."""
     contexts = activations.contexts
@@ -164,7 +164,7 @@ def index(
     progress.say(
         f"index: {budget(n_contexts * contexts.ctx_len, sae.config.expected_l0, sae.d_sae, config.memory_bytes)}"
     )
-    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, progress)
+    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, progress=progress)
     if not (codes.acts > 0).any():
         raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
 
@@ -179,12 +179,12 @@ def index(
     processes, shards = activations.processes, None
     if processes.world_size > 1:
         shards = scratch / "shards"
-        write_shard(shards, processes.rank, corpus, directions, limits, processes.share(sae.d_sae))
+        write_shard(shards, processes.rank, corpus, directions, limits=limits, features=processes.share(sae.d_sae))
         processes.barrier()
 
     def put_together() -> str:
         if config.token_latents:
             parquet.write_token_latents(folder / "token_latents.parquet", codes)
-        return publish(folder / "store", corpus, directions, limits, facts, shards)
+        return publish(folder / "store", corpus, directions, limits, facts=facts, shards=shards)
 
     return processes.on_first(put_together)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from feature_store import queries
 from feature_store.packing import WINDOW, Pack, dense_acts
-from feature_store.queries import Store
 from feature_store.records import Concept, FeatureRow
+from feature_store.store import Store
 from feature_store.tables import Codes
 
 FEATURES_PER_GROUP = 512

@@ -221,4 +221,4 @@ def _measure(x: Tensor, max_norm_multiple: float | None) -> ActivationStatistics
     variance = float((sample - mean).square().sum(1).mean())
     limit = None if max_norm_multiple is None else median * max_norm_multiple
 
-    return ActivationStatistics(median, scale, centre.tolist(), mean.tolist(), variance, limit)
+    return ActivationStatistics(median, scale, centre.tolist(), mean.tolist(), variance=variance, max_norm=limit)

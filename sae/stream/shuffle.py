@@ -83,6 +83,7 @@ class RingBuffer:
         slots: int,
         max_rows: int,
         dtype: torch.dtype,
+        *,
         device: torch.device,
     ):
         self.slots, self.max_rows = slots, max_rows

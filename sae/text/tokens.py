@@ -8,7 +8,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -73,7 +73,9 @@ class Contexts:
 class _ContextWriter:
     """Appends documents to one stream of contexts; after a commit, `state` is all that a resume needs."""
 
-    def __init__(self, folder: Path, ctx_len: int, bos: int | None, eos: int | None, dtype: str, state: dict[str, Any]):
+    def __init__(
+        self, folder: Path, ctx_len: int, bos: int | None, eos: int | None, *, dtype: str, state: dict[str, Any]
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.bos, self.eos, self.dtype = folder, bos, eos, dtype
         self.width = ctx_len - (bos is not None)
@@ -154,7 +156,7 @@ def build(
     with ExitStack() as stack:
         writers = {
             name: _ContextWriter(
-                folder / name, config.ctx_len, bos, tokenizer.eos_token_id, dtype, position.get(name, {})
+                folder / name, config.ctx_len, bos, tokenizer.eos_token_id, dtype=dtype, state=position.get(name, {})
             )
             for name in wanted
         }
@@ -168,11 +170,14 @@ def build(
 
         while (short("train") or short("held_out")) and (batch := _next_batch(mixture, tokenizer)):
             for name, writer in writers.items():
-                picked = [b for b in batch if is_held_out(b[1], config.held_out_fraction) == (name == "held_out")]
+                is_wanted = name == "held_out"
+                picked = [d for d in batch if is_held_out(d.text, config.held_out_fraction) == is_wanted]
                 if picked and short(name):
-                    writer.add([b[0] for b in picked], [b[2] for b in picked])
+                    writer.add([d.name for d in picked], [d.token_ids for d in picked])
                 writer.commit()
-            digest = hashlib.sha256((digest + "".join(b[1] for b in batch)).encode("utf-8", "replace")).hexdigest()
+            digest = hashlib.sha256(
+                (digest + "".join(document.text for document in batch)).encode("utf-8", "replace")
+            ).hexdigest()
             position = {name: writer.state for name, writer in writers.items()}
             position |= {"taken": mixture.taken, "tokens": mixture.tokens, "sha256": digest}
             write_json(position_file, position)
@@ -184,12 +189,22 @@ def build(
             asked, got = wanted[name] * config.ctx_len, n_contexts[name] * config.ctx_len
             advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
             raise DataError(f"text: {asked:,} {name} tokens were asked, the sources gave {got:,}. {advice}")
-    train, held_out = (Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts[n]) for n in wanted)
+    train, held_out = (
+        Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts=n_contexts[n]) for n in wanted
+    )
     return train, held_out
 
 
-def _next_batch(mixture: Mixture, tokenizer: Any) -> list[tuple[str, str, list[int]]]:
-    """The next documents as (name, text, token ids); empty texts are passed over; [] at the end."""
+class TokenizedDocument(NamedTuple):
+    """A document's name, its text, and the text's token ids without special tokens."""
+
+    name: str
+    text: str
+    token_ids: list[int]
+
+
+def _next_batch(mixture: Mixture, tokenizer: Any) -> list[TokenizedDocument]:
+    """The next documents; empty texts are passed over; [] at the end."""
     drawn = []
     while len(drawn) < DOCUMENTS_PER_BATCH and (item := mixture.next_document()):
         chosen, document = item
@@ -204,7 +219,7 @@ def _next_batch(mixture: Mixture, tokenizer: Any) -> list[tuple[str, str, list[i
     texts = [document.text.encode("utf-8", "replace").decode() for _, document in drawn]
     token_lists = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
-    return [(d.name, t, ids) for (_, d), t, ids in zip(drawn, texts, token_lists, strict=True)]
+    return [TokenizedDocument(d.name, t, ids) for (_, d), t, ids in zip(drawn, texts, token_lists, strict=True)]
 
 
 def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:

@@ -31,7 +31,12 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    folder: Path, number: int, tensors: dict[str, Tensor | Piece], facts: dict[str, Any], processes: Processes = ALONE
+    folder: Path,
+    number: int,
+    tensors: dict[str, Tensor | Piece],
+    facts: dict[str, Any],
+    *,
+    processes: Processes = ALONE,
 ) -> None:
     """Writes checkpoint `number`, every process its own tensors, and removes all but the newest `N_KEPT`."""
     target = folder / f"checkpoint-{number:012d}"

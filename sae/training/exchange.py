@@ -153,7 +153,7 @@ class Replicas(Exchange):
         """Gradients are written, summed over processes, and applied to this process's share."""
         gradients = kernels.row_gradients(update.sums, aux=update.aux, prefixes=update.prefixes)
         grad_encoder, grad_decoder = map(self.processes.reduce_scatter, gradients)
-        kernels.apply_rows(grad_encoder, grad_decoder, update.encoder, update.decoder, update.adam)
+        kernels.apply_rows(grad_encoder, grad_decoder, update.encoder, update.decoder, adam=update.adam)
         for table in {t.data_ptr(): t for t in update.copies}.values():  # on a CPU both copies may be one tensor
             self.processes.all_gather_shares(table)
 

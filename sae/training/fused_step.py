@@ -88,7 +88,7 @@ class FusedStep:
         self.device = sae.b_dec.device
 
         self.selection = LatentSelection(sae, self.kernels, self.exchange)
-        self.adam = AdamState(sae, optimiser, self.kernels, self.exchange, moments_in)
+        self.adam = AdamState(sae, optimiser, self.kernels, self.exchange, moments_in=moments_in)
         # A CUDA graph needs shapes that are known beforehand: k per token, or n * k pairs per batch.
         self.is_recorded = self.device.type == "cuda" and (self.selection.is_flat_batch or not sae.ragged)
 
@@ -153,14 +153,7 @@ class FusedStep:
         return figures
 
     def _update(
-        self,
-        raw: Batch,
-        scale: Tensor,
-        variance: Tensor,
-        adam: AdamStep,
-        *,
-        n_dead_slots: int,
-        tokens_seen: int,
+        self, raw: Batch, scale: Tensor, variance: Tensor, adam: AdamStep, *, n_dead_slots: int, tokens_seen: int
     ) -> StepFigures | None:
         sae, kernels, n_tokens = self.sae, self.kernels, adam.n_tokens
 
@@ -205,18 +198,24 @@ class FusedStep:
 
         # 6. Gradients and Adam.
         pairs = self.selection.sorted_pairs(selection)
-        grad_b_enc, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, aux)
+        grad_b_enc, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, aux=aux)
         grad_b_enc, aux_loss = self.exchange.sum_over_latents(grad_b_enc, aux_loss, sae.tokens_since_fired)
-        row_sums = RowSums(pairs, decoded, centred, coefficient, ends)
+        row_sums = RowSums(pairs, decoded, centred, coefficient, ends=ends)
         self._apply(row_sums, adam, aux, grad_b_enc=grad_b_enc, grad_output=first_error * coefficient, code=code)
 
         # 7. Figures.
-        if type(sae).observe is not SparseAutoencoder.observe:
-            x_hat = batch.y + decoded.error[-1]
-            sae.observe(TrainingPass(batch, selection.values, code.encoding, x_hat, variance, tokens_seen))
+        self._observe(batch, selection, code, variance=variance, tokens_seen=tokens_seen)
         loss = prefix_error * (coefficient / 2) + sae.config.aux_coefficient * aux_loss + code.extra_loss
         figures = torch.stack([loss, aux_loss, n_active / n_tokens, square_error, target_square])
         return StepFigures(figures, target_sum)
+
+    def _observe(self, batch: Batch, selection: Selection, code: _Code, *, variance: Tensor, tokens_seen: int) -> None:
+        """Shows the pass to an architecture that learns from it by other means than gradients."""
+        if type(self.sae).observe is not SparseAutoencoder.observe:
+            x_hat = batch.y + code.decoded.error[-1]
+            self.sae.observe(
+                TrainingPass(batch, selection.values, code.encoding, x_hat, variance=variance, tokens_seen=tokens_seen)
+            )
 
     def _apply(
         self,
@@ -269,7 +268,7 @@ class FusedStep:
         if not sae.config.token_norm:
             y, centred, target_squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
         else:
-            y = sae.prepared(raw.x * scale)[0]
+            y = sae.prepared(raw.x * scale).x
             centred, target_squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
             variance = torch.full_like(variance, sae.d_out)
         return _Input(Batch(y, y, raw.gradient), centred, target_squares, variance)
@@ -322,7 +321,9 @@ class FusedStep:
 
         with torch.enable_grad():
             code = Encoding(acts, latents)
-            extra = sae.extra_loss(TrainingPass(batch, values, code, batch.y, variance, tokens_seen))
+            extra = sae.extra_loss(
+                TrainingPass(batch, values, code, batch.y, variance=variance, tokens_seen=tokens_seen)
+            )
             roots = (acts,) if extra is None else (acts, extra)
             root_gradients = (grad_acts,) if extra is None else (grad_acts, torch.ones_like(extra))
             grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own_parameters.values()), root_gradients)

@@ -67,7 +67,7 @@ class LatentSelection:
             latents = flat.gather(indices)
             return Selection(latents.int(), pre_acts[flat.tokens, latents].float(), flat)
 
-        values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, sae.b_enc.data)
+        values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, bias=sae.b_enc.data)
         if sae.ragged:
             return Selection(indices.int(), values.masked_fill(indices < 0, PADDED))
 

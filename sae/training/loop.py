@@ -68,7 +68,7 @@ class TrainingLoop:
         self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed, device)
         max_rows = -(-activations.segment_contexts // self.processes.world_size) * activations.contexts.ctx_len
         widths = {channel: x.shape[1] for channel, x in activations.segment(0).x.items()}
-        self.ring = RingBuffer(widths, self.plan.slots, max_rows, torch.bfloat16, device)
+        self.ring = RingBuffer(widths, self.plan.slots, max_rows, torch.bfloat16, device=device)
 
         self.total = int(activations.trained_rows() * shuffle.reuse * activations.kept_share())
         self.position = Position(next_checkpoint=config.checkpoint_tokens or 0)
@@ -121,7 +121,7 @@ class TrainingLoop:
         if self.config.parallel != "dictionaries":
             tensors = tensors_to_write(tensors, self.processes)
         facts = {"position": vars(self.position)}
-        checkpoint.save(self.folder, self.tokens_seen, tensors, facts, self.processes)
+        checkpoint.save(self.folder, self.tokens_seen, tensors, facts, processes=self.processes)
         self._saved_at = time.monotonic()
 
     def save_and_stop(self) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,10 @@ def list_concepts(request: Request, dictionary: str) -> Response:
 def get_document(request: Request, dictionary: str, document: int) -> Response:
     """The strongest features of one document of the index corpus, by mean activation times length."""
     entry = entry_of(request, dictionary)
-    latents = queries.document_latents(entry.store, document) if document >= 0 else None
-    if latents is None:
+    found = queries.document(entry.store, document) if document >= 0 else None
+    if found is None:
         raise ApiError(404, f"no document {document} in this dictionary's corpus")
-    name, rows = latents
-    features = [{"feature": f, "mean_act": mean, "max_act": peak} for f, mean, peak in rows]
-    return json_response({"document": document, "name": name, "features": features})
+    return json_response({"document": document, **asdict(found)})
 
 
 @router.get("/dictionaries/{dictionary}/download", response_model=list[responses.DownloadItem])

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from feature_store import queries
-from feature_store.queries import SortKey, Store
+from feature_store.queries import SortKey
 from feature_store.records import Feature
+from feature_store.store import Store
 from server import responses
 from server.errors import ApiError
 from server.routes.common import entry_of, json_response, known_parameters
@@ -26,6 +27,7 @@ def list_features(
     dictionary: str,
     sort: SortKey = "feature",
     order: Literal["asc", "desc"] = "asc",
+    *,
     limit: Limit = 50,
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     min_density: Share = None,
@@ -82,6 +84,7 @@ def search(
     dictionary: str,
     q: Annotated[str, Query(min_length=1, max_length=128, description="Words of a label, or a token.")],
     kind: SearchKind = "label",
+    *,
     limit: Limit = 50,
 ) -> Response:
     """label: text in labels; current / next: fires on / before a token; promoted: raises a token's logit."""

@@ -59,7 +59,7 @@ class Attribution(Measure):
             parts = code.top_acts[chosen[:, 0], chosen[:, 1]][:, None] * sae.W_dec[latents]
             if code.deviation is not None:  # back from the token's normalised space
                 parts = parts * code.deviation[positions]
-            true = self._change(subject, ids, documents, positions, parts)
+            true = self._change(subject, ids, documents, positions, parts=parts)
             scores = [(parts * c[positions]).sum(1).abs() for c in (gradient, relp)]
             columns.append(torch.stack([true.abs(), *scores, parts.norm(dim=1)]).cpu())
             subject.progress.update(number + 1, n_contexts)
@@ -71,7 +71,7 @@ class Attribution(Measure):
         return {"attribution": {**correlations, "ablations": len(true)}}
 
     def _change(
-        self, subject: Subject, ids: np.ndarray, documents: np.ndarray, positions: Tensor, parts: Tensor
+        self, subject: Subject, ids: np.ndarray, documents: np.ndarray, positions: Tensor, *, parts: Tensor
     ) -> Tensor:
         """Change of the context's summed loss when each part [n, width] is removed at its position, [n]."""
         place, n = resolve(subject.lm, subject.sae.config.hook), len(positions)

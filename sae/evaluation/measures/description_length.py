@@ -59,7 +59,7 @@ class DescriptionLength(Measure):
         return {
             "description_length": {
                 "plain_bits": l0 * (BITS_PER_ACTIVATION + math.log2(sae.d_sae)),
-                "entropic_bits": _entropy(codes, peaks, bins, sae.d_sae, n),
+                "entropic_bits": _entropy(codes, peaks, bins, sae.d_sae, n=n),
                 "bins": bins,
                 "fvu_quantised": fvu,
                 "within_tolerance": fvu <= exact * (1 + TOLERANCE),
@@ -85,7 +85,7 @@ def _rounded(code: Encoding, peaks: Tensor, bins: int) -> Encoding:
     return code._replace(top_acts=torch.where(levels > 0, middle, 0.0))
 
 
-def _entropy(codes: list[Encoding], peaks: Tensor, bins: int, d_sae: int, n: int) -> float:
+def _entropy(codes: list[Encoding], peaks: Tensor, bins: int, d_sae: int, *, n: int) -> float:
     counts = torch.zeros(d_sae * (bins + 1), dtype=torch.int64, device=peaks.device)
     for code in codes:
         levels = _levels(code, peaks, bins)

@@ -16,7 +16,7 @@ ROWS = 4096
 PLOTTED = 1000
 
 
-def epsilon_lbo(x: Tensor, acts: Tensor, row_norms: Tensor, bias: Tensor, d_sae: int) -> tuple[Tensor, Tensor]:
+def epsilon_lbo(x: Tensor, acts: Tensor, row_norms: Tensor, bias: Tensor, *, d_sae: int) -> tuple[Tensor, Tensor]:
     """(epsilon_LBO, norm of the code) of every token, [tokens] each.
 
     epsilon_LBO = | ||x||^2 - ||f||^2 | / ((d_sae - 1) ||f||^2), f the activations times the norms of their decoder
@@ -53,7 +53,7 @@ class QuasiOrthogonality(Measure):
         for batch in subject.batches(ROWS):
             code = sae.encode(batch.x)
             norms = row_norms[code.top_indices]
-            epsilon, f = epsilon_lbo(batch.x, code.top_acts, norms, sae.b_dec, sae.d_sae)
+            epsilon, f = epsilon_lbo(batch.x, code.top_acts, norms, sae.b_dec, d_sae=sae.d_sae)
             parts.append(torch.stack([epsilon, f, batch.x.norm(dim=1)]).cpu())
 
         epsilon, f, x = torch.cat(parts, dim=1)

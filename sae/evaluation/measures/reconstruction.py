@@ -28,7 +28,7 @@ class _Totals:
         self.sums = torch.zeros(5, dtype=torch.float64, device=subject.device)
         self.counts: list[Tensor] = []
 
-    def add(self, y: Tensor, y_hat: Tensor, acts: Tensor, indices: Tensor, inside: Tensor) -> None:
+    def add(self, y: Tensor, y_hat: Tensor, acts: Tensor, indices: Tensor, *, inside: Tensor) -> None:
         """Adds rows, their reconstruction and their code; `inside` marks the typical ones."""
         self.all_rows.add(y, y_hat)
         self.typical.add(y[inside], y_hat[inside])
@@ -78,7 +78,7 @@ class Reconstruction(Measure):
         for batch in subject.batches():
             encoding = sae.encode(batch.x, batch.gradient if with_gradient else None)
             inside = batch.x[:, :first_width].norm(dim=1) <= limit
-            totals.add(batch.y, sae.decode(encoding, batch.x), encoding.top_acts, encoding.top_indices, inside)
+            totals.add(batch.y, sae.decode(encoding, batch.x), encoding.top_acts, encoding.top_indices, inside=inside)
 
         n = totals.all_rows.rows
         counts = torch.cat(totals.counts).double()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,16 @@ from sae.model.unembed import token_logits
 LATENTS, CONTEXTS, TOKENS, OWN = 24, 24, 48, 10
 TARGET_KL = 0.25  # nats
 BISECTIONS = 12
+
+
+class SteeringEffect(NamedTuple):
+    """Means over directions: the gain of a direction's own tokens in log-odds, the largest change of any logit, and
+    the strength alpha that was found.
+    """
+
+    log_odds_gain: float
+    max_logit_change: float
+    alpha: float
 
 
 class Steering(Measure):
@@ -54,16 +64,15 @@ class Steering(Measure):
         rows = F.normalize(sae.W_dec[picked.to(subject.device)], dim=1)
         random = F.normalize(torch.randn(rows.shape, generator=generator), dim=1).to(rows.device)
         results = [self._steer(subject, directions, part) for part, directions in enumerate((rows, random))]
-        names = ("log_odds_gain", "max_logit_change", "alpha")
         figures = {
             f"{prefix}{n}": v
             for prefix, f in zip(("", "random_"), results, strict=True)
-            for n, v in zip(names, f, strict=True)
+            for n, v in f._asdict().items()
         }
 
         return {"steering": {**figures, "target_kl": TARGET_KL, "latents": len(picked), "contexts": CONTEXTS}}
 
-    def _steer(self, subject: Subject, rows: Tensor, part: int) -> tuple[float, float, float]:
+    def _steer(self, subject: Subject, rows: Tensor, part: int) -> SteeringEffect:
         lm, hook, contexts = subject.lm, subject.sae.config.writes[0], subject.held_out.contexts
         length = min(TOKENS, contexts.ctx_len)
         tokens = torch.from_numpy(contexts.ids[:CONTEXTS, :length].astype(np.int64)).to(lm.device)
@@ -86,9 +95,7 @@ class Steering(Measure):
             totals += torch.tensor([float(gain.mean()), float(change.mean()), alpha], dtype=torch.float64)
             subject.progress.update(part * len(rows) + number + 1, 2 * len(rows))
 
-        gain, change, alpha = (totals / len(rows)).tolist()
-
-        return gain, change, alpha
+        return SteeringEffect(*(totals / len(rows)).tolist())
 
 
 def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:

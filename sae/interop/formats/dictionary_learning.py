@@ -59,18 +59,18 @@ class DictionaryLearning(Format):
         if kind == "AutoEncoder":
             names = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
             encoder, b_enc, decoder, b_dec = named_tensors(tensors, file, *names)
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec, facts=facts)
+            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec, facts=facts)
 
         if kind == "AutoEncoderNew":
             names = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
             encoder, b_enc, decoder, b_dec = named_tensors(tensors, file, *names)
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec, centred=False, facts=facts)
+            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec, centred=False, facts=facts)
 
         if kind == "GatedAutoEncoder":
             names = ("encoder.weight", "gate_bias", "decoder.weight", "decoder_bias", "r_mag", "mag_bias")
             encoder, gate, decoder, b_dec, r_mag, b_mag = named_tensors(tensors, file, *names)
             return ForeignWeights(
-                "gated", encoder.T, gate, decoder.T, b_dec, extra={"r_mag": r_mag, "b_mag": b_mag}, facts=facts
+                "gated", encoder.T, gate, decoder.T, b_dec=b_dec, extra={"r_mag": r_mag, "b_mag": b_mag}, facts=facts
             )
 
         if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
@@ -78,7 +78,15 @@ class DictionaryLearning(Format):
             threshold = _threshold(tensors, file, len(b_enc))
             centred = kind == "MatryoshkaBatchTopKSAE"
             return ForeignWeights(
-                "jumprelu", W_enc, b_enc, W_dec, b_dec, None, centred, extra={"threshold": threshold}, facts=facts
+                "jumprelu",
+                W_enc,
+                b_enc,
+                W_dec,
+                b_dec=b_dec,
+                k=None,
+                centred=centred,
+                extra={"threshold": threshold},
+                facts=facts,
             )
 
         raise ArtefactError(f"{path}: dict_class {kind!r} is not known.")

@@ -53,4 +53,6 @@ class GemmaNpz(Format):
         W_enc, b_enc, W_dec, b_dec, threshold = named_tensors(
             tensors, file, "W_enc", "b_enc", "W_dec", "b_dec", "threshold"
         )
-        return ForeignWeights("jumprelu", W_enc, b_enc, W_dec, b_dec, centred=False, extra={"threshold": threshold})
+        return ForeignWeights(
+            "jumprelu", W_enc, b_enc, W_dec, b_dec=b_dec, centred=False, extra={"threshold": threshold}
+        )

@@ -108,5 +108,15 @@ class SaeLens(Format):
         centred = cfg.get("apply_b_dec_to_input", True)
 
         return ForeignWeights(
-            kind, W_enc, b_enc, W_dec, b_dec, cfg.get("k"), centred, normalised == "layer_norm", extra, None, facts
+            kind,
+            W_enc,
+            b_enc,
+            W_dec,
+            b_dec=b_dec,
+            k=cfg.get("k"),
+            centred=centred,
+            token_norm=normalised == "layer_norm",
+            extra=extra,
+            lossy=None,
+            facts=facts,
         )  # pyright: ignore[reportArgumentType]

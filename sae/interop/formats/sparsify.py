@@ -56,5 +56,13 @@ class Sparsify(Format):
         facts = {"target": "mlp_out.0"} if cfg.get("transcode") else {}
 
         return ForeignWeights(
-            "topk", encoder.T, b_enc, W_dec, b_dec, cfg.get("k"), not cfg.get("transcode"), extra=extra, facts=facts
+            "topk",
+            encoder.T,
+            b_enc,
+            W_dec,
+            b_dec=b_dec,
+            k=cfg.get("k"),
+            centred=not cfg.get("transcode"),
+            extra=extra,
+            facts=facts,
         )

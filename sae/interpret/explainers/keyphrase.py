@@ -63,7 +63,7 @@ class Keyphrase(Explainer):
 
         def counts(chosen: Iterable[str], positive: list[frozenset[str]], negative: _Silent) -> Counts:
             hits = sum(not w.isdisjoint(chosen) for w in positive)
-            return Counts(hits, len(positive), negative.holding(chosen), negative.n, prevalence)
+            return Counts(hits, len(positive), negative.holding(chosen), negative.n, prevalence=prevalence)
 
         chosen = best_of(candidates, lambda words: counts(words, explain, silent[0]))
         if not chosen:

@@ -35,7 +35,7 @@ class AnswerCache:
             ).fetchone()
         return None if row is None else (row[0], json.loads(row[1]))
 
-    def put(self, model: str, prompt: str, logprobs: bool, text: str, chances: list[float] | None) -> None:
+    def put(self, model: str, prompt: str, logprobs: bool, text: str, *, chances: list[float] | None) -> None:
         """Keeps an answer."""
         with self._file:
             self._file.execute(

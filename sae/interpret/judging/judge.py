@@ -86,7 +86,7 @@ class Judge:
 
     def __init__(self, config: JudgeConfig, cache: Path):
         self.config, self._cache = config, AnswerCache(cache)
-        self.spent = Spent(0, 0, 0, 0, 0)
+        self.spent = Spent(0, 0, 0, 0, answer_tokens=0)
 
     def close(self) -> None:
         """Closes the cache."""
@@ -208,7 +208,7 @@ class Judge:
             return Answer(None, f"no answer in the form of a chat completion ({type(error).__name__})")
 
         if whole:
-            self._cache.put(self.config.model, prompt.digest, self.config.logprobs, text, probabilities)
+            self._cache.put(self.config.model, prompt.digest, self.config.logprobs, text, chances=probabilities)
 
         return read(text)._replace(
             prompt_tokens=usage.prompt_tokens if usage else 0,

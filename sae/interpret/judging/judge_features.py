@@ -41,10 +41,10 @@ def judge_features(
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
         shown = _JudgeProgress(first, len(cases), judge, progress)
-        texts = _explain(table, part, explainers, judge, shown)
+        texts = _explain(table, part, explainers, judge, shown=shown)
         for scorer in scorers:
             scored = texts if scorer.about_label else [JudgedText(case) for case in part]
-            _score(table, scorer, scored, judge, shown)
+            _score(table, scorer, scored, judge, shown=shown)
 
     progress.update(len(cases), len(cases))
 
@@ -74,6 +74,7 @@ def _explain(
     cases: list[ScoringCase],
     explainers: list[JudgedExplainer],
     judge: Judge,
+    *,
     shown: _JudgeProgress,
 ) -> list[JudgedText]:
     texts = []
@@ -90,7 +91,7 @@ def _explain(
 
 
 def _score(
-    table: ExplanationTable, scorer: JudgedScorer, texts: list[JudgedText], judge: Judge, shown: _JudgeProgress
+    table: ExplanationTable, scorer: JudgedScorer, texts: list[JudgedText], judge: Judge, *, shown: _JudgeProgress
 ) -> None:
     trials: list[list[Trial]] = [scorer.trials(case, text) for case, _, text in texts]
     prompts: list[Prompt] = [trial.prompt for part in trials for trial in part]

@@ -114,7 +114,18 @@ def matches_anywhere(
         return None
     at = range(len(event.ids)) if places is None else places
     moved = (
-        Event(event.ids, p, event.place + p - event.peak, event.document, event.is_test, 0.0, (), "", 1.0) for p in at
+        Event(
+            event.ids,
+            p,
+            event.place + p - event.peak,
+            event.document,
+            is_test=event.is_test,
+            act=0.0,
+            acts=(),
+            group="",
+            inclusion=1.0,
+        )
+        for p in at
     )
     return any(label.matches(case.evidence, e) for e in moved)
 
@@ -148,7 +159,9 @@ def classified(trials: list[Trial], said: list[list[bool] | None]) -> Figure:
     void = failed > MOST_FAILED * (n_pos + n_neg) or not n_pos or not n_neg
     value = NOTHING if void else _balanced(right)
 
-    return Figure("balanced_accuracy", value, 0.5, n_pos, n_neg, failed, _balanced(lexical).value)
+    return Figure(
+        "balanced_accuracy", value, 0.5, n_pos, n_neg=n_neg, n_failed=failed, baseline=_balanced(lexical).value
+    )
 
 
 def ranked(trials: list[Trial], said: list[list[bool] | None], told: list[list[float] | None]) -> list[Figure]:
@@ -170,7 +183,7 @@ def ranked(trials: list[Trial], said: list[list[bool] | None], told: list[list[f
     void = failed > MOST_FAILED * (len(positive) + len(negative))
     value = NOTHING if void else auc(positive, negative)
 
-    return [Figure("auc", value, 0.5, len(positive), len(negative), failed)]
+    return [Figure("auc", value, 0.5, len(positive), n_neg=len(negative), n_failed=failed)]
 
 
 def _balanced(right: np.ndarray) -> Interval:

@@ -42,11 +42,11 @@ class Coherence(Scorer):
         within, across = matrix[:m, :m].sum(1) - 1, matrix[:m, m:].mean(1)
         value = within.sum() / (m * (m - 1)) - across.mean()
         if m == 2:
-            return [Figure("cosine_gain", Interval(value, nan, nan), 0.0, m, len(random))]
+            return [Figure("cosine_gain", Interval(value, nan, nan), 0.0, m, n_neg=len(random))]
 
         left_out = (within.sum() - 2 * within) / ((m - 1) * (m - 2)) - (across.sum() - across) / (m - 1)
 
-        return [Figure("cosine_gain", jackknife(value, left_out), 0.0, m, len(random))]
+        return [Figure("cosine_gain", jackknife(value, left_out), 0.0, m, n_neg=len(random))]
 
 
 def _cosines(vectors: list[dict[str, float]]) -> np.ndarray:

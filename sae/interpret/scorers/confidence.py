@@ -39,10 +39,10 @@ class Confidence(Scorer):
         m, n = len(positive), len(negative)
         hits, false = rates(case.label)
         null = [(a / m + 1 - b / n) / 2 for a, b in map(rates, case.others)]
-        scores = figures(hits, m, false, n, null)
+        scores = figures(hits, m, false, n, null=null)
         if len(null) == N_NULL_LABELS:
             value = (hits / m + 1 - false / n) / 2
             reached = proportion(sum(other >= value for other in null), N_NULL_LABELS)
-            scores.append(Figure("null_reached", reached, 0.5, m, n))
+            scores.append(Figure("null_reached", reached, 0.5, m, n_neg=n))
 
         return scores

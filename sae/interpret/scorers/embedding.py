@@ -44,7 +44,7 @@ class Embedding(Scorer):
                 np.array([float(bool(matches_anywhere(case, label, e))) for e in p]) for p in (positive, negative)
             ]
             lexical = auc(*matches).value
-            scores.append(Figure("auc", auc(*cosines), 0.5, len(positive), len(negative), baseline=lexical))
+            scores.append(Figure("auc", auc(*cosines), 0.5, len(positive), n_neg=len(negative), baseline=lexical))
 
         return scores + self._confidence(case, label.text)
 
@@ -62,7 +62,7 @@ class Embedding(Scorer):
         hits, false = rates(text)
         null = [(a / m + 1 - b / n) / 2 for a, b in (rates(other.text) for other in case.others)]
 
-        return figures(hits, m, false, n, null)
+        return figures(hits, m, false, n, null=null)
 
 
 def _cosines(case: ScoringCase, text: str, events: list[Event]) -> np.ndarray:

@@ -53,4 +53,4 @@ class Intruder(JudgedScorer):
         hits = sum(odd == trial.truth[0] for odd, trial in zip(said, trials, strict=True))
         n = len(trials)
         value = NOTHING if failed > MOST_FAILED * n else proportion(hits, n)
-        return [Figure("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n, failed)]
+        return [Figure("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n_neg=n, n_failed=failed)]

@@ -69,13 +69,13 @@ class JudgedConfidence(JudgedScorer):
 
         hits, m, false, n, failed = counted[0]
         if not trials or failed > MOST_FAILED * (m + n):
-            return [Figure("confidence", NOTHING, 0.5, m, n, failed)] if trials else []
+            return [Figure("confidence", NOTHING, 0.5, m, n_neg=n, n_failed=failed)] if trials else []
 
         other = counted[1]
         usable = other[1] and other[3] and other[4] <= MOST_FAILED * (other[1] + other[3])
         null = [(other[0] / other[1] + 1 - other[2] / other[3]) / 2] if usable else []
 
-        return figures(hits, m, false, n, null, failed)
+        return figures(hits, m, false, n, null=null, failed=failed)
 
 
 def _levels(value: Any, n: int) -> list[int] | None:

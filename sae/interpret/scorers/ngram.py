@@ -110,4 +110,4 @@ class Ngram(Scorer):
         weights[len(known)] = 0  # shared by all, and the weight of places that hold nothing
         logits = [weights[_places(_buckets(side), known)].sum(1) for side in parts[1]]
 
-        return [Figure("auc", auc(*logits), 0.5, len(logits[0]), len(logits[1]))]
+        return [Figure("auc", auc(*logits), 0.5, len(logits[0]), n_neg=len(logits[1]))]

@@ -60,7 +60,7 @@ class Simulation(JudgedScorer):
         n_pos = sum(sum(a > 0 for a in t.truth) for t in trials)
         n = sum(len(t.truth) for t in trials)
 
-        return [Figure("correlation", correlation, 0.0, n_pos, n - n_pos, failed, baseline)]
+        return [Figure("correlation", correlation, 0.0, n_pos, n_neg=n - n_pos, n_failed=failed, baseline=baseline)]
 
 
 def _worst(truth: list[float]) -> list[float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
-from feature_store.queries import StoreError
+from feature_store.store import StoreError
 from feature_store.writer import read_pointer
 from sae.errors import ArtefactError
 from sae.interpret.interpret import InterpretConfig, interpret
