@@ -45,7 +45,7 @@ def counted_places(store: Store) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lookups(store: Store) -> np.ndarray:
-    """Sums [d_sae, groups, 5] behind the token-lookup correlation (feature_store.statistics)."""
+    """Sums [d_sae, groups, 5] behind the token-lookup correlation (feature_store.indexing.statistics)."""
     cursor = store.connection.cursor()
     rows = cursor.execute("select lookup from contexts.feature order by feature").fetchall()
     return np.frombuffer(b"".join(r[0] for r in rows), "<f8").reshape(len(rows), -1, 5)

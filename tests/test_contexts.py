@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from feature_store.contexts import (
+from feature_store.indexing.contexts import (
     HASH_AFTER,
     HASH_BEFORE,
     N_BINS,
@@ -17,9 +17,9 @@ from feature_store.contexts import (
     ContextLimits,
 )
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
-from feature_store.tables import Codes, count, count_documents, stream_of
-from feature_store.tables import in_test_part as documents_for_testing
-from feature_store.windows import random_windows, windows_of
+from feature_store.indexing.tables import Codes, count, count_documents, stream_of
+from feature_store.indexing.tables import in_test_part as documents_for_testing
+from feature_store.indexing.windows import random_windows, windows_of
 
 D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7
 TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" A"]

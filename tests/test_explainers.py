@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from feature_store.contexts import ContextLimits
-from feature_store.formats import POSITION_EDGES
-from feature_store.generation import Corpus, Directions, Limits, publish
+from feature_store.indexing.contexts import ContextLimits
+from feature_store.indexing.formats import POSITION_EDGES
+from feature_store.indexing.generation import Corpus, Directions, Limits, publish
 from feature_store.queries import explanations, feature_scores, features, interpretation
 from feature_store.store import Store
-from feature_store.tables import Codes
+from feature_store.indexing.tables import Codes
 from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS

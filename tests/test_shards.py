@@ -6,9 +6,9 @@ import duckdb
 import numpy as np
 import pytest
 
-from feature_store.budget import budget
-from feature_store.contexts import ContextLimits
-from feature_store.generation import Corpus, Directions, Limits, publish, write_shard
+from feature_store.indexing.budget import budget
+from feature_store.indexing.contexts import ContextLimits
+from feature_store.indexing.generation import Corpus, Directions, Limits, publish, write_shard
 from sae.benchmarks.index import Size, _directions, _vocabulary, random_codes
 from sae.foundation.device import PeakMemory
 

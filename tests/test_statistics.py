@@ -9,8 +9,8 @@ import pytest
 from test_contexts import CONTEXTS, D_SAE, LENGTH, TOKENS, codes, collect
 from test_contexts import documents_for_testing as halves
 
-from feature_store.contexts import ContextLimits
-from feature_store.formats import (
+from feature_store.indexing.contexts import ContextLimits
+from feature_store.indexing.formats import (
     CLASSES,
     FORMATS,
     N_POSITIONS,
@@ -19,9 +19,9 @@ from feature_store.formats import (
     first_of_same_text,
     position_name,
 )
-from feature_store.negatives import hard_negatives
-from feature_store.statistics import BIGRAMS_PER_FEATURE, GROUPS
-from feature_store.tables import count, joined, stream_of
+from feature_store.indexing.negatives import hard_negatives
+from feature_store.indexing.statistics import BIGRAMS_PER_FEATURE, GROUPS
+from feature_store.indexing.tables import count, joined, stream_of
 
 SAME = first_of_same_text(TOKENS).tolist()  # the last token is the first's text in another case
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from feature_store.budget import budget
-from feature_store.contexts import ContextLimits
-from feature_store.generation import MEMORY_BYTES, Corpus, Directions, Limits, collect, publish
-from feature_store.tables import Codes
+from feature_store.indexing.budget import budget
+from feature_store.indexing.contexts import ContextLimits
+from feature_store.indexing.generation import MEMORY_BYTES, Corpus, Directions, Limits, collect, publish
+from feature_store.indexing.tables import Codes
 from sae.foundation.device import PeakMemory
 
 DOCUMENT_TOKENS = 500

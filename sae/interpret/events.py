@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 
 from feature_store import evidence_queries, queries
-from feature_store.formats import CLASSES, breaks_line, classes_of, position_bin
-from feature_store.negatives import NEGATIVE
+from feature_store.indexing.formats import CLASSES, breaks_line, classes_of, position_bin
+from feature_store.indexing.negatives import NEGATIVE
 from feature_store.packing import Pack, dense_windows
 from feature_store.store import Store
 

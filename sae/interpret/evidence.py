@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from feature_store import evidence_queries
-from feature_store.formats import normal_text
+from feature_store.indexing.formats import normal_text
+from feature_store.indexing.tables import STRONG
 from feature_store.store import Store
-from feature_store.tables import STRONG
 from sae.interpret.events import Event, Events
 
 SPLIT_ID = "document-hash-half-v1"

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from feature_store.budget import budget
-from feature_store.contexts import ContextLimits
-from feature_store.generation import Corpus, Directions, Limits, publish, write_shard
-from feature_store.tables import Codes
+from feature_store.indexing.budget import budget
+from feature_store.indexing.contexts import ContextLimits
+from feature_store.indexing.generation import Corpus, Directions, Limits, publish, write_shard
+from feature_store.indexing.tables import Codes
 from sae.architectures import SparseAutoencoder
 from sae.errors import DataError
 from sae.foundation.screen import Progress

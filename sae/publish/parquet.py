@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store import queries
+from feature_store.indexing.tables import Codes
 from feature_store.packing import WINDOW, Pack, dense_acts
 from feature_store.records import Concept, FeatureRow
 from feature_store.store import Store
-from feature_store.tables import Codes
 
 FEATURES_PER_GROUP = 512
 

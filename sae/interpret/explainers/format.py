@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import final
 
-from feature_store.formats import CLASSES, FORMATS
+from feature_store.indexing.formats import CLASSES, FORMATS
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
 from sae.interpret.explainer import Explainer, Proposal, best_of

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from feature_store.contexts import Collected
-from feature_store.negatives import hard_negatives
+from feature_store.indexing.contexts import Collected
+from feature_store.indexing.negatives import hard_negatives
+from feature_store.indexing.tables import Codes, Tables
+from feature_store.indexing.windows import windows_of
 from feature_store.packing import pack_columns
-from feature_store.tables import Codes, Tables
-from feature_store.windows import windows_of
 
 FEATURES_PER_INSERT = 4096
 

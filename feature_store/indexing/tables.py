@@ -11,8 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads, njit
 
-from feature_store.formats import breaks_line, classes_of, first_of_same_text, formats_of, places_of, position_bin
-from feature_store.statistics import GROUPS, Statistics, Stream, gather, totals_of
+from feature_store.indexing.formats import (
+    breaks_line,
+    classes_of,
+    first_of_same_text,
+    formats_of,
+    places_of,
+    position_bin,
+)
+from feature_store.indexing.statistics import GROUPS, Statistics, Stream, gather, totals_of
 
 TOKENS_PER_FEATURE = 64
 STRONG = 1 / 3

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from numba import njit
 
-from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT
+from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT
 
 NEGATIVE = np.dtype([("source", "<u4"), ("rank", "<u1"), ("kind", "<u1")])  # kind 0: by cosine, 1: by co-activation
 WINDOWS_PER_SOURCE = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from feature_store.tables import BYTES_PER_FIRING
+from feature_store.indexing.tables import BYTES_PER_FIRING
 
 TOKEN_BYTES = 48  # documents, parts, positions, formats and sorted pairs of neighbours
 FEATURE_BYTES = 32_000  # kept contexts, counts of tokens and pairs, windows on their way to the store

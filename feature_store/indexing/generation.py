@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from feature_store import tables
-from feature_store.contexts import Collected, ContextCollector, ContextLimits
-from feature_store.feature_rows import Directions, write_feature_rows
-from feature_store.formats import FORMATS, N_POSITIONS
-from feature_store.shards import ShardWriter, merge
-from feature_store.statistics import GROUPS, Stream
-from feature_store.tables import Codes, Documents
-from feature_store.windows import random_windows
+from feature_store.indexing import tables
+from feature_store.indexing.contexts import Collected, ContextCollector, ContextLimits
+from feature_store.indexing.feature_rows import Directions, write_feature_rows
+from feature_store.indexing.formats import FORMATS, N_POSITIONS
+from feature_store.indexing.shards import ShardWriter, merge
+from feature_store.indexing.statistics import GROUPS, Stream
+from feature_store.indexing.tables import Codes, Documents
+from feature_store.indexing.windows import random_windows
 from feature_store.writer import GenerationWriter
 
 RANDOM_WINDOWS = 1000

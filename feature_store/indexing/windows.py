@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
+from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
+from feature_store.indexing.tables import Codes
 from feature_store.packing import WINDOW, Pack, quantise
 from feature_store.records import RandomWindow
-from feature_store.tables import Codes
 
 
 def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from feature_store.formats import FORMATS, N_POSITIONS
+from feature_store.indexing.formats import FORMATS, N_POSITIONS
 
 GROUPS = 10
 BIGRAMS_PER_FEATURE = 16
