@@ -117,6 +117,12 @@ def feature(store: Store, number: int) -> Feature | None:
     return _feature(store, rows[0], explanations(store, number), feature_scores(store, number)) if rows else None
 
 
+def feature_row(store: Store, number: int) -> FeatureRow | None:
+    """One feature as a table shows it; None if there is no such id."""
+    rows = store.connection.cursor().execute(f"select {_ROW} {_FROM} where f.feature = ?", [number]).fetchall()
+    return _row(rows[0]) if rows else None
+
+
 def all_features(store: Store) -> list[Feature]:
     """Every feature in one query, without the lists of its explanations and scores."""
     cursor = store.connection.cursor()
@@ -260,6 +266,14 @@ def concepts(store: Store) -> list[Concept]:
         Concept(number, parent, name, coverage, purity=purity, features=np.frombuffer(members, "<u4").tolist())
         for number, parent, name, coverage, purity, members in rows
     ]
+
+
+def explainers_of_labels(store: Store) -> list[tuple[str, int]]:
+    """(explainer, labels from it), the one with most labels first."""
+    cursor = store.connection.cursor()
+    return cursor.execute(
+        "select explainer, count(*) from explanations.label group by explainer order by count(*) desc, explainer"
+    ).fetchall()
 
 
 def document(store: Store, number: int) -> Document | None:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae.architectures.base import SparseAutoencoder
+    from sae.api import (
+        SparseAutoencoder,
+        TextActivations,
+        TrainConfig,
+        contexts,
+        features,
+        harvest,
+        load,
+        load_config,
+        scores,
+        train,
+    )
 
-__all__ = ["SparseAutoencoder"]
+__all__ = [
+    "SparseAutoencoder", "TextActivations", "TrainConfig", "contexts", "features", "harvest", "load", "load_config",
+    "scores", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # torch is heavy and absent where saedex only serves: it is imported when a dictionary is asked for.
-    if name == "SparseAutoencoder":
-        from sae.architectures.base import SparseAutoencoder
-
-        return SparseAutoencoder
+    # torch is heavy, and absent if saedex only serves, so `sae.api` is imported at its first use.
+    if name in __all__:
+        return getattr(import_module("sae.api"), name)
     raise AttributeError(f"module 'sae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

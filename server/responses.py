@@ -68,6 +68,15 @@ class FeaturePage(BaseModel):
     offset: int
 
 
+class ExplainerItem(BaseModel):
+    explainer: str
+    features: int = Field(description="Features that have their label from it.")
+
+
+class ExplainerList(BaseModel):
+    items: list[ExplainerItem]
+
+
 class TokenWeight(BaseModel):
     token: int
     text: str

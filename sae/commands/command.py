@@ -6,7 +6,10 @@ import pkgutil
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar
+
+FORMATS = "sae.interop.formats"  # the folder of other libraries' formats, whose names two commands list
 
 
 class Command(ABC):
@@ -31,3 +34,15 @@ def plugin_names(package: str) -> list[str]:
     spec = find_spec(package)
     assert spec is not None and spec.submodule_search_locations is not None
     return sorted(module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """The config file and `--set`, which several commands take."""
+    parser.add_argument("config", type=Path, help="YAML file, for example training_configs/quickstart.yaml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, for example train.tokens=1e6; repeat for several",
+    )

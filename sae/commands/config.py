@@ -6,8 +6,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from typing import final
 
-from sae.commands.command import Command
-from sae.commands.train import add_config_arguments
+from sae.commands.command import Command, add_config_arguments
 
 
 @final

@@ -6,9 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import final
 
-from sae.commands.command import Command, plugin_names
-
-FORMATS = "sae.interop.formats"
+from sae.commands.command import FORMATS, Command, plugin_names
 
 
 @final

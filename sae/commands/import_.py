@@ -6,8 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import final
 
-from sae.commands.command import Command, plugin_names
-from sae.commands.export import FORMATS
+from sae.commands.command import FORMATS, Command, plugin_names
 
 
 @final

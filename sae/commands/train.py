@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from sae.commands.command import Command
+from sae.commands.command import Command, add_config_arguments
 
 if TYPE_CHECKING:
     from feature_store.dictionary_files import LabelSummary, Metrics
     from sae.pipeline.summary import RunSummary
-
-
-def add_config_arguments(parser: ArgumentParser) -> None:
-    """The config file and `--set`, which several commands take."""
-    parser.add_argument("config", type=Path, help="YAML file, for example training_configs/quickstart.yaml")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, for example train.tokens=1e6; repeat for several",
-    )
 
 
 @final

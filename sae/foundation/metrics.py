@@ -39,7 +39,6 @@ class FvuMeter:
         return float(self.error / variance) if variance > 0 else float("nan")
 
 
-@torch.no_grad()
 class BatchSums(NamedTuple):
     """Sums over the rows of a batch, in float64: ||x - x_hat||^2, ||x||^2, and the rows x [d] themselves."""
 
@@ -48,6 +47,7 @@ class BatchSums(NamedTuple):
     total: Tensor
 
 
+@torch.no_grad()
 def batch_sums(x: Tensor, x_hat: Tensor) -> BatchSums:
     """The sums that an fvu needs of a batch x [n, d] and its reconstruction."""
     wide = torch.float64

@@ -114,7 +114,10 @@ def perform(stages: Iterable[Stage], run: Run) -> None:
             continue
         for needed in stage.needed():
             if not on_first(lambda needed=needed: needed.done(run)):
-                raise ConfigError(f"{stage.title}: {_where(stage)}the stage '{needed.title}' has not been done yet.")
+                raise ConfigError(
+                    f"{stage.title}: {_where(stage)}the stage '{needed.title}' has not been done yet. "
+                    "Run sae-train with the run's config to its end first."
+                )
         if stage.workers == "all":
             stage.work(run)
         else:

@@ -84,7 +84,7 @@ class Activations:
         self.harvester, self.contexts, self.folder = harvester, contexts, folder
         self.segment_contexts, self.cache = segment_contexts, cache
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
-        self.harvested_tokens, self.harvest_s = 0, 0.0
+        self.harvest_s = 0.0
         self._statistics: dict[HookPoint, ActivationStatistics] = {}
         self._training = training  # the stream whose statistics hold; none: this one's own
         self._mean_norms: dict[Channel, float] = {}
@@ -130,7 +130,6 @@ class Activations:
         batch = self.harvester.harvest(*self._read_of(slice(0, 1) if none else part))
         batch.keep[part.stop - part.start :] = False
         positions = batch.keep.reshape(-1).nonzero()[:, 0]
-        self.harvested_tokens += batch.keep.numel()
         x = {channel: x[batch.keep].to(torch.bfloat16) for channel, x in batch.x.items()}
         self.harvest_s += time.perf_counter() - start
         return x, positions.cpu().to(torch.int64)

@@ -9,7 +9,6 @@ from fastapi.responses import Response
 
 from feature_store import queries
 from feature_store.queries import SortKey
-from feature_store.records import Feature
 from feature_store.store import Store
 from server import responses
 from server.errors import ApiError
@@ -18,6 +17,7 @@ from server.routes.common import entry_of, json_response, known_parameters
 router = APIRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"], dependencies=[known_parameters])
 SearchKind = Literal["label", "current", "next", "promoted"]
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
+POSSIBLE_IDS = range(1 << 32)  # the store keeps ids in 32 bits
 Share = Annotated[float | None, Query(ge=0, le=1)]
 
 
@@ -48,19 +48,26 @@ def list_features(
     return json_response(body, store.generation, request)
 
 
-def _feature(store: Store, feature: int) -> Feature:
-    record = queries.feature(store, feature) if 0 <= feature < 1 << 32 else None
-    if record is None:
-        total = queries.counts(store)["features"]
-        raise ApiError(404, f"no such feature; this dictionary has features 0..{total - 1}")
-    return record
+@router.get("/explainers", response_model=responses.ExplainerList)
+def list_explainers(request: Request, dictionary: str) -> Response:
+    """The explainers that labels of this dictionary come from, the one with most labels first."""
+    store = entry_of(request, dictionary).store
+    items = [{"explainer": name, "features": n} for name, n in queries.explainers_of_labels(store)]
+    return json_response({"items": items}, store.generation, request)
+
+
+def _refused(store: Store) -> ApiError:
+    total = queries.counts(store)["features"]
+    return ApiError(404, f"no such feature; this dictionary has features 0..{total - 1}")
 
 
 @router.get("/features/{feature}", response_model=responses.FeatureDetail)
 def get_feature(request: Request, dictionary: str, feature: int) -> Response:
     """Statistics, promoted tokens, neighbours and explanations of one feature."""
     store = entry_of(request, dictionary).store
-    record = _feature(store, feature)
+    record = queries.feature(store, feature) if feature in POSSIBLE_IDS else None
+    if record is None:
+        raise _refused(store)
     labels = queries.labels(store, [f for f, _ in record.neighbours])
     return json_response(responses.detail(store, record, labels), store.generation, request)
 
@@ -71,10 +78,12 @@ def get_contexts(
 ) -> Response:
     """Windows around the feature's peaks: the strongest, and samples of every range of activation."""
     store = entry_of(request, dictionary).store
-    record = _feature(store, feature)
+    row = queries.feature_row(store, feature) if feature in POSSIBLE_IDS else None
+    if row is None:
+        raise _refused(store)
     windows = [w for w in queries.windows(store, feature) if group in ("all", w.group)]
     items = [responses.context(store, w) for w in windows]
-    body = {"feature": feature, "max_act": record.row.max_act, "items": items}
+    body = {"feature": feature, "max_act": row.max_act, "items": items}
     return json_response(body, store.generation, request)
 
 

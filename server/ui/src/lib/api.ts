@@ -6,6 +6,7 @@ export type DictionarySummary = Schemas["DictionarySummary"];
 export type DictionaryDetail = Schemas["DictionaryDetail"];
 export type FeatureItem = Schemas["FeatureItem"];
 export type FeaturePage = Schemas["FeaturePage"];
+export type ExplainerList = Schemas["ExplainerList"];
 export type FeatureDetail = Schemas["FeatureDetail"];
 export type ScoreItem = Schemas["ScoreItem"];
 export type ContextItem = Schemas["ContextItem"];
@@ -38,5 +39,6 @@ export const getContexts = (id: string, feature: number) =>
   get<ContextList>(`${BASE}/${id}/features/${feature}/contexts`);
 export const listFeatures = (id: string, values: Parameters<typeof query>[0]) =>
   get<FeaturePage>(`${BASE}/${id}/features?${query(values)}`);
+export const listExplainers = (id: string) => get<ExplainerList>(`${BASE}/${id}/explainers`);
 export const search = (id: string, q: string, kind: string) =>
   get<SearchResult>(`${BASE}/${id}/search?${query({ q, kind, limit: 100 })}`);
