@@ -1,4 +1,4 @@
-"""Every read of the store: one named function each, returning records."""
+"""What the API and the pages read of a store: one named function per question, each returns records."""
 
 from __future__ import annotations
 

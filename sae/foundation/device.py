@@ -12,13 +12,13 @@ import torch
 from sae.errors import UnavailableError
 
 
-def device_called(asked: str, setting: str) -> torch.device:
+def device_called(name: str, setting: str) -> torch.device:
     """The device for auto, cpu or cuda (under torchrun the process's own GPU); raises `UnavailableError`, naming
     `setting`.
     """
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError(f"{setting} cuda was asked, torch sees no GPU. Use {setting} cpu.")
-    if asked == "cpu" or not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(f"{setting} cuda: torch sees no GPU on this machine. Use {setting} cpu.")
+    if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
 
     local = int(os.environ.get("LOCAL_RANK", 0))

@@ -1,0 +1,1 @@
+"""Other libraries' dictionaries: export, import, and the equality checks of both."""

@@ -1,0 +1,1 @@
+"""Interpretation: what explainers may look at, explanations, their held-out scores, concepts."""

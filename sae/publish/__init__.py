@@ -1,0 +1,1 @@
+"""The published dictionary folder: card and weights, the feature store, Parquet files."""

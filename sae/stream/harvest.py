@@ -1,5 +1,7 @@
 """From contexts to activations at several hook points, in one forward pass that stops at the deepest of them.
 
+Position 0 and special tokens are dropped here (`Harvester.keep`): no dictionary is trained on them.
+
 If a dictionary wants coefficients of the loss, the pass continues to the head, and back to the first hook point that
 wants them; no gradient of a weight is ever computed.
 """
@@ -274,10 +276,10 @@ def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> 
     return {"attention_mask": mask, "position_ids": torch.arange(length, device=owner.device) - first}
 
 
-def choose_dtype(lm: LanguageModel, asked: str, ids: np.ndarray) -> torch.dtype:
+def choose_dtype(lm: LanguageModel, setting: str, ids: np.ndarray) -> torch.dtype:
     """The dtype that the config names; for auto bfloat16 on a GPU, and the faster of two timed passes on a CPU."""
-    if asked != "auto":
-        return getattr(torch, asked)
+    if setting != "auto":
+        return getattr(torch, setting)
     if lm.device.type == "cuda":
         return torch.bfloat16
 

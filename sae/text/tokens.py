@@ -1,4 +1,4 @@
-"""From a stream of text to contexts of token ids in memory-mapped files: packed, split by document, resumable."""
+"""Cuts a stream of text into contexts of token ids, in memory-mapped files: packed, split by document, resumable."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class TextConfig(Section):
         default=65_536, ge=2, description="Tokens of the held-out stream used for evaluation."
     )
     on_end: Literal["fail", "stop"] = Field(
-        default="fail", description="Text shorter than asked: fail, or use what there is."
+        default="fail",
+        description="What happens if the text ends before train.tokens are reached: fail, or train on what there is.",
     )
 
 
@@ -186,9 +187,9 @@ def build(
     n_contexts = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
     for name in wanted:
         if n_contexts[name] < (wanted[name] if config.on_end == "fail" else 1):
-            asked, got = wanted[name] * config.ctx_len, n_contexts[name] * config.ctx_len
+            needed, got = wanted[name] * config.ctx_len, n_contexts[name] * config.ctx_len
             advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
-            raise DataError(f"text: {asked:,} {name} tokens were asked, the sources gave {got:,}. {advice}")
+            raise DataError(f"text: the config needs {needed:,} {name} tokens, the sources gave {got:,}. {advice}")
     train, held_out = (
         Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts=n_contexts[n]) for n in wanted
     )

@@ -25,11 +25,11 @@ def named_by(judge: Judge, concepts: list[Concept], labels: dict[int, str], by_j
     """
     members = [[labels[f] for f in c.features if f in labels] for c in concepts]
     held_up = [2 * len(by_judge.intersection(c.features)) > len(c.features) for c in concepts]
-    asked = [(i, _spread(found)) for i, found in enumerate(members) if found and held_up[i]]
-    answers = judge.ask([Prompt(SYSTEM, as_data(descriptions=found), ANSWER) for _, found in asked])
+    chosen = [(i, _spread(found)) for i, found in enumerate(members) if found and held_up[i]]
+    answers = judge.ask([Prompt(SYSTEM, as_data(descriptions=found), ANSWER) for _, found in chosen])
     renamed = list(concepts)
 
-    for (i, _), answer in zip(asked, answers, strict=True):
+    for (i, _), answer in zip(chosen, answers, strict=True):
         name = _name(answer.value)
         if name:
             renamed[i] = replace(renamed[i], name=f"{name} ({renamed[i].name})")

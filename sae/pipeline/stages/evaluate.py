@@ -1,4 +1,4 @@
-"""Room 5, second half: how good a dictionary is on held-out text."""
+"""How good a dictionary is on held-out text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room 7, last step: the contexts of all features as one Parquet file, for analysts and for download."""
+"""The contexts of all features as one Parquet file, for analysts and for download."""
 
 from __future__ import annotations
 

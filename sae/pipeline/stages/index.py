@@ -1,4 +1,4 @@
-"""Room 6: the contexts in which every feature of a dictionary fires, counted and published in its feature store."""
+"""The contexts in which every feature of a dictionary fires, counted and published in its feature store."""
 
 from __future__ import annotations
 

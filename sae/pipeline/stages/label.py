@@ -1,4 +1,4 @@
-"""Room 7: explanations of the features, and held-out scores of the explanations."""
+"""Explanations of the features, and held-out scores of the explanations."""
 
 from __future__ import annotations
 

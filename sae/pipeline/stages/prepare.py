@@ -1,4 +1,4 @@
-"""Rooms 2 to 4: the language model, the tokens, and activations that are harvested on first use."""
+"""The language model, the tokens, and activations that are harvested on first use."""
 
 from __future__ import annotations
 

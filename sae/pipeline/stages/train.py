@@ -1,4 +1,4 @@
-"""Room 5: trains all dictionaries of a run on one stream of activations, and publishes them."""
+"""Trains all dictionaries of a run on one stream of activations, and publishes them."""
 
 from __future__ import annotations
 
