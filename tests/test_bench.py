@@ -9,7 +9,8 @@ import torch
 from sae.benchmarks import cached, index, processes, serve, stream
 from sae.cli import main
 from sae.foundation.timing import timed
-from sae.training.floors import Shape, floors, saedex
+from sae.benchmarks.step import saedex
+from sae.training.floors import Shape, floors
 
 
 def test_a_step_is_timed_beside_floors_and_missing_peers_are_named(tmp_path, capsys):

@@ -20,7 +20,7 @@ def test_groups_are_stored_twice_and_add_up(planted):  # noqa: F811
     folder, store, summary, _ = planted
     found = concepts(store)
     whole = [c for c in found if c.parent is None]
-    assert whole and summary["concepts"] == len(whole)
+    assert whole and summary.concepts == len(whole)
     members = [f for c in whole for f in c.features]
     assert len(members) == len(set(members))
     for part in found:

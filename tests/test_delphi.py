@@ -23,7 +23,7 @@ from test_explainers import no_model, planted  # noqa: F401 (a fixture)
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import Evidence
 from sae.interpret.judging.judge import Answer, read
-from sae.interpret.scorers import JUDGED_SCORERS, Case
+from sae.interpret.scorers import JUDGED_SCORERS, ScoringCase
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is theirs
 UNUSED = (
@@ -103,7 +103,7 @@ def ours(trials, garbled):
 def trials_of(planted, feature):  # noqa: F811
     evidence = Evidence(planted[1])
     word = evidence.normal(evidence.events.activating(feature)[0].ids[evidence.events.activating(feature)[0].peak])
-    case = Case(evidence, feature, None, (), activation_levels(planted[1]), 0, no_model)
+    case = ScoringCase(evidence, feature, None, (), activation_levels(planted[1]), 0, no_model)
     return JUDGED_SCORERS["detection"].trials(case, word)
 
 

@@ -96,7 +96,7 @@ def planted(tmp_path_factory):
     neighbours = (np.arange(len(columns))[:, None] + np.arange(1, 6)) % len(columns)
     publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)),
             Limits(ContextLimits(), 4, 0), {})  # fmt: skip
-    summary = interpret(folder, InterpretConfig(), lambda a, b: None, no_model)
+    summary = interpret(folder, InterpretConfig(), no_model)
     return folder, Store(folder / "store"), summary, families
 
 
@@ -130,7 +130,7 @@ def test_planted_labels_beat_the_shuffled_null(planted):
         confidence = found["confidence", "confidence"]
         assert confidence.value > 0.9 and confidence.low > 0.5 and confidence.baseline < 0.75
         assert found["confidence", "null_reached"].value == 0
-    assert 0.6 < summary["share_beating_null"] < 1  # 20 features of 74 fire at random
+    assert 0.6 < summary.share_beating_null < 1  # 20 features of 74 fire at random
 
 
 def test_random_features_score_at_chance(planted):
@@ -166,7 +166,7 @@ def test_silent_features_get_no_label(planted):
     _, store, summary, _ = planted
     row = features(store, limit=200).rows[SILENT]
     assert row.label is None and row.n_fired == 0 and feature_scores(store, SILENT) == []
-    assert summary["features_alive"] == SILENT
+    assert summary.features_alive == SILENT
 
 
 def test_output_rule_uses_the_promoted_tokens(planted):
@@ -179,8 +179,8 @@ def test_output_rule_uses_the_promoted_tokens(planted):
 def test_every_explainer_and_scorer_is_stored_with_its_protocol(planted):
     _, store, _, _ = planted
     rows = interpretation(store)
-    assert {r[3] for r in rows["explanation"]} == set(EXPLAINERS)
-    assert {r[2] for r in rows["score"]} == {name for name, s in SCORERS.items() if s.by_default} | {"rule"}
+    assert {row.explainer for row in rows.explanations} == set(EXPLAINERS)
+    assert {row.score.scorer for row in rows.scores} == {name for name, s in SCORERS.items() if s.by_default} | {"rule"}
     for f in range(SILENT):
         for explanation in explanations(store, f):
             score = next(s for s in explanation.scores if s.metric == "balanced_accuracy")
@@ -193,27 +193,27 @@ def test_the_same_seed_gives_the_same_scores(planted, tmp_path):
 
     folder, store, _, _ = planted
     shutil.copytree(folder, tmp_path / "again")
-    interpret(tmp_path / "again", InterpretConfig(), lambda a, b: None, no_model)
+    interpret(tmp_path / "again", InterpretConfig(), no_model)
     assert interpretation(Store(tmp_path / "again" / "store")) == interpretation(store)
     assert Store(tmp_path / "again" / "store").pointer["contexts"] == store.pointer["contexts"]
 
 
 class Threads(Processes):
-    """Processes of a processes, as threads of this one."""
+    """Processes of a run, as threads of this one."""
 
     def __init__(self, rank, size, meeting, board):
         super().__init__(rank, size)
         self._meeting, self._board = meeting, board
 
-    def values(self, value):
+    def all_gather_objects(self, value):
         self._board[self.rank] = pickle.dumps(value)
         self._meeting.wait()
         found = [pickle.loads(held) for held in self._board]
         self._meeting.wait()
         return found
 
-    def from_first(self, work):
-        return self.values(work() if self.first else None)[0]
+    def on_first(self, work):
+        return self.all_gather_objects(work() if self.is_first else None)[0]
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -226,14 +226,14 @@ def test_several_processes_make_what_one_makes(planted, tmp_path, n):
 
     def of(rank):
         several = Threads(rank, n, meeting, board)
-        return interpret(tmp_path / "shared", InterpretConfig(), lambda a, b: None, no_model, several=several)
+        return interpret(tmp_path / "shared", InterpretConfig(), no_model, processes=several)
 
     with ThreadPoolExecutor(n) as pool:
         assert list(pool.map(of, range(n))) == [summary] * n
     shared = interpretation(Store(tmp_path / "shared" / "store"))
     alone = interpretation(store)
-    for table in ("explanation", "score", "label"):
-        assert sorted(shared[table], key=repr) == sorted(alone[table], key=repr), table
+    for table in ("explanations", "scores", "labels"):
+        assert sorted(getattr(shared, table), key=repr) == sorted(getattr(alone, table), key=repr), table
     assert (tmp_path / "shared" / "concepts.json").read_bytes() == (folder / "concepts.json").read_bytes()
 
 
@@ -242,9 +242,8 @@ def test_a_range_of_features_leaves_the_others_as_they_are(planted, tmp_path):
 
     folder, store, _, _ = planted
     shutil.copytree(folder, tmp_path / "part")
-    interpret(
-        tmp_path / "part", InterpretConfig(explainers=("token",), scorers=()), lambda a, b: None, no_model, range(3, 5)
-    )
+    only_tokens = InterpretConfig(explainers=("token",), scorers=())
+    interpret(tmp_path / "part", only_tokens, no_model, features=range(3, 5))
     part = Store(tmp_path / "part" / "store")
     for f in range(SILENT):
         if f in (3, 4):
@@ -280,11 +279,11 @@ def test_rule_intervals_hold_when_firings_cluster_in_documents():
 
 def test_rules_are_stored_so_that_they_can_be_tested_again(planted):
     _, store, _, _ = planted
-    for _, _, _, explainer, text, rule, _ in interpretation(store)["explanation"]:
-        items = json.loads(rule)
+    for row in interpretation(store).explanations:
+        items = json.loads(row.rule)
         assert items
-        if explainer == "token":
-            assert all(item in text for item in items)
+        if row.explainer == "token":
+            assert all(item in row.text for item in items)
 
 
 def test_log_odds_prefer_what_random_text_lacks():

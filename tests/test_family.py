@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import run_cli, write_config
 
-from sae import SparseAutoencoder
 from sae.architectures import ARCHITECTURES
+from sae.publish import dictionary
 
 SETTINGS = {
     "hook": "resid_post.1", "d_sae": 64, "k": 4, "k_aux": 16, "dead_after_tokens": 3000, "target_l0": 4.0,
@@ -46,7 +46,7 @@ def test_every_architecture_is_trained_evaluated_and_indexed(family, name):
     assert metrics["ce"]["clean"] > 0 and metrics["kl"]["spliced"] >= 0
     assert (folder / "store" / "current.json").exists() and (folder / "contexts.parquet").exists()
     assert "fraction of variance unexplained" in (folder / "report.md").read_text()
-    sae = SparseAutoencoder.load(str(folder))
+    sae = dictionary.load(str(folder))
     assert torch.isfinite(sae(torch.randn(5, sae.d_in))).all()
 
 
@@ -57,7 +57,7 @@ def test_training_together_changes_no_bit(tmp_path, tree):
         done = run_cli("train", write_config(tmp_path / str(number), tree, sae=saes))
         assert done.returncode == 0, done.stderr
         path = tmp_path / str(number) / "runs" / "tiny" / "dictionaries" / "batch-topk"
-        weights.append(SparseAutoencoder.load(str(path)).state_dict())
+        weights.append(dictionary.load(str(path)).state_dict())
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 

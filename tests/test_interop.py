@@ -11,9 +11,10 @@ import torch
 from conftest import run_cli
 from test_architectures import batch, make
 
+from feature_store.dictionary_files import FilterFacts, ModelFacts, Provenance, TextFacts
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, SaedexError
-from sae.interop.plain import largest_difference
+from sae.interop.foreign_weights import largest_difference
 from sae.interop.transfer import FORMATS, export_dictionary, import_dictionary
 from sae.publish import dictionary
 
@@ -23,7 +24,10 @@ HOLDS = {
     "sparsify": {"topk", "gradient", "transcoder"},
     "gemma-npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
 }
-FACTS = {"run": "x", "model": {"name": "m"}, "text": {"ctx_len": 128}, "filters": {"median_norm": 8.0}}
+FILTERS = FilterFacts(
+    drop_positions=1, special_ids_dropped=[0], input_scale_folded=1.0, median_norm=8.0, positions_read=2, positions_kept=1
+)
+PROVENANCE = Provenance(run="x", model=ModelFacts(name="m"), text=TextFacts(ctx_len=128), filters=FILTERS)
 
 
 def published(folder, name, **more):
@@ -35,8 +39,8 @@ def published(folder, name, **more):
         if name == "gated":
             torch.nn.init.normal_(sae.get_parameter(parameter), 0, 0.2, generator=torch.Generator().manual_seed(6))
     for seed in range(5):
-        sae.observe(sae.losses(batch(seed=seed), torch.tensor(1.0)).made)
-    dictionary.publish(folder, sae, FACTS)
+        sae.observe(sae.losses(batch(seed=seed), torch.tensor(1.0)).training_pass)
+    dictionary.publish(folder, sae, PROVENANCE)
     return folder
 
 

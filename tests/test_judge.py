@@ -162,7 +162,7 @@ ALL = {
 
 def judged(folder, script, **more):
     config = InterpretConfig(judge=JudgeConfig(base_url=script.url, model="scripted", **more), **ALL)
-    summary = interpret(folder, config, lambda *a, **k: None, no_model, FEATURES)
+    summary = interpret(folder, config, no_model, features=FEATURES)
     return Store(folder / "store"), summary
 
 
@@ -216,7 +216,7 @@ def test_a_judge_that_knows_scores_near_one(planted, tmp_path, judges):  # noqa:
         assert scores(store, feature)["intruder", "accuracy"].value > 0.8
         label = next(e for e in explanations(store, feature) if e.chosen)
         assert label.explainer == "max_activation" and label.text.endswith(": It fires on this word.")
-    assert summary["labels_by_explainer"]["max_activation"] == len(FEATURES)
+    assert summary.labels_by_explainer["max_activation"] == len(FEATURES)
 
 
 @pytest.mark.parametrize("text", ["no JSON here", '{"matches": [true]}', '{"wrong": 1}'])
@@ -306,7 +306,7 @@ def test_answers_are_paid_for_once(planted, tmp_path, judges):  # noqa: F811
     store, _ = judged(folder, script)
     assert len(script.seen) == asked
     assert all(body["temperature"] == 0 and body["seed"] == 0 for body in script.seen)
-    assert judged(folder, script, price_read=1.0)[1]["judge"]["cost"] == 0.0
+    assert judged(folder, script, price_read=1.0)[1].judge.cost == 0.0
     digests = {s.prompt for f in FEATURES for s in scores(store, f).values()}
     assert len(digests) == 5 and all(len(d) == 16 for d in digests)
 
@@ -345,10 +345,10 @@ def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judge
     from collections import Counter
 
     from sae.interpret.evidence import Evidence
-    from sae.interpret.scorers import JUDGED_SCORERS, Case
+    from sae.interpret.scorers import JUDGED_SCORERS, ScoringCase
 
     evidence = Evidence(planted[1])
-    case = Case(evidence, 0, None, (), [], 0, no_model)
+    case = ScoringCase(evidence, 0, None, (), [], 0, no_model)
     places = {True: Counter(), False: Counter()}
     for trial in JUDGED_SCORERS["fuzzing"].trials(case, "x"):
         for text, truth in zip(json.loads(trial.prompt.user)["texts"], trial.truth, strict=True):
@@ -435,8 +435,8 @@ def test_a_guessing_judge_explains_and_names_nothing_and_its_cost_is_known(plant
     store, summary = judged(folder, judges(constant(True)), price_read=1e6, price_written=2e6)
     assert (folder / "concepts.json").read_text() == (planted[0] / "concepts.json").read_text()
     assert not any(e.chosen for f in FEATURES for e in explanations(store, f) if e.explainer == "max_activation")
-    spent = summary["judge"]
-    assert spent["cost"] == spent["prompt_tokens"] + 2 * spent["answer_tokens"] > 0
+    spent = summary.judge
+    assert spent.cost == spent.prompt_tokens + 2 * spent.answer_tokens > 0
 
 
 def test_answers_of_an_earlier_version_are_still_paid_for(tmp_path):

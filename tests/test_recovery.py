@@ -40,8 +40,8 @@ def trained(name, truth, steps=1500, lr=5e-3):
         sae.project_decoder_gradient()
         optimiser.step()
         sae.normalise_decoder()
-        sae.count_firings(losses.made.encoding)
-        sae.observe(losses.made)
+        sae.count_firings(losses.training_pass.encoding)
+        sae.observe(losses.training_pass)
     return sae
 
 

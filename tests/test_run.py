@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from feature_store import queries
 from feature_store.queries import Store
-from sae import SparseAutoencoder
+from sae.publish import dictionary
 from sae.publish.dictionary import read_card
 
 
@@ -202,13 +202,13 @@ def test_a_folder_that_cannot_be_written_is_exit_74(tmp_path, tree):
 def test_a_loss_that_is_not_finite_is_exit_71():
     from sae.architectures.topk import TopKConfig
     from sae.errors import NumericError
-    from sae.model.hookpoints import Channel
+    from sae.model.hookpoints import Channel, HookPoint
     from sae.stream.activations import _measure
     from sae.training.trainer import SaeTrainer
 
     x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
-    config = TopKConfig(name="x", hook="resid_post.0", d_sae=32, k=2)
-    trainer = SaeTrainer(config, {config.hook: _measure(x, None)}, 0, torch.float32, "cpu")
+    config = TopKConfig(name="x", hook=HookPoint("resid_post", 0), d_sae=32, k=2)
+    trainer = SaeTrainer(config, {config.hook: _measure(x, None)}, seed=0, dtype=torch.float32, device="cpu")
     with torch.no_grad():
         trainer.sae.b_dec.fill_(float("inf"))
     trainer.step({Channel(config.hook): x}, 0.001)
@@ -221,11 +221,12 @@ def test_the_norm_filter_is_recorded_and_applied(tmp_path, tree, undisturbed):
     done = run_cli("train", write_config(tmp_path, tree, harvest__max_norm_multiple=1.1))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "tiny" / "dictionaries" / "first"
-    filters = read_card(folder)["filters"]
-    unfiltered = read_card(undisturbed / "dictionaries" / "first")["filters"]
-    assert filters["max_norm"] == pytest.approx(1.1 * filters["median_norm"])
-    assert 0.3 * unfiltered["positions_kept"] < filters["positions_kept"] < 0.98 * unfiltered["positions_kept"]
-    assert Store(folder / "store").meta["n_tokens"] == filters["positions_kept"]
+    filters = read_card(folder).filters
+    unfiltered = read_card(undisturbed / "dictionaries" / "first").filters
+    assert filters is not None and unfiltered is not None
+    assert filters.max_norm == pytest.approx(1.1 * filters.median_norm)
+    assert 0.3 * unfiltered.positions_kept < filters.positions_kept < 0.98 * unfiltered.positions_kept
+    assert Store(folder / "store").meta["n_tokens"] == filters.positions_kept
     last = json.loads((folder / "training.jsonl").read_text().splitlines()[-1])
     assert last["lr"] < 0.001  # the schedule ends although fewer positions are trained on
 
@@ -248,7 +249,7 @@ def test_golden_losses():
     The tolerance leaves room for another CPU's order of sums; bits are compared in the resume tests.
     """
     from sae.architectures.topk import TopKConfig
-    from sae.model.hookpoints import Channel
+    from sae.model.hookpoints import Channel, HookPoint
     from sae.stream.activations import _measure
     from sae.training.trainer import SaeTrainer
 
@@ -256,8 +257,8 @@ def test_golden_losses():
     features = torch.nn.functional.normalize(torch.randn(48, 16, generator=generator), dim=1)
     codes = torch.rand(4096, 48, generator=generator) * (torch.rand(4096, 48, generator=generator) < 0.06)
     x = codes @ features
-    config = TopKConfig(name="x", hook="resid_post.0", d_sae=64, k=4, k_aux=8, dead_after_tokens=2000)
-    trainer = SaeTrainer(config, {config.hook: _measure(x, None)}, 0, torch.float32, "cpu")
+    config = TopKConfig(name="x", hook=HookPoint("resid_post", 0), d_sae=64, k=4, k_aux=8, dead_after_tokens=2000)
+    trainer = SaeTrainer(config, {config.hook: _measure(x, None)}, seed=0, dtype=torch.float32, device="cpu")
     lines = []
     for step in range(200):
         trainer.step({Channel(config.hook): x[step * 128 % 4096 :][:128]}, 0.003)
@@ -276,7 +277,7 @@ def test_every_site_trains_and_indexes(tmp_path, tree, hook):
     folder = tmp_path / "runs" / "tiny" / "dictionaries" / "first"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["fvu"] < 0.9
-    assert read_card(folder)["sae"]["hook"] == hook
+    assert read_card(folder).sae["hook"] == hook
 
 
 def test_two_dictionaries_share_one_harvest(tmp_path, tree, undisturbed, monkeypatch):
@@ -295,7 +296,7 @@ def test_two_dictionaries_share_one_harvest(tmp_path, tree, undisturbed, monkeyp
     )
     wide = {**tree["sae"][0], "name": "wide", "d_sae": 96, "k": 8}
     summary = run(load_config(write_config(tmp_path, tree, sae=[tree["sae"][0], wide])), Screen(Console(quiet=True)))
-    assert set(summary["dictionaries"]) == {"first", "wide"}
+    assert set(summary.dictionaries) == {"first", "wide"}
     assert len(harvested) == len(set(harvested))
     folder = tmp_path / "runs" / "tiny"
     assert same(weights(folder), weights(undisturbed))
@@ -306,13 +307,14 @@ def test_store_figures_agree_with_the_dictionary(finished):
     store = Store(finished / "dictionaries" / "first" / "store")
     card = read_card(finished / "dictionaries" / "first")
     densities = queries.densities(store)
-    assert densities.sum() <= card["sae"]["k"] + 1e-9
+    assert densities.sum() <= card.sae["k"] + 1e-9
     page = queries.features(store, limit=200)
-    assert page.total == card["sae"]["d_sae"]
-    filters = card["filters"]
-    assert filters["positions_kept"] < filters["positions_read"]
-    assert filters["drop_positions"] == 1 and filters["special_ids_dropped"] == [0, 1]
-    assert store.meta["n_tokens"] == filters["positions_kept"]
+    assert page.total == card.sae["d_sae"]
+    filters = card.filters
+    assert filters is not None
+    assert filters.positions_kept < filters.positions_read
+    assert filters.drop_positions == 1 and filters.special_ids_dropped == [0, 1]
+    assert store.meta["n_tokens"] == filters.positions_kept
     for feature in (r.feature for r in page.rows if r.n_fired):
         windows = queries.windows(store, feature)
         top = [w for w in windows if w.group == "top"]
@@ -349,11 +351,11 @@ def test_loaded_dictionary_reconstructs_as_measured(finished):
     from sae.text.tokens import Contexts
 
     folder = finished / "dictionaries" / "first"
-    sae = SparseAutoencoder.load(str(folder))
+    sae = dictionary.load(str(folder))
     config = load_config(finished / "config.yaml")
     lm = load(config.model, torch.device("cpu"))
     contexts = Contexts(finished / "tokens" / "held_out", 32, False, "<u2", 32)
-    held_out = Activations(Harvester(lm, sae.config.channels, config.harvest, "joined"), contexts, 32, None)
+    held_out = Activations(Harvester(lm, sae.config.channels, config.harvest, "joined"), contexts, 32, folder=None)
     x = held_out.segment(0).rows(sae.config.reads).float()
     x_hat = sae(x)
     fvu = float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
@@ -371,9 +373,9 @@ def test_damaged_dictionaries_are_refused(finished, tmp_path):
     data[-3] ^= 1
     (folder / "weights.safetensors").write_bytes(bytes(data))
     with pytest.raises(ArtefactError, match="SHA-256 is"):
-        SparseAutoencoder.load(str(folder))
+        dictionary.load(str(folder))
     with pytest.raises(ArtefactError, match=r"no card\.json"):
-        SparseAutoencoder.load(str(tmp_path))
+        dictionary.load(str(tmp_path))
 
 
 def test_wandb_offline_logs_and_jsonl_stays(tmp_path, tree):
@@ -412,10 +414,10 @@ def test_curves_are_pictures(finished):
 
 
 def test_the_table_of_a_run_knows_what_its_version_wrote():
-    from sae.pipeline.efficiency import table
+    from sae.pipeline.efficiency import Rate, table
 
-    old = {"seconds": {"model": 2.0, "train": 44.0}}
-    assert "train" in table(old) and "peak" not in table(old)
-    rate = {"tokens": 4_400_000, "seconds": 44.0, "utilisation": 0.5}
-    said = table({**old, "rates": {"train": rate}, "peak_bytes": {"process": 3 << 30}})
+    seconds = {"model": 2.0, "train": 44.0}
+    assert "train" in table(seconds, {}, {}) and "peak" not in table(seconds, {}, {})
+    rate = Rate(tokens=4_400_000, seconds=44.0, utilisation=0.5)
+    said = table(seconds, {"train": rate}, {"process": 3 << 30})
     assert "100,000" in said and "50%" in said and "process 3.0 GiB" in said

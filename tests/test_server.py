@@ -16,9 +16,8 @@ import pytest
 import torch
 from test_explainers import no_model
 
-from sae import SparseAutoencoder
 from sae.errors import ArtefactError
-from sae.foundation.tensor_files import Piece, save_pieces
+from sae.foundation.tensor_files import Piece, save_tensors
 from sae.publish import dictionary
 from sae.training.trainer import LATENT_AXIS
 from server.app import create_app
@@ -152,14 +151,14 @@ def test_downloads_carry_their_hash_and_ranges(client, finished):
 
 def test_a_dictionary_loads_from_its_address(server, finished, tmp_path, monkeypatch):
     monkeypatch.setenv("SAEDEX_CACHE", str(tmp_path))
-    remote = SparseAutoencoder.load(f"{server}{D}")
-    local = SparseAutoencoder.load(str(finished / "dictionaries" / "first"))
+    remote = dictionary.load(f"{server}{D}")
+    local = dictionary.load(str(finished / "dictionaries" / "first"))
     x = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(remote(x), local(x))
     from sae.errors import UnavailableError
 
     with pytest.raises(UnavailableError, match="Is the server running"):
-        SparseAutoencoder.load(f"{server}/api/v1/dictionaries/absent")
+        dictionary.load(f"{server}/api/v1/dictionaries/absent")
 
 
 def test_unchanged_features_are_not_sent_again(client):
@@ -190,7 +189,7 @@ def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
     with TestClient(app) as client:
         before = client.get(f"{D}/features/3").headers["etag"]
         contexts = next((run / "dictionaries" / "first" / "store").glob("contexts-*")).read_bytes()
-        interpret(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), lambda a, b: None, no_model)
+        interpret(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), no_model)
         found = client.get(f"{D}/features/3")
         assert found.headers["etag"] != before
         assert {e["explainer"] for e in found.json()["explanations"]} == {"output"}
@@ -236,7 +235,7 @@ def test_weights_in_shards_are_on_offer_and_load_from_the_address(finished, tmp_
             if key in LATENT_AXIS
         }
         rest = {} if number else {key: value for key, value in whole.items() if key not in LATENT_AXIS}
-        files[name] = save_pieces(folder / name, cut | rest)
+        files[name] = save_tensors(folder / name, cut | rest)
     (folder / "weights.safetensors").unlink()
     card = json.loads((folder / "card.json").read_text())
     card |= {"weights_files": files, "weights_sha256": dictionary._joint_sha256(files)}
