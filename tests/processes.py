@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sae.architectures import ARCHITECTURES
 from feature_store.dictionary_files import Provenance
+from sae.architectures import ARCHITECTURES
 from sae.foundation.distributed import Processes, connected, exit_process
 from sae.foundation.screen import Progress
 from sae.foundation.tensor_files import Piece, tensors_to_write

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from fixtures import run_cli, write_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from sae.foundation.screen import Progress
 from sae.publish import dictionary
 from sae.stream.activation_cache import ActivationCache, remove, shared_caches
 from sae.stream.packed_rows import PackedRows
-from tests.conftest import run_cli, write_config
 
 
 @pytest.fixture
@@ -138,7 +138,9 @@ def test_the_name_of_a_file_says_where_contexts_begin(tmp_path):
 def test_many_processes_begin_a_shared_cache_at_once(tmp_path, home, monkeypatch):
     monkeypatch.setattr("sae.stream.activation_cache._facts", lambda *a: {"a": 1})
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: ActivationCache.shared(None, 8, is_int8=False, progress=Progress()).folder, range(40)))  # pyright: ignore
+        found = list(
+            pool.map(lambda _: ActivationCache.shared(None, 8, is_int8=False, progress=Progress()).folder, range(40))
+        )  # pyright: ignore
     assert len(set(found)) == 1 and json.loads((found[0] / "facts.json").read_text()) == {"a": 1}
 
 

@@ -4,33 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fixtures import D_MODEL, D_SAE, K, batch, make, rows
 
-from sae.architectures import ARCHITECTURES, Batch, build
+from sae.architectures import ARCHITECTURES, Batch
 from sae.foundation.metrics import FvuMeter, density, geometric_median, l0, loss_recovered
 
-D_MODEL, D_SAE, K = 12, 48, 5
 VARIANCE = torch.tensor(3.0)
-
-
-def make(name, dtype=torch.float32, **more):
-    config_class = ARCHITECTURES[name].config_class
-    wanted = {"hook": "resid_post.0", "d_sae": D_SAE, "k": K, "dead_after_tokens": 100, "target_l0": 6.0}
-    known = {key: value for key, value in wanted.items() if key in config_class.model_fields}
-    config = config_class(**{"architecture": name, "name": "x", **known, **config_class.example, **more})
-    sae = build(config, D_MODEL, selection_dtype=dtype)
-    sae.initialise(torch.Generator().manual_seed(1), torch.randn(D_MODEL, generator=torch.Generator().manual_seed(2)))
-    with torch.no_grad():
-        sae.b_enc.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
-    return sae
-
-
-def batch(n=64, seed=5, same=True):
-    x = rows(n, seed)
-    return Batch(x, x if same else rows(n, seed + 1), rows(n, seed + 2))
-
-
-def rows(n=64, seed=5):
-    return torch.randn(n, D_MODEL, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 every = pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -311,7 +290,9 @@ def test_batch_topk_keeps_k_a_token_on_average_and_its_threshold_serves_single_t
 def test_matryoshka_loss_sums_the_losses_of_its_prefixes():
     sae, given = make("matryoshka", aux_coefficient=0.0), batch()
     losses = sae.losses(given, VARIANCE)
-    dense = torch.zeros(64, D_SAE).scatter_add(1, losses.training_pass.encoding.top_indices, losses.training_pass.encoding.top_acts)
+    dense = torch.zeros(64, D_SAE).scatter_add(
+        1, losses.training_pass.encoding.top_indices, losses.training_pass.encoding.top_acts
+    )
     assert sae.config.prefixes[-1] == D_SAE
     expected = 0.0
     for end in sae.config.prefixes:

@@ -7,9 +7,9 @@ import json
 import torch
 
 from sae.benchmarks import cached, index, processes, serve, stream
+from sae.benchmarks.step import saedex
 from sae.cli import main
 from sae.foundation.timing import timed
-from sae.benchmarks.step import saedex
 from sae.training.floors import Shape, floors
 
 

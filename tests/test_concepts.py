@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_explainers import EACH, KINDS, planted  # noqa: F401 (a fixture)
+from fixtures import EACH, KINDS
 
 from feature_store.queries import concepts
 from sae.apply.concept import LEAST_TEXTS, learn
@@ -16,7 +16,7 @@ from sae.errors import ConfigError, DataError
 from sae.interpret.concepts import _communities
 
 
-def test_groups_are_stored_twice_and_add_up(planted):  # noqa: F811
+def test_groups_are_stored_twice_and_add_up(planted):
     folder, store, summary, _ = planted
     found = concepts(store)
     whole = [c for c in found if c.parent is None]
@@ -34,7 +34,7 @@ def test_groups_are_stored_twice_and_add_up(planted):  # noqa: F811
     assert [row["features"] for row in table] == [c.features for c in found]
 
 
-def test_features_that_fire_together_are_in_one_group(planted):  # noqa: F811
+def test_features_that_fire_together_are_in_one_group(planted):
     """The six number features fire on the same tokens."""
     _, store, _, _ = planted
     first = KINDS.index("format") * EACH

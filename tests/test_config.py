@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import run_cli, write_config
+from fixtures import run_cli, write_config
 
 from sae.errors import ConfigError
 from sae.pipeline.config import TrainConfig, explain, load_config

@@ -6,6 +6,11 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from fixtures import STREAM_CONTEXTS as CONTEXTS
+from fixtures import STREAM_D_SAE as D_SAE
+from fixtures import STREAM_LENGTH as LENGTH
+from fixtures import STREAM_TOKENS as TOKENS
+from fixtures import codes, collect
 
 from feature_store.contexts import (
     HASH_AFTER,
@@ -13,37 +18,12 @@ from feature_store.contexts import (
     N_BINS,
     N_STRATA,
     NO_CONTEXT,
-    ContextCollector,
     ContextLimits,
 )
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
-from feature_store.tables import Codes, count, count_documents, stream_of
+from feature_store.tables import count, count_documents, stream_of
 from feature_store.tables import test_documents as documents_for_testing
 from feature_store.windows import random_windows, windows_of
-
-D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7
-TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" A"]
-
-
-def codes(seed, levels=6, contexts=CONTEXTS):
-    """A stream with few token ids and few activation values, so that equal texts and ties are common."""
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, VOCABULARY, (contexts, LENGTH)).astype(np.uint16)
-    ids[contexts // 2 :: 3] = ids[0]
-    indices = np.stack([rng.permutation(D_SAE)[:K] for _ in range(contexts * LENGTH)])
-    indices = indices.reshape(contexts, LENGTH, K).astype(np.uint16)
-    acts = rng.integers(0, levels, (contexts, LENGTH, K)).astype(np.float32)
-    acts[:, 0] = 0
-    documents = np.repeat(np.arange(contexts // 3), 3)[:, None].repeat(LENGTH, 1).astype(np.uint32)
-    return Codes(ids, documents, indices, acts)
-
-
-def collect(stream, limits, batch, seed=0):
-    collector = ContextCollector(D_SAE, limits, stream.acts[stream.acts > 0], seed)
-    for first in range(0, len(stream.ids), batch):
-        part = slice(first, first + batch)
-        collector.add(stream.ids[part], stream.indices[part], stream.acts[part], first)
-    return collector.finish(CONTEXTS * (LENGTH - 1))
 
 
 def peaks(stream):

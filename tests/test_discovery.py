@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_config
+from fixtures import write_config
 
 import sae.architectures
 

@@ -14,13 +14,13 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+from fixtures import run_cli, write_config
 
 from feature_store.queries import Store
 from feature_store.writer import read_pointer
 from sae.foundation.distributed import Processes
 from sae.publish import dictionary
 from sae.stream.shuffle import RingBuffer, ShufflePlan
-from tests.conftest import run_cli, write_config
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
 
@@ -115,7 +115,7 @@ def test_a_lost_process_ends_the_run_cleanly_and_any_number_goes_on(alone, tmp_p
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), "a process is left"
     # torchrun asks the others to stop as well; whichever they notice first is what they say.
     assert "another process of this run is lost" in said or "The same command goes on" in said, said
-    assert "distributed.py\", line" not in said
+    assert 'distributed.py", line' not in said
     done = run_cli("train", path)
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stderr
@@ -132,7 +132,7 @@ def test_what_cannot_be_shared_is_refused_before_training(alone, tmp_path):
     done = finish(torchrun(2, "-m", "sae.cli", "train", path))
     assert done.returncode != 0
     assert "train.parallel: latents is for TopK dictionaries" in done.stderr
-    assert done.stderr.count("train.parallel: latents") == 1 and "trainer.py\", line" not in done.stderr
+    assert done.stderr.count("train.parallel: latents") == 1 and 'trainer.py", line' not in done.stderr
 
 
 def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_them():

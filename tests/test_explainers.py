@@ -10,12 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fixtures import EACH, KINDS, RANDOM, SILENT, no_model
 
-from feature_store.contexts import ContextLimits
-from feature_store.formats import POSITION_EDGES
-from feature_store.generation import Corpus, Directions, Limits, publish
 from feature_store.queries import Store, explanations, feature_scores, features, interpretation
-from feature_store.tables import Codes
 from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS
@@ -23,81 +20,6 @@ from sae.interpret.explainers.keyphrase import log_odds
 from sae.interpret.explanation_table import rule_interval
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.scorers import SCORERS
-
-
-def no_model():
-    raise AssertionError("what runs by default needs no model")
-
-
-CONTEXTS, LENGTH, EACH, RANDOM = 900, 60, 6, 20
-KINDS = ("token", "next_token", "previous_token", "bigram", "prefix", "position", "format", "two words", "keyphrase")
-SILENT = len(KINDS) * EACH + RANDOM
-
-
-def vocabulary(rng):
-    """60 words in families of six with a common beginning, 300 others, 30 numbers; each with a space before it."""
-    letters = np.array(list("bcdfghklmnprstvwz"))
-    vowels = np.array(list("aeiou"))
-
-    def syllables(n):
-        return "".join(rng.choice(letters) + rng.choice(vowels) for _ in range(n))
-
-    families = [f"{'xyq'[i % 3]}{vowels[i // 3]}j" for i in range(EACH)]
-    words = [stem + syllables(2) for stem in families for _ in range(6)]
-    others: dict[str, None] = {}
-    while len(others) < 300:
-        others[syllables(3)] = None
-    return families, [f" {w}".encode() for w in (*words, *others, *map(str, range(100, 130)))]
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """Six features for each kind of trigger, 20 that fire at random, one that never does."""
-    rng = np.random.default_rng(0)
-    families, words = vocabulary(rng)
-    ids = rng.integers(0, len(words), (CONTEXTS, LENGTH)).astype(np.uint16)
-    place = np.broadcast_to(np.arange(LENGTH), ids.shape)
-    first, n_families = 6 * EACH, len(words) - 30
-    columns = []
-    for i in range(EACH):  # a pair is planted, so that it occurs often enough
-        at = rng.random(ids.shape) < 0.003
-        at[:, -1] = False
-        pair = first + 7 * i + 30 * KINDS.index("bigram")
-        ids[at], ids[np.roll(at, 1, axis=1)] = pair, pair + 3
-    for kind in KINDS:
-        for i in range(EACH):
-            a, b = first + 7 * i + 30 * KINDS.index(kind), first + 7 * i + 3 + 30 * KINDS.index(kind)
-            before, after = np.roll(ids, 1, axis=1), np.roll(ids, -1, axis=1)
-            fires = {
-                "token": ids == a,
-                "next_token": (after == a) & (place < LENGTH - 1),
-                "previous_token": (before == a) & (place > 0),
-                "bigram": (before == a) & (ids == b) & (place > 0),
-                "prefix": ids // 6 == i,
-                "position": np.searchsorted(POSITION_EDGES, place, "right") - 1 == i,
-                "format": (ids >= n_families) & (place > 0 if i % 2 else place >= 0),
-                "two words": (ids == a) | (ids == b),
-                "keyphrase": np.zeros(ids.shape, bool),
-            }[kind]
-            if kind == "keyphrase":
-                for c, p in zip(*(ids == a).nonzero(), strict=True):
-                    fires[c, p + 1 : p + 20] = True
-            columns.append(fires)
-    columns += [rng.random(ids.shape) < 0.02 for _ in range(RANDOM)] + [np.zeros(ids.shape, bool)]
-    acts = np.stack(columns, axis=2) * rng.uniform(0.5, 1.0, (*ids.shape, len(columns)))
-    indices = np.broadcast_to(np.arange(len(columns), dtype=np.uint16), acts.shape)
-    documents = np.repeat(np.arange(CONTEXTS, dtype=np.uint32)[:, None], LENGTH, 1)
-    folder = tmp_path_factory.mktemp("planted")
-    corpus = Corpus(
-        Codes(ids, documents, indices, acts.astype(np.float32)), ids.size, words, [f"d{n}" for n in range(CONTEXTS)]
-    )
-    target = next(f for f in range(len(columns)) if KINDS[f // EACH] == "next_token")
-    pairs = np.tile(np.array([[first + 7 * (target % EACH) + 30, 1]]), (len(columns), 1))
-    neighbours = (np.arange(len(columns))[:, None] + np.arange(1, 6)) % len(columns)
-    publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)),
-            Limits(ContextLimits(), 4, 0), {})  # fmt: skip
-    summary = interpret(folder, InterpretConfig(), no_model)
-    return folder, Store(folder / "store"), summary, families
 
 
 def planted_kinds():

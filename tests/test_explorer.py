@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import chromium
+from fixtures import chromium
 
 pytestmark = [
     pytest.mark.browser,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import run_cli, write_config
+from fixtures import run_cli, write_config
 
 from sae.architectures import ARCHITECTURES
 from sae.publish import dictionary

@@ -8,10 +8,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import run_cli
-from test_architectures import batch, make
+from fixtures import batch, make, published, run_here
 
-from feature_store.dictionary_files import FilterFacts, ModelFacts, Provenance, TextFacts
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, SaedexError
 from sae.interop.foreign_weights import largest_difference
@@ -24,24 +22,6 @@ HOLDS = {
     "sparsify": {"topk", "gradient", "transcoder"},
     "gemma-npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
 }
-FILTERS = FilterFacts(
-    drop_positions=1, special_ids_dropped=[0], input_scale_folded=1.0, median_norm=8.0, positions_read=2, positions_kept=1
-)
-PROVENANCE = Provenance(run="x", model=ModelFacts(name="m"), text=TextFacts(ctx_len=128), filters=FILTERS)
-
-
-def published(folder, name, **more):
-    """A dictionary folder of an architecture whose every tensor matters."""
-    sae = make(name, **more)
-    if name == "transcoder" and sae.W_skip is not None:
-        torch.nn.init.normal_(sae.W_skip, generator=torch.Generator().manual_seed(4))
-    for parameter in ("r_mag", "b_mag"):
-        if name == "gated":
-            torch.nn.init.normal_(sae.get_parameter(parameter), 0, 0.2, generator=torch.Generator().manual_seed(6))
-    for seed in range(5):
-        sae.observe(sae.losses(batch(seed=seed), torch.tensor(1.0)).training_pass)
-    dictionary.publish(folder, sae, PROVENANCE)
-    return folder
 
 
 def test_every_format_of_the_command_line_is_there():
@@ -89,7 +69,7 @@ def test_sites_survive_and_transcoders_of_other_kinds_are_refused(tmp_path):
 
 def test_a_lossy_export_says_so_in_the_file_and_on_the_terminal(tmp_path):
     folder = published(tmp_path / "mine", "top_afa")
-    done = run_cli("export", folder, "--to", "saelens", tmp_path / "theirs")
+    done = run_here("export", folder, "--to", "saelens", tmp_path / "theirs")
     assert done.returncode == 0 and "LOSSY: k(x) of top-AFA became one threshold" in done.stdout
     assert "one threshold" in json.loads((tmp_path / "theirs" / "cfg.json").read_text())["metadata"]["lossy"]
     sae, x = dictionary.load(folder), batch(500).x

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import run_cli
+from fixtures import run_cli
 
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.measures.probing import probe_auc, select_latents

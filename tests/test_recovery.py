@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_architectures import ARCHITECTURES
 
-from sae.architectures import Batch, build
+from sae.architectures import ARCHITECTURES, Batch, build
 from sae.evaluation.synthetic import recovery, world
 
 FEATURES, WIDTH, L0 = 48, 24, 3.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import free_port, run_cli, write_config
+from fixtures import free_port, run_cli, write_config
 from safetensors.torch import load_file
 
 from feature_store import queries

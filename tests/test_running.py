@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_explainers import no_model, planted  # noqa: F401 (a fixture)
+from fixtures import no_model
 
 from feature_store.queries import Store, explanations, feature_scores
 from sae.architectures import build
@@ -134,7 +134,7 @@ class WordCounts:
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def test_an_encoder_finds_windows_of_a_word_from_its_label(planted, tmp_path, monkeypatch):  # noqa: F811
+def test_an_encoder_finds_windows_of_a_word_from_its_label(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "sentence_encoder", WordCounts)
     shutil.copytree(planted[0], tmp_path / "copy")
     config = InterpretConfig(explainers=("token",), scorers=("embedding",))

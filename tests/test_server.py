@@ -14,14 +14,13 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from test_explainers import no_model
+from fixtures import no_model, serving
 
 from sae.errors import ArtefactError
 from sae.foundation.tensor_files import Piece, save_tensors
 from sae.publish import dictionary
 from sae.training.trainer import LATENT_AXIS
 from server.app import create_app
-from tests.conftest import serving
 
 ROOT = Path(__file__).parent.parent
 D = "/api/v1/dictionaries/tiny.first"

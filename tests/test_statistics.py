@@ -6,8 +6,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_contexts import CONTEXTS, D_SAE, LENGTH, TOKENS, codes, collect
-from test_contexts import documents_for_testing as halves
+from fixtures import STREAM_CONTEXTS as CONTEXTS
+from fixtures import STREAM_D_SAE as D_SAE
+from fixtures import STREAM_LENGTH as LENGTH
+from fixtures import STREAM_TOKENS as TOKENS
+from fixtures import codes, collect
 
 from feature_store.contexts import ContextLimits
 from feature_store.formats import (
@@ -22,6 +25,7 @@ from feature_store.formats import (
 from feature_store.negatives import hard_negatives
 from feature_store.statistics import BIGRAMS_PER_FEATURE, GROUPS
 from feature_store.tables import count, joined, stream_of
+from feature_store.tables import test_documents as halves
 
 SAME = first_of_same_text(TOKENS).tolist()  # the last token is the first's text in another case
 

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import make_text, make_tokenizer
+from fixtures import make_text, make_tokenizer
 
 from sae.errors import ArtefactError, DataError
 from sae.foundation.downloads import PackagePart, join_members
@@ -30,7 +30,9 @@ def config(path, **more):
 
 
 def test_streams_are_the_documents_in_order_and_disjoint(tmp_path, tokenizer, text_file):
-    train, held_out = build(config(text_file), tokenizer, prepend_bos=False, n_tokens=4000, folder=tmp_path, progress=Progress())
+    train, held_out = build(
+        config(text_file), tokenizer, prepend_bos=False, n_tokens=4000, folder=tmp_path, progress=Progress()
+    )
     names = train.document_names(), held_out.document_names()
     assert not set(names[0]) & set(names[1])
     texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
@@ -45,8 +47,12 @@ def test_streams_are_the_documents_in_order_and_disjoint(tmp_path, tokenizer, te
 
 
 def test_every_context_begins_with_bos_where_the_model_needs_it(tmp_path, tokenizer, text_file):
-    with_bos, _ = build(config(text_file), tokenizer, prepend_bos=True, n_tokens=3200, folder=tmp_path / "a", progress=Progress())
-    without, _ = build(config(text_file), tokenizer, prepend_bos=False, n_tokens=3200, folder=tmp_path / "b", progress=Progress())
+    with_bos, _ = build(
+        config(text_file), tokenizer, prepend_bos=True, n_tokens=3200, folder=tmp_path / "a", progress=Progress()
+    )
+    without, _ = build(
+        config(text_file), tokenizer, prepend_bos=False, n_tokens=3200, folder=tmp_path / "b", progress=Progress()
+    )
     assert (with_bos.ids[:, 0] == tokenizer.bos_token_id).all()
     flat = with_bos.ids[:, 1:].reshape(-1)
     assert np.array_equal(flat, without.ids.reshape(-1)[: len(flat)])
@@ -67,7 +73,14 @@ def test_an_interrupted_build_ends_with_the_same_bytes(tmp_path, tokenizer, text
 
     for _ in range(40):
         try:
-            build(config(text_file), tokenizer, prepend_bos=True, n_tokens=6000, folder=tmp_path / "parts", progress=Stopping())
+            build(
+                config(text_file),
+                tokenizer,
+                prepend_bos=True,
+                n_tokens=6000,
+                folder=tmp_path / "parts",
+                progress=Stopping(),
+            )
             break
         except KeyboardInterrupt:
             with (tmp_path / "parts" / "train" / "ids.bin").open("ab") as file:
@@ -79,8 +92,22 @@ def test_an_interrupted_build_ends_with_the_same_bytes(tmp_path, tokenizer, text
 
 def test_too_little_text_says_how_much_there_was(tmp_path, tokenizer, text_file):
     with pytest.raises(DataError, match=r"1,000,000 train tokens were asked, the sources gave [\d,]+"):
-        build(config(text_file), tokenizer, prepend_bos=False, n_tokens=1_000_000, folder=tmp_path / "a", progress=Progress())
-    train, _ = build(config(text_file, on_end="stop"), tokenizer, prepend_bos=False, n_tokens=1_000_000, folder=tmp_path / "b", progress=Progress())
+        build(
+            config(text_file),
+            tokenizer,
+            prepend_bos=False,
+            n_tokens=1_000_000,
+            folder=tmp_path / "a",
+            progress=Progress(),
+        )
+    train, _ = build(
+        config(text_file, on_end="stop"),
+        tokenizer,
+        prepend_bos=False,
+        n_tokens=1_000_000,
+        folder=tmp_path / "b",
+        progress=Progress(),
+    )
     assert train.n_contexts > 100
 
 
@@ -89,7 +116,14 @@ def test_empty_text_is_refused(tmp_path, tokenizer, content):
     path = tmp_path / "empty.jsonl"
     path.write_text(content)
     with pytest.raises(DataError):
-        build(config(path, on_end="stop"), tokenizer, prepend_bos=False, n_tokens=1000, folder=tmp_path / "t", progress=Progress())
+        build(
+            config(path, on_end="stop"),
+            tokenizer,
+            prepend_bos=False,
+            n_tokens=1000,
+            folder=tmp_path / "t",
+            progress=Progress(),
+        )
 
 
 def test_a_missing_column_is_named(text_file):
