@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from fixtures import run_cli, write_config
+from fixtures import run_here, shared, write_config
 
 from feature_store.queries import Store
 from feature_store.writer import read_pointer
@@ -42,14 +42,15 @@ def weights(run: Path, name: str = "first") -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> Path:
+def alone(shared_root: Path, tree: dict[str, Any]) -> Path:
     """The run folder of one process; float32 everywhere, two dictionaries."""
-    folder = tmp_path_factory.mktemp("alone")
-    second = {**tree["sae"][0], "name": "second", "hook": "mlp_out.2", "k": 8}
-    path = write_config(folder, tree, sae=[tree["sae"][0], second], train__dtype="float32")
-    done = run_cli("train", path)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def train(folder: Path) -> None:
+        second = {**tree["sae"][0], "name": "second", "hook": "mlp_out.2", "k": 8}
+        done = run_here("train", write_config(folder, tree, sae=[tree["sae"][0], second], train__dtype="float32"))
+        assert done.returncode == 0, done.stderr
+
+    return shared(shared_root, "alone", train)[0]
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -116,7 +117,7 @@ def test_a_lost_process_ends_the_run_cleanly_and_any_number_goes_on(alone, tmp_p
     # torchrun asks the others to stop as well; whichever they notice first is what they say.
     assert "another process of this run is lost" in said or "The same command goes on" in said, said
     assert 'distributed.py", line' not in said
-    done = run_cli("train", path)
+    done = run_here("train", path)
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stderr
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from fixtures import run_cli, write_config
+from bits import SAES
+from fixtures import run_here, write_config
 
 from sae.architectures import ARCHITECTURES
 from sae.publish import dictionary
@@ -25,15 +26,19 @@ def entry(name):
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory, tree):
+def family(every_architecture):
     """Run folder with a dictionary of every architecture, and one of the heads of a layer."""
-    folder = tmp_path_factory.mktemp("family")
-    heads = {**entry("topk"), "name": "heads", "hook": "attn_z.1"}
+    missing = set(ARCHITECTURES) - {sae["architecture"] for sae in SAES}
+    assert not missing, f"tests/bits.py: add an entry of {', '.join(missing)} to SAES"
+    return every_architecture
+
+
+def test_relp_coefficients_train(tmp_path, tree):
     relp = {**entry("gradient"), "name": "relp", "coefficient": "relp"}
-    path = write_config(folder, tree, sae=[*map(entry, ARCHITECTURES), heads, relp])
-    done = run_cli("train", path)
+    done = run_here("train", write_config(tmp_path, tree, sae=[relp], index__build=False))
     assert done.returncode == 0, done.stderr
-    return folder / "runs" / "tiny"
+    metrics = json.loads((tmp_path / "runs" / "tiny" / "dictionaries" / "relp" / "metrics.json").read_text())
+    assert 0 < metrics["fvu"] < 1 and metrics["with_gradient"]["fvu"] != metrics["fvu"]
 
 
 @pytest.mark.parametrize("name", [n.replace("_", "-") for n in ARCHITECTURES])
@@ -54,7 +59,7 @@ def test_training_together_changes_no_bit(tmp_path, tree):
     weights = []
     for number, saes in enumerate(([entry("batch_topk")], [entry("jumprelu"), entry("batch_topk"), entry("topk")])):
         (tmp_path / str(number)).mkdir()
-        done = run_cli("train", write_config(tmp_path / str(number), tree, sae=saes))
+        done = run_here("train", write_config(tmp_path / str(number), tree, sae=saes))
         assert done.returncode == 0, done.stderr
         path = tmp_path / str(number) / "runs" / "tiny" / "dictionaries" / "batch-topk"
         weights.append(dictionary.load(str(path)).state_dict())

@@ -20,7 +20,7 @@ HOLDS = {
     "saelens": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},
     "dictionary_learning": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},
     "sparsify": {"topk", "gradient", "transcoder"},
-    "gemma-npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
+    "gemma_npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
 }
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from fixtures import run_cli
+from fixtures import run_here
 
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.measures.probing import probe_auc, select_latents
 from sae.evaluation.measures.quasi_orthogonality import epsilon_lbo
 from sae.evaluation.measures.stability import matched_cosines
 from sae.foundation.metrics import normalised_mse, spearman
+from sae.publish import dictionary
 
 
 def test_epsilon_is_zero_for_an_orthonormal_decoder_and_exact_codes():
@@ -49,8 +53,6 @@ def test_formulas():
 
 
 def test_probes_choose_the_latent_that_tells_the_classes_apart():
-    import numpy as np
-
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 50)
     latents = rng.random((100, 20)) * (rng.random((100, 20)) < 0.3)
@@ -60,12 +62,18 @@ def test_probes_choose_the_latent_that_tells_the_classes_apart():
     assert probe_auc(latents[:, [7]], labels, latents[:, [7]], labels) == 1.0
 
 
-def test_every_measure_but_the_downloaded_one_runs_on_a_finished_run(finished):
+@pytest.fixture(scope="module")
+def copy(finished, tmp_path_factory):
+    """A copy of the finished run, to measure in."""
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("measured") / "run"))
+
+
+def test_every_measure_but_the_downloaded_one_runs_on_a_finished_run(copy):
     names = [name for name in MEASURES if name != "probing"]
-    folder = finished / "dictionaries" / "first"
+    folder = copy / "dictionaries" / "first"
     before = json.loads((folder / "metrics.json").read_text())
-    other = finished / "dictionaries" / "second"
-    done = run_cli("eval", folder, "--measures", ",".join(names), "--against", other)
+    other = copy / "dictionaries" / "second"
+    done = run_here("eval", folder, "--measures", ",".join(names), "--against", other)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["fvu"] == pytest.approx(before["fvu"], rel=1e-4)  # the same held-out text again
@@ -73,16 +81,36 @@ def test_every_measure_but_the_downloaded_one_runs_on_a_finished_run(finished):
     assert set(metrics["measured"]) >= set(names) - {"heads"}
     assert metrics["epsilon_lbo"]["median"] > 0 and (folder / "zf.png").stat().st_size > 1000
     assert 0 < metrics["meta_structure"]["random_rows"] < 1
-    assert -1 <= metrics["attribution"]["spearman_gradient"] <= 1
+    attribution = metrics["attribution"]
+    assert attribution["ablations"] > 100 and attribution["spearman_gradient"] > max(
+        attribution["spearman_activation"], 0.9
+    )
     assert metrics["steering"]["latents"] > 0
-    assert 0 <= metrics["stability"]["found_again"] <= 1
+    stability, cosines = metrics["stability"], matched_cosines(*(dictionary.load(f).W_dec for f in (folder, other)))
+    assert stability["against"] == ["second"]
+    assert stability["found_again"] == pytest.approx(float((cosines >= 0.7).double().mean()))
+    assert stability["mean_cosine"] == pytest.approx(float(cosines.mean()))
     assert metrics["description_length"]["entropic_bits"] > 0
     report = (folder / "report.md").read_text()
     assert "epsilon_lbo.median" in report and "![zf.png](zf.png)" in report
 
 
+def test_a_dictionary_finds_all_of_itself_again(copy):
+    folder = copy / "dictionaries" / "second"
+    done = run_here("eval", folder, "--measures", "stability", "--against", folder)
+    assert done.returncode == 0, done.stderr
+    stability = json.loads((folder / "metrics.json").read_text())["stability"]
+    assert stability["found_again"] == 1 and stability["mean_cosine"] == pytest.approx(1)
+    assert stability["random_rows"] < 0.6
+
+
 def test_percentiles_of_l0_and_densities_agree_with_l0(finished):
     metrics = json.loads((finished / "dictionaries" / "second" / "metrics.json").read_text())
+    edges, latents = (np.array(metrics["density_histogram"][key]) for key in ("log10_edges", "latents"))
+    assert latents.sum() + metrics["silent_on_held_out"] == metrics["d_sae"]
+    # l0 is the sum of densities; the histogram tells each within its bin.
+    least, most = (float((latents * 10.0**side).sum()) for side in (edges[:-1], edges[1:]))
+    assert 0 < least <= metrics["l0"] <= most
     percentiles = metrics["l0_percentiles"]
     assert percentiles["0"] <= percentiles["50"] <= percentiles["100"] <= 8
     assert percentiles["0"] <= metrics["l0"] <= percentiles["100"]
@@ -97,7 +125,7 @@ def test_percentiles_of_l0_and_densities_agree_with_l0(finished):
 )
 def test_wrong_questions_get_one_clear_line(finished, tmp_path, arguments, message):
     places = {"first": finished / "dictionaries" / "first", "nowhere": tmp_path}
-    done = run_cli("eval", *[a.format(**places) for a in arguments])
+    done = run_here("eval", *[a.format(**places) for a in arguments])
     assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
