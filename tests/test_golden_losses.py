@@ -21,7 +21,9 @@ def test_losses_are_those_of_the_record(name):
     assert len(golden) == len(losses) == N_UPDATES
     if bits.machine() == machine:
         for update, (line, expected) in enumerate(zip(losses, golden, strict=True)):
-            assert line == expected, f"update {update}: another loss than in the record; if it is meant, run `{HOW} {name}`"
+            assert line == expected, (
+                f"update {update}: another loss than in the record; if it is meant, run `{HOW} {name}`"
+            )
     else:
         np.testing.assert_allclose(losses, golden, rtol=0.02, atol=0.005)
     assert golden[-1][1] < 0.8 * golden[0][1], "the record is of a run that does not learn"
