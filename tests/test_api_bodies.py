@@ -33,7 +33,7 @@ QUERIES: dict[str, list[dict[str, Any]]] = {
     "/api/v1/dictionaries/{dictionary}/features": [{"limit": 200}, {"q": "the"}, {"q": "zzzzqqqq"}],
     "/api/v1/dictionaries/{dictionary}/search": [
         {"q": word, "kind": kind}
-        for word in ("the", "cat", "zzzz")
+        for word in ("token", "the", "zzzz")
         for kind in ("label", "current", "next", "promoted")
     ],
 }

@@ -117,7 +117,11 @@ def test_windows_hold_the_activations_of_the_stream():
                  and np.allclose(truth[s : s + len(ids)], acts, atol=found.maximum[5] / ACT_LEVELS)]  # fmt: skip
         assert start
         assert acts[peak] == acts.max()
-        assert 0 < w["inclusion"] <= 1 and 0 <= w["percentile"] <= 1
+        fired, peak_act = stream.acts[(stream.indices == 5) & (stream.acts > 0)], truth[start[0] + peak]
+        weaker, not_stronger = (fired < peak_act).mean(), (fired <= peak_act).mean()
+        assert weaker - 1e-6 <= w["percentile"] <= not_stronger + 1e-6  # linear inside a bin of equal activations
+        available = found.stratum_contexts[5, int(w["stratum"])]
+        assert w["inclusion"] == pytest.approx(min(1.0, 1 / available) if w["is_stratum"] else 1.0)
 
 
 def test_windows_end_where_their_document_does():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fixtures import write_config
+from fixtures import run_here, write_config
 
 DRIVER = Path(__file__).parent / "with_plugins.py"
 
@@ -202,7 +202,7 @@ def test_one_file_adds_a_plugin_and_takes_it_away(kind, tmp_path, tree, finished
     plugin, plugins = PLUGINS[kind], tmp_path / "plugins"
     path = plugins / plugin.package / "half.py"
     path.parent.mkdir(parents=True)
-    assert "half" not in words(cli(plugins, *plugin.help).stdout)
+    assert "half" not in words(run_here(*plugin.help).stdout)
     path.write_text(plugin.source)
     said = cli(plugins, *plugin.help).stdout
     assert "half" in words(said), said

@@ -66,6 +66,7 @@ def test_a_feature_page_has_everything(client):
     assert feature["promoted"][0]["logit"] > 0 > feature["suppressed"][0]["logit"]
     assert len(feature["neighbours"]) == 10 and feature["neighbours"][0]["feature"] != number
     assert sum(e["chosen"] for e in feature["explanations"]) == 1
+    assert any(s["value"] is not None for e in feature["explanations"] for s in e["scores"])
     for explanation in feature["explanations"]:
         rule = next(s for s in explanation["scores"] if s["metric"] == "balanced_accuracy")
         assert rule["chance"] == 0.5 and rule["n_failed"] == 0 and rule["judge"] is None
