@@ -81,10 +81,9 @@ def test_every_measure_but_the_downloaded_one_runs_on_a_finished_run(copy):
     assert set(metrics["measured"]) >= set(names) - {"heads"}
     assert metrics["epsilon_lbo"]["median"] > 0 and (folder / "zf.png").stat().st_size > 1000
     assert 0 < metrics["meta_structure"]["random_rows"] < 1
-    attribution = metrics["attribution"]
-    assert attribution["ablations"] > 100 and attribution["spearman_gradient"] > max(
-        attribution["spearman_activation"], 0.9
-    )
+    attribution = metrics["attribution"]  # the gradient tells which latents matter far better than the activation alone
+    assert attribution["ablations"] > 100
+    assert attribution["spearman_gradient"] > attribution["spearman_activation"] + 0.2
     assert metrics["steering"]["latents"] > 0
     stability, cosines = metrics["stability"], matched_cosines(*(dictionary.load(f).W_dec for f in (folder, other)))
     assert stability["against"] == ["second"]
