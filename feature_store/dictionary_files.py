@@ -1,4 +1,5 @@
-"""The JSON files of a dictionary folder as frozen types: the contract between training, serving and everybody's scripts.
+"""The JSON files of a dictionary folder as frozen types: the contract between training, serving and everybody's
+scripts.
 
     card.json      DictionaryCard   what the dictionary is: weights, model, corpus, filters, versions, hashes
     metrics.json   Metrics          how good it is on held-out text
@@ -58,6 +59,7 @@ class JsonFile(Facts):
             values = json.loads(data)
         except ValueError as error:
             raise JsonFileError(f"{where}: not valid JSON ({error}).") from None
+
         if not isinstance(values, dict):
             raise JsonFileError(f"{where}: a JSON object is wanted, found {type(values).__name__}.")
 
@@ -66,6 +68,7 @@ class JsonFile(Facts):
             raise JsonFileError(
                 f"{where}: format version {values['format_version']}, this saedex reads {cls.current_version}."
             )
+
         try:
             return cls.model_validate(values)
         except ValidationError as error:

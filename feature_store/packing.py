@@ -35,11 +35,11 @@ class Pack(NamedTuple):
 
 
 def quantise(acts: np.ndarray, max_act: float) -> np.ndarray:
-    """Activations as uint16 shares of the feature's maximum; an error of at most max_act / 131070."""
+    """Activations as uint16 shares of the feature's maximum, with an error of at most max_act / 131070."""
     return np.rint(acts / max_act * ACT_LEVELS).clip(1, ACT_LEVELS).astype("<u2")
 
 
-def pack_columns(pack: Pack, id_dtype: str) -> tuple[bytes, bytes, bytes, bytes]:
+def pack_columns(pack: Pack, id_dtype: str) -> tuple[bytes, ...]:
     """The four blobs of a row of `context_pack`."""
     return (
         pack.windows.astype(WINDOW).tobytes(),
@@ -49,8 +49,8 @@ def pack_columns(pack: Pack, id_dtype: str) -> tuple[bytes, bytes, bytes, bytes]
     )
 
 
-def unpack_columns(columns: tuple[bytes, bytes, bytes, bytes], id_bytes: int, max_act: float) -> Pack:
-    """The inverse of `pack_columns`, activations in their own units again."""
+def unpack_columns(columns: tuple[bytes, ...], id_bytes: int, max_act: float) -> Pack:
+    """The inverse of `pack_columns`; activations are in their own units again."""
     windows, ids, places, values = columns
     acts = np.frombuffer(values, "<u2").astype(np.float32) * (max_act / ACT_LEVELS)
     return Pack(np.frombuffer(windows, WINDOW), np.frombuffer(ids, f"<u{id_bytes}"), np.frombuffer(places, "<u1"), acts)

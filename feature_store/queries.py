@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import numpy as np
 
-from feature_store import schema
 from feature_store.packing import Pack, dense_windows, unpack_columns
 from feature_store.records import (
+    ActiveFeature,
     Concept,
+    Document,
     Explanation,
     ExplanationRow,
     Feature,
@@ -25,7 +22,7 @@ from feature_store.records import (
     ScoreRow,
     Window,
 )
-from feature_store.writer import read_pointer
+from feature_store.store import Store
 
 SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "label"]
 _SORT_SQL: dict[str, str] = {
@@ -39,91 +36,6 @@ _SORT_SQL: dict[str, str] = {
 }
 _ROW = "f.feature, f.density, f.n_fired, f.mean_act, f.max_act, f.n_documents, l.text, l.explainer, l.score"
 _FROM = "from contexts.feature f left join explanations.label l using (feature)"
-
-
-class StoreError(Exception):
-    """A store that is missing, of a newer format, or not a store."""
-
-
-class Store:
-    """The published generations of one dictionary, opened read-only; make a cursor per request."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.pointer = read_pointer(folder)
-        if "contexts" not in self.pointer:
-            raise StoreError(f"{folder}: no published generation. Run sae-train to its end first.")
-        self.connection = duckdb.connect()
-        self.connection.execute("set autoinstall_known_extensions=false; set autoload_known_extensions=false")
-        self.connection.execute("set threads=1")
-        for kind in ("contexts", "explanations"):
-            self._attach(kind)
-        self.connection.execute("set enable_external_access=false; set lock_configuration=true")
-        self.meta = dict(self.connection.execute("select key, value from contexts.meta").fetchall())
-        self.meta = {key: json.loads(value) for key, value in self.meta.items()}
-        self.generation = "-".join(self.pointer[k]["sha256"][:12] for k in sorted(self.pointer))
-        self.document_names: dict[int, str] = dict(
-            self.connection.execute("select document, name from contexts.document").fetchall()
-        )
-        self.token_bytes: dict[int, bytes] = dict(
-            self.connection.execute("select token, text from contexts.token").fetchall()
-        )
-
-    def _attach(self, kind: str) -> None:
-        """Attaches one generation, or an empty one of its kind in memory where none is published."""
-        if kind in self.pointer:
-            path = self.folder / self.pointer[kind]["file"]
-            try:
-                self.connection.execute(f"attach '{path}' as {kind} (read_only)")
-                found = self.connection.execute(
-                    f"select value from {kind}.meta where key = 'format_version'"
-                ).fetchall()
-            except duckdb.Error as error:
-                raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
-            if not found or int(found[0][0]) != schema.FORMAT_VERSION:
-                raise StoreError(f"{path}: format {found}, this saedex reads format {schema.FORMAT_VERSION}.")
-        else:
-            self.connection.execute(f"attach ':memory:' as {kind}; use {kind}")
-            for statement in schema.EXPLANATIONS:
-                self.connection.execute(statement)
-            self.connection.execute("use memory")
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self.connection.close()
-
-    def text_of(self, tokens: list[int]) -> list[str]:
-        """Display text of each token. A character split over tokens is shown whole on its last one."""
-        pieces, pending = [], b""
-        for token in tokens:
-            pending += self.token_bytes.get(token, b"")
-            try:
-                pieces.append(pending.decode("utf-8"))
-                pending = b""
-            except UnicodeDecodeError:
-                if len(pending) < 4:
-                    pieces.append("")
-                else:
-                    pieces.append(pending.decode("utf-8", "replace"))
-                    pending = b""
-        if pending and pieces:
-            pieces[-1] += pending.decode("utf-8", "replace")
-        return pieces
-
-    def shown(self, token: int) -> str:
-        """Display text of one token on its own."""
-        return self.token_bytes.get(token, b"").decode("utf-8", "replace")
-
-    def tokens_like(self, text: str) -> list[int]:
-        """Ids of tokens whose text, stripped and lower-cased, equals the given text so treated."""
-        return self._by_text.get(text.strip().lower(), [])
-
-    @cached_property
-    def _by_text(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for token in self.token_bytes:
-            found.setdefault(self.shown(token).strip().lower(), []).append(token)
-        return found
 
 
 def _row(values: tuple[Any, ...]) -> FeatureRow:
@@ -144,7 +56,7 @@ def features(
     query: str | None = None,
     alive: bool = False,
 ) -> Page:
-    """Features that pass every given filter, sorted (nulls last, then by id), one page of them."""
+    """One page of the features that pass every filter, sorted (nulls last, then by id)."""
     conditions, values = ["true"], []
     for sql, value in (
         ("f.density >= ?", min_density),
@@ -155,11 +67,13 @@ def features(
         if value is not None:
             conditions.append(sql)
             values.append(value)
+
     if alive:
         conditions.append("f.n_fired > 0")
     if query:
         conditions.append("contains(lower(l.text), lower(?))")
         values.append(query)
+
     where = " and ".join(conditions)
     order = f"{_SORT_SQL[sort]} {'desc' if descending else 'asc'} nulls last, f.feature"
     cursor = store.connection.cursor()
@@ -167,6 +81,7 @@ def features(
         f"select {_ROW} {_FROM} where {where} order by {order} limit ? offset ?", [*values, limit, offset]
     ).fetchall()
     total = cursor.execute(f"select count(*) {_FROM} where {where}", values).fetchall()[0][0]
+
     return Page([_row(r) for r in rows], total)
 
 
@@ -174,7 +89,7 @@ _BLOBS = """histogram, promoted_tokens, promoted_logits, suppressed_tokens, supp
     neighbours, neighbour_cosines"""
 
 
-def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation], scores: list[Score]) -> Feature:
+def _feature(store: Store, values: tuple[Any, ...], texts: list[Explanation], scores: list[Score]) -> Feature:
     """`Feature` of a result row of `_ROW` and `_BLOBS`."""
     blobs = values[9:]
     promoted, suppressed, neighbours = (
@@ -183,14 +98,23 @@ def _feature(store: Store, values: tuple[Any, ...], found: list[Explanation], sc
     )
     histogram = np.frombuffer(blobs[0], "<u4").tolist()
     edges = store.meta["log2_edges"]
-    return Feature(_row(values[:9]), histogram, edges, promoted, suppressed, neighbours, found, scores)
+    return Feature(
+        _row(values[:9]),
+        histogram,
+        edges,
+        promoted,
+        suppressed=suppressed,
+        neighbours=neighbours,
+        explanations=texts,
+        scores=scores,
+    )
 
 
 def feature(store: Store, number: int) -> Feature | None:
-    """One feature with its histogram, logits, neighbours and explanations; None where there is no such id."""
+    """One feature with its histogram, logits, neighbours and explanations; None if there is no such id."""
     cursor = store.connection.cursor()
-    found = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} where f.feature = ?", [number]).fetchall()
-    return _feature(store, found[0], explanations(store, number), feature_scores(store, number)) if found else None
+    rows = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} where f.feature = ?", [number]).fetchall()
+    return _feature(store, rows[0], explanations(store, number), feature_scores(store, number)) if rows else None
 
 
 def all_features(store: Store) -> list[Feature]:
@@ -223,12 +147,14 @@ def explanations(store: Store, number: int) -> list[Explanation]:
         where e.feature = ? order by e.chosen desc, e.id, s.scorer, s.metric""",
         [number],
     ).fetchall()
-    found: dict[int, Explanation] = {}
+    by_id: dict[int, Explanation] = {}
+
     for key, explainer, text, chosen, *score in rows:
-        explanation = found.setdefault(key, Explanation(explainer, text, chosen))
+        explanation = by_id.setdefault(key, Explanation(explainer, text, chosen))
         if score[0] is not None:
             explanation.scores.append(Score(*score))
-    return list(found.values())
+
+    return list(by_id.values())
 
 
 def interpretation(store: Store) -> Interpretation:
@@ -277,6 +203,7 @@ def windows(store: Store, number: int) -> list[Window]:
                     inclusion=float(w["inclusion"]),
                 )
             )
+
     return sorted(out, key=lambda w: (w.group == "stratum", -w.stratum if w.group == "stratum" else 0, w.rank))
 
 
@@ -284,6 +211,7 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
     """(row, times) of the features that fire most often on, or just before, any of the tokens."""
     if not tokens:
         return []
+
     cursor = store.connection.cursor()
     marks = ", ".join("?" * len(tokens))
     rows = cursor.execute(
@@ -297,9 +225,10 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
 
 
 def features_promoting(store: Store, tokens: list[int], limit: int) -> list[FeatureRow]:
-    """Rows of the features whose promoted tokens hold any of the tokens, best rank first."""
+    """Rows of the features that promote one of the tokens, best rank first."""
     if not tokens:
         return []
+
     cursor = store.connection.cursor()
     marks = ", ".join("?" * len(tokens))
     rows = cursor.execute(
@@ -321,99 +250,6 @@ def labels(store: Store, numbers: list[int]) -> dict[int, str]:
     )
 
 
-def token_table(store: Store, kind: str) -> list[tuple[int, int, int, int]]:
-    """(feature, token, times in explain documents, times in test documents) of one kind, by feature."""
-    cursor = store.connection.cursor()
-    return cursor.execute(
-        "select feature, token, n_explain, n_test from contexts.feature_token where kind = ? order by all", [kind]
-    ).fetchall()
-
-
-def random_events(store: Store) -> list[tuple[int, list[int], int, int, set[int]]]:
-    """(document, token ids, peak, place in the document, features that fire) of the stored random windows."""
-    cursor = store.connection.cursor()
-    rows = cursor.execute(
-        "select document, token_ids, peak, place, latents from contexts.random_window order by id"
-    ).fetchall()
-    dtype = f"<u{store.meta['id_bytes']}"
-    return [
-        (document, np.frombuffer(ids, dtype).tolist(), peak, place, set(np.frombuffer(latents, "<u4").tolist()))
-        for document, ids, peak, place, latents in rows
-    ]
-
-
-def negatives(store: Store) -> list[bytes]:
-    """Records of the hard negatives of every feature, by feature."""
-    cursor = store.connection.cursor()
-    return [row[0] for row in cursor.execute("select negatives from contexts.context_pack order by feature").fetchall()]
-
-
-def counted_places(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Strong firings by position [d_sae, 2, positions] and format [d_sae, 2, formats], in (explain, test) documents."""
-    cursor = store.connection.cursor()
-    rows = cursor.execute("select positions, formats from contexts.feature order by feature").fetchall()
-    positions, formats = (np.frombuffer(b"".join(column), "<u4") for column in zip(*rows, strict=True))
-    return positions.reshape(len(rows), 2, -1), formats.reshape(len(rows), 2, -1)
-
-
-def lookups(store: Store) -> np.ndarray:
-    """Sums [d_sae, groups, 5] behind the token-lookup correlation (feature_store.statistics)."""
-    cursor = store.connection.cursor()
-    rows = cursor.execute("select lookup from contexts.feature order by feature").fetchall()
-    return np.frombuffer(b"".join(r[0] for r in rows), "<f8").reshape(len(rows), -1, 5)
-
-
-def bigrams(store: Store) -> list[tuple[int, ...]]:
-    """(feature, token before, token, strong firings in explain, test, occurrences in explain, test), by feature."""
-    cursor = store.connection.cursor()
-    return cursor.execute(
-        "select * from contexts.feature_bigram order by feature, n_explain desc, first, second"
-    ).fetchall()
-
-
-def firing_counts(store: Store) -> list[tuple[int, int, int, int]]:
-    """(feature, strong firings in all documents, those in test documents, test documents with one), by feature."""
-    cursor = store.connection.cursor()
-    return cursor.execute(
-        "select feature, n_strong, n_strong_test, n_documents_strong_test from contexts.feature order by feature"
-    ).fetchall()
-
-
-def token_counts(store: Store) -> list[tuple[int, int, int]]:
-    """(token, occurrences in explain documents, in test documents), by token."""
-    cursor = store.connection.cursor()
-    return cursor.execute("select token, n_explain, n_test from contexts.token order by token").fetchall()
-
-
-def promoted_tokens(store: Store) -> dict[int, list[int]]:
-    """Tokens that every feature promotes, strongest first."""
-    cursor = store.connection.cursor()
-    rows = cursor.execute("select feature, promoted_tokens from contexts.feature").fetchall()
-    return {f: np.frombuffer(blob, "<u4").tolist() for f, blob in rows}
-
-
-def test_documents(store: Store) -> set[int]:
-    """Documents kept for testing explanations."""
-    cursor = store.connection.cursor()
-    return {r[0] for r in cursor.execute("select document from contexts.document where is_test").fetchall()}
-
-
-def nearness(store: Store) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Per feature its nearest features with scores: [by cosine of decoder rows, by cosine of firing]."""
-    cursor = store.connection.cursor()
-    rows = cursor.execute(
-        "select neighbours, neighbour_cosines, coactive, coactive_scores from contexts.feature order by feature"
-    ).fetchall()
-    pairs = lambda ids, scores: (np.frombuffer(ids, "<u4").astype(np.int64), np.frombuffer(scores, "<f4"))  # noqa: E731
-    return [[pairs(a, b), pairs(c, d)] for a, b, c, d in rows]
-
-
-def document_features(store: Store) -> list[bytes]:
-    """Strongest features of every document, as uint32."""
-    cursor = store.connection.cursor()
-    return [row[0] for row in cursor.execute("select latents from contexts.document order by document").fetchall()]
-
-
 def concepts(store: Store) -> list[Concept]:
     """Every concept: the first level by falling size, each followed by its parts."""
     cursor = store.connection.cursor()
@@ -421,22 +257,22 @@ def concepts(store: Store) -> list[Concept]:
         "select concept, parent, name, coverage, purity, features from explanations.concept order by concept"
     ).fetchall()
     return [
-        Concept(number, parent, name, coverage, purity, np.frombuffer(members, "<u4").tolist())
+        Concept(number, parent, name, coverage, purity=purity, features=np.frombuffer(members, "<u4").tolist())
         for number, parent, name, coverage, purity, members in rows
     ]
 
 
-def document_latents(store: Store, document: int) -> tuple[str, list[tuple[int, float, float]]] | None:
-    """(name, [(feature, mean, maximum)]) of a document's strongest features; None where there is no such document."""
+def document(store: Store, number: int) -> Document | None:
+    """A document with its strongest features; None where there is no such document."""
     cursor = store.connection.cursor()
-    found = cursor.execute(
-        "select name, latents, means, maxima from contexts.document where document = ?", [document]
+    rows = cursor.execute(
+        "select name, latents, means, maxima from contexts.document where document = ?", [number]
     ).fetchall()
-    if not found:
+    if not rows:
         return None
-    name, latents, means, maxima = found[0]
+    name, latents, means, maxima = rows[0]
     columns = (np.frombuffer(latents, "<u4"), np.frombuffer(means, "<f4"), np.frombuffer(maxima, "<f4"))
-    return name, list(zip(*(c.tolist() for c in columns), strict=True))
+    return Document(name, [ActiveFeature(*row) for row in zip(*(c.tolist() for c in columns), strict=True)])
 
 
 def densities(store: Store) -> np.ndarray:

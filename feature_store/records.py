@@ -1,8 +1,11 @@
-"""The frozen types that pass through the store's doors."""
+"""The frozen types of the store's rows and of what its queries return."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Score:
-    """A number about an explanation or a feature, with the ends of its 95 % interval; None where nothing counts."""
+    """A number about an explanation or a feature, with the ends of its 95 % interval; None if there was nothing to
+    count.
+    """
 
     scorer: str
     metric: str
@@ -45,7 +50,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A text about a feature, who made it, and its scores; `chosen` marks the feature's label."""
+    """A text about a feature, its explainer, and its scores; `chosen` marks the feature's label."""
 
     explainer: str
     text: str
@@ -84,7 +89,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Concept:
-    """A named group of features; `parent` is the concept that it is a part of."""
+    """A named set of features; `parent` is the concept that contains this one."""
 
     concept: int
     parent: int | None
@@ -141,3 +146,71 @@ class Interpretation:
     explanations: list[ExplanationRow]
     scores: list[ScoreRow]
     labels: list[LabelRow]
+
+
+@dataclass(frozen=True)
+class ActiveFeature:
+    """A feature that fires in a document: the mean of its activation over the document's tokens, and the maximum."""
+
+    feature: int
+    mean_act: float
+    max_act: float
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of the index corpus and the features that fire most in it, the strongest first."""
+
+    name: str
+    features: list[ActiveFeature]
+
+
+class RandomWindow(NamedTuple):
+    """A window around a uniformly drawn token, cut like windows around peaks, with every feature that fires in it.
+
+    `peak` is the token's index inside the window, `place` its index inside the document.
+    """
+
+    document: int
+    token_ids: np.ndarray
+    peak: int
+    place: int
+    latents: np.ndarray
+
+
+class TokenFirings(NamedTuple):
+    """Strong firings of a feature on one token, in the explain part and in the test part."""
+
+    feature: int
+    token: int
+    n_explain: int
+    n_test: int
+
+
+class Bigram(NamedTuple):
+    """Strong firings of a feature on a token that follows another, and how often the pair occurs at all."""
+
+    feature: int
+    first: int
+    second: int
+    n_explain: int
+    n_test: int
+    occurs_explain: int
+    occurs_test: int
+
+
+class FiringCount(NamedTuple):
+    """Strong firings of a feature in all documents and in the test part, and documents of that part with one."""
+
+    feature: int
+    n_strong: int
+    n_strong_test: int
+    n_documents_test: int
+
+
+class TokenCount(NamedTuple):
+    """Occurrences of a token in the explain part and in the test part."""
+
+    token: int
+    n_explain: int
+    n_test: int

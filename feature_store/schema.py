@@ -28,7 +28,7 @@ CONTEXTS = (
         neighbour_cosines blob not null,
         coactive blob not null,        -- uint32, features that fire on the same tokens
         coactive_scores blob not null, -- float32, n_both / sqrt(n_one n_other)
-        positions blob not null,       -- uint32 [2, positions], strong firings: explain, test (feature_store.formats)
+        positions blob not null,       -- uint32 [2, positions], strong firings: explain, test (feature_store.indexing.formats)
         formats blob not null,         -- uint32 [2, formats]
         lookup blob not null           -- float64 [groups, 5], test sums of a, a^2, p, p^2, a p (statistics.py)
     )""",
@@ -38,7 +38,7 @@ CONTEXTS = (
         token_ids blob not null, -- uint16 or uint32 (meta 'id_bytes'), all windows in a row
         act_places blob not null, -- uint8: places inside the window where the feature fires
         act_values blob not null, -- uint16: activation / max_act * 65535
-        negatives blob not null   -- hard negatives: feature_store.negatives.NEGATIVE
+        negatives blob not null   -- hard negatives: feature_store.indexing.negatives.NEGATIVE
     )""",
     """create table feature_token ( -- strong firings only
         feature uinteger not null, kind varchar not null, token uinteger not null,

@@ -1,4 +1,4 @@
-"""Builds generations beside the published ones and publishes them: immutable files, named by content, one pointer."""
+"""Builds generations beside the published ones and publishes them: immutable files, named by content, and one pointer."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class GenerationWriter:
         self.path = store / f"{kind}.building"
         for leftover in (self.path, self.path.with_suffix(".building.wal")):
             leftover.unlink(missing_ok=True)
+
         self.connection = duckdb.connect()
         self.connection.execute("set autoinstall_known_extensions=false; set autoload_known_extensions=false")
         self.connection.execute(f"attach '{self.path}' as built (storage_version '{schema.STORAGE_VERSION}')")
@@ -55,12 +56,13 @@ class GenerationWriter:
         self.connection.execute(f"insert into {table} by name select * from read_parquet(?)", [str(path)]).fetchall()
 
     def publish(self) -> str:
-        """Commits, closes, renames to a name made of the content's SHA-256 and moves the pointer; returns the name."""
+        """Commits, renames the file to a name made of its SHA-256, and moves the pointer to it; returns the name."""
         self.connection.execute("commit; use memory; detach built")
         self.connection.close()
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
+
         name = f"{self.kind}-{digest[:16]}.duckdb"
         self.path.replace(self.store / name)
         pointer = read_pointer(self.store)
@@ -69,11 +71,12 @@ class GenerationWriter:
         write_json(self.store / POINTER, pointer)
         if replaced and replaced != name:
             (self.store / replaced).unlink(missing_ok=True)
+
         return name
 
 
 def read_pointer(store: Path) -> dict[str, Any]:
-    """The published generation of each kind: {kind: {file, sha256}}; empty where none is."""
+    """The published generation of each kind, {kind: {file, sha256}}; empty if there is none."""
     path = store / POINTER
     return json.loads(path.read_text()) if path.exists() else {}
 

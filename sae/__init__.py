@@ -1,4 +1,4 @@
-"""saedex: train sparse autoencoders on a language model's activations, and look at what they found."""
+"""saedex: train sparse autoencoders on a language model's activations, and look at what the model has learned."""
 
 from __future__ import annotations
 

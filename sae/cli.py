@@ -37,10 +37,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     verbs = program.add_subparsers(required=True, metavar="command")
+
     for command in commands():
         verb = verbs.add_parser(command.name, help=command.help, description=command.help)
         command.add_arguments(verb)
         verb.set_defaults(command=command)
+
     return program
 
 

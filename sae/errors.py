@@ -2,13 +2,13 @@
 
 
 class SaedexError(Exception):
-    """A problem that the user can act on: what happened, what was given, what is allowed, what to do next."""
+    """A problem that the user can act on. It says what happened, what was given, what is allowed, and what to do next."""
 
     exit_code = 70
 
 
 class ConfigError(SaedexError):
-    """Bad command line or configuration; lists every problem that was found."""
+    """The command line or the configuration is wrong; every problem is listed."""
 
     exit_code = 2
 
@@ -32,7 +32,7 @@ class UnavailableError(SaedexError):
 
 
 class LostProcess(SaedexError):
-    """Another process of a run on several was lost; the last checkpoint is sound and the same command goes on from it."""
+    """Another process of a run on several was lost; the last checkpoint is sound and the same command resumes from it."""
 
     exit_code = 76
 
@@ -64,7 +64,7 @@ class DiskError(SaedexError):
 
 
 class Interrupted(SaedexError):
-    """The run was asked to stop; it wrote a checkpoint and the same command resumes it."""
+    """The run was stopped by the user; it wrote a checkpoint and the same command resumes it."""
 
     exit_code = 75
 

@@ -29,7 +29,7 @@ NO_UI = "<!doctype html><title>saedex</title><p>The explorer was not built into 
 
 
 class _CompressText(GZipMiddleware):
-    """Compresses answers, but not downloads: those keep their length, their ranges and their hash."""
+    """Compresses answers except downloads, which keep their length, their ranges and their hash."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "/download/" in scope.get("path", ""):

@@ -1,4 +1,4 @@
-"""The dictionaries that a server shows: found on disk, opened read-only, re-opened when a new generation is published."""
+"""The dictionaries that a server shows: found on disk, opened read-only, reopened when a new generation is published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from feature_store.dictionary_files import DictionaryCard, JsonFile, JsonFileError, LabelSummary, Metrics
-from feature_store.queries import Store, StoreError
+from feature_store.store import Store, StoreError
 from feature_store.writer import read_pointer
 
 DOWNLOADS = {
@@ -107,12 +107,13 @@ class Entry:
         if key not in self._hashes:
             with path.open("rb") as file:
                 self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        return Download(name, path, media_type, status.st_size, self._hashes[key])
+        return Download(name, path, media_type, status.st_size, sha256=self._hashes[key])
 
     def _bundle(self, files: list[Path]) -> Path:
-        """A zip of everything, laid out as the dictionary folder, made once per state of the folder."""
+        """A zip of all files, laid out as the dictionary folder, made once per state of the folder."""
         state = hashlib.sha256(repr([(str(f), f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()[:16]
         path = Path(self._scratch.name) / f"{state}.zip"
+
         with self._lock:
             if not path.exists():
                 temporary = path.with_suffix(".writing")
@@ -120,6 +121,7 @@ class Entry:
                     for file in [*files, self.folder / "store" / "current.json"]:
                         archive.write(file, f"{self.card.name}/{file.relative_to(self.folder)}")
                 temporary.replace(path)
+
         return path
 
 
@@ -132,14 +134,14 @@ def dictionary_folders(path: Path) -> list[Path]:
     if (path / "card.json").is_file():
         return [path]
     for pattern in ("dictionaries/*/card.json", "*/dictionaries/*/card.json"):
-        found = sorted(p.parent for p in path.glob(pattern) if not p.parent.name.startswith("."))
-        if finished := [folder for folder in found if "contexts" in read_pointer(folder / "store")]:
+        folders = sorted(p.parent for p in path.glob(pattern) if not p.parent.name.startswith("."))
+        if finished := [folder for folder in folders if "contexts" in read_pointer(folder / "store")]:
             return finished
     raise CatalogueError(f"{path}: no finished dictionary there. Give a run folder such as runs/quickstart.")
 
 
 def open_catalogue(paths: list[Path]) -> dict[str, Entry]:
-    """Id to dictionary for everything under the paths; raises `CatalogueError` with the reason where one cannot open."""
+    """Dictionaries under the paths, by id; raises `CatalogueError` with the reason if one cannot be opened."""
     entries: dict[str, Entry] = {}
     for folder in [f for path in paths for f in dictionary_folders(path)]:
         try:
@@ -149,4 +151,5 @@ def open_catalogue(paths: list[Path]) -> dict[str, Entry]:
         if entry.id in entries:
             raise CatalogueError(f"{folder}: another dictionary is called {entry.id} too. Serve them apart.")
         entries[entry.id] = entry
+
     return entries

@@ -19,7 +19,7 @@ CODES = {
 
 
 class ApiError(Exception):
-    """A refusal with a status, a code and a message that says what is allowed."""
+    """A refusal with a status and a message that says what is allowed."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)

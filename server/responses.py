@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from feature_store.queries import Store
 from feature_store.records import Concept, Feature, FeatureRow, Window
+from feature_store.store import Store
 
 
 class ErrorInfo(BaseModel):
@@ -192,26 +192,26 @@ def item(row: FeatureRow) -> dict[str, Any]:
     return asdict(row)
 
 
-def detail(store: Store, found: Feature, labels: dict[int, str]) -> dict[str, Any]:
+def detail(store: Store, feature: Feature, labels: dict[int, str]) -> dict[str, Any]:
     """`FeatureDetail` of a feature; `labels` name its neighbours."""
 
     def weights(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
         return [{"token": t, "text": store.shown(t), "logit": v} for t, v in pairs]
 
-    return item(found.row) | {
-        "histogram": found.histogram,
-        "histogram_log2_edges": found.histogram_log2_edges,
-        "promoted": weights(found.promoted),
-        "suppressed": weights(found.suppressed),
-        "neighbours": [{"feature": f, "cosine": c, "label": labels.get(f)} for f, c in found.neighbours],
-        "explanations": [asdict(e) for e in found.explanations],
-        "scores": [asdict(s) for s in found.scores],
+    return item(feature.row) | {
+        "histogram": feature.histogram,
+        "histogram_log2_edges": feature.histogram_log2_edges,
+        "promoted": weights(feature.promoted),
+        "suppressed": weights(feature.suppressed),
+        "neighbours": [{"feature": f, "cosine": c, "label": labels.get(f)} for f, c in feature.neighbours],
+        "explanations": [asdict(e) for e in feature.explanations],
+        "scores": [asdict(s) for s in feature.scores],
     }
 
 
-def concept(found: Concept, labels: dict[int, str]) -> dict[str, Any]:
+def concept(record: Concept, labels: dict[int, str]) -> dict[str, Any]:
     """`ConceptItem` of a concept; `labels` name its members."""
-    return asdict(found) | {"features": [{"feature": f, "label": labels.get(f)} for f in found.features]}
+    return asdict(record) | {"features": [{"feature": f, "label": labels.get(f)} for f in record.features]}
 
 
 def context(store: Store, window: Window) -> dict[str, Any]:

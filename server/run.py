@@ -27,20 +27,24 @@ def _refusal(host: str, port: int) -> str | None:
 
 
 def serve(paths: list[Path], host: str, port: int) -> int:
-    """Exit code of the server: 0 after a clean stop, 66 without a dictionary, 69 where the port is taken."""
+    """Exit code of the server: 0 after a clean stop, 66 without a dictionary, 69 if the port is taken."""
     refusal = _refusal(host, port)
     if refusal:
         sys.stderr.write(f"error: {host} port {port} cannot be used ({refusal}). Choose another with --port.\n")
         return UNAVAILABLE
+
     try:
         catalogue = open_catalogue(paths)
     except CatalogueError as error:
         sys.stderr.write(f"error: {error}\n")
         return MISSING
+
     for entry in catalogue.values():
         sys.stderr.write(f"serving {entry.id}  ({entry.folder})\n")
+
     sys.stderr.write(
         f"explorer: http://{host}:{port}/   API: http://{host}:{port}/api/v1/openapi.json   (Ctrl-C stops)\n"
     )
     uvicorn.run(create_app(catalogue), host=host, port=port, log_level="warning", access_log=False)
+
     return 0

@@ -30,7 +30,7 @@ from fixtures import (
     write_config,
 )
 
-from feature_store.queries import Store
+from feature_store.store import Store
 
 
 @pytest.fixture(scope="session")

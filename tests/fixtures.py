@@ -28,11 +28,11 @@ import torch
 import yaml
 from filelock import FileLock
 
-from feature_store.contexts import ContextCollector, ContextLimits
 from feature_store.dictionary_files import FilterFacts, LabelSummary, ModelFacts, Provenance, TextFacts
-from feature_store.formats import POSITION_EDGES
-from feature_store.generation import Corpus, Directions, Limits, publish
-from feature_store.tables import Codes
+from feature_store.indexing.contexts import ContextCollector, ContextLimits
+from feature_store.indexing.formats import POSITION_EDGES
+from feature_store.indexing.generation import Corpus, Directions, Limits, publish
+from feature_store.indexing.tables import Codes
 from sae.architectures import ARCHITECTURES, Batch, build
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.model.hookpoints import Channel
@@ -434,7 +434,7 @@ def make_planted(folder: Path) -> tuple[LabelSummary, list[str]]:
     pairs = np.tile(np.array([[first + 7 * (target % EACH) + 30, 1]]), (len(columns), 1))
     neighbours = (np.arange(len(columns))[:, None] + np.arange(1, 6)) % len(columns)
     publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)),
-            Limits(ContextLimits(), 4, 0), {})  # fmt: skip
+            Limits(ContextLimits(), 4, 0), facts={})  # fmt: skip
     return interpret(folder, InterpretConfig(), no_model), families
 
 

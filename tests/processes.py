@@ -97,7 +97,7 @@ def check_updates(processes: Processes, folder: Path, device: str) -> None:
         if architecture == "topk":
             assert many.n_dead() == one.n_dead() > 0 and float(one.sums[1]) > 0, "AuxK was not reached"
         home = folder / f"{architecture}-{parallel}"
-        checkpoint.save(home, many.tokens_seen, tensors_to_write(many.tensors(), processes), {}, processes)
+        checkpoint.save(home, many.tokens_seen, tensors_to_write(many.tensors(), processes), {}, processes=processes)
         saved = checkpoint.newest(home, Progress())
         assert saved is not None and set(saved.tensors.names()) == set(one.tensors())
         again, alone = trainer(architecture, processes, parallel, device), trainer(architecture, device=device)

@@ -12,7 +12,7 @@ from fixtures import STREAM_LENGTH as LENGTH
 from fixtures import STREAM_TOKENS as TOKENS
 from fixtures import codes, collect
 
-from feature_store.contexts import (
+from feature_store.indexing.contexts import (
     HASH_AFTER,
     HASH_BEFORE,
     N_BINS,
@@ -20,10 +20,10 @@ from feature_store.contexts import (
     NO_CONTEXT,
     ContextLimits,
 )
+from feature_store.indexing.tables import count, count_documents, stream_of
+from feature_store.indexing.tables import in_test_part as documents_for_testing
+from feature_store.indexing.windows import random_windows, windows_of
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
-from feature_store.tables import count, count_documents, stream_of
-from feature_store.tables import test_documents as documents_for_testing
-from feature_store.windows import random_windows, windows_of
 
 
 def peaks(stream):
@@ -155,7 +155,7 @@ def test_token_tables_equal_counting():
     is_test = documents_for_testing(int(stream.documents.max()) + 1)
     promoted = np.tile(np.array([0, 1]), (D_SAE, 1))
     read = stream_of(stream, TOKENS, is_test)
-    tables = count(stream, read, found.n_fired, found.maximum, promoted, 10, 1 << 20)
+    tables = count(stream, read, found.n_fired, found.maximum, promoted=promoted, n_coactive=10, memory_bytes=1 << 20)
     truth = {"current": Counter(), "next": Counter()}
     strong = Counter()
     for c, p, j in zip(*(stream.acts > 0).nonzero(), strict=True):

@@ -179,7 +179,8 @@ def calls(kind, tmp_path, tree, finished):
 
 def labels_of(folder):
     """(explainer, text) of every label of a dictionary."""
-    from feature_store.queries import Store, interpretation
+    from feature_store.queries import interpretation
+    from feature_store.store import Store
 
     store = Store(folder / "store")
     labels = {(row.explainer, row.text) for row in interpretation(store).labels}
@@ -189,7 +190,8 @@ def labels_of(folder):
 
 def figures_of(folder, scorer):
     """Values of a scorer."""
-    from feature_store.queries import Store, interpretation
+    from feature_store.queries import interpretation
+    from feature_store.store import Store
 
     store = Store(folder / "store")
     values = {row.score.value for row in interpretation(store).scores if row.score.scorer == scorer}

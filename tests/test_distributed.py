@@ -16,7 +16,7 @@ import pytest
 import torch
 from fixtures import run_here, shared, write_config
 
-from feature_store.queries import Store
+from feature_store.store import Store
 from feature_store.writer import read_pointer
 from sae.foundation.distributed import Processes
 from sae.publish import dictionary
@@ -143,7 +143,7 @@ def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_th
     def drawn(n: int) -> list[set[int]]:
         rings = []
         for rank in range(n):
-            ring = RingBuffer({"x": 1}, plan.slots, 100, torch.float32, torch.device("cpu"))  # pyright: ignore[reportArgumentType]
+            ring = RingBuffer({"x": 1}, plan.slots, 100, torch.float32, device=torch.device("cpu"))  # pyright: ignore[reportArgumentType]
             rings.append((Processes(rank, n), ring))
         batches: list[set[int]] = []
         for cycle in range(plan.n_cycles):

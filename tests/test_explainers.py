@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from fixtures import EACH, KINDS, RANDOM, SILENT, no_model
 
-from feature_store.queries import Store, explanations, feature_scores, features, interpretation
+from feature_store.queries import explanations, feature_scores, features, interpretation
+from feature_store.store import Store
 from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS

@@ -39,8 +39,8 @@ def test_round_trips_and_refusals(tmp_path, form, name):
         return
     lossy = export_dictionary(folder, form, target)
     assert (lossy is not None) == (name == "top_afa")
-    places = ("mlp_in.0", "mlp_out.0") if name == "transcoder" else ("resid_post.0", None)
-    back = import_dictionary(target, form, tmp_path / "back", *places)
+    hook, writes = ("mlp_in.0", "mlp_out.0") if name == "transcoder" else ("resid_post.0", None)
+    back = import_dictionary(target, form, tmp_path / "back", hook, writes=writes)
     if not lossy:
         assert largest_difference(dictionary.load(folder), back, 8.0) <= 1e-5
     assert torch.equal(dictionary.load(tmp_path / "back").W_dec, back.W_dec)
@@ -49,7 +49,7 @@ def test_round_trips_and_refusals(tmp_path, form, name):
 def test_skip_transcoders_and_token_norm_survive(tmp_path):
     skip = published(tmp_path / "skip", "transcoder", skip=True)
     export_dictionary(skip, "sparsify", tmp_path / "theirs")
-    back = import_dictionary(tmp_path / "theirs", "sparsify", tmp_path / "back", "mlp_in.0", "mlp_out.0")
+    back = import_dictionary(tmp_path / "theirs", "sparsify", tmp_path / "back", "mlp_in.0", writes="mlp_out.0")
     assert largest_difference(dictionary.load(skip), back, 8.0) <= 1e-5
     normed = published(tmp_path / "normed", "topk", token_norm=True)
     export_dictionary(normed, "saelens", tmp_path / "lens")
@@ -63,7 +63,7 @@ def test_sites_survive_and_transcoders_of_other_kinds_are_refused(tmp_path):
         export_dictionary(folder, form, tmp_path / form)
         assert str(import_dictionary(tmp_path / form, form, tmp_path / f"{form}-back", None).config.hook) == "mlp_out.5"
     with pytest.raises(ConfigError, match="TopK transcoders only"):
-        import_dictionary(tmp_path / "saelens", "saelens", tmp_path / "new", "mlp_in.5", "mlp_out.5")
+        import_dictionary(tmp_path / "saelens", "saelens", tmp_path / "new", "mlp_in.5", writes="mlp_out.5")
     assert not (tmp_path / "new").exists()
 
 

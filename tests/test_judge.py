@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from fixtures import no_model
 
-from feature_store.queries import Store, explanations, feature_scores
+from feature_store.queries import explanations, feature_scores
 from feature_store.records import Concept
+from feature_store.store import Store
 from sae.cli import main
 from sae.errors import ConfigError, UnavailableError
 from sae.interpret.interpret import InterpretConfig, interpret
@@ -376,7 +377,7 @@ def test_answers_of_an_earlier_version_are_still_paid_for(tmp_path):
         file.execute("insert into answer values ('m', 'p', 'yes')")
     cache = AnswerCache(tmp_path / "a.sqlite")
     assert cache.get("m", "p", False) == ("yes", None) and cache.get("m", "p", True) is None
-    cache.put("m", "q", True, "no", [0.5])
+    cache.put("m", "q", True, "no", chances=[0.5])
     assert cache.get("m", "q", True) == cache.get("m", "q", False) == ("no", [0.5])
     cache.close()
     AnswerCache(tmp_path / "a.sqlite").close()

@@ -22,7 +22,7 @@ from sae.publish import dictionary
 def test_epsilon_is_zero_for_an_orthonormal_decoder_and_exact_codes():
     directions = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q[:10]
     acts = torch.rand(50, 10, generator=torch.Generator().manual_seed(1))
-    epsilon, norm = epsilon_lbo(acts @ directions, acts, torch.ones(50, 10), torch.zeros(16), 10)
+    epsilon, norm = epsilon_lbo(acts @ directions, acts, torch.ones(50, 10), torch.zeros(16), d_sae=10)
     torch.testing.assert_close(norm, acts.norm(dim=1))
     assert epsilon.max() < 1e-6
 
@@ -30,8 +30,8 @@ def test_epsilon_is_zero_for_an_orthonormal_decoder_and_exact_codes():
 def test_epsilon_ignores_how_scale_is_split_and_counts_the_bias_once():
     acts, norms = torch.rand(20, 5), torch.rand(20, 5) + 0.5
     x, bias = torch.randn(20, 8), torch.randn(8)
-    plain = epsilon_lbo(x, acts, norms, bias, 64)
-    split = epsilon_lbo(x, acts / 3, norms * 3, bias, 64)
+    plain = epsilon_lbo(x, acts, norms, bias, d_sae=64)
+    split = epsilon_lbo(x, acts / 3, norms * 3, bias, d_sae=64)
     torch.testing.assert_close(plain[0], split[0])
     square = (acts * norms).square().sum(1) + bias.square().sum()
     torch.testing.assert_close(plain[1].square(), square)

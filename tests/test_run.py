@@ -18,7 +18,7 @@ from fixtures import free_port, run_cli, run_here, write_config
 from safetensors.torch import load_file
 
 from feature_store import queries
-from feature_store.queries import Store
+from feature_store.store import Store
 from sae.publish import dictionary
 from sae.publish.dictionary import read_card
 

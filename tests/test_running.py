@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from fixtures import no_model
 
-from feature_store.queries import Store, explanations, feature_scores
+from feature_store.queries import explanations, feature_scores
+from feature_store.store import Store
 from sae.architectures import build
 from sae.architectures.topk import TopKConfig
 from sae.cli import main

@@ -1,4 +1,4 @@
-"""Where an attention dictionary's latents come from: heads by weight, source positions and heads by activation."""
+"""Where an attention dictionary's latents come from: which heads (by weight), which source positions (by activation)."""
 
 from __future__ import annotations
 
@@ -51,18 +51,20 @@ def _traced(lm: LanguageModel, module: torch.nn.Module, seen: list[_Traced]) -> 
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     def attend(
-        layer: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+        layer: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         groups = query.shape[1] // key.shape[1]
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-        scaling = more.get("scaling") or query.shape[-1] ** -0.5
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
         scores = query.float() @ key.float().transpose(2, 3) * scaling
-        if more.get("softcap"):
-            scores = (scores / more["softcap"]).tanh() * more["softcap"]
+        if options.get("softcap"):
+            scores = (scores / options["softcap"]).tanh() * options["softcap"]
+
         length = scores.shape[-1]
         causal = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
-        if more.get("sliding_window"):
-            causal &= ~causal.tril(-more["sliding_window"])
+        if options.get("sliding_window"):
+            causal &= ~causal.tril(-options["sliding_window"])
+
         scores = scores.masked_fill(~causal, -torch.inf)
         if mask is not None:
             scores = (
@@ -70,14 +72,17 @@ def _traced(lm: LanguageModel, module: torch.nn.Module, seen: list[_Traced]) -> 
                 if mask.dtype != torch.bool
                 else scores.masked_fill(~mask, -torch.inf)
             )
+
         pattern = scores.softmax(dim=-1)
         if layer is module:
             seen.append(_Traced(pattern[0], value[0].float()))
+
         return (pattern.to(value.dtype) @ value).transpose(1, 2).contiguous(), pattern
 
     ALL_ATTENTION_FUNCTIONS.register(TRACED, attend)
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation(TRACED)
+
     try:
         yield
     finally:
@@ -87,10 +92,10 @@ def _traced(lm: LanguageModel, module: torch.nn.Module, seen: list[_Traced]) -> 
 def _attention_of(lm: LanguageModel, layer: int) -> torch.nn.Module:
     """The module of a block that computes attention: the one that knows its layer and its head size."""
     block = blocks(lm.body, lm.n_layers)[1][layer]
-    found = [m for m in block.modules() if getattr(m, "layer_idx", None) == layer and "Attention" in type(m).__name__]
-    if not found:
+    modules = [m for m in block.modules() if getattr(m, "layer_idx", None) == layer and "Attention" in type(m).__name__]
+    if not modules:
         raise ConfigError(f"layer {layer}: no attention module that saedex can trace; attribution needs one.")
-    return found[0]
+    return modules[0]
 
 
 @torch.no_grad()
@@ -103,12 +108,15 @@ def attribute(lm: LanguageModel, sae: SparseAutoencoder, latent: int, ids: Tenso
     hook: HookPoint = sae.config.hook
     if [h.site for h in sae.config.reads] != ["attn_z"]:
         raise ConfigError(f"attribution by head needs a dictionary at one attn_z, this one is at {hook}.")
+
     seen: list[_Traced] = []
     with _traced(lm, _attention_of(lm, hook.layer), seen):
         lm.body(input_ids=ids[None].to(lm.device), use_cache=False)
+
     pattern, values = seen[0]
     directions = sae.W_enc[:, latent].view(len(values), -1)  # [heads, d_head]
     weights = torch.einsum("ksd,kd->ks", values, directions)
     per_head = pattern * weights[:, None, :]  # [heads, t, s]
     by_source, by_head = per_head.sum(0), per_head.sum(2).T
+
     return Attribution(by_source, by_head, by_head.sum(1))

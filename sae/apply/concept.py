@@ -1,9 +1,10 @@
-"""Concepts by example: texts that have something and texts that have not, in; the features that tell them apart out."""
+"""Concepts by example: finds the features that tell positive texts from negative ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,33 @@ Method = Literal["difference", "top", "tree"]
 MOST_FEATURES, DEPTH, LEAST_TEXTS, BATCH = 16, 3, 8, 16
 
 
+class TreeNode(NamedTuple):
+    """A question of a decision tree: go to node `below` if the feature's activation is <= `threshold`, else to `above`.
+
+    `share` is the share of positive texts among those that came here. A leaf has no feature.
+    """
+
+    feature: int | None
+    threshold: float
+    below: int
+    above: int
+    share: float
+
+
+class _Rule(NamedTuple):
+    features: list[int]
+    weights: list[float]
+    score: Callable[[np.ndarray], np.ndarray]  # of maxima [texts, d_sae], one number per text
+    tree: list[TreeNode] | None
+
+
 @dataclass(frozen=True)
 class ConceptByExample:
-    """A weighted set of features and a threshold: a text has the concept where sum_i weight_i a_i > threshold.
+    """A weighted set of features and a threshold: a text has the concept if sum_i weight_i a_i > threshold.
 
-    a_i is the feature's maximum over the text's tokens. Precision, recall and balanced accuracy come with the ends
-    of their 95 % intervals, from texts that neither features nor threshold were chosen on. A tree has its own rule:
-    `tree` lists its nodes (feature, threshold, node where a_i is at most that, node where it is more, share of positive
-    texts; no feature at a leaf), a text has the concept where the share at its leaf exceeds `threshold`, and the weights
-    are importances.
+    a_i is the feature's maximum over the text's tokens. Precision, recall and balanced accuracy have 95 % intervals;
+    they come from texts on which neither features nor threshold were chosen. A tree has a rule of its own: `tree` lists
+    its nodes, a text has the concept if the share at its leaf exceeds `threshold`, and the weights are importances.
     """
 
     name: str
@@ -41,15 +60,15 @@ class ConceptByExample:
     balanced_accuracy: Interval
     chosen_balanced_accuracy: float
     seed: int
-    tree: list[tuple[int | None, float, int, int, float]] | None = None
+    tree: list[TreeNode] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        found = asdict(self)
+        values = asdict(self)
         for key in ("precision", "recall", "balanced_accuracy"):
-            ends = (None if x != x else x for x in found[key])
-            found[key] = dict(zip(("value", "low", "high"), ends, strict=True))
-        return found
+            ends = (None if x != x else x for x in values[key])
+            values[key] = dict(zip(("value", "low", "high"), ends, strict=True))
+        return values
 
 
 @torch.no_grad()
@@ -61,24 +80,27 @@ def strongest(sae: SparseAutoencoder, harvester: Harvester, ctx_len: int, texts:
     empty = [n for n, row in enumerate(rows) if len(row) < 2]
     if empty:
         raise DataError(f"text {empty[0] + 1} ({texts[empty[0]]!r}) has fewer than two tokens; give longer texts.")
-    found = np.zeros((len(texts), sae.d_sae), np.float32)
+
+    maxima = np.zeros((len(texts), sae.d_sae), np.float32)
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+
     for start in range(0, len(order), BATCH):
         part = order[start : start + BATCH]
         longest = len(rows[part[-1]])
         ids, inside = np.zeros((len(part), longest), np.int64), np.zeros((len(part), longest), bool)
         for place, n in enumerate(part):
             ids[place, : len(rows[n])], inside[place, : len(rows[n])] = rows[n], True
-        made = harvester.harvest(ids, np.zeros_like(ids))
-        kept = made.keep & torch.from_numpy(inside).to(made.keep.device)
-        batch = batch_of(sae.config, {channel: x[kept] for channel, x in made.x.items()})
+        harvested = harvester.harvest(ids, np.zeros_like(ids))
+        is_read = harvested.keep & torch.from_numpy(inside).to(harvested.keep.device)
+        batch = batch_of(sae.config, {channel: x[is_read] for channel, x in harvested.x.items()})
         code = sae.encode(batch.x)
-        owner = kept.nonzero()[:, 0].cpu().numpy()
+        owner = is_read.nonzero()[:, 0].cpu().numpy()
         latents, acts = code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy()
         for place, n in enumerate(part):
             mine = owner == place
-            np.maximum.at(found[n], latents[mine].reshape(-1), acts[mine].reshape(-1))
-    return found
+            np.maximum.at(maxima[n], latents[mine].reshape(-1), acts[mine].reshape(-1))
+
+    return maxima
 
 
 def learn(
@@ -86,42 +108,44 @@ def learn(
     positive: np.ndarray,
     negative: np.ndarray,
     method: Method = "difference",
+    *,
     k: int = MOST_FEATURES,
     seed: int = 0,
 ) -> ConceptByExample:
-    """A concept from the maxima [texts, d_sae] of texts that have it and texts that have not.
+    """A concept from the maxima [texts, d_sae] of positive and of negative texts.
 
-    Half of the texts (drawn with `seed`) choose the features and the threshold (by balanced accuracy), the other half
-    tests. difference: the k features whose class means differ most, weighted by the difference over their variance
-    within the classes; top: the one best feature; tree: a decision tree of depth 3 on the k features.
+    Half of the texts (drawn with `seed`) choose the features and the threshold (by balanced accuracy); the other half
+    test. difference: the k features whose class means differ most, weighted by the difference over their variance
+    within the classes. top: the one best feature. tree: a decision tree of depth 3 on the k features.
     """
     if k < 1:
         raise DataError(f"concept {name}: k is {k}; at least one feature is needed.")
-    least = min(len(positive), len(negative))
-    if least < LEAST_TEXTS:
+
+    fewest = min(len(positive), len(negative))
+    if fewest < LEAST_TEXTS:
         raise DataError(
             f"concept {name}: {len(positive)} positive and {len(negative)} negative texts; at least {LEAST_TEXTS} of each are needed."
         )
+
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(x)), 2) for x in (positive, negative)]
     choose = positive[halves[0][0]], negative[halves[1][0]]
     test = positive[halves[0][1]], negative[halves[1][1]]
     features, weights, score, tree = _rule(choose, method, k, seed)
     threshold = best_threshold(score(choose[0]), score(choose[1]))
-    said = [score(part) > threshold for part in test]
-    hits, false = int(said[0].sum()), int(said[1].sum())
-    recall = proportion(hits, len(said[0]))
-    silent = proportion(len(said[1]) - false, len(said[1]))
-    own = (float((score(choose[0]) > threshold).mean()) + float((score(choose[1]) <= threshold).mean())) / 2
+    is_positive = [score(part) > threshold for part in test]
+    hits, false = int(is_positive[0].sum()), int(is_positive[1].sum())
+    recall = proportion(hits, len(is_positive[0]))
+    silent = proportion(len(is_positive[1]) - false, len(is_positive[1]))
+    chosen_accuracy = (float((score(choose[0]) > threshold).mean()) + float((score(choose[1]) <= threshold).mean())) / 2
+
     return ConceptByExample(
-        name, method, features, weights, threshold, (len(choose[0]), len(test[0])), (len(choose[1]), len(test[1])),
-        proportion(hits, hits + false), recall, balanced_accuracy(recall, silent), own, seed, tree,
+        name, method, features, weights, threshold=threshold, n_positive=(len(choose[0]), len(test[0])), n_negative=(len(choose[1]), len(test[1])),
+        precision=proportion(hits, hits + false), recall=recall, balanced_accuracy=balanced_accuracy(recall, silent), chosen_balanced_accuracy=chosen_accuracy, seed=seed, tree=tree,
     )  # fmt: skip
 
 
-def _rule(
-    choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: int
-) -> tuple[list[int], list[float], Any, Any]:
+def _rule(choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: int) -> _Rule:
     positive, negative = choose
     difference = positive.mean(0) - negative.mean(0)
     spread = positive.var(0) + negative.var(0)
@@ -131,7 +155,8 @@ def _rule(
     if method == "top":
         rising = difference > 0
         order = np.argsort(-np.where(fires & rising, strength, -1), kind="stable")[:1]
-        return order.tolist(), [1.0], lambda x: x[:, order[0]], None
+        return _Rule(order.tolist(), [1.0], lambda x: x[:, order[0]], None)
+
     order = order[:k]
     if method == "tree":
         from sklearn.tree import DecisionTreeClassifier
@@ -139,16 +164,18 @@ def _rule(
         tree = DecisionTreeClassifier(max_depth=DEPTH, class_weight="balanced", random_state=seed)
         tree.fit(np.vstack(choose)[:, order], np.repeat([1, 0], [len(positive), len(negative)]))
         share = lambda x: np.asarray(tree.predict_proba(x[:, order]))[:, 1]  # noqa: E731
-        return order.tolist(), tree.feature_importances_.tolist(), share, _nodes(tree.tree_, order)
+        return _Rule(order.tolist(), tree.feature_importances_.tolist(), share, _nodes(tree.tree_, order))
+
     weights = difference[order] / (spread[order] + float(spread[order].mean()))
-    return order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights, None
+
+    return _Rule(order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights, None)
 
 
-def _nodes(tree: Any, order: np.ndarray) -> list[tuple[int | None, float, int, int, float]]:
+def _nodes(tree: Any, order: np.ndarray) -> list[TreeNode]:
     """A fitted tree as plain values, each node's feature by its number in the dictionary."""
     shares = tree.value[:, 0, 1] / tree.value[:, 0].sum(1)
     columns = zip(tree.feature, tree.threshold, tree.children_left, tree.children_right, shares, strict=True)
     return [
-        (int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), float(share))
+        TreeNode(int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), float(share))
         for feature, edge, left, right, share in columns
     ]

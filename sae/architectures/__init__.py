@@ -25,7 +25,7 @@ SaeConfig = Annotated[_CONFIGS, Field(discriminator="architecture")] if len(ARCH
 def build(
     config: ArchitectureConfig, d_in: int, d_out: int | None = None, selection_dtype: torch.dtype = torch.float32
 ) -> SparseAutoencoder:
-    """An uninitialised module of the architecture that `config` names; d_out is d_in where it is not given."""
+    """An uninitialised module of the architecture that `config` names; d_out defaults to d_in."""
     tag: str = config.architecture  # pyright: ignore[reportAttributeAccessIssue]
     return ARCHITECTURES[tag](config, d_in, d_in if d_out is None else d_out, selection_dtype)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, Literal, TypeVar, final
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,14 @@ def aux_of(centred: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, *, w_de
     acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
     e_hat = acts @ w_dec
     return (error - e_hat).square().sum() / (error - error.mean(0)).square().sum().clamp_min(1e-30)
+
+
+class PreparedTokens(NamedTuple):
+    """Rows [n, d_in] for the encoder, and the mean and deviation [n, 1] that were taken out of each token, if any."""
+
+    x: Tensor
+    mean: Tensor | None
+    deviation: Tensor | None
 
 
 class SparseAutoencoder(nn.Module, ABC, Generic[C]):
@@ -98,6 +106,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
             self.W_enc.copy_(self.W_dec.T)
         else:
             _random_rows(self.W_enc.data.T, first, total, generator)
+
         self.b_dec.copy_(torch.zeros_like(centre) if self.config.token_norm else centre)
 
     @property
@@ -108,8 +117,10 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         "code": the squared error and a term of the selected activations, with one number per latent as parameters;
         None: anything else.
         """
-        own, base = type(self), SparseAutoencoder
-        return "error" if own.activate is base.activate and own.extra_loss is base.extra_loss else own.extra_loss_terms
+        kind, base = type(self), SparseAutoencoder
+        return (
+            "error" if kind.activate is base.activate and kind.extra_loss is base.extra_loss else kind.extra_loss_terms
+        )
 
     @property
     def centred(self) -> bool:
@@ -117,13 +128,13 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return self.config.reads == self.config.writes
 
     @final
-    def prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(x, with each token normalised if `token_norm`; the mean and the deviation that were taken out, or None)."""
+    def prepared(self, x: Tensor) -> PreparedTokens:
+        """The rows that the encoder reads: each token normalised if `token_norm`, else x itself."""
         if not self.config.token_norm:
-            return x, None, None
+            return PreparedTokens(x, None, None)
         mean = x.mean(1, keepdim=True)
         deviation = (x - mean).std(1, keepdim=True) + TOKEN_NORM_EPS
-        return (x - mean) / deviation, mean, deviation
+        return PreparedTokens((x - mean) / deviation, mean, deviation)
 
     @final
     def centre(self, x: Tensor) -> Tensor:
@@ -159,6 +170,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         values = gather_dot(centred, self.W_enc.T, latents) + pick(self.b_enc, latents)
         if self.ragged:
             values = values.masked_fill(indices < 0, PADDED)
+
         return Encoding(self.activate(values, latents), latents), values
 
     @final
@@ -192,16 +204,18 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         `token_norm` everything is in the normalised space, whose variance is d_out.
         """
         if self.config.token_norm:
-            x = self.prepared(batch.x)[0]
+            x = self.prepared(batch.x).x
             batch, variance = Batch(x, x, batch.gradient), torch.full_like(variance, self.d_out)
+
         encoding, values = self._code(batch.x, batch.gradient)
         x_hat = self.decode(encoding, batch.x)
-        training_pass = TrainingPass(batch, values, encoding, x_hat, variance, tokens_seen)
+        training_pass = TrainingPass(batch, values, encoding, x_hat, variance=variance, tokens_seen=tokens_seen)
 
         error = batch.y - x_hat
         aux = self.aux_loss(batch.x, error.detach())
         total = error.square().sum(1).mean() / variance + self.config.aux_coefficient * aux
         extra = self.extra_loss(training_pass)
+
         return Losses(total if extra is None else total + extra, aux, training_pass)
 
     def extra_loss(self, training_pass: TrainingPass) -> Tensor | None:
@@ -259,13 +273,14 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     def fold_scale(self, scale_in: Tensor | float, scale_out: Tensor | float | None = None) -> None:
         """Turns a dictionary of scale_in * x -> scale_out * y into the same dictionary of x -> y.
 
-        Scales are numbers or one number a column. Activations are divided by c, the mean of scale_out:
-        W_enc' = scale_in W_enc / c, W_dec' = c W_dec / scale_out, b_enc' = b_enc / c, b_dec' = b_dec / scale_out.
-        With one scale for all W_enc and W_dec stay as they are. Exact because every selection commutes with a
-        positive factor of all activations.
+        Scales are numbers, or one number per column. Activations are divided by c, the mean of scale_out: W_enc' =
+        scale_in W_enc / c, W_dec' = c W_dec / scale_out, b_enc' = b_enc / c, b_dec' = b_dec / scale_out. If all scales
+        are equal, W_enc and W_dec stay as they are. Exact, because every selection commutes with a positive factor of
+        all activations.
         """
         if self.config.token_norm:
             return  # each token was divided by its own norm, so no scale is left
+
         scale_out = scale_in if scale_out is None else scale_out
         scale_in, scale_out = (
             torch.as_tensor(s, dtype=torch.float32).to(self.b_dec.device) for s in (scale_in, scale_out)
@@ -276,5 +291,6 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         self.b_dec /= scale_out
         if self.W_skip is not None:
             self.W_skip.copy_((self.W_skip.T * scale_in).T / scale_out)
+
         for name in ("b_enc", *self.in_units_of_activation):
             getattr(self, name).data.div_(c)

@@ -1,4 +1,4 @@
-"""BatchTopK: the tokens * k largest activations of a batch, so that a token may use more latents than another."""
+"""BatchTopK: the tokens * k largest activations of a batch, so that one token may use more latents than another."""
 
 from __future__ import annotations
 

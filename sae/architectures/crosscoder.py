@@ -45,8 +45,8 @@ class CrosscoderConfig(KeepsK):
 class Crosscoder(KLargest[CrosscoderConfig]):
     """Crosscoder: a = ReLU(TopK(sum_p (x_p - b_p) W_enc_p + b_enc)), x_hat_p = a W_dec_p + b_p.
 
-    The activations of the hook points stand side by side, each scaled to a median norm of sqrt(d_model), so that
-    each weighs the same; in these units the blocks of a decoder row together have unit norm, and how the norm is
+    The activations of the hook points are joined side by side. Each is scaled to a median norm of sqrt(d_model), so
+    that all weigh the same. In these units the blocks of a decoder row together have unit norm, and how that norm is
     spread over the hook points says where a latent lives. Published weights are in the activations' own units.
 
     Paper: Sparse crosscoders for cross-layer features and model diffing, Lindsey et al. 2024 (Transformer Circuits).

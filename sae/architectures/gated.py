@@ -1,4 +1,4 @@
-"""Gated: one path decides which latents fire, another how much, so that the penalty does not shrink activations."""
+"""Gated: one path decides which latents fire and another how strongly, so that the penalty does not shrink activations."""
 
 from __future__ import annotations
 

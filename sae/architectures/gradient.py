@@ -44,10 +44,10 @@ class GradientConfig(KeepsK):
 class Gradient(SparseAutoencoder[GradientConfig]):
     """Gradient sparse autoencoder: keeps the k largest z_i + beta z_i |<d_i, g>|; the values decoded are the z_i.
 
-    g is the gradient of the next-token cross-entropy with regard to the input, summed over tokens (so that the
-    batch size cannot matter) and divided by `gradient_norm`, its mean norm over the training sample (so that beta
-    has a scale); callers give the gradient as it is. At inference: `encode(x, gradient)` selects as in training, `encode(x)` selects without gradients, as TopK does.
-    beta 0 is TopK, bit for bit.
+    g is the gradient of the next-token cross-entropy with regard to the input, summed over tokens (so that the batch
+    size cannot matter) and divided by `gradient_norm`, its mean norm over the training sample (so that beta has a
+    scale); callers give the gradient as it is. At inference: `encode(x, gradient)` selects as in training, `encode(x)`
+    selects without gradients, as TopK does. beta 0 is TopK, bit for bit.
 
     Paper: Features that make a difference: leveraging gradients for improved dictionary learning, Olmo et al. 2024,
     arXiv 2411.10397, section 3.

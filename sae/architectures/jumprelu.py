@@ -107,16 +107,16 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
 
     @torch.no_grad()
     def observe(self, training_pass: TrainingPass) -> None:
-        """Keeps thresholds positive after an update: below 0 none would feel a gradient again."""
+        """Keeps thresholds positive after an update; below 0 a threshold would never feel a gradient again."""
         self.threshold.clamp_(min=LEAST)
 
     def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
-        """Latents above their threshold; in training also those within half a bandwidth below it."""
+        """Latents above their threshold; in training also latents within half a bandwidth below it."""
         reach = self.config.bandwidth / 2 if self.training else 0.0
         return selection_for(pre_acts).above(pre_acts, self.threshold.detach() - reach)
 
     def activate(self, values: Tensor, indices: Tensor) -> Tensor:
-        """z where it is above the threshold."""
+        """z if it is above the threshold, else 0."""
         threshold = pick(self.threshold, indices)
         return _Jump.apply(values, threshold, self.config.bandwidth)  # pyright: ignore[reportReturnType]
 

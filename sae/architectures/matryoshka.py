@@ -1,4 +1,4 @@
-"""Matryoshka BatchTopK: every prefix of the dictionary has to reconstruct on its own, so early latents stay general."""
+"""Matryoshka BatchTopK: every prefix of the dictionary must reconstruct by itself, so early latents stay general."""
 
 from __future__ import annotations
 

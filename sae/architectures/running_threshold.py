@@ -1,4 +1,6 @@
-"""What architectures share that select over a whole batch: a running threshold, so that inference looks at one token."""
+"""What architectures that select over a whole batch share: a running threshold, so that inference sees one token at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ B = TypeVar("B", bound=BatchKeepsK)
 class BatchSelected(SparseAutoencoder[B], Generic[B]):
     """Training: the tokens * k largest activations of the batch. Inference: all activations above `threshold`.
 
-    threshold = running mean of the smallest positive activation kept in each batch, with the weight of a batch of n
-    tokens 1 - exp(-n / threshold_tokens); begun at the first batch.
+    threshold = running mean of the smallest positive activation of each batch's selection; a batch of n tokens weighs
+    1 - exp(-n / threshold_tokens). The first batch sets it.
     """
 
     ragged = True
@@ -45,7 +47,7 @@ class BatchSelected(SparseAutoencoder[B], Generic[B]):
 
     @final
     def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
-        """The largest of the batch while training, else those above the threshold."""
+        """The largest of the batch in training, else those above the threshold."""
         kernels = selection_for(pre_acts)
         if self.training:
             return kernels.batch_top_k(pre_acts, self.config.k)

@@ -15,7 +15,7 @@ UNKNOWN_L0 = 64
 
 
 class ArchitectureConfig(Section):
-    """Settings of any dictionary; a subclass adds its `architecture` tag and its own."""
+    """Settings of any dictionary. A subclass adds its `architecture` tag and settings."""
 
     example: ClassVar[dict[str, Any]] = {}  # settings without a default, as the contract tests give them
 
@@ -46,12 +46,12 @@ class ArchitectureConfig(Section):
 
     @property
     def reads(self) -> tuple[HookPoint, ...]:
-        """Hook points whose activations, side by side, are the input."""
+        """Hook points that are the input: their activations are joined side by side."""
         return (self.hook,)
 
     @property
     def writes(self) -> tuple[HookPoint, ...]:
-        """Hook points whose activations, side by side, are reconstructed."""
+        """Hook points that are reconstructed: their activations are joined side by side."""
         return (self.hook,)
 
     @property
@@ -71,7 +71,7 @@ class ArchitectureConfig(Section):
 
     @property
     def expected_l0(self) -> int:
-        """About how many latents a token keeps: what memory is reckoned with before anything is known."""
+        """About how many latents a token keeps, for estimates of memory made beforehand."""
         return min(UNKNOWN_L0, self.d_sae)
 
     @model_validator(mode="after")
@@ -99,22 +99,22 @@ class KeepsK(ArchitectureConfig):
 
 
 class Penalised(ArchitectureConfig):
-    """Settings of an architecture whose sparsity comes from a term of the loss."""
+    """Settings of an architecture that becomes sparse through a term of the loss."""
 
     sparsity_warmup_tokens: Count = Field(
         default=100_000, ge=0, description="Activations over which the sparsity penalty rises from 0."
     )
 
     def risen(self, tokens_seen: int) -> float:
-        """Share of the penalty's full weight after `tokens_seen` activations."""
+        """Share of the penalty's full weight that applies after `tokens_seen` activations."""
         return min(1.0, tokens_seen / max(self.sparsity_warmup_tokens, 1))
 
 
 class Encoding(NamedTuple):
     """Sparse code of a batch.
 
-    top_acts [tokens, width] (0 if fewer latents fire) and top_indices [tokens, width] are activations and their latents;
-    with `token_norm` also the mean and the deviation [tokens, 1] that decoding puts back.
+    top_acts [tokens, width] (0 if fewer latents fire) and top_indices [tokens, width] are activations and their
+    latents; with `token_norm` also the mean and the deviation [tokens, 1] that decoding puts back.
     """
 
     top_acts: Tensor
@@ -174,4 +174,5 @@ def batch_of(
     y = x if config.reads == config.writes else side_by_side(config.writes)
     channel = config.gradient
     gradient = rows[channel].to(dtype=dtype) if channel is not None and channel in rows else None
+
     return Batch(x, y, gradient)

@@ -1,4 +1,4 @@
-"""top-AFA: a token keeps as many latents as it takes for their norm to meet the norm of the input."""
+"""top-AFA: a token keeps as many latents as their norm needs to reach the norm of the input."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
         self.register_buffer("threshold", torch.zeros(()))
 
     def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
-        """The k(x) largest pre-activations; all positive ones where their norm stays below the input's."""
+        """The k(x) largest pre-activations; all positive ones if their norm stays below the input's."""
         return selection_for(pre_acts).norm_crossing(pre_acts, selection.centred.norm(dim=1))
 
     def extra_loss(self, training_pass: TrainingPass) -> Tensor:
@@ -72,10 +72,10 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
 
     @torch.no_grad()
     def observe(self, training_pass: TrainingPass) -> None:
-        """Moves `threshold` towards the one that keeps as many latents of this batch's first rows as k(x) does."""
+        """Moves `threshold` towards the one that keeps as many latents of the batch's first rows as k(x) does."""
         rows = min(SAMPLE_ROWS, len(training_pass.x_hat))
-        kept = int((training_pass.encoding.top_acts[:rows] > 0).sum())
-        if kept > 0:
-            least = self.pre_acts(self.centre(training_pass.batch.x[:rows])).float().flatten().topk(kept).values[-1]
+        n_kept = int((training_pass.encoding.top_acts[:rows] > 0).sum())
+        if n_kept > 0:
+            least = self.pre_acts(self.centre(training_pass.batch.x[:rows])).float().flatten().topk(n_kept).values[-1]
             weight = RUNNING_WEIGHT if self.threshold > 0 else 1.0
             self.threshold += weight * (least - self.threshold)

@@ -48,12 +48,16 @@ class TopK(KLargest[TopKConfig]):
         """fvu with 4k latents, times 1/8, if `multi_topk`."""
         if not self.config.multi_topk:
             return None
+
         x, y = training_pass.batch.x, training_pass.batch.y
         centred = self.centre(x)
+
         with torch.no_grad():
             pre_acts = self.pre_acts(centred)
             k = min(MULTI * self.config.k, self.d_sae)
             indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
+
         values = gather_dot(centred, self.W_enc.T, indices) + pick(self.b_enc, indices)
         error = y - gather_sum(F.relu(values), self.W_dec, indices) - self.b_dec
+
         return MULTI_WEIGHT * error.square().sum(1).mean() / training_pass.variance

@@ -1,1 +1,1 @@
-"""Speed of saedex on this machine beside floors and peers, as ratios of one run."""
+"""Speed of saedex on this machine beside floors and peers, as ratios within one run."""

@@ -1,4 +1,4 @@
-"""Part of `sae bench stream`: activations kept on disk against harvesting them again, and from which run on that pays."""
+"""Part of `sae bench stream`: reading activations from disk against harvesting them again, and when a cache pays."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ BYTES = 4e9  # of activations that are written and read; the rest is reckoned fr
 def measure(
     activations: Callable[[], Activations], folder: Path, seconds: Callable[[Callable[[], object]], float]
 ) -> dict[str, float]:
-    """Seconds to harvest all tokens and keep them, and to read them from the disk, in bfloat16 and in 8 bits.
+    """Seconds to harvest and store all tokens, and seconds to read them from disk, in bfloat16 and in 8 bits.
 
-    What was written is on the disk before reading begins, and no longer in the system's memory where it lets go of it.
+    Files are synced before reading begins, and the system is asked to drop them from its memory.
     """
-    found = {}
+    timings = {}
     for kind in ("bfloat16", "int8"):
         stream = activations()
         stream.harvester.harvest(stream.contexts.ids[:1], stream.contexts.documents[:1])  # compiled by now
         stream.cache = ActivationCache(folder / kind, stream.harvester, is_int8=kind == "int8")
-        found[f"harvest and keep, {kind}"] = _whole(stream, stream.cache, seconds)
-        found[f"read from disk, {kind}"] = _whole(stream, stream.cache, seconds)
+        timings[f"harvest and keep, {kind}"] = _whole(stream, stream.cache, seconds)
+        timings[f"read from disk, {kind}"] = _whole(stream, stream.cache, seconds)
         assert stream.cache.traffic.read == stream.cache.traffic.written
         shutil.rmtree(stream.cache.folder)
-    return found
+
+    return timings
 
 
 def _whole(stream: Activations, cache: ActivationCache, seconds: Callable[[Callable[[], object]], float]) -> float:
-    """Seconds for all tokens, reckoned from those of the segments that `BYTES` hold."""
+    """Seconds for all tokens, extrapolated from segments of about `BYTES`."""
     length, n_contexts = stream.contexts.ctx_len, stream.contexts.n_contexts
     per_segment = 2 * sum(map(stream.harvester.width, stream.harvester.hooks)) * stream.segment_contexts * length
     n_segments = min(stream.n_segments, max(2, int(BYTES / per_segment)))
@@ -49,11 +50,12 @@ def _whole(stream: Activations, cache: ActivationCache, seconds: Callable[[Calla
     before = cache.traffic.read + cache.traffic.written
     taken = seconds(go_through)
     assert cache.traffic.read + cache.traffic.written - before == n_read * length
+
     return taken * n_contexts / n_read
 
 
 def _to_disk(path: Path) -> None:
-    """Writes what is still in memory of a file, and asks the system to forget it."""
+    """Syncs a file, and asks the system to drop it from memory."""
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     if hasattr(os, "posix_fadvise"):
@@ -62,9 +64,9 @@ def _to_disk(path: Path) -> None:
 
 
 def break_even(harvest: float, keep: float, read: float) -> int | None:
-    """The first number of runs on the same activations for which keeping them takes less time; none: it never does.
+    """From how many runs on the same activations on a cache takes less time; None if it never does.
 
-    n runs take n `harvest` without, and `keep` + (n - 1) `read` with the cache.
+    n runs take n `harvest` without a cache, and `keep` + (n - 1) `read` with one.
     """
     if read >= harvest:
         return None
@@ -72,7 +74,7 @@ def break_even(harvest: float, keep: float, read: float) -> int | None:
 
 
 def sentence(seconds: dict[str, float]) -> str:
-    """What keeping comes to, in words."""
+    """When a cache pays, in words."""
     said = []
     for kind in ("bfloat16", "int8"):
         harvest = seconds["harvest alone"]

@@ -1,11 +1,11 @@
-"""`sae bench processes`: what several processes gain, against one of them alone on a machine of the same kind."""
+"""`sae bench processes`: several processes beside one of them alone on the same kind of machine."""
 
 from __future__ import annotations
 
 import gc
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,10 +22,11 @@ WAYS = ("replicas", "latents")
 def measure(
     processes: Processes, device: torch.device, shapes: tuple[Shape, ...] | None = None, size: Size | None = None
 ) -> dict[str, Any]:
-    """Seconds and memory of a step and seconds of a stream, alone (all processes at the same time) and together.
+    """Seconds and memory of a step and seconds of a stream, for each process alone (all at the same time) and together.
 
-    Replicas bring as many activations each to an update as one alone has, so that batches are `processes.world_size` times as large;
-    latents are spread for the batch that one alone has. The stream has the same number of tokens for all.
+    With replicas every process brings as many activations to an update as one has alone, so batches are `world_size`
+    times as large. Latents are spread for the batch that one process has alone. The stream has the same number of
+    tokens always.
     """
     gpu = device.type == "cuda"
     usual = tuple(s._replace(tokens=s.tokens * more) for s in (GPU_SHAPES if gpu else CPU_SHAPES) for more in (1, 4))
@@ -35,29 +36,37 @@ def measure(
         {"size": whole._asdict(), "seconds": _streams(processes, device, whole)}
         for whole in (size, size._replace(batch_tokens=4 * size.batch_tokens))
     ]
+
     return {"processes": processes.world_size, "steps": steps, "streams": streams}
 
 
-def _ways(processes: Processes) -> tuple[tuple[str, Processes, str], ...]:
-    return ("alone", ALONE, "replicas"), *((way, processes, way) for way in WAYS)
+class _Way(NamedTuple):
+    name: str
+    processes: Processes
+    parallel: str
+
+
+def _ways(processes: Processes) -> list[_Way]:
+    return [_Way("alone", ALONE, "replicas"), *(_Way(way, processes, way) for way in WAYS)]
 
 
 def _streams(processes: Processes, device: torch.device, size: Size) -> dict[str, float]:
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as own:
-        shared = processes.on_first(lambda: own)
-        for name, of, way in _ways(processes):
+    with tempfile.TemporaryDirectory() as own_folder:
+        shared = processes.on_first(lambda: own_folder)
+        for name, group, way in _ways(processes):
             if way == "latents":
                 size = size._replace(batch_tokens=size.batch_tokens // processes.world_size)
-            folder = Path(own if of is ALONE else shared) / name
+            folder = Path(own_folder if group is ALONE else shared) / name
             few = size._replace(tokens=min(size.tokens, 1 << 21))
-            Stream(few, device, folder, of, way).end_to_end()  # compiled by now
-            stream = Stream(size, device, folder, of, way)
+            Stream(few, device, folder, group, parallel=way).end_to_end()  # compiled by now
+            stream = Stream(size, device, folder, group, parallel=way)
             processes.barrier()
             seconds[name] = max(processes.all_gather_objects(stream.end_to_end()))
             del stream
             _free(device)
         processes.barrier()  # before the folder of the first goes
+
     return seconds
 
 
@@ -65,14 +74,16 @@ def _steps(processes: Processes, device: torch.device, shape: Shape) -> dict[str
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator().manual_seed(processes.rank)
     rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
-    found = {}
-    for name, of, way in _ways(processes):
-        own = rows[: len(rows) // processes.world_size].clone() if way == "latents" else rows
+    figures = {}
+
+    for name, group, way in _ways(processes):
+        own_rows = rows[: len(rows) // processes.world_size].clone() if way == "latents" else rows
         processes.barrier()
-        made = timed(saedex(shape, own, dtype, of, parallel=way), device, REPEATS)
-        found[name] = {key: max(processes.all_gather_objects(value)) for key, value in made._asdict().items()}
+        timing = timed(saedex(shape, own_rows, dtype, group, parallel=way), device, REPEATS)
+        figures[name] = {key: max(processes.all_gather_objects(value)) for key, value in timing._asdict().items()}
         _free(device)
-    return found
+
+    return figures
 
 
 def _free(device: torch.device) -> None:
@@ -90,16 +101,18 @@ def table(measured: dict[str, Any]) -> str:
         "| one step of each | ms alone | | ms together | throughput | memory of each |",
         "|---|---|---|---|---|---|",
     ]
+
     for step in measured["steps"]:
         alone = step["alone"]
         for way in WAYS:
-            found = step[way]
-            gain = (n if way == "replicas" else 1) * alone["seconds"] / found["seconds"]
-            share = f"{found['peak_bytes'] / alone['peak_bytes']:.2f}" if alone["peak_bytes"] else ""
+            figures = step[way]
+            gain = (n if way == "replicas" else 1) * alone["seconds"] / figures["seconds"]
+            share = f"{figures['peak_bytes'] / alone['peak_bytes']:.2f}" if alone["peak_bytes"] else ""
             lines.append(
                 f"| {', '.join(map(str, step['shape'].values()))} | {alone['seconds'] * 1e3:.2f} | {way} | "
-                f"{found['seconds'] * 1e3:.2f} | {gain:.2f} | {share} |"
+                f"{figures['seconds'] * 1e3:.2f} | {gain:.2f} | {share} |"
             )
+
     for stream in measured["streams"]:
         tokens, batch = stream["size"]["tokens"], stream["size"]["batch_tokens"]
         lines += [
@@ -109,4 +122,5 @@ def table(measured: dict[str, Any]) -> str:
         ]
         for name, seconds in stream["seconds"].items():
             lines.append(f"| {name} | {tokens / seconds:,.0f} | {stream['seconds']['alone'] / seconds:.2f} |")
+
     return "\n".join(lines)

@@ -35,7 +35,7 @@ def _answer(connection: HTTPConnection, path: str) -> tuple[int, bytes]:
 
 
 def _load(port: int, paths: list[str]) -> dict[str, Any]:
-    """Clients that ask for the paths in turn over kept connections; requests per second and latency in seconds."""
+    """Requests per second and latencies in seconds of clients that request the paths in turn over kept connections."""
     took: list[float] = []
     failures: list[int] = []
     end = time.perf_counter() + SECONDS
@@ -53,21 +53,26 @@ def _load(port: int, paths: list[str]) -> dict[str, Any]:
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()
+
     for thread in threads:
         thread.join()
+
     if failures:
         raise SaedexError(
             f"sae bench serve: {len(failures)} of {len(took)} requests of {paths[0]} failed (status {failures[0]})."
         )
+
     cuts = statistics.quantiles(took, n=100)
+
     return {"per_s": len(took) / SECONDS, "median_s": cuts[49], "p99_s": cuts[98]}
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Figures of every route for the dictionary or run folder at `path`, served by a server of its own."""
+    """Figures of every route for the dictionary or run folder at `path`, from a server started for this."""
     port = _free_port()
     command = [sys.executable, "-m", "sae.cli", "serve", str(path), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
     try:
         started = time.monotonic()
         while True:
@@ -104,9 +109,11 @@ def table(measured: dict[str, Any]) -> str:
         "| | requests/s | against the first | median ms | 99 % ms |",
         "|---|---|---|---|---|",
     ]
-    for name, found in routes.items():
+
+    for name, figures in routes.items():
         lines.append(
-            f"| {name} | {found['per_s']:,.0f} | {found['per_s'] / floor:.2f} | {found['median_s'] * 1e3:.1f} "
-            f"| {found['p99_s'] * 1e3:.1f} |"
+            f"| {name} | {figures['per_s']:,.0f} | {figures['per_s'] / floor:.2f} | {figures['median_s'] * 1e3:.1f} "
+            f"| {figures['p99_s'] * 1e3:.1f} |"
         )
+
     return "\n".join(lines)

@@ -116,37 +116,42 @@ PEERS = {"sparsify": sparsify, "dictionary_learning": dictionary_learning, "sael
 
 
 def measure(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Seconds and peak memory of every step and floor that can run here; what cannot says why."""
+    """Seconds and peak memory of every step and floor that runs here; the reason for those that do not."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
     makers: dict[str, Callable[[], Step]] = {"saedex": lambda: saedex(shape, rows, dtype)}
     if device.type == "cpu":  # what `train.dtype: auto` chooses where it is the faster of the two
         makers["saedex, selection in bfloat16"] = lambda: saedex(shape, rows, torch.bfloat16)
+
     for moments in ("bfloat16", "int8") if device.type == "cuda" else ():  # on a CPU they save no time
         makers[f"saedex, moments in {moments}"] = lambda m=moments: saedex(shape, rows, dtype, moments=m)
+
     makers |= {name: lambda make=make: make(shape, rows) for name, make in PEERS.items()}
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+
     for name, make in makers.items():
-        of = of_peer if name in PEERS else lambda call: call()
-        made = of(lambda make=make: timed(make(), device, repeats)._asdict())
-        found[name] = {"missing": made} if isinstance(made, str) else made
+        call = of_peer if name in PEERS else lambda call: call()
+        timing = call(lambda make=make: timed(make(), device, repeats)._asdict())
+        figures[name] = {"missing": timing} if isinstance(timing, str) else timing
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
     for name, call in floors(shape, rows, dtype).items():
-        found[name] = timed(call, device, repeats)._asdict()
-    return {"shape": shape._asdict(), "dtype": str(dtype).removeprefix("torch."), "steps": found}
+        figures[name] = timed(call, device, repeats)._asdict()
+
+    return {"shape": shape._asdict(), "dtype": str(dtype).removeprefix("torch."), "steps": figures}
 
 
 def table(measured: dict[str, Any]) -> str:
     """The measurements as a Markdown table, each against saedex."""
     ours = measured["steps"]["saedex"]
     lines = ["| | ms | against saedex | peak MiB |", "|---|---|---|---|"]
-    for name, found in measured["steps"].items():
-        if "missing" in found:
-            lines.append(f"| {name} | {found['missing'].splitlines()[0].replace('|', '/')} | | |")
+    for name, figures in measured["steps"].items():
+        if "missing" in figures:
+            lines.append(f"| {name} | {figures['missing'].splitlines()[0].replace('|', '/')} | | |")
         else:
-            ratio, memory = found["seconds"] / ours["seconds"], found["peak_bytes"] / 2**20
-            lines.append(f"| {name} | {found['seconds'] * 1e3:.2f} | {ratio:.2f} | {memory:.0f} |")
+            ratio, memory = figures["seconds"] / ours["seconds"], figures["peak_bytes"] / 2**20
+            lines.append(f"| {name} | {figures['seconds'] * 1e3:.2f} | {ratio:.2f} | {memory:.0f} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`sae bench stream`: tokens to a trained dictionary, against harvest alone, the step alone, and sparsify's own trainer."""
+"""`sae bench stream`: tokens to a trained dictionary, beside harvest alone, the step alone, and sparsify's own trainer."""
 
 from __future__ import annotations
 
@@ -59,21 +59,23 @@ class Size(NamedTuple):
         return self.width * 8 // 3
 
     def gradient_harvest(self) -> float:
-        """FLOPs of harvesting a token's gradient over those of its activation.
+        """FLOPs of harvesting a token's gradient, over the FLOPs of harvesting its activation.
 
-        Whole forward pass with the head, the way back through the head and the blocks above; no weight gradients. Of
-        attention a causal half is counted, its way back as 2.5 times the way there.
+        Counts the whole forward pass with the head, and the way back through the head and the blocks above the hook
+        point; no weight gradients. Of attention the causal half is counted, and its way back as 2.5 times its way
+        there.
         """
         linear = 2 * self.width * (2 * self.width + 2 * 64 * self.key_heads + 3 * self.hidden)
         attention = 2 * self.ctx_len * self.width
         above = self.layers - self.layer - 1
         back = above * (linear + 2.5 * attention)
         whole = self.layers * (linear + attention) + 2 * 2 * self.width * self.vocabulary + back
+
         return whole / ((self.layer + 1) * (linear + attention))
 
 
-GPU_SIZE = Size(576, 30, 15, 49_152, 36_864, 32, 8192, 256, 1 << 24)
-CPU_SIZE = Size(192, 6, 4, 4096, 2048, 32, 1024, 128, 1 << 17)
+GPU_SIZE = Size(576, 30, 15, 49_152, latents=36_864, k=32, batch_tokens=8192, ctx_len=256, tokens=1 << 24)
+CPU_SIZE = Size(192, 6, 4, 4096, latents=2048, k=32, batch_tokens=1024, ctx_len=128, tokens=1 << 17)
 
 
 def random_model(size: Size, device: torch.device) -> LanguageModel:
@@ -87,9 +89,10 @@ def random_model(size: Size, device: torch.device) -> LanguageModel:
     )  # fmt: skip
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
-    lm = LanguageModel(model, SimpleNamespace(all_special_ids=[0]), "random", "", "", False)
+    lm = LanguageModel(model, SimpleNamespace(all_special_ids=[0]), "random", "", licence="", prepend_bos=False)
     model.eval().requires_grad_(False).to(device)
     lm.cast(torch.bfloat16 if device.type == "cuda" else torch.float32)
+
     return lm
 
 
@@ -100,14 +103,20 @@ def write_tokens(size: Size, folder: Path) -> Contexts:
     random = np.random.default_rng(0)
     random.integers(1, size.vocabulary, (n_contexts, size.ctx_len), dtype=np.uint16).tofile(folder / "ids.bin")
     np.zeros((n_contexts, size.ctx_len), np.uint32).tofile(folder / "documents.bin")
-    return Contexts(folder, size.ctx_len, False, "<u2", n_contexts)
+    return Contexts(folder, size.ctx_len, False, "<u2", n_contexts=n_contexts)
 
 
 class Stream:
-    """Everything that the timings share: the model, the tokens and the sizes of pieces."""
+    """What all timings share: the model, the tokens and the sizes of pieces."""
 
     def __init__(
-        self, size: Size, device: torch.device, folder: Path, processes: Processes = ALONE, parallel: str = "replicas"
+        self,
+        size: Size,
+        device: torch.device,
+        folder: Path,
+        processes: Processes = ALONE,
+        *,
+        parallel: str = "replicas",
     ):
         self.size, self.device, self.folder, self.processes = size, device, folder, processes
         self.lm = random_model(size, device)
@@ -188,8 +197,8 @@ class Stream:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             trainer(8 * per_batch).fit()  # its kernels are compiled by now
             n = max(8, min(self.contexts.n_contexts // per_batch, 128)) * per_batch  # a part of the tokens is enough
-            made = trainer(n)
-            return _seconds(made.fit, self.device) * self.contexts.n_contexts / n
+            their_trainer = trainer(n)
+            return _seconds(their_trainer.fit, self.device) * self.contexts.n_contexts / n
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
@@ -201,33 +210,37 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def measure(device: torch.device, size: Size | None = None) -> dict[str, Any]:
-    """Seconds of every part for the same tokens, and what of the peers could not run."""
+    """Seconds of every part for the same tokens; the reason for peers that could not run."""
     size = size or (GPU_SIZE if device.type == "cuda" else CPU_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         stream = Stream(size, device, Path(folder))
-        found: dict[str, Any] = {"tokens on disk": stream.read(), "harvest alone": stream.harvest()}
-        found |= {"step alone": stream.step(), "end to end": stream.end_to_end()}
-        found |= cached.measure(
+        timings: dict[str, Any] = {"tokens on disk": stream.read(), "harvest alone": stream.harvest()}
+        timings |= {"step alone": stream.step(), "end to end": stream.end_to_end()}
+        timings |= cached.measure(
             lambda: stream.activations(stream.config()), Path(folder), lambda call: _seconds(call, device)
         )
-        found["gradient harvest alone"] = stream.harvest(gradient=True)
-        found["sparsify end to end"] = of_peer(stream.sparsify)
-    return {"size": size._asdict(), "seconds": found}
+        timings["gradient harvest alone"] = stream.harvest(gradient=True)
+        timings["sparsify end to end"] = of_peer(stream.sparsify)
+
+    return {"size": size._asdict(), "seconds": timings}
 
 
 def table(measured: dict[str, Any]) -> str:
-    """The measurements as a Markdown table, each against the whole way."""
+    """The measurements as a Markdown table, each beside the whole way."""
     seconds, tokens = measured["seconds"], measured["size"]["tokens"]
     whole = seconds["end to end"]
     lines = ["| | tokens/s | time against end to end |", "|---|---|---|"]
-    for name, found in seconds.items():
-        if isinstance(found, str):
-            lines.append(f"| {name} | {found.splitlines()[0].replace('|', '/')} | |")
+
+    for name, taken in seconds.items():
+        if isinstance(taken, str):
+            lines.append(f"| {name} | {taken.splitlines()[0].replace('|', '/')} | |")
         else:
-            lines.append(f"| {name} | {tokens / found:,.0f} | {found / whole:.2f} |")
+            lines.append(f"| {name} | {tokens / taken:,.0f} | {taken / whole:.2f} |")
+
     floor = (seconds["harvest alone"] + seconds["step alone"]) / whole
     multiple = Size(**measured["size"]).gradient_harvest()
     gradient = seconds["gradient harvest alone"] / (multiple * seconds["harvest alone"])
+
     return "\n".join(
         [
             *lines,

@@ -34,9 +34,11 @@ class Bench(Command):
 
         for verb in (step, stream, processes):
             verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
+
         cpu.set_defaults(device="cpu")
         for verb in (step, cpu):
             _add_step_arguments(verb)
+
         index.add_argument(
             "--tokens", type=int, nargs="+", metavar="N", help="numbers of tokens (default: up to a million)"
         )
@@ -90,10 +92,12 @@ def _step(arguments: Namespace) -> int:
     shapes = [Shape.parse(text) for text in arguments.shape] or list(usual)
     figures: dict[str, Any] = {"device": _device_name(device), "shapes": []}
     print(f"One training step with Adam; {figures['device']}. Medians of {arguments.repeats} steps.")
+
     for shape in shapes:
         figures["shapes"].append(measure(shape, device, arguments.repeats))
         print(f"\nwidth {shape.width}, latents {shape.latents}, k {shape.k}, tokens {shape.tokens}\n")
         print(table(figures["shapes"][-1]), flush=True)
+
     return _write_json(arguments, figures)
 
 
@@ -121,6 +125,7 @@ def _processes(arguments: Namespace) -> int:
         if processes.is_first:
             print(f"{processes.world_size} processes beside one; {figures['device']} each.\n\n{table(figures)}")
             _write_json(arguments, figures)
+
     return 0
 
 

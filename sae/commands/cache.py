@@ -36,6 +36,8 @@ class Cache(Command):
             if facts := cache.facts:
                 print(f"    {facts['stored']}  {', '.join(facts['channels'])}  contexts of {facts['ctx_len']}")
                 print(f"    {facts['model']} in {facts['dtype'].removeprefix('torch.')} on {facts['device']}")
+
         if not caches:
             print("no shared activations; `harvest.cache: shared` in a config keeps them")
+
         return 0

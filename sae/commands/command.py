@@ -19,10 +19,10 @@ class Command(ABC):
 
     @abstractmethod
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Describes the arguments. A command of several verbs adds parsers of its own, each with its `work`."""
+        """Describes the arguments. A command with several verbs adds a parser for each, with its `work`."""
 
     def run(self, arguments: Namespace) -> int:
-        """Does the work and returns the exit code; by default the `work` of the verb that was given."""
+        """Does the work and returns the exit code; by default the `work` of the verb on the command line."""
         return arguments.work(arguments)
 
 

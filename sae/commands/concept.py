@@ -62,14 +62,17 @@ def _add(arguments: Namespace) -> int:
         run_folder=arguments.run,
     )
     n_texts = f"{concept.n_positive[1]} + {concept.n_negative[1]} texts"
+
     for title, interval in (
         ("balanced accuracy", concept.balanced_accuracy),
         ("precision", concept.precision),
         ("recall", concept.recall),
     ):
         print(f"{title:<18} {interval.value:.3f}  ({interval.low:.3f} to {interval.high:.3f}) on {n_texts}")
+
     for feature, weight in zip(concept.features, concept.weights, strict=True):
         print(f"  feature {feature:>6}  weight {weight:+.3f}")
+
     return 0
 
 
@@ -103,6 +106,7 @@ def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None
             raise DataError(
                 f'{labelled}: line {number} is no object with a "text" and a "label" (true or false).'
             ) from None
+
     return texts
 
 
@@ -127,6 +131,7 @@ def add_concept(
 
     if method not in get_args(Method):
         raise ConfigError(f"--method: {method!r}; allowed are {', '.join(get_args(Method))}")
+
     folder, screen = folder.resolve(), Screen()
     sae = dictionary.load(folder)
     home = run_folder or folder.parent.parent
@@ -140,6 +145,7 @@ def add_concept(
 
     harvester = harvester_of(config, home, sae.config.channels, screen)
     sae.to(harvester.lm.device)
+
     with owned(folder), screen.progress("encode", 2, "files") as progress:
         maxima = []
         for number, part in enumerate((positive, negative)):
@@ -149,4 +155,5 @@ def add_concept(
         path = folder / FILE_NAME
         stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         write_json(path, stored | {name: concept.as_json()})
+
     return concept

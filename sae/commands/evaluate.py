@@ -66,6 +66,7 @@ def evaluate_dictionaries(
 
     folders = dictionaries_in(path.resolve())
     run = Run(run_folder or folders[0].parent.parent, Screen())
+
     try:
         names = known_measures(measures) if measures else run.config.evaluate.measures
     except ValueError as error:
@@ -73,9 +74,11 @@ def evaluate_dictionaries(
 
     configs = [dictionary.load(folder).config for folder in folders]
     channels = tuple(dict.fromkeys(channel for config in configs for channel in config.channels))
+
     with owned(run.folder), tempfile.TemporaryDirectory() as scratch:
         for statistics in (run.folder / "activations").glob("*.json"):  # the filters of training, not new ones
             shutil.copy(statistics, scratch)
         stages = [EvaluateStage(folder, names, against) for folder in folders]
         perform([Prepare(channels, Path(scratch)), *stages], run)
+
     return folders

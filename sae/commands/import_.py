@@ -19,7 +19,7 @@ class Import(Command):
     order = 51
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """The file, its format, what it does not say, the target."""
+        """The file, its format, what the file does not say, and the target."""
         parser.add_argument("path", type=Path, help="the file or folder")
         parser.add_argument(
             "--from",
@@ -38,7 +38,9 @@ class Import(Command):
         """Imports, and says what the dictionary is."""
         from sae.interop.transfer import import_dictionary
 
-        sae = import_dictionary(arguments.path, arguments.source, arguments.target, arguments.hook, arguments.writes)
+        sae = import_dictionary(
+            arguments.path, arguments.source, arguments.target, arguments.hook, writes=arguments.writes
+        )
         architecture = getattr(sae.config, "architecture", "")
         print(f"{arguments.target}: {architecture}, {sae.d_sae} latents of {sae.d_in} numbers")
         return 0

@@ -52,6 +52,7 @@ class Interpret(Command):
                     f"{cost.prompt_tokens:,} tokens read, {cost.answer_tokens:,} written"
                     + ("" if cost.cost is None else f"; cost {cost.cost:.2f}")
                 )
+
         return 0
 
 
@@ -99,6 +100,7 @@ def _settings(arguments: Namespace) -> InterpretConfig:
             "logprobs": arguments.judge_logprobs,
             **dict(zip(("price_read", "price_written"), arguments.judge_prices, strict=True)),
         }
+
     return settings_of(arguments.explainers, arguments.scorers, judge)
 
 
@@ -112,6 +114,7 @@ def settings_of(explainers: str | None, scorers: str | None, judge: dict[str, An
 
     lists = {"explainers": explainers, "scorers": scorers}
     names: dict[str, Any] = {key: tuple(text.split(",")) for key, text in lists.items() if text is not None}
+
     try:
         return InterpretConfig(**names, judge=JudgeConfig(**judge) if judge else None)
     except ValidationError as error:
@@ -130,10 +133,12 @@ def label_dictionaries(path: Path, features: str | None, settings: InterpretConf
 
     chosen = _feature_range(features)
     summaries = []
+
     for folder in dictionaries_in(path.resolve()):
         with owned(folder):
             perform([Label(folder, settings, chosen)], Run(folder.parent.parent, Screen()))
         summaries.append((folder.name, LabelSummary.read(folder)))
+
     return summaries
 
 

@@ -50,6 +50,7 @@ class Train(Command):
             summary = run(config, Screen(quiet=not processes.is_first), processes)
             if processes.is_first:
                 print_summary(summary)
+
         return 0
 
 
@@ -58,11 +59,13 @@ def print_summary(summary: RunSummary) -> None:
     from sae.pipeline.efficiency import table
 
     print(f"\nrun {summary.run}, {summary.seconds_total:.0f} s in all")
+
     for name, figures in summary.dictionaries.items():
         print(f"  dictionary {name}: {figures.folder}")
         _print_metrics(figures.metrics)
         if figures.labels is not None:
             _print_labels(figures.labels)
+
     print(table(summary.seconds, summary.rates, summary.peak_bytes))
     print(f"\nTo look at the features:  sae serve {summary.folder}\n")
 

@@ -1,4 +1,4 @@
-"""Runs measures on a dictionary and keeps what they found: metrics.json, pictures, and a report to read."""
+"""Runs measures on a dictionary and writes their figures: metrics.json, pictures, and a report to read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sae.stream.activations import Activations
 
 
 def known_measures(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names, if each is a measure; raises `ValueError` with those that are."""
+    """The names, if each is a measure; otherwise raises `ValueError` with the measures that exist."""
     wrong = [name for name in names if name not in MEASURES]
     if wrong:
         raise ValueError(f"no measure {wrong[0]!r}; allowed measures are {', '.join(MEASURES)}")
@@ -29,7 +29,7 @@ DEFAULT = tuple(name for name, measure in MEASURES.items() if measure.by_default
 
 
 class EvaluateConfig(Section):
-    """What is measured at the end of a run and how much of the held-out stream is used for it."""
+    """What is measured at the end of a run, and how much of the held-out stream it uses."""
 
     measures: Annotated[tuple[str, ...], AfterValidator(known_measures)] = Field(
         default=DEFAULT, description="Measures to run; `sae eval` runs others later."
@@ -70,6 +70,7 @@ def evaluate(subject: Subject, names: tuple[str, ...], title: str) -> Metrics:
     """
     folder = subject.folder
     metrics = Metrics.read(folder) if (folder / Metrics.file_name).exists() else Metrics()
+
     for name in names:
         measure = MEASURES[name]
         if not measure.applies(subject):

@@ -46,6 +46,7 @@ def norms(rows: list[tuple[float, float]], title: str, path: Path) -> None:
     for b in (1.0, 0.5, 0.25):
         upper = line / np.sqrt(1 - b) if b < 1 else np.full(2, high * 10)
         axis.fill_between(line, line / np.sqrt(1 + b), upper, color=INK, alpha=0.08, linewidth=0)
+
     axis.plot(line, line, color=INK, linestyle="--", linewidth=1)
     axis.scatter(x, f, s=6, color=ACCENT, alpha=0.5, linewidth=0)
     axis.set(xlim=line, ylim=line, aspect="equal", xlabel="norm of the activation", ylabel="norm of the code")
@@ -55,9 +56,9 @@ def norms(rows: list[tuple[float, float]], title: str, path: Path) -> None:
 
 
 def lines_through_first(
-    x: list[float], x_title: str, left: dict[str, list[float]], right: dict[str, list[float]], path: Path
+    x: list[float], x_title: str, left: dict[str, list[float]], right: dict[str, list[float]], *, path: Path
 ) -> None:
-    """Two panels of measurements against x; a dotted line says where a cost in proportion to x would lie."""
+    """Two panels of measurements against x; a dotted line shows a cost proportional to x."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for panel, series in zip(panels, (left, right), strict=True):
         for (name, values), color in zip(series.items(), (ACCENT, INK), strict=False):
@@ -65,5 +66,6 @@ def lines_through_first(
             panel.plot([0, x[-1]], [0, values[0] * x[-1] / x[0]], ":", color=color, linewidth=1)
         panel.set(xlabel=x_title, xlim=(0, None), ylim=(0, None))
         panel.legend(frameon=False)
+
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""The 113 binary text classification sets that the sae-probes wheel bundles; read from the wheel, never imported."""
+"""The 113 binary text classification sets that the sae-probes wheel contains; read from the wheel, never imported."""
 
 from __future__ import annotations
 
@@ -39,17 +39,20 @@ def _unpacked() -> list[Path]:
     return sorted(folder.glob("*.csv.zst"))
 
 
-def _sampled(name: str, rows: list[tuple[str, str]], n_train: int, n_test: int, rng: np.random.Generator) -> TextSet:
-    """Balanced samples without overlap; a small set gives what it has, in the same proportion."""
+def _sampled(name: str, rows: list[tuple[str, str]], n_train: int, n_test: int, *, rng: np.random.Generator) -> TextSet:
+    """Balanced samples without overlap; a small set is used up in the same proportion."""
     classes = [[text for text, label in rows if label == kind] for kind in sorted({label for _, label in rows})]
     share = min(1.0, min(map(len, classes)) / ((n_train + n_test) // 2))
     train_each, test_each = int(n_train // 2 * share), int(n_test // 2 * share)
     train, test = [], []
+
     for label, texts in enumerate(classes):
         order = rng.permutation(len(texts))
         train += [(texts[i], label) for i in order[:train_each]]
         test += [(texts[i], label) for i in order[train_each : train_each + test_each]]
+
     parts = [([t for t, _ in part], np.array([label for _, label in part])) for part in (train, test)]
+
     return TextSet(name, *parts[0], *parts[1])
 
 
@@ -63,4 +66,4 @@ def text_sets(n_train: int, n_test: int, seed: int) -> Iterator[TextSet]:
         rows = connection.execute(query).fetchall()
         if len({label for _, label in rows}) == 2:
             rng = np.random.default_rng([seed, *path.name.encode()])
-            yield _sampled(path.name.removesuffix(".csv.zst"), rows, n_train, n_test, rng)
+            yield _sampled(path.name.removesuffix(".csv.zst"), rows, n_train, n_test, rng=rng)

@@ -1,4 +1,4 @@
-"""report.md in the dictionary folder: every figure with what it means, and the pictures."""
+"""report.md in the dictionary folder: every figure with its meaning, and the pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _shown(value: Any) -> str:
 
 
 def write_report(metrics: dict[str, Any], title: str, folder: Path) -> None:
-    """Writes report.md from the metrics and the pictures that lie beside it."""
+    """Writes report.md from the metrics and the pictures in the folder."""
     lines = [f"# {title}", "", "All figures are of held-out documents that training never saw.", ""]
     for name, measure in MEASURES.items():
         rows = [(key, _looked_up(metrics, key), text) for key, text in measure.meanings.items()]
@@ -32,5 +32,6 @@ def write_report(metrics: dict[str, Any], title: str, folder: Path) -> None:
             lines += [f"## {name.replace('_', ' ').capitalize()}", "", "| figure | value | meaning |", "|---|---|---|"]
             lines += [f"| {key} | {_shown(value)} | {text.replace('|', chr(92) + '|')} |" for key, value, text in rows]
             lines.append("")
+
     lines += [f"![{name}]({name})" for name in PICTURES if (folder / name).exists()]
     write_bytes(folder / "report.md", ("\n".join(lines) + "\n").encode())

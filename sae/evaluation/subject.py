@@ -1,4 +1,4 @@
-"""What every measure is given: a dictionary and the held-out stream that training never sees."""
+"""What every measure reads: a dictionary and the held-out stream that training never sees."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Subject:
         return self.sae.b_dec.device
 
     def batches(self, max_rows: int | None = None) -> Iterator[Batch]:
-        """Held-out rows in the language model's own units, at most about `max_rows` of them."""
+        """Held-out rows in the language model's own units; about `max_rows` of them at most."""
         seen = 0
         for g in range(self.held_out.n_segments):
             segment = self.held_out.segment(g)
@@ -52,5 +52,5 @@ class Subject:
                 yield batch
 
     def generator(self) -> torch.Generator:
-        """A generator of the run's seed."""
+        """A random generator with the run's seed."""
         return torch.Generator().manual_seed(self.seed)

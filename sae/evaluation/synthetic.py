@@ -1,4 +1,4 @@
-"""Data whose true features are known, and how many of them a dictionary finds."""
+"""Data with known true features, and how many of them a dictionary recovers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def world(n_features: int, width: int, l0: float, seed: int) -> World:
 
 @torch.no_grad()
 def recovery(sae: SparseAutoencoder, truth: World) -> float:
-    """MCC: mean cosine of the true directions with decoder rows, matched one to one (Hungarian); 1 is all found.
+    """MCC: mean cosine of the true directions with decoder rows, matched one to one (Hungarian); 1 if all are
+    recovered.
 
-    As in Lee et al. and SAELens' synthetic benchmarks: cosines in place of correlations of activations, so that no
+    As in Lee et al. and SAELens' synthetic benchmarks: with cosines in place of correlations of activations, so that no
     samples are needed.
     """
     return float(matched_cosines(truth.directions, sae.W_dec.cpu()).mean())

@@ -1,4 +1,4 @@
-"""Which device to compute on, and the most memory that this process took."""
+"""Which device to compute on, and how much memory this process took at most."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from sae.errors import UnavailableError
 
 
 def device_called(asked: str, setting: str) -> torch.device:
-    """The device for auto, cpu or cuda (under torchrun the process's own GPU); raises `UnavailableError`, naming `setting`."""
+    """The device for auto, cpu or cuda (under torchrun the process's own GPU); raises `UnavailableError`, naming
+    `setting`.
+    """
     if asked == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(f"{setting} cuda was asked, torch sees no GPU. Use {setting} cpu.")
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+
     local = int(os.environ.get("LOCAL_RANK", 0))
     if local >= torch.cuda.device_count():
         raise UnavailableError(
             f"process {local} of this machine wants a GPU of its own, torch sees {torch.cuda.device_count()}. "
             "Start fewer: torchrun --nproc-per-node."
         )
+
     if "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(local)
+
     return torch.device("cuda")
 
 
 class PeakMemory:
-    """In a `with` block, the most memory that the process took besides what it had (`peak_bytes`), mapped files left out.
+    """Peak memory of a `with` block: `peak_bytes` beyond what the process had before, without mapped files.
 
-    Looked at every 20 ms, on Linux; elsewhere it is 0.
+    Sampled every 20 ms, on Linux; elsewhere it is 0.
     """
 
     def __enter__(self) -> PeakMemory:

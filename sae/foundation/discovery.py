@@ -1,4 +1,4 @@
-"""Finds the classes of a kind in the files of a folder, so that one new file is all that a plug-in needs."""
+"""Finds the plug-ins in a folder, so that one new file is all that a plug-in needs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ C = TypeVar("C")
 
 def classes_in(package: str, kind: type[C]) -> dict[type[C], str]:
     """Concrete subclasses of `kind` that the modules of a package define, each with its module's name."""
-    found: dict[type[C], str] = {}
+    classes: dict[type[C], str] = {}
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         module = importlib.import_module(f"{package}.{info.name}")
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if issubclass(cls, kind) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
-                found[cls] = info.name
-    return found
+                classes[cls] = info.name
+    return classes
 
 
 def instances_in(package: str, kind: type[C]) -> dict[str, C]:

@@ -37,7 +37,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes what is written once."""
+        """Whether this is rank 0, which writes whatever is written once."""
         return self.rank == 0
 
     def share(self, n: int) -> slice:
@@ -103,6 +103,7 @@ class Processes:
         """Runs `work` (which must exchange nothing); an error of one process is raised by all of them."""
         result: Any = None
         failure: SaedexError | None = None
+
         try:
             result = work()
         except SaedexError as error:
@@ -111,6 +112,7 @@ class Processes:
         for error in self.all_gather_objects(failure):
             if error is not None:
                 raise error
+
         return result
 
     def on_first(self, work: Callable[[], T]) -> T:
@@ -120,6 +122,7 @@ class Processes:
         """
         if self.world_size == 1:
             return work()
+
         result_and_exit_code: list[Any] = [None, None]
         failure: Exception | None = None
         if self.is_first:
@@ -133,6 +136,7 @@ class Processes:
             raise failure
         if result_and_exit_code[1] is not None:
             raise StoppedByPeer(result_and_exit_code[1])
+
         return result_and_exit_code[0]
 
 
@@ -167,6 +171,7 @@ def connected() -> Iterator[Processes]:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=EXCHANGE_TIMEOUT)
         patient_group = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)

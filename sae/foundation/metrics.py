@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,18 @@ class FvuMeter:
 
 
 @torch.no_grad()
-def batch_sums(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum ||x - x_hat||^2, sum ||x||^2, sum x) over the rows of a batch, in float64."""
+class BatchSums(NamedTuple):
+    """Sums over the rows of a batch, in float64: ||x - x_hat||^2, ||x||^2, and the rows x [d] themselves."""
+
+    square_error: Tensor
+    square: Tensor
+    total: Tensor
+
+
+def batch_sums(x: Tensor, x_hat: Tensor) -> BatchSums:
+    """The sums that an fvu needs of a batch x [n, d] and its reconstruction."""
     wide = torch.float64
-    return (x - x_hat).square().sum(dtype=wide), x.square().sum(dtype=wide), x.sum(0, dtype=wide)
+    return BatchSums((x - x_hat).square().sum(dtype=wide), x.square().sum(dtype=wide), x.sum(0, dtype=wide))
 
 
 def normalised_mse(x: Tensor, x_hat: Tensor) -> Tensor:

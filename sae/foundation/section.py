@@ -1,4 +1,4 @@
-"""What every section of the configuration shares: frozen values, unknown keys refused, readable numbers."""
+"""What all settings share: frozen values, unknown keys refused with the nearest known one, readable numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Section(BaseModel):
 
 
 def _whole_number(value: Any) -> Any:
-    """`value` as an int where it is a whole number written as 2e6, 2_000_000 or "2e6"; bool is refused."""
+    """`value` as an int if it is a whole number, also one written as 2e6, 2_000_000 or "2e6"; a bool is refused."""
     if isinstance(value, bool):
         raise PydanticCustomError("whole_number", "a whole number is wanted, not true or false")
     if isinstance(value, str):
@@ -25,10 +25,12 @@ def _whole_number(value: Any) -> Any:
             value = float(value.replace("_", ""))
         except ValueError:
             return value
+
     if isinstance(value, float):
         if not math.isfinite(value) or value != int(value):
             raise PydanticCustomError("whole_number", "a whole number is wanted")
         return int(value)
+
     return value
 
 
@@ -36,7 +38,7 @@ Count = Annotated[int, BeforeValidator(_whole_number)]
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The keys allowed beside the last element of `location`, found by walking the config classes."""
+    """The keys allowed at the last element of `location`, found by walking the config classes."""
     classes: list[type[BaseModel]] = [model]
     for part in location[:-1]:
         following = []
@@ -61,18 +63,18 @@ def _tag_is(annotation: Any, tag: Any) -> bool:
 
 def _tags(model: type[BaseModel]) -> set[str]:
     """The values of every Literal field of one value below `model`: pydantic puts them into the place of an error."""
-    found: set[str] = set()
+    tags: set[str] = set()
     for field in model.model_fields.values():
         for cls in classes_in(field.annotation):
-            found |= _tags(cls)
+            tags |= _tags(cls)
         values = getattr(field.annotation, "__args__", ())
         if len(values) == 1 and isinstance(values[0], str):
-            found.add(values[0])
-    return found
+            tags.add(values[0])
+    return tags
 
 
 def _about_tag(key: str, context: Any) -> str:
-    """The line for an entry whose kind is missing or not known."""
+    """The line for an entry with a missing or unknown kind."""
     which = f"{key}.{context['discriminator'].strip(chr(39))}"
     if "tag" not in context:
         return f"{which}: missing; this key is required"
@@ -88,6 +90,7 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[st
     problems = error.errors(include_url=False)
     places = [tuple(problem["loc"]) for problem in problems]
     tags = _tags(model)
+
     for problem, location in zip(problems, places, strict=True):
         if problem["type"] == "too_short" and any(p[: len(location)] == location != p for p in places):
             continue  # too short only because its entries were refused
@@ -103,7 +106,8 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[st
             lines.append(f"{key}: missing; this key is required")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            given = problem.get("input")
-            shown = "" if isinstance(given, dict | list | tuple | BaseModel) else f" (given: {given!r})"
+            value = problem.get("input")
+            shown = "" if isinstance(value, dict | list | tuple | BaseModel) else f" (given: {value!r})"
             lines.append(f"{key}: {message[0].lower() + message[1:]}{shown}")
+
     return lines

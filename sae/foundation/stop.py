@@ -50,6 +50,7 @@ class StopRequest:
         previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
         try:
             yield self
         except Exception as error:

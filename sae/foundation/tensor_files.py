@@ -48,7 +48,7 @@ class _Location(NamedTuple):
 
 
 class TensorFiles:
-    """Tensors by name in several files, of which some are cut into pieces; only what is asked for is read."""
+    """Tensors by name in several files, of which some are cut into pieces; reads only what it is asked for."""
 
     def __init__(self, paths: list[Path]):
         self._locations: dict[str, list[_Location]] = {}
@@ -80,6 +80,7 @@ class TensorFiles:
                 first, last = max(part.start - start, 0), min(part.stop - start, stored.get_shape()[axis])
                 if first < last:
                     pieces.append(stored[:, first:last] if axis else stored[first:last])
+
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self._locations[name][0].axis)
 
 
@@ -94,4 +95,5 @@ def write_folder_together(folder: Path, fill: Callable[[Path], None], processes:
         write_folder(folder, fill_when_created)
     else:
         fill_when_created(temporary_of(folder))
+
     processes.barrier()

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class Timed(NamedTuple):
-    """Median seconds of a call, and the most bytes that were taken on the GPU (0 on a CPU).
+    """Median seconds of a call, and the most bytes reserved on the GPU (0 on a CPU).
 
-    Taken, not in use: a recorded call's memory is in use without being counted so.
+    Reserved, not allocated: torch does not count the memory of a recorded CUDA graph as allocated.
     """
 
     seconds: float
@@ -25,7 +25,7 @@ class Timed(NamedTuple):
 
 
 def of_peer(call: Callable[[], T]) -> T | str:
-    """What the call returns; a sentence where the peer is not installed or fails, for the rest is still worth showing."""
+    """What the call returns, or one sentence if the peer is not installed or fails; the rest is still worth showing."""
     try:
         return call()
     except ImportError as error:
@@ -35,16 +35,18 @@ def of_peer(call: Callable[[], T]) -> T | str:
 
 
 def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> Timed:
-    """Times `repeats` calls after a few that do not count; on a GPU by its own clock."""
+    """Times `repeats` calls after a few uncounted ones; on a GPU by its own clock."""
     for _ in range(WARM_UP if device.type == "cuda" else 2):
         call()
+
     if device.type != "cuda":
-        found = []
+        seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
             call()
-            found.append(time.perf_counter() - start)
-        return Timed(statistics.median(found), 0)
+            seconds.append(time.perf_counter() - start)
+        return Timed(statistics.median(seconds), 0)
+
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -53,6 +55,8 @@ def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEA
     for mark in marks[1:]:
         call()
         mark.record()
+
     torch.cuda.synchronize()
     each = [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
+
     return Timed(statistics.median(each), torch.cuda.max_memory_reserved())

@@ -1,4 +1,4 @@
-"""A dictionary as plain tensors: what foreign formats hold, whatever they call it."""
+"""A dictionary in the form that foreign files hold, whatever they call its parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Kind = Literal["topk", "jumprelu", "relu", "gated"]
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """a = kind((x - b_dec) W_enc + b_enc), x_hat = a W_dec + b_dec (+ x W_skip); without b_dec in the input if not `centred`.
+    """a = kind((x - b_dec) W_enc + b_enc), x_hat = a W_dec + b_dec (+ x W_skip); without b_dec in the input if not
+    `centred`.
 
     W_enc [d_in, d_sae], W_dec [d_sae, d_out]; `extra` holds threshold [d_sae], r_mag and b_mag [d_sae], W_skip.
     """
@@ -56,6 +57,7 @@ def weights_of(sae: SparseAutoencoder, card: DictionaryCard) -> ForeignWeights:
     extra = {name: state[name] for name in sae.foreign_tensors if name in state}
     if "threshold" in extra:  # one for all, or one per latent; foreign forms hold one per latent, and none is negative
         extra["threshold"] = extra["threshold"].clamp_min(0).expand(sae.d_sae).contiguous()
+
     return ForeignWeights(
         sae.computes_as,
         W_enc=state["W_enc"],
@@ -92,6 +94,7 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
         settings["k"] = weights.k
     if weights.kind == "jumprelu":
         settings["target_l0"] = min(JumpReluConfig.model_fields["target_l0"].default, d_sae)
+
     from pydantic import TypeAdapter
 
     from sae.architectures import SaeConfig
@@ -99,14 +102,23 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
     settings["architecture"] = "transcoder" if transcodes else weights.kind
     config: Any = TypeAdapter(SaeConfig).validate_python(settings)  # pyright: ignore[reportArgumentType]
     sae = build(config, d_in, d_out)
-    given = weights.as_centred(not transcodes)
-    tensors = {"W_enc": given.W_enc, "b_enc": given.b_enc, "W_dec": given.W_dec, "b_dec": given.b_dec, **given.extra}
-    own = sae.state_dict()
+    converted = weights.as_centred(not transcodes)
+    tensors = {
+        "W_enc": converted.W_enc,
+        "b_enc": converted.b_enc,
+        "W_dec": converted.W_dec,
+        "b_dec": converted.b_dec,
+        **converted.extra,
+    }
+    state = sae.state_dict()
+
     for key, tensor in tensors.items():
-        if key not in own or own[key].shape != tensor.shape:
-            wanted = tuple(own[key].shape) if key in own else "absent"
+        if key not in state or state[key].shape != tensor.shape:
+            wanted = tuple(state[key].shape) if key in state else "absent"
             raise ArtefactError(f"{key} has shape {tuple(tensor.shape)}, the other tensors ask for {wanted}.")
+
     sae.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+
     return sae.eval().requires_grad_(False)
 
 
@@ -132,4 +144,5 @@ def largest_difference(a: SparseAutoencoder, b: SparseAutoencoder, spread: float
     x_hats = [sae.decode(code, x) for sae, code in zip((a, b), codes, strict=True)]
     whole = ~at_the_edge.any(1)
     decoded = (x_hats[0] - x_hats[1])[whole].abs().max() / x_hats[0].abs().max().clamp_min(1e-30)
+
     return float(torch.maximum(acts, decoded))

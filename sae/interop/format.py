@@ -1,4 +1,4 @@
-"""What a foreign format is: plain tensors to files and back. Nothing that is read is ever executed."""
+"""What a foreign format is: weights to files and back. No code that is read is ever executed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, weights: ForeignWeights, folder: Path) -> None:
-        """Writes the files; raises `ConfigError` where the format cannot hold this kind."""
+        """Writes the files; raises `ConfigError` if the format cannot hold this kind of dictionary."""
 
     @abstractmethod
     def read(self, path: Path) -> ForeignWeights:
-        """The dictionary in a folder or file; raises `ArtefactError` where it is not one."""
+        """The dictionary in a folder or file; raises `ArtefactError` if there is none."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file."""
     try:
-        found = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{path}: cannot be read as JSON ({error}).") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ArtefactError(f"{path}: a JSON object is wanted.")
-    return found
+    return value
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -47,18 +47,20 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ArtefactError(f"{path}: holds pickled objects besides tensors; saedex does not run them.") from None
     except (OSError, SafetensorError, RuntimeError, EOFError) as error:
         raise ArtefactError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from None
-    if not isinstance(found, dict):
-        raise ArtefactError(f"{path}: holds a {type(found).__name__}, a table of named tensors is wanted.")
-    return found
+
+    if not isinstance(tensors, dict):
+        raise ArtefactError(f"{path}: holds a {type(tensors).__name__}, a table of named tensors is wanted.")
+
+    return tensors
 
 
 def named_tensors(tensors: dict[str, Any], path: Path, *names: str) -> list[Tensor]:
-    """The named tensors in float32; raises `ArtefactError` naming what is missing."""
+    """The tensors of these names in float32; raises `ArtefactError` with the names that are missing."""
     missing = [name for name in names if not isinstance(tensors.get(name), Tensor)]
     if missing:
         raise ArtefactError(f"{path}: no tensor {', '.join(missing)}; it holds {', '.join(sorted(tensors))}.")

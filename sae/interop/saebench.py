@@ -25,6 +25,7 @@ class SaeBenchAdapter(nn.Module):
         super().__init__()
         if sae.config.token_norm or not sae.centred or len(sae.config.reads) > 1:
             raise ConfigError("SAEBench takes dictionaries of one hook point, without token_norm.")
+
         self.sae = sae.eval()
         hook = sae.config.hook
         self.cfg = SimpleNamespace(

@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 
 def format_called(name: str) -> Format:
-    """The format of that name (a hyphen counts as an underscore); raises `ConfigError` with those that exist."""
+    """The format of that name (a hyphen counts as an underscore); otherwise raises `ConfigError` with those that exist."""
     key = name.replace("-", "_")
     if key not in FORMATS:
         raise ConfigError(f"format {name!r} is not known; known are {', '.join(FORMATS)}.")
@@ -39,8 +39,10 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
     if not form.writes:
         able = ", ".join(name for name, other in FORMATS.items() if other.writes)
         raise ConfigError(f"saedex does not write {to}; it writes {able}.")
+
     if target.exists():
         raise ConfigError(f"{target}: exists already. Give a new folder.")
+
     sae = dictionary.load(folder)
     weights = weights_of(sae, dictionary.read_card(folder))
 
@@ -60,6 +62,7 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     write_folder(target, fill)
+
     return weights.lossy
 
 
@@ -68,7 +71,7 @@ def _with_facts(weights: ForeignWeights, facts: dict[str, Any]) -> ForeignWeight
 
 
 def import_dictionary(
-    path: Path, source: str, target: Path, hook: str | None, writes: str | None = None
+    path: Path, source: str, target: Path, hook: str | None, *, writes: str | None = None
 ) -> SparseAutoencoder:
     """Publishes a foreign dictionary as a dictionary folder and returns it; no code in the file is executed."""
     form = format_called(source)
@@ -84,6 +87,7 @@ def import_dictionary(
                 f"{path}: a transcoder. Say where it reads and writes: --hook mlp_in.8 --target mlp_out.8"
             )
         weights = _with_facts(weights, {"target": writes})
+
     if hook is not None:
         weights = _with_facts(weights, {"hook": hook})
     if "hook" not in weights.facts:
@@ -94,6 +98,7 @@ def import_dictionary(
         sae = module_of(weights, target.name.lower())
     except (ValidationError, ValueError) as error:
         raise ArtefactError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+
     provenance = Provenance(
         run="imported",
         model=ModelFacts(name=weights.facts.get("model", "unknown")),
@@ -102,4 +107,5 @@ def import_dictionary(
         imported_from=ImportFacts(format=source, path=path.name),
     )
     dictionary.publish(target, sae, provenance)
+
     return sae

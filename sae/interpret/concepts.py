@@ -1,4 +1,4 @@
-"""Concepts: features grouped by direction, firing and documents into two levels, each with a name from its members."""
+"""Concepts: features grouped by direction, firing and documents into two levels, each named after its members' labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from feature_store import queries
-from feature_store.queries import Store
+from feature_store import evidence_queries
 from feature_store.records import Concept
+from feature_store.store import Store
 from sae.interpret.explainers.keyphrase import log_odds
 from sae.interpret.scorers import Label
 
@@ -22,28 +22,30 @@ SMALLEST_SPLIT = 12
 
 
 def affinity(store: Store, alive: list[int]) -> csr_matrix:
-    """Symmetric [d_sae, d_sae]: mean of decoder cosine, cosine of firing, and cosine of the documents fired in.
+    """Symmetric [d_sae, d_sae]: the mean of decoder cosine, cosine of firing, and cosine of the documents fired in.
 
-    Only pairs that are among each other's nearest by cosine or by firing have an entry; negative cosines count as 0.
+    Only pairs that are among each other's nearest by decoder or by firing have an entry; negative cosines count as 0.
     """
-    found = queries.nearness(store)
-    d_sae = len(found)
+    nearest = evidence_queries.nearness(store)
+    d_sae = len(nearest)
     rows, columns = np.empty(0, np.int64), np.empty(0, np.int64)
     weights = np.empty(0)
     live = np.zeros(d_sae, bool)
     live[alive] = True
-    parts = [(np.full(len(others), f), others, scores) for f, pairs in enumerate(found) for others, scores in pairs]
+    parts = [(np.full(len(others), f), others, scores) for f, pairs in enumerate(nearest) for others, scores in pairs]
     if parts:
         rows, columns, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
-    kept = live[rows] & live[columns] & (rows != columns) & (weights > 0)
-    edges = csr_matrix((weights[kept], (rows[kept], columns[kept])), shape=(d_sae, d_sae))  # both kinds add up
+
+    is_edge = live[rows] & live[columns] & (rows != columns) & (weights > 0)
+    edges = csr_matrix((weights[is_edge], (rows[is_edge], columns[is_edge])), shape=(d_sae, d_sae))  # both kinds add up
     edges = edges.maximum(edges.T).tocoo()
     shared = _shared_documents(store, d_sae, edges.row, edges.col)
+
     return csr_matrix(((edges.data + shared) / 3, (edges.row, edges.col)), shape=(d_sae, d_sae))
 
 
 def _shared_documents(store: Store, d_sae: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    documents = [np.frombuffer(blob, "<u4") for blob in queries.document_features(store)]
+    documents = [np.frombuffer(blob, "<u4") for blob in evidence_queries.document_features(store)]
     owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
     held = np.concatenate(documents) if documents else np.empty(0, np.int64)
     incidence = csr_matrix((np.ones(len(held)), (held, owner)), shape=(d_sae, max(len(documents), 1)))
@@ -53,16 +55,16 @@ def _shared_documents(store: Store, d_sae: int, rows: np.ndarray, columns: np.nd
 
 
 def terms(label: Label) -> set[str]:
-    """Strings of a label's rule; the label itself where its rule is not of strings (positions, formats)."""
-    found = {part for item in label.rule if isinstance(item, str) for part in item.split("\0")}
-    return found or {label.text}
+    """Strings of a label's rule; the label itself if its rule is not about strings (positions, formats)."""
+    strings = {part for item in label.rule if isinstance(item, str) for part in item.split("\0")}
+    return strings or {label.text}
 
 
 def concepts_of(store: Store, labels: dict[int, Label], alive: list[int], seed: int) -> list[Concept]:
-    """Two levels of concepts, largest first, over the live features.
+    """Two levels of concepts over the live features, largest first.
 
-    Both levels are communities of the affinity by Louvain's method (Blondel et al. 2008); the second level splits
-    each group of the first. Groups of one are left out, so not every feature is in a concept.
+    Both levels are communities of the affinity by Louvain's method (Blondel et al. 2008); the second level splits each
+    community of the first. Communities of one feature are left out, so not every feature is in a concept.
     """
     import networkx
 
@@ -79,7 +81,9 @@ def concepts_of(store: Store, labels: dict[int, Label], alive: list[int], seed: 
         total = float(block.sum())
         purity = float(block[:, members].sum()) / total if total > 0 else 0.0
         text = ", ".join(name) or "without a name"
-        concepts.append(Concept(len(concepts), parent, text, len(covered) / len(members), purity, members))
+        concepts.append(
+            Concept(len(concepts), parent, text, len(covered) / len(members), purity=purity, features=members)
+        )
         return len(concepts) - 1
 
     for members in _communities(graph.subgraph(alive), seed):
@@ -89,19 +93,20 @@ def concepts_of(store: Store, labels: dict[int, Label], alive: list[int], seed: 
         parts = _communities(graph.subgraph(members), seed)
         for part in parts if len(parts) > 1 else []:
             add(part, whole)
+
     return concepts
 
 
 def _communities(graph: Any, seed: int) -> list[list[int]]:
     import networkx
 
-    found = networkx.community.louvain_communities(graph, weight="weight", seed=seed)
-    large = [sorted(int(f) for f in members) for members in found if len(members) >= SMALLEST]
+    communities = networkx.community.louvain_communities(graph, weight="weight", seed=seed)
+    large = [sorted(int(f) for f in members) for members in communities if len(members) >= SMALLEST]
     return sorted(large, key=lambda members: (-len(members), members[0]))
 
 
 def _name(members: list[int], words: dict[int, set[str]], background: Counter[str]) -> list[str]:
-    """The words that stand in the members' labels more often than in other labels (log-odds), at most three."""
+    """The words that occur in the members' labels more often than in other labels (log-odds), three at most."""
     inside = Counter(w for f in members for w in words[f])
     outside = Counter({w: background[w] - n for w, n in inside.items()})
     scores = log_odds(inside, len(members), outside, max(len(words) - len(members), 1))

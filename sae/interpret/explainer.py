@@ -1,4 +1,4 @@
-"""What an explainer is: evidence of a feature in, a text with a rule that can be tested out."""
+"""What an explainer is: from a feature's evidence to a text with a rule that can be tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ WORTH = 0.05
 
 
 class Proposal(NamedTuple):
-    """A text; its rule, the items of which an event must have one; how it does where it was made and on the test."""
+    """A text; its rule, of whose items an event must have one; how the rule does on the explain part and on the test
+    part.
+    """
 
     text: str
     rule: frozenset[Hashable]
@@ -32,11 +34,11 @@ class Explainer(ABC):
 
     @abstractmethod
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """A proposal, or None where this kind of text does not apply."""
+        """A proposal, or None if this kind of text does not apply to the feature."""
 
     @abstractmethod
     def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
-        """What rules of this kind look at in an event: a rule matches where it shares an item."""
+        """What rules of this kind look at in an event: a rule matches if it shares an item."""
 
 
 def best_of(candidates: Iterable[str], counted: Callable[[list[str]], Counts]) -> list[str]:
@@ -44,6 +46,7 @@ def best_of(candidates: Iterable[str], counted: Callable[[list[str]], Counts]) -
     chosen: list[str] = []
     left = set(candidates)
     best = 0.0
+
     while len(chosen) < MAX_STRINGS and left:
         score, text = max((counted([*chosen, c]).f2, c) for c in left)
         if not score > best * (1 + WORTH):
@@ -51,6 +54,7 @@ def best_of(candidates: Iterable[str], counted: Callable[[list[str]], Counts]) -
         best = score
         chosen.append(text)
         left.remove(text)
+
     return chosen
 
 

@@ -19,7 +19,7 @@ from sae.interpret.scorer import Figure, Label
 
 
 def best_proposal(proposals: list[tuple[Explainer, Proposal]]) -> int | None:
-    """Index of the label: the best F2 on the explain part, where a less simple kind loses its margin.
+    """Index of the label: the proposal with the best F2 on the explain part, after a less simple kind loses its margin.
 
     The test part has no say in the choice, so the chosen label's test score is an honest one.
     """
@@ -41,6 +41,7 @@ def precision_interval(counts: Counts, n_documents: int, n_silent_documents: int
     positive, negative = min(counts.n_pos, n_documents), min(counts.n_neg, n_silent_documents)
     if counts.n_pos == 0 or counts.n_neg == 0:
         return NOTHING
+
     recall = proportion(counts.hits / counts.n_pos * positive, positive)
     false_alarms = proportion(counts.false / counts.n_neg * negative, negative)
 
@@ -78,10 +79,12 @@ class ExplanationTable:
             if row.feature not in relabelled:
                 new_ids[row.id] = len(self.explanations)
                 self.explanations.append(replace(row, id=len(self.explanations)))
+
         for row in published.scores:
             if row.feature not in relabelled:
                 explanation = None if row.explanation is None else new_ids[row.explanation]
                 self.scores.append(replace(row, explanation=explanation))
+
         self._chosen |= {row.feature: row.id for row in self.explanations if row.chosen}
         self.labels |= {row.feature: row for row in published.labels if row.feature not in relabelled}
 
@@ -101,10 +104,11 @@ class ExplanationTable:
         """Adds the proposals of all explainers with their rules' scores; returns the chosen label."""
         proposals = [(e, p) for e in explainers if (p := e.explain(evidence, feature)) is not None]
         best = best_proposal(proposals)
-        n_documents = evidence.test_documents_fired(feature), len(evidence.events.test_documents)
+        n_documents = evidence.n_documents_fired(feature), len(evidence.events.test_documents)
         baseline = next((p.test.balanced_accuracy for e, p in proposals if e.is_baseline), nan)
 
         chosen = ChosenLabel()
+
         for index, (explainer, proposal) in enumerate(proposals):
             rule = json.dumps(sorted(proposal.rule, key=str))
             key = self.add_text(feature, explainer.name, proposal.text, rule)
@@ -130,6 +134,7 @@ class ExplanationTable:
                 self.explanations[key] = replace(self.explanations[key], best_rule=True)
                 self.choose(key, accuracy.interval.value)
                 chosen = ChosenLabel(Label(feature, explainer.name, proposal.text, proposal.rule), key)
+
         return chosen
 
     def add_text(self, feature: int, explainer: str, text: str, rule: str | None) -> int:
@@ -200,6 +205,7 @@ class ExplanationTable:
         for table, rows in tables.items():
             if rows:
                 writer.insert(table, {name: [row[name] for row in rows] for name in rows[0]})
+
         writer.publish()
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from feature_store import queries
 from feature_store.dictionary_files import JudgeCost, LabelSummary
-from feature_store.queries import Store
+from feature_store.store import Store
 from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.files import write_bytes
 from sae.foundation.screen import Progress
@@ -92,8 +92,8 @@ def interpret(
     """Explains and scores the live features of the store under `folder`, publishes, and returns a summary.
 
     If `features` is given, other features keep what the published generation holds of them. `live_dictionary` loads the
-    model; it is called only if a scorer runs the model. Of several processes each has a range of the features; the first
-    one asks the judge, groups concepts and publishes.
+    model; it is called only if a scorer runs the model. Of several processes each has a range of the features; the
+    first one asks the judge, groups concepts and publishes.
     """
     progress = progress or Progress()
     with closing(Store(folder / "store")) as store:
@@ -103,8 +103,8 @@ def interpret(
         if features is not None:
             table.keep(queries.interpretation(store), features)
 
-        own = alive[processes.share(len(alive))]
-        labels = _explain(evidence, table, own, config, processes=processes, progress=progress)
+        own_features = alive[processes.share(len(alive))]
+        labels = _explain(evidence, table, own_features, config, processes=processes, progress=progress)
         levels, rules = activation_levels(store), table.rules()
 
         def case(feature: int) -> ScoringCase:
@@ -121,7 +121,7 @@ def interpret(
             )
 
         own_table = ExplanationTable(table.seed)
-        cases = [(case(feature), labels[feature].explanation) for feature in own]
+        cases = [(case(feature), labels[feature].explanation) for feature in own_features]
         _score(own_table, cases, [name for name in config.scorers_to_run if name in SCORERS], progress)
         for rows in processes.all_gather_objects(own_table.scores):
             table.scores += rows
@@ -132,7 +132,7 @@ def interpret(
             if config.judge is None:
                 return None
             with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
-                return _judge(table, [case(feature) for feature in alive], config, judge, progress)
+                return _judge(table, [case(feature) for feature in alive], config, judge, progress=progress)
 
         cost = processes.on_first(group_and_judge)
     return processes.on_first(lambda: _publish(folder, table, len(all_alive), cost))
@@ -151,7 +151,7 @@ def _publish(folder: Path, table: ExplanationTable, n_alive: int, cost: JudgeCos
 def _explain(
     evidence: Evidence,
     table: ExplanationTable,
-    own: list[int],
+    own_features: list[int],
     config: InterpretConfig,
     *,
     processes: Processes,
@@ -160,16 +160,18 @@ def _explain(
     """Adds the model-free explanations of all processes; returns the label of every feature."""
     explainers = [EXPLAINERS[name] for name in config.explainers_to_run if name in EXPLAINERS]
     own_table, own_labels = ExplanationTable(table.seed), {}
-    for number, feature in enumerate(own):
+
+    for number, feature in enumerate(own_features):
         own_labels[feature] = own_table.add_rules(evidence, feature, explainers)
         if number % SHOW_EVERY == 0:
-            progress.update(number, 2 * len(own))
+            progress.update(number, 2 * len(own_features))
 
     labels: dict[int, ChosenLabel] = {}
     for rows, chosen in processes.all_gather_objects((own_table, own_labels)):
         offset = table.append(rows)
         for feature, (label, key) in chosen.items():
             labels[feature] = ChosenLabel(label, None if key is None else key + offset)
+
     return labels
 
 
@@ -186,7 +188,7 @@ def _score(
 
 
 def _judge(
-    table: ExplanationTable, cases: list[ScoringCase], config: InterpretConfig, judge: Judge, progress: Progress
+    table: ExplanationTable, cases: list[ScoringCase], config: InterpretConfig, judge: Judge, *, progress: Progress
 ) -> JudgeCost:
     """Adds what the judge says of features and concepts; returns what was spent."""
     explainers = [JUDGED_EXPLAINERS[name] for name in config.explainers_to_run if name in JUDGED_EXPLAINERS]
@@ -196,6 +198,7 @@ def _judge(
     texts = {feature: row.text for feature, row in table.labels.items()}
     by_judge = {feature for feature, row in table.labels.items() if row.explainer in JUDGED_EXPLAINERS}
     table.concepts = named_by(judge, table.concepts, texts, by_judge)
+
     return JudgeCost(**judge.spent._asdict(), cost=judge.cost)
 
 
@@ -230,4 +233,5 @@ def _summary(table: ExplanationTable, n_alive: int, cost: JudgeCost | None) -> L
         split=SPLIT_ID,
         seed=table.seed,
     )
+
     return summary if cost is None else summary.model_copy(update={"judge": cost})

@@ -1,4 +1,4 @@
-"""Thresholds, and 95 % intervals of the figures that scores are made of; a simulation in the tests holds their coverage."""
+"""Thresholds, and 95 % intervals of the figures that scores consist of; tests check their coverage by simulation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Z = 1.959964
 
 
 class Interval(NamedTuple):
-    """Value with the ends of its 95 % interval; all NaN where there is nothing to count."""
+    """A value with the ends of its 95 % interval; all NaN if there is nothing to count."""
 
     value: float
     low: float
@@ -50,6 +50,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> Interval:
     m, n = len(positive), len(negative)
     if m == 0 or n == 0:
         return NOTHING
+
     order = np.sort(negative)
     below, upto = np.searchsorted(order, positive, "left"), np.searchsorted(order, positive, "right")
     value = float((below + upto).sum()) / (2 * m * n)
@@ -72,7 +73,9 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> Interval:
 
 
 def best_threshold(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The middle between two neighbouring scores with the best balanced accuracy; the middle one of equally good ones."""
+    """The threshold with the best balanced accuracy, midway between two neighbouring scores; of equally good ones the
+    middle.
+    """
     values = np.unique(np.concatenate([positive, negative]))
     edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2])
     recall = 1 - np.searchsorted(np.sort(positive), edges, "right") / len(positive)
@@ -100,13 +103,16 @@ def grouped_correlation(sums: np.ndarray, sizes: np.ndarray) -> Interval:
     value = _correlation(sums.sum(0), float(sizes.sum()))
     if value != value:
         return NOTHING
+
     left_out = np.array(
         [_correlation(sums.sum(0) - s, float(sizes.sum() - n)) for s, n in zip(sums, sizes, strict=True)]
     )
     if np.isnan(left_out).any() or abs(value) >= 1 or (np.abs(left_out) >= 1).any():
         return Interval(value, nan, nan)
-    found = jackknife(atanh(value), np.arctanh(left_out))
-    return Interval(value, tanh(found.low), tanh(found.high))
+
+    on_fisher_scale = jackknife(atanh(value), np.arctanh(left_out))
+
+    return Interval(value, tanh(on_fisher_scale.low), tanh(on_fisher_scale.high))
 
 
 def _correlation(sums: np.ndarray, n: float) -> float:

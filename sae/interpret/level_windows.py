@@ -1,4 +1,4 @@
-"""What RecSAE's confidence is computed from, whatever predicts: held-out windows by global level, and the figures."""
+"""RecSAE's windows by global activation level, and the figures that its confidence consists of, whatever predicts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def level_windows(case: ScoringCase, test: bool = True) -> tuple[list[Event], li
     return positive, case.drawn(case.part(events.random_silent(case.feature), test), MOST)
 
 
-def figures(hits: int, m: int, false: int, n: int, null: list[float], failed: int = 0) -> list[Figure]:
+def figures(hits: int, m: int, false: int, n: int, *, null: list[float], failed: int = 0) -> list[Figure]:
     """Recall, true negative rate, confidence and precision of `hits` of m positives and `false` of n negatives."""
     recall, silent = proportion(hits, m), proportion(n - false, n)
     baseline = sum(null) / len(null) if null else nan
-    found = [
-        Figure("recall", recall, 0.5, m, n, failed),
-        Figure("true_negative_rate", silent, 0.5, m, n, failed),
-        Figure("confidence", balanced_accuracy(recall, silent), 0.5, m, n, failed, baseline),
+    rates = [
+        Figure("recall", recall, 0.5, m, n_neg=n, n_failed=failed),
+        Figure("true_negative_rate", silent, 0.5, m, n_neg=n, n_failed=failed),
+        Figure("confidence", balanced_accuracy(recall, silent), 0.5, m, n_neg=n, n_failed=failed, baseline=baseline),
     ]
     if hits + false:
-        found.append(Figure("precision", proportion(hits, hits + false), m / (m + n), m, n, failed))
-    return found
+        rates.append(Figure("precision", proportion(hits, hits + false), m / (m + n), m, n_neg=n, n_failed=failed))
+
+    return rates

@@ -31,9 +31,9 @@ class LiveDictionary:
 
         Activations are 0 at positions that are never trained on; the factor is 1 without `token_norm`.
         """
-        found = self.harvester.harvest(ids, np.zeros_like(ids))
-        rows = {channel: x.flatten(0, 1).float() for channel, x in found.x.items()}
+        harvested = self.harvester.harvest(ids, np.zeros_like(ids))
+        rows = {channel: x.flatten(0, 1).float() for channel, x in harvested.x.items()}
         code = self.sae.encode(batch_of(self.sae.config, rows).x)
         acts = (code.top_acts * (code.top_indices == latent)).sum(1).reshape(ids.shape)
         factor = torch.ones_like(acts) if code.deviation is None else code.deviation.reshape(ids.shape)
-        return acts * found.keep, factor
+        return acts * harvested.keep, factor

@@ -1,4 +1,4 @@
-"""What a scorer is: a feature, or an explanation of it, with its evidence in; figures with intervals out."""
+"""What a scorer is: from a feature, or an explanation of it, with its evidence to figures with intervals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ N_NULL_LABELS = 19  # others' labels that a label must beat to beat the shuffled
 
 @dataclass(frozen=True)
 class ScoringCase:
-    """What a scorer is given: the feature, its chosen label (None where nothing explains it), other features' labels."""
+    """What a scorer reads: the feature, its chosen label (None if nothing explains it), and labels of other features."""
 
     evidence: Evidence
     feature: int
@@ -58,12 +58,12 @@ class ScoringCase:
         return [events[i] for i in np.sort(self.generator().permutation(len(events))[:most])]
 
     def part(self, events: list[Event], test: bool) -> list[Event]:
-        """Those of the test documents, or those of the explain documents."""
+        """The events of the test documents, or of the explain documents."""
         return [e for e in events if e.is_test == test]
 
 
 class Figure(NamedTuple):
-    """One figure: what it would be by chance and by the lexical baseline; failures count, and are not left out."""
+    """One figure with what chance and the lexical baseline would reach. Failures count; they are not left out."""
 
     metric: str
     interval: Interval
@@ -77,7 +77,7 @@ class Figure(NamedTuple):
 class Scorer(ABC):
     """Figures about a feature (`about_label` false) or about its chosen label, on the test documents only.
 
-    One that is not `by_default` runs where it is named: it needs more than the store.
+    A scorer that is not `by_default` needs more than the store and runs only if it is named.
     """
 
     name: ClassVar[str]
@@ -86,4 +86,4 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, case: ScoringCase) -> list[Figure]:
-        """The figures; an empty list where this scorer has nothing to say."""
+        """The figures; an empty list if this scorer has nothing to say."""

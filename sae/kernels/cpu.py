@@ -91,24 +91,27 @@ def _top_k(keys, k, out):  # pragma: no cover (compiled)
 def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
     """Indices [tokens, k], ascending, of the k largest of ReLU(pre_acts); ties go to the smaller index.
 
-    The bits of a float, read as a signed integer, order all positive numbers and put the negative ones below.
-    Falls back to `torch.topk` where the row is too short for the group bound.
+    The bits of a float, read as a signed integer, order all positive numbers and put the negative ones below. Falls
+    back to `torch.topk` if the row is too short for the group bound.
     """
     n_latents = pre_acts.shape[1]
     if n_latents % GROUP or k > n_latents // GROUP:
         return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+
     as_integers = pre_acts.contiguous().view(torch.int16 if pre_acts.dtype == torch.bfloat16 else torch.int32)
     out = torch.empty(len(pre_acts), k, dtype=torch.int64)
     _top_k(as_integers.numpy(), k, out.numpy())
+
     return out
 
 
 @njit(cache=True)
 def _cut_row(row, norm):  # pragma: no cover (compiled)
-    """(bound, m, count): keep what is over `bound` and the first m at it, `count` in all. A weighted quickselect."""
+    """(bound, m, count): keep what is above `bound` and the first m at it, `count` in all. A weighted quickselect."""
     rest = row[row > 0].astype(np.float64)
     n_positive = len(rest)
     target, energy, taken = norm * norm, 0.0, 0
+
     while len(rest) > 0:
         pivot = rest[len(rest) // 2]
         over = rest[rest > pivot]
@@ -126,6 +129,7 @@ def _cut_row(row, norm):  # pragma: no cover (compiled)
         energy = energy_over + n_at * pivot * pivot
         taken += len(over) + n_at
         rest = rest[rest < pivot]
+
     return 0.0, 0, n_positive  # the norm is never reached
 
 
@@ -191,7 +195,7 @@ def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
-    """See `reference.batch_top_k`: the bound is found first, ties at it go to the smaller (token, latent)."""
+    """See `reference.batch_top_k`. The bound is found first; ties at it go to the smaller (token, latent)."""
     flat = pre_acts.relu().float().reshape(-1)
     wanted = min(len(pre_acts) * k, flat.numel())
     bound = float(np.partition(flat.numpy(), flat.numel() - wanted)[flat.numel() - wanted])

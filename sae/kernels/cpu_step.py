@@ -14,8 +14,17 @@ from numba import njit, prange
 from torch import Tensor
 
 from sae.kernels import moments
-from sae.kernels.cpu import gather_dot, top_k_indices
-from sae.kernels.step_types import AdamStep, AuxGradients, Decoded, DecodeInput, RowSums, WeightTable
+from sae.kernels.cpu_selection import batch_pairs, encode, fits_groups, top_k, values_at
+from sae.kernels.step_types import (
+    AdamStep,
+    AuxGradients,
+    Decoded,
+    DecodeInput,
+    ParameterState,
+    PreparedRows,
+    RowSums,
+    WeightTable,
+)
 
 DTYPE = torch.float32  # of stored rows
 
@@ -54,42 +63,10 @@ def rounded(table: Tensor, selection_dtype: torch.dtype) -> Tensor:
     return table.to(selection_dtype)
 
 
-def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> PreparedRows:
     """(raw * scale, that minus `centre`, squared norms [tokens] of the first)."""
     target = raw * scale
-    return target, target - centre, target.square().sum(1)
-
-
-def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = False) -> tuple[Tensor, None]:
-    """(pre-activations [tokens, latents] in the table's dtype, nothing)."""
-    return torch.addmm(bias.to(table.dtype), centred.to(table.dtype), table.T), None
-
-
-def fits_groups(n_latents: int, k: int) -> bool:
-    """Never: the encoder's product here gives no maxima, and `cpu.top_k_indices` makes its own."""
-    return False
-
-
-def top_k(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(latents in int32, values in float32), [n, k] each, of the k largest per token, by ascending latent."""
-    indices = top_k_indices(pre_acts, k)
-    return indices.int(), pre_acts.gather(1, indices).float()
-
-
-def batch_pairs(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token."""
-    n, m = pre_acts.shape
-    places = pre_acts.reshape(-1).topk(min(n * k, n * m), sorted=False).indices.sort().values
-    tokens = places // m
-    return tokens, places - tokens * m
-
-
-def values_at(pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, bias: Tensor) -> Tensor:
-    """Pre-activations [tokens, k] of the selected latents in float32, in a fixed order of sums.
-
-    Not those of the product: its last bits depend on how the library shares the work out.
-    """
-    return gather_dot(centred, table, indices) + bias[indices]
+    return PreparedRows(target, target - centre, target.square().sum(1))
 
 
 def row_times(row: Tensor, table: Tensor) -> Tensor:
@@ -99,7 +76,10 @@ def row_times(row: Tensor, table: Tensor) -> Tensor:
 
 @njit(fastmath=True, cache=True)
 def _dot(a, b):  # pragma: no cover (compiled)
-    """The inner product. Nothing else may be reordered: what is compiled and what is read from the cache would differ."""
+    """The inner product. Only inner products may use fastmath: numba contracts anything else differently when it
+    compiles and when
+    it reads its cache, so bits would differ between the two.
+    """
     total = np.float32(0)
     for d in range(len(a)):
         total += a[d] * b[d]
@@ -161,6 +141,7 @@ def decode(
         np.float32(coefficient), _level_of_latent(len(table), prefixes), rectify,
         acts.numpy(), grad_acts.numpy(), error.numpy(), by_token.numpy(),
     )  # fmt: skip
+
     return Decoded(acts, grad_acts, error, by_token)
 
 
@@ -169,8 +150,10 @@ def _sort(indices, n_latents, offsets, order):  # pragma: no cover (compiled)
     for i in indices:
         if i < n_latents:
             offsets[i + 1] += 1
+
     for i in range(n_latents):
         offsets[i + 1] += offsets[i]
+
     place = offsets.copy()
     for p in range(len(indices)):
         i = indices[p]
@@ -212,14 +195,14 @@ def _vector(weights, mean, square, gradient, adam):  # pragma: no cover (compile
         weights[i] -= adam[0] * m / (np.sqrt(v) * adam[1] + adam[4])
 
 
-def update_vector(state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamStep) -> None:
+def update_vector(state: ParameterState, gradient: Tensor, adam: AdamStep) -> None:
     """Adam on a vector (weights and both moments), in place."""
     weights, first_moment, second_moment = (t.numpy() for t in state)
     _vector(weights, first_moment, second_moment, gradient.contiguous().numpy(), _floats(adam))
 
 
 def count_latents(
-    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, aux: AuxGradients | None
+    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, *, aux: AuxGradients | None
 ) -> tuple[Tensor, None]:
     """(gradient of b_enc, nothing); updates the tokens since every latent fired."""
     gradient = torch.empty(len(since))
@@ -240,8 +223,10 @@ def _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, facto
             row = source[levels[i], order[p] // k]
             for d in range(len(grad)):
                 grad[d] += a * row[d]
+
     for d in range(len(grad)):
         grad[d] *= factor
+
     if len(aux) > 0 and slots[i] >= 0:
         for d in range(len(grad)):
             grad[d] += aux[slots[i], d]
@@ -254,10 +239,12 @@ def _update_row(grad, w, m, v, unit, adam):  # pragma: no cover (compiled)
         along = _dot(grad, w)
         for d in range(len(w)):
             grad[d] -= along * w[d]
+
     for d in range(len(w)):
         m[d] = adam[2] * m[d] + adam[5] * grad[d]
         v[d] = adam[3] * v[d] + adam[6] * grad[d] * grad[d]
         w[d] -= adam[0] * m[d] / (np.sqrt(v[d]) * adam[1] + adam[4])
+
     if unit:
         scale = np.float32(1) / max(np.sqrt(_dot(w, w)), np.float32(1e-12))
         for d in range(len(w)):
@@ -295,7 +282,7 @@ def _row_sums(sums: RowSums, aux: AuxGradients | None, prefixes: Tensor | None) 
     levels = _level_of_latent(n_latents, prefixes)
 
     def arguments(
-        weights_of_pairs: Tensor, source: Tensor, level: np.ndarray, factor: float, aux_rows: np.ndarray
+        weights_of_pairs: Tensor, source: Tensor, level: np.ndarray, factor: float, *, aux_rows: np.ndarray
     ) -> tuple[Any, ...]:
         return (
             pairs.offsets, pairs.order, k, weights_of_pairs.detach().reshape(-1).numpy(), source.contiguous().numpy(),
@@ -303,9 +290,10 @@ def _row_sums(sums: RowSums, aux: AuxGradients | None, prefixes: Tensor | None) 
         )  # fmt: skip
 
     encoder_aux, decoder_aux = (no_rows, no_rows) if aux is None else (aux.w_enc.numpy(), aux.w_dec.numpy())
+
     return [
-        arguments(decoded.grad_acts, centred[None], np.zeros_like(levels), 1.0, encoder_aux),
-        arguments(decoded.acts, decoded.error, levels, float(coefficient), decoder_aux),
+        arguments(decoded.grad_acts, centred[None], np.zeros_like(levels), 1.0, aux_rows=encoder_aux),
+        arguments(decoded.acts, decoded.error, levels, float(coefficient), aux_rows=decoder_aux),
     ]
 
 
@@ -335,9 +323,16 @@ def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor |
 
 
 def apply_rows(
-    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, adam: AdamStep
+    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, *, adam: AdamStep
 ) -> None:
     """See `cuda_step.apply_rows`."""
     for gradients, table, has_unit_norm in ((grad_encoder, encoder, False), (grad_decoder, decoder, True)):
         with _as_floats(table, adam) as floats:
             _apply(gradients.numpy(), *floats, has_unit_norm, _floats(adam))
+
+
+__all__ = [
+    "DTYPE", "apply_rows", "batch_pairs", "count_latents", "decode", "encode", "fits_groups", "numbers", "prepare",
+    "rounded", "row_gradients", "row_times", "sorted_pairs", "top_k", "update_rows", "update_vector", "values_at",
+    "widest",
+]  # fmt: skip

@@ -40,6 +40,7 @@ def top_k(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tenso
     pre_acts = pre_acts.contiguous()
     if maxima is None:
         maxima = _maxima(pre_acts)
+
     bits = 16 if pre_acts.dtype == torch.bfloat16 else 32
     groups, indices = (torch.empty(n, k, dtype=torch.int32, device=pre_acts.device) for _ in range(2))
     values = torch.empty(n, k, dtype=torch.float32, device=pre_acts.device)
@@ -54,18 +55,19 @@ def top_k(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tenso
             pre_acts, groups, bounds, indices, values, m, K=k, SIZE=size, SPAN=GROUP, BITS=bits,
             num_warps=min(16, max(1, size // 512)),
         )  # fmt: skip
+
     return indices, values
 
 
 def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
-    """See `reference.top_k_indices`; plain torch where the row is too short for groups."""
+    """See `reference.top_k_indices`; plain torch if the row is too short for groups."""
     if fits_groups(pre_acts.shape[1], k) and pre_acts.dtype in (torch.bfloat16, torch.float32):
         return top_k(pre_acts, k)[0].long()
     return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
 
 
 def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
-    """See `reference.batch_top_k`; looks only into the groups whose maximum is among the largest, as `top_k` does.
+    """See `reference.batch_top_k`. Looks only into the groups with the largest maxima, as `top_k` does.
 
     Ties go to the smaller (token, latent).
     """
@@ -73,6 +75,7 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
     wanted = n * k
     if m % GROUP or wanted >= n * m // GROUP or pre_acts.dtype not in (torch.bfloat16, torch.float32):
         return reference.batch_top_k(pre_acts, k)
+
     pre_acts = pre_acts.contiguous()
     maxima = _maxima(pre_acts).flatten()
     groups = (maxima >= maxima.topk(wanted, sorted=False).values.min()).nonzero()[:, 0]
@@ -82,13 +85,15 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
     keep |= at & (at.flatten().cumsum(0).view_as(at) <= wanted - keep.sum())
     row, column = keep.nonzero(as_tuple=True)
     places = groups[row] * GROUP + column
+
     return reference.by_token(torch.div(places, m, rounding_mode="floor"), places % m, n)
 
 
 def batch_pairs(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(tokens, latents) [tokens * k] of the largest pre-activations of the whole batch, sorted; none is waited for.
+    """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token; Python waits for
+    nothing.
 
-    Those below 0 count where fewer are above. Of equal numbers any may be taken, the same ones every time.
+    Pre-activations below 0 are taken if fewer are above. Among equal numbers the choice is arbitrary but repeatable.
     """
     n, m = pre_acts.shape
     wanted, flat = min(n * k, n * m), pre_acts.contiguous().view(-1)
@@ -98,6 +103,7 @@ def batch_pairs(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple
         places = groups[loaded // GROUP] * GROUP + loaded % GROUP
     else:
         places = flat.topk(wanted, sorted=False).indices.sort().values
+
     tokens = places // m
     return tokens, places - tokens * m
 
@@ -127,10 +133,11 @@ def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
-    """See `reference.norm_crossing`; finds the crossing by halving, with sums in float32."""
+    """See `reference.norm_crossing`. Finds the crossing by bisection, with sums in float32."""
     pre_acts, (n, m) = pre_acts.contiguous(), pre_acts.shape
     if m > 1 << 17 or pre_acts.dtype not in (torch.bfloat16, torch.float32):
         return reference.norm_crossing(pre_acts, norm)
+
     bounds = torch.empty(n, dtype=torch.float32, device=pre_acts.device)
     spares, counts = torch.empty(2, n, dtype=torch.int32, device=pre_acts.device)
     size = triton.next_power_of_2(m)
@@ -139,6 +146,7 @@ def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
             pre_acts, norm.float().contiguous(), bounds, spares, counts, m, SIZE=size,
             BITS=16 if pre_acts.dtype == torch.bfloat16 else 32, num_warps=min(16, max(1, size // 2048)),
         )  # fmt: skip
+
     return _filled(pre_acts, bounds, spares, counts)
 
 

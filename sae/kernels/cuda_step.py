@@ -17,7 +17,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sae.kernels import triton_step as programs
 from sae.kernels.cuda_selection import GROUP, batch_pairs, fits_groups, top_k
-from sae.kernels.step_types import AdamStep, AuxGradients, Decoded, DecodeInput, RowSums, WeightTable
+from sae.kernels.step_types import (
+    AdamStep,
+    AuxGradients,
+    Decoded,
+    DecodeInput,
+    ParameterState,
+    PreparedRows,
+    RowSums,
+    WeightTable,
+)
 
 DTYPE = torch.bfloat16  # of the stored rows of input and error
 LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
@@ -33,7 +42,7 @@ def rounded(table: Tensor, selection_dtype: torch.dtype) -> Tensor:
     return table.bfloat16()
 
 
-def values_at(pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+def values_at(pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, *, bias: Tensor) -> Tensor:
     """Pre-activations [tokens, k] of the selected latents."""
     return pre_acts.gather(1, indices).float()
 
@@ -49,7 +58,7 @@ def numbers(n: int, device: torch.device) -> Tensor:
     return torch.arange(n, dtype=torch.int32, device=device)
 
 
-def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> PreparedRows:
     """(raw * scale in float32, that minus `centre` in bfloat16, squared norms [tokens] of the first)."""
     target = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
     centred = torch.empty(raw.shape, dtype=torch.bfloat16, device=raw.device)
@@ -58,7 +67,7 @@ def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor,
         raw, scale, centre, target, centred, squares, WIDTH=raw.shape[1],
         SIZE=triton.next_power_of_2(raw.shape[1]), num_warps=4,
     )  # fmt: skip
-    return target, centred, squares
+    return PreparedRows(target, centred, squares)
 
 
 def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -77,6 +86,7 @@ def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = Tru
         PROGRAMS=n_programs, WIDTH=centred.shape[1], ROWS=rows, LATENTS=latents, STEP=step, GROUPED=8, MAXIMA=with_maxima, SPAN=GROUP,
         num_warps=8, num_stages=3,
     )  # fmt: skip
+
     return out, maxima
 
 
@@ -115,6 +125,7 @@ def decode(
         acts, error, grad_acts, *by_token, n, K=k, SIZE=size, WIDTH=width, BLOCK=block,
         LEVELS=n_levels, RECTIFY=rectify, num_warps=num_warps,
     )  # fmt: skip
+
     return Decoded(acts, grad_acts, error, by_token)
 
 
@@ -137,7 +148,7 @@ def sorted_pairs(latents: Tensor, n_latents: int, tokens: Tensor | None = None) 
 
 
 def count_latents(
-    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, aux: AuxGradients | None
+    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, *, aux: AuxGradients | None
 ) -> tuple[Tensor, Tensor]:
     """(gradient of b_enc, end of every latent's parts); updates the tokens since every latent fired."""
     n_latents = len(since)
@@ -148,6 +159,7 @@ def count_latents(
         pairs.offsets, pairs.order, decoded.acts, decoded.grad_acts, slots, grad_b_enc, gradient, since, n_parts,
         adam.numbers, HAS_AUX=aux is not None, SPLIT=LONG, SIZE=32, num_warps=1,
     )  # fmt: skip
+
     return gradient, n_parts.cumsum(0)
 
 
@@ -156,7 +168,7 @@ def row_times(row: Tensor, table: Tensor) -> Tensor:
     return torch.mm(row[None].to(table.dtype), table, out_dtype=torch.float32)[0]
 
 
-def update_vector(state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamStep) -> None:
+def update_vector(state: ParameterState, gradient: Tensor, adam: AdamStep) -> None:
     """Adam on a vector (weights and both moments), in place."""
     n, size = len(gradient), 256
     programs.vector_program[(triton.cdiv(n, size),)](*state, gradient, n, *adam, SIZE=size, num_warps=2)
@@ -172,7 +184,7 @@ def update_rows(
     prefixes: Tensor | None = None,
 ) -> None:
     """Both weight gradients, Adam and the unit norm of the decoder rows, in place; no gradient is ever written."""
-    _launch_rows(sums, (encoder, decoder), adam, aux, prefixes, write_gradients=False)
+    _launch_rows(sums, (encoder, decoder), adam, aux=aux, prefixes=prefixes, write_gradients=False)
 
 
 def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -184,12 +196,12 @@ def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor |
     # The program writes gradients where it would write weights; it reads nothing else of these tables.
     tables = WeightTable(*[grad_encoder] * 5), WeightTable(*[grad_decoder] * 5)
     unused = AdamStep(sums.coefficient, 0.0, 0.0, 0.0)
-    _launch_rows(sums, tables, unused, aux, prefixes, write_gradients=True)
+    _launch_rows(sums, tables, unused, aux=aux, prefixes=prefixes, write_gradients=True)
     return grad_encoder, grad_decoder
 
 
 def apply_rows(
-    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, adam: AdamStep
+    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, *, adam: AdamStep
 ) -> None:
     """Adam and the unit norm of the decoder rows, with gradients that are there already, in place."""
     width_in, width_out = grad_encoder.shape[1], grad_decoder.shape[1]
@@ -211,9 +223,9 @@ def _launch_rows(
     sums: RowSums,
     tables: tuple[WeightTable, WeightTable],
     adam: AdamStep,
+    *,
     aux: AuxGradients | None,
     prefixes: Tensor | None,
-    *,
     write_gradients: bool,
 ) -> None:
     """One program per latent; a latent with many pairs is first added up in parts, so that no program runs long."""
@@ -233,6 +245,7 @@ def _launch_rows(
         programs.parts_program[(pairs.n_parts,)](
             owners, ends, pairs.offsets, pairs.order, pairs.tokens, *inputs, *parts, pairs.n_latents, PAIRS=4, **sizes
         )
+
     aux_rows = (aux.slots, aux.w_enc, aux.w_dec) if aux else (pairs.offsets, *parts)
     programs.update_program[(pairs.n_latents,)](
         pairs.offsets, ends, pairs.order, pairs.tokens, *inputs, coefficient, *parts, *aux_rows, *tables[0], *tables[1],

@@ -1,4 +1,4 @@
-"""The sparse products through dense matrices: faster where a token keeps a large share of all latents."""
+"""The sparse products through dense matrices: faster if a token keeps a large share of all latents."""
 
 from __future__ import annotations
 

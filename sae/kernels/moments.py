@@ -1,8 +1,9 @@
-"""Adam's moments kept in fewer bits, in plain torch: what is stored, and what it stands for. The GPU's kernels do the same.
+"""Adam's moments in fewer bits, in plain torch: what is stored, and what it stands for. The GPU's kernels do the same.
 
-A number between two that can be stored becomes the upper or the lower one at random, so that its mean is right (stochastic
-rounding): to the nearest, a second moment would stand still, since it moves by a thousandth and the numbers of bfloat16 lie
-0.4 to 0.8 % apart. The draw is a hash of the number's place and of the update, so it is the same every time.
+Rounding is stochastic: a number between two that can be stored becomes the upper or the lower one at random, so that
+its mean is right. Rounded to the nearest, a second moment would stand still: it moves by a thousandth per update, and
+the numbers of bfloat16 lie 0.4 to 0.8 % apart. The draw is a hash of the number's place and of the update, so that it
+is the same every time.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ def noise(n: int, update: int, device: torch.device, first: int = 0) -> tuple[Te
     x ^= x >> 15
     x = x * 0x846CA68B & WORD
     x ^= x >> 16
+
     return x & 0xFFFF, x >> 16
 
 
 def widened(stored: Tensor, scale: Tensor) -> Tensor:
-    """What a stored moment [rows, width] stands for, in float32; `scale` [rows] matters to 8-bit codes alone."""
+    """What a stored moment [rows, width] stands for, in float32; `scale` [rows] is used by 8-bit codes alone."""
     if stored.dtype not in LEVELS:
         return stored.float()
     levels, shift = LEVELS[stored.dtype]
@@ -47,11 +49,12 @@ def widened(stored: Tensor, scale: Tensor) -> Tensor:
 
 
 def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
-    """Puts a moment [rows, width] in float32 into `stored`, and the largest number of every row into `scale` for codes.
+    """Rounds a moment [rows, width] in float32 into `stored`; for 8-bit codes `scale` gets the largest number of every
+    row.
 
-    Codes are finer near 0, as the numbers of a row differ by orders of magnitude; that of a second moment is never 0, by
-    which an update would be divided. Dettmers et al. 2022 (arXiv 2110.02861) keep blocks of codes with a scale in the same
-    way, with a table in place of the fourth power and without a draw.
+    Codes are finer near 0, because the numbers of a row differ by orders of magnitude. The code of a second moment is
+    never 0: an update would divide by it. Dettmers et al. 2022 (arXiv 2110.02861) keep blocks of codes with a scale in
+    the same way, with a table in place of the fourth power and without stochastic rounding.
     """
     if stored.dtype == torch.bfloat16:
         bits = (value.view(torch.int32).long() & WORD) + draw >> 16
@@ -67,13 +70,13 @@ def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
 
 
 def both_widened(table: WeightTable) -> tuple[Tensor, Tensor]:
-    """Both moments of a table by latent, in float32: the stored ones where they are."""
+    """Both moments of a table, in float32; no copy if they are stored so."""
     scales = _scales(table)
     return widened(table.first_moment, scales[:, 0]), widened(table.second_moment, scales[:, 1])
 
 
 def narrow_both(mean: Tensor, square: Tensor, table: WeightTable, update: int) -> None:
-    """Puts both moments in float32 into what is stored of a table by latent, at update number `update`."""
+    """Rounds both moments in float32 into a table, at update number `update`."""
     if table.first_moment.dtype == torch.float32:
         return
     (n, width), scales = mean.shape, _scales(table)
@@ -86,5 +89,5 @@ def narrow_both(mean: Tensor, square: Tensor, table: WeightTable, update: int) -
 
 
 def _scales(table: WeightTable) -> Tensor:
-    """Those of the rows, or a place for them that nothing looks at."""
+    """The table's scales, or a scratch tensor that nothing reads."""
     return table.moment_scales if len(table.moment_scales) else table.weights.new_empty(len(table.first_moment), 2)

@@ -54,13 +54,13 @@ def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
 
 
 def ragged(mask: Tensor) -> Tensor:
-    """Indices [tokens, width] of the True entries of every row of `mask`, ascending, filled up with -1."""
+    """Indices [tokens, width] of the True entries of every row of `mask`, ascending, padded with -1."""
     tokens, latents = mask.nonzero(as_tuple=True)
     return by_token(tokens, latents, len(mask))
 
 
 def by_token(tokens: Tensor, latents: Tensor, n_tokens: int) -> Tensor:
-    """Pairs sorted by token as indices [n_tokens, width], filled up with -1."""
+    """Pairs sorted by token as indices [n_tokens, width], padded with -1."""
     counts = torch.bincount(tokens, minlength=n_tokens)
     width = int(counts.max()) if len(counts) else 0
     out = torch.full((n_tokens, max(1, width)), -1, dtype=torch.int64, device=tokens.device)
@@ -69,12 +69,12 @@ def by_token(tokens: Tensor, latents: Tensor, n_tokens: int) -> Tensor:
 
 
 def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
-    """Latents [tokens, width] whose pre-activation is over the threshold (one, or one per latent), -1 for none."""
+    """Latents [tokens, width] with a pre-activation above the threshold (one, or one per latent), padded with -1."""
     return ragged(pre_acts.float() > threshold)
 
 
 def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
-    """Latents [tokens, width] of the tokens * k largest positive pre-activations of the whole batch, -1 for none."""
+    """Latents [tokens, width] of the tokens * k largest positive pre-activations of the whole batch, padded with -1."""
     flat = pre_acts.relu().reshape(-1)
     top = flat.topk(min(len(pre_acts) * k, flat.numel()), sorted=False)
     mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(0, top.indices, top.values > 0)
@@ -82,13 +82,13 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
 
 
 def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
-    """Latents [tokens, width] of every token's k(x) largest pre-activations, -1 for none.
+    """Latents [tokens, width] of every token's k(x) largest pre-activations, padded with -1.
 
-    k(x) = 1 + argmin_j | sqrt(c_j) - norm | with c_j the sum of the j largest ReLU(pre_acts)^2; ties in the argmin
-    go to the smaller j, among latents to the smaller index. Latents at zero are never kept.
+    k(x) = 1 + argmin_j | sqrt(c_j) - norm | with c_j the sum of the j largest ReLU(pre_acts)^2. Ties in the argmin go
+    to the smaller j, ties among latents to the smaller index. A latent at zero is never selected.
     """
     energy, order = pre_acts.relu().double().square().sort(dim=1, descending=True, stable=True)
     distance = (energy.cumsum(1).sqrt() - norm.double()[:, None]).abs()
     k = distance.argmin(1, keepdim=True) + 1
-    kept = (torch.arange(energy.shape[1], device=energy.device) < k) & (energy > 0)
-    return ragged(torch.zeros_like(kept).scatter(1, order, kept))
+    is_kept = (torch.arange(energy.shape[1], device=energy.device) < k) & (energy > 0)
+    return ragged(torch.zeros_like(is_kept).scatter(1, order, is_kept))

@@ -16,7 +16,7 @@ DENSE_SHARE = {"cpu": 0.25, "cuda": 0.012}  # a token that keeps more of the lat
 
 
 def selection_for(tensor: Tensor) -> ModuleType:
-    """The module of selections for pre-activations in float32 or bfloat16 on a CPU or with Triton, else plain torch."""
+    """The module of selections for these pre-activations: numba on a CPU, Triton on a GPU, else plain torch."""
     if tensor.device.type == "cuda" and HAS_TRITON:
         from sae.kernels import cuda_selection
 
@@ -90,7 +90,7 @@ class _Pick(torch.autograd.Function):
 
 
 def pick(vector: Tensor, indices: Tensor) -> Tensor:
-    """vector[indices], [tokens, k]; its gradient does not slow down where a latent is named by many tokens."""
+    """vector[indices] [tokens, k]; its gradient stays fast if many tokens name the same latent."""
     return _Pick.apply(vector, indices)  # pyright: ignore[reportReturnType]
 
 

@@ -1,7 +1,7 @@
 """The types that pass between the kernels of a training step, and the interface that the CPU's and the GPU's satisfy.
 
-Shapes, here and in the kernels: n tokens of a batch, k latents kept per token (or p pairs of a `FlatCode`), m latents of
-the dictionary, d numbers per activation, l nested prefixes (1 unless the loss is a sum over prefixes).
+Shapes, here and in the kernels: n tokens of a batch, k latents kept per token (or p pairs of a `FlatCode`), m latents
+of the dictionary, d numbers per activation, l nested prefixes (1 unless the loss is a sum over prefixes).
 """
 
 from __future__ import annotations
@@ -26,11 +26,30 @@ class WeightTable(NamedTuple):
     rounded: Tensor
 
 
+class ParameterState(NamedTuple):
+    """A parameter, or this process's part of it, with Adam's two moments, all of one shape."""
+
+    weights: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+
+
+class PreparedRows(NamedTuple):
+    """A batch in the dictionary's units.
+
+    target [n, d]; `centred` [n, d] is target - b_dec as it is stored; `target_squares` [n] are squared norms.
+    """
+
+    target: Tensor
+    centred: Tensor
+    target_squares: Tensor
+
+
 class FlatCode(NamedTuple):
     """A sparse code stored as a flat list of (token, latent) pairs, sorted by token: CSR without padding.
 
-    `tokens` [p] is the token of every pair; the pairs of token t are starts[t] .. starts[t + 1]. If the code came from a
-    padded one [n, width], `shape` is that and `places` [p] says where in it each pair was.
+    `tokens` [p] is the token of every pair; the pairs of token t are starts[t] .. starts[t + 1]. If the code came from
+    a padded one [n, width], `shape` is that and `places` [p] says where in it each pair was.
     """
 
     tokens: Tensor
@@ -162,7 +181,7 @@ class StepKernels(Protocol):
         """A weight table as the encoder's product reads it."""
         ...
 
-    def prepare(self, raw: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def prepare(self, raw: Tensor, scale: Tensor, centre: Tensor) -> PreparedRows:
         """(raw * scale; that minus `centre`; squared norms [n] of the first)."""
         ...
 
@@ -184,7 +203,7 @@ class StepKernels(Protocol):
         """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token."""
         ...
 
-    def values_at(self, pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+    def values_at(self, pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, *, bias: Tensor) -> Tensor:
         """Pre-activations [n, k] of the selected latents in float32."""
         ...
 
@@ -203,12 +222,12 @@ class StepKernels(Protocol):
         ...
 
     def count_latents(
-        self, pairs: Any, decoded: Decoded, since: Tensor, adam: AdamStep, aux: AuxGradients | None
+        self, pairs: Any, decoded: Decoded, since: Tensor, adam: AdamStep, *, aux: AuxGradients | None
     ) -> tuple[Tensor, Any]:
         """(gradient of b_enc; what `RowSums.ends` wants); updates the tokens since every latent fired."""
         ...
 
-    def update_vector(self, state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamStep) -> None:
+    def update_vector(self, state: ParameterState, gradient: Tensor, adam: AdamStep) -> None:
         """Adam on a vector (weights and both moments), in place."""
         ...
 
@@ -232,7 +251,7 @@ class StepKernels(Protocol):
         ...
 
     def apply_rows(
-        self, grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, adam: AdamStep
+        self, grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, *, adam: AdamStep
     ) -> None:
         """Adam and the unit norm of the decoder rows, with gradients that are there already."""
         ...

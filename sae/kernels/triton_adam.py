@@ -1,4 +1,4 @@
-"""Adam on a row of weights in Triton, with moments in float32 or fewer bits: `moments` defines what these compute."""
+"""Adam on a row of weights in Triton, with moments in float32 or fewer bits: `moments` defines what it computes."""
 
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 

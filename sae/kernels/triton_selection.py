@@ -19,7 +19,7 @@ def maxima_program(pre_acts, maxima, n_groups, GROUPS: tl.constexpr, SPAN: tl.co
 
 @triton.jit
 def _ordered(values, BITS: tl.constexpr):
-    """Integers in the order of the floats: their bits, with those of negative numbers turned round."""
+    """Integers in the order of the floats: their bits, with those of negative numbers reversed."""
     if BITS == 16:
         bits = values.to(tl.int16, bitcast=True).to(tl.int32)
         ordered = tl.where(bits < 0, bits ^ 0x7FFF, bits)
@@ -40,10 +40,12 @@ def _chosen(keys, low, high, K: tl.constexpr):
         enough = tl.sum((keys >= middle).to(tl.int32), 0) >= K
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
+
     above, at = keys > low, keys == low
     counts = tl.cumsum(above.to(tl.int32) + at.to(tl.int32) * 65536, 0)  # both at once
     n_above, n_at = counts & 65535, counts >> 16
     spare = K - tl.max(n_above, 0)
+
     return above | (at & (n_at <= spare)), n_above + tl.minimum(n_at, spare) - 1, low
 
 
@@ -84,7 +86,9 @@ def pick_program(
 def crossing_program(
     pre_acts, norms, bounds, spares, counts, n_latents, SIZE: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
-    """Of one row: what is over `bound` and the first `spare` at it have the norm nearest to the row's; their count."""
+    """One row: `bound` and `spare`, such that what is above the bound and the first `spare` at it have the nearest
+    norm.
+    """
     row = tl.program_id(0)
     latents = tl.arange(0, SIZE)
     loaded = tl.load(pre_acts + row.to(tl.int64) * n_latents + latents, latents < n_latents, 0.0)
@@ -92,11 +96,13 @@ def crossing_program(
     values = tl.maximum(loaded.to(tl.float32), 0.0)
     norm = tl.load(norms + row)
     low, high = tl.min(keys, 0) * 0, tl.max(keys, 0)  # 0 is the key of 0.0, which is never kept
+
     while low < high:
         middle = low + (high - low + 1) // 2
         reached = tl.sum(tl.where(keys >= middle, values * values, 0.0), 0) >= norm * norm
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle - 1)
+
     over, at = keys > low, keys == low
     energy, n_over = tl.sum(tl.where(over, values * values, 0.0), 0), tl.sum(over.to(tl.int32), 0)
     bound = tl.max(tl.where(at, values, 0.0), 0)
@@ -116,12 +122,13 @@ def crossing_program(
 def above_program(
     pre_acts, bounds, spares, counts, out, n_latents, width, BLOCK: tl.constexpr, BY_ROW: tl.constexpr, FILL: tl.constexpr
 ):  # fmt: skip
-    """Of one row the latents over the bound, of the row (then also the first `spare` at it) or of every latent.
+    """One row: the latents above its bound and the first `spare` at it (BY_ROW), or above every latent's own bound.
 
-    Their number, or, to FILL, their indices in `out` [tokens, width].
+    Counts them, or, with FILL, writes their indices into `out` [tokens, width].
     """
     row = tl.program_id(0).to(tl.int64)
     n_kept, n_at = 0, 0
+
     for start in range(0, n_latents, BLOCK):
         latents = start + tl.arange(0, BLOCK)
         inside = latents < n_latents
@@ -136,5 +143,6 @@ def above_program(
         if FILL:
             tl.store(out + row * width + n_kept + tl.cumsum(take.to(tl.int32), 0) - 1, latents, take)
         n_kept += tl.sum(take.to(tl.int32), 0)
+
     if not FILL:
         tl.store(counts + row, n_kept)

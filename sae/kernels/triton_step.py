@@ -52,7 +52,7 @@ def encode_program(
 
 @triton.jit
 def _level(latent, prefixes, LEVELS: tl.constexpr):
-    """The first prefix that holds a latent: 0 where there is only the whole dictionary."""
+    """The first prefix that contains a latent; 0 if there is only the whole dictionary."""
     level = (latent * 0).to(tl.int32)
     for prefix in tl.static_range(LEVELS - 1):
         level += (latent >= tl.load(prefixes + prefix)).to(tl.int32)
@@ -73,12 +73,14 @@ def decode_program(
     act = tl.load(values + row * K + number, ok & (number * 0 + row < limit), 0.0)
     if RECTIFY:
         act = tl.maximum(act, 0.0)
+
     tl.store(acts + row * K + number, act, ok)
     latent = tl.load(indices + row * K + number, ok, 0).to(tl.int64)
     level = _level(latent, prefixes, LEVELS)
     inner = tl.zeros((SIZE,), tl.float32)
     square = tl.zeros((), tl.float32)
     prefix_square = tl.zeros((), tl.float32)
+
     for start in tl.static_range(0, WIDTH, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < WIDTH
@@ -98,9 +100,11 @@ def decode_program(
             inner += tl.where(level == prefix, tl.sum(rows * left[None, :], 1), 0.0)
             if prefix < LEVELS - 1:
                 left -= start_of + tl.sum(tl.where(level <= prefix, act, 0.0)[:, None] * rows, 0)
+
     inner *= tl.load(coefficient)
     if RECTIFY:
         inner = tl.where(act > 0, inner, 0.0)
+
     tl.store(grad_acts + row * K + number, inner, ok)
     tl.store(squares + row, square)
     tl.store(prefix_squares + row, prefix_square)
@@ -113,10 +117,10 @@ def decode_ragged_program(
     acts, error, grad_acts, squares, prefix_squares, counts, n, SIZE: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, LEVELS: tl.constexpr, RECTIFY: tl.constexpr,
 ):  # fmt: skip
-    """As `decode_program`, for a token of a `FlatCode` code, with any number of latents.
+    """As `decode_program`, for one token of a `FlatCode`, with any number of latents.
 
-    The error of the whole dictionary first; then prefix by prefix down, each without the latents that only the larger ones
-    have. Every row of the table is read twice, however many prefixes there are.
+    Computes the error of the whole dictionary first, then goes down prefix by prefix, taking away the latents that only
+    the larger ones have. So every row of the table is read twice, however many prefixes there are.
     """
     row = tl.program_id(0).to(tl.int64)
     start, end = tl.load(starts + row), tl.load(starts + row + 1)
@@ -124,6 +128,7 @@ def decode_ragged_program(
     inside = columns < WIDTH
     e = tl.load(bias + columns, inside, 0.0) - tl.load(target + row * WIDTH + columns, inside, 0.0)
     fired = tl.zeros((), tl.float32)
+
     for first in range(start, end, SIZE):
         number = first + tl.arange(0, SIZE)
         ok = number < end
@@ -135,11 +140,13 @@ def decode_ragged_program(
         rows = tl.load(table + latent[:, None] * WIDTH + columns[None, :], ok[:, None] & inside[None, :], 0.0)
         e += tl.sum(act[:, None] * rows.to(tl.float32), 0)
         fired += tl.sum((act > 0).to(tl.float32), 0)
+
     tl.store(squares + row, tl.sum(e * e, 0))
     tl.store(counts + row, fired)
     left = tl.zeros((BLOCK,), tl.float32)  # the sum of the errors of all prefixes from this one up
     prefix_square = tl.zeros((), tl.float32)
     scale = tl.load(coefficient)
+
     for step in tl.static_range(LEVELS):
         level = LEVELS - 1 - step
         prefix_square += tl.sum(e * e, 0)
@@ -158,6 +165,7 @@ def decode_ragged_program(
             tl.store(grad_acts + number, inner, ok)
             if LEVELS > 1:
                 e -= tl.sum(act[:, None] * rows, 0)
+
     tl.store(prefix_squares + row, prefix_square)
 
 
@@ -166,12 +174,13 @@ def _pair_sums(
     start, end, order, tokens, acts, grad_acts, error, centred, K: tl.constexpr, PAIRS: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """(sum of grad_act * centred row, sum of act * error row) over the pairs start..end of the sorted list.
+    """(sum of grad_act * input row, sum of act * error row) over the pairs start .. end of the sorted list.
 
-    A pair's token is its place over K, or, with K = 0, named by `tokens`.
+    A pair's token is its place divided by K or, with K = 0, looked up in `tokens`.
     """
     grad_encoder, grad_decoder = tl.zeros((BLOCK_IN,), tl.float32), tl.zeros((BLOCK_OUT,), tl.float32)
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
+
     for first in range(start, end, PAIRS):
         pair = first + tl.arange(0, PAIRS)
         ok = pair < end
@@ -182,6 +191,7 @@ def _pair_sums(
         x = tl.load(centred + token[:, None] * WIDTH_IN + into[None, :], ok[:, None] & (into < WIDTH_IN)[None, :], 0.0)
         grad_decoder += tl.sum(act[:, None] * e.to(tl.float32), 0)
         grad_encoder += tl.sum(grad_act[:, None] * x.to(tl.float32), 0)
+
     return grad_encoder, grad_decoder
 
 
@@ -190,19 +200,22 @@ def latents_program(
     offsets, order, acts, grad_acts, slots, aux, gradient, since, n_parts, numbers,
     HAS_AUX: tl.constexpr, SPLIT: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """One latent: the gradient of b_enc, tokens since it fired, parts of its list of pairs."""
+    """One latent: the gradient of b_enc, the tokens since it fired, the number of parts of its list of pairs."""
     latent = tl.program_id(0)
     start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
     total, most = tl.zeros((SIZE,), tl.float32), tl.zeros((SIZE,), tl.float32)
+
     for first in range(start, end, SIZE):
         pair = first + tl.arange(0, SIZE)
         place = tl.load(order + pair, pair < end, 0)
         total += tl.load(grad_acts + place, pair < end, 0.0)
         most = tl.maximum(most, tl.load(acts + place, pair < end, 0.0))
+
     grad = tl.sum(total, 0)
     if HAS_AUX:
         slot = tl.load(slots + latent)
         grad += tl.load(aux + slot, slot >= 0, 0.0)
+
     tl.store(gradient + latent, grad)
     n_tokens = tl.load(numbers + 2).to(tl.int64)
     tl.store(since + latent, tl.where(tl.max(most, 0) > 0, 0, tl.load(since + latent) + n_tokens))
@@ -274,7 +287,7 @@ def apply_program(
     numbers, beta1, beta2, eps,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """One latent: its rows after AdamStep with gradients that are there."""
+    """One latent: Adam on both of its rows, with gradients that are there already."""
     latent = tl.program_id(0).to(tl.int64)
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
     grad_encoder = tl.load(encoder_gradient + latent * WIDTH_IN + into, into < WIDTH_IN, 0.0)
@@ -297,7 +310,7 @@ def update_program(
     LEVELS: tl.constexpr, WRITE: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """One latent: both weight gradients, and the update with them; with WRITE they are put in the place of the weights."""
+    """One latent: both weight gradients and the update with them; WRITE puts the gradients in the place of the weights."""
     latent = tl.program_id(0).to(tl.int64)
     start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
@@ -314,12 +327,14 @@ def update_program(
         for part in range(last - tl.cdiv(end - start, SPLIT), last):
             grad_encoder += tl.load(encoder_parts + part * WIDTH_IN + into, in_ok, 0.0)
             grad_decoder += tl.load(decoder_parts + part * WIDTH_OUT + out, out_ok, 0.0)
+
     grad_decoder *= tl.load(coefficient)
     if HAS_AUX:
         slot = tl.load(slots + latent)
         if slot >= 0:
             grad_encoder += tl.load(encoder_aux + slot * WIDTH_IN + into, in_ok, 0.0)
             grad_decoder += tl.load(decoder_aux + slot * WIDTH_OUT + out, out_ok, 0.0)
+
     if WRITE:
         tl.store(encoder + latent * WIDTH_IN + into, grad_encoder, in_ok)
         tl.store(decoder + latent * WIDTH_OUT + out, grad_decoder, out_ok)

@@ -1,4 +1,4 @@
-"""The language model's blocks compiled for the time of a pass, where no hook looks inside them."""
+"""The language model's blocks compiled for the time of a pass, except those that a hook looks into."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sae.model.language_model import LanguageModel
 
 
 class CompiledBlocks:
-    """One compilation, shared by all blocks of a model; blocks with a watched module inside stay as they are.
+    """One compilation, shared by all blocks of a model; blocks with a hooked module inside stay as they are.
 
     Differs from the plain pass by rounding alone: fused operations keep float32 where separate ones round to bfloat16.
     """

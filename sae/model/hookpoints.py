@@ -1,8 +1,8 @@
 """HookPoint(site, layer) -> the module of any causal language model that carries it, found by structure.
 
-No model family is named here. The block list is the one module list as long as the model has layers; what the
-attention and the MLP add to the residual stream is found by one probing forward pass: the two module outputs
-whose sum is the block's output minus its input.
+No model family is named here. The block list is the one module list that has as many entries as the model has layers.
+What attention and MLP add to the residual stream is found by one probing forward pass: the two module outputs whose sum
+is the block's output minus its input.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ HookPointField = Annotated[
 
 
 class Channel(NamedTuple):
-    """One tensor per token of the stream: what stands at a hook point, or a coefficient of the loss with regard to it.
+    """One tensor per token of the stream: the activation at a hook point, or a coefficient of the loss with regard to
+    it.
 
-    `gradient` is the gradient of the summed next-token cross-entropy; `relp` the same with the rules of `relevance`.
+    `gradient` is the gradient of the summed next-token cross-entropy; `relp` the same under the rules of `relevance`.
     """
 
     hook: HookPoint
@@ -66,7 +67,7 @@ class Channel(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A module and the side of it that holds the activations of a hook point."""
+    """A module, and whether its input or its output is the hook point."""
 
     module: nn.Module
     name: str
@@ -99,16 +100,17 @@ def _replaced(output: Any, new: Tensor | None) -> Any:
 
 def blocks(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
     """(name, module list) of the transformer blocks: the one list of `n_layers` modules of one class."""
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers and len({type(m) for m in module}) == 1
     ]
     # Nested lists of the same length (experts, say) lie inside the block list: the outermost is the block list.
-    outer = [f for f in found if not any(f[0].startswith(other[0] + ".") for other in found)]
+    outer = [f for f in lists if not any(f[0].startswith(other[0] + ".") for other in lists)]
     if len(outer) != 1:
         names = ", ".join(name for name, _ in outer) or "none"
         raise ConfigError(f"{type(model).__name__}: cannot tell which module list holds the blocks (found: {names}).")
+
     return outer[0]
 
 
@@ -150,6 +152,7 @@ class _BlockProbe:
         handle = block.register_forward_pre_hook(capture, with_kwargs=True)
         vocabulary = lm.model.get_input_embeddings().num_embeddings
         ids = torch.arange(1, PROBE_LENGTH + 1, device=lm.device).remainder(vocabulary)[None]
+
         try:
             with torch.no_grad():
                 lm.body(input_ids=ids, use_cache=False)
@@ -157,6 +160,7 @@ class _BlockProbe:
             pass
         finally:
             handle.remove()
+
         args, kwargs = _as_float(captured[0]), _as_float(captured[1])
         if args:
             self.before, self.args, self.kwargs = args[0], args[1:], kwargs
@@ -170,10 +174,10 @@ class _BlockProbe:
 
         def record(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                given = _tensor(args[0] if args else kwargs.get("hidden_states"))
+                module_input = _tensor(args[0] if args else kwargs.get("hidden_states"))
                 if isinstance(_tensor(output), Tensor):
-                    given = given.clone() if isinstance(given, Tensor) else None
-                    seen.append(_Seen(name, module, given, _tensor(output).clone()))
+                    module_input = module_input.clone() if isinstance(module_input, Tensor) else None
+                    seen.append(_Seen(name, module, module_input, _tensor(output).clone()))
 
             return hook
 
@@ -183,6 +187,7 @@ class _BlockProbe:
             if inner
         ]
         exact = [parameter.data for parameter in self.block.parameters()]
+
         try:
             with torch.no_grad():
                 for parameter in self.block.parameters():
@@ -214,14 +219,14 @@ def _additive_pair(delta: Tensor, seen: list[_Seen]) -> tuple[int, int] | None:
 
 
 def _linears(seen: list[_Seen], first: int, last: int, tokens: int) -> list[_Seen]:
-    """The linear modules (weight matrix, one input row a token) of `seen[first : last + 1]`, in order of run."""
-    found = []
+    """The linear modules (weight matrix, one input row per token) of `seen[first : last + 1]`, in order of run."""
+    linears = []
     for s in seen[first : last + 1]:
         weight = getattr(s.module, "weight", None)
         is_matrix = isinstance(weight, Tensor) and weight.dim() == 2
         if is_matrix and s.input is not None and s.input.numel() == tokens * s.input.shape[-1]:
-            found.append(s)
-    return found
+            linears.append(s)
+    return linears
 
 
 def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
@@ -234,6 +239,7 @@ def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
     pair = _additive_pair(after - probe.before, seen)
     if pair is None:
         return places
+
     attention, mlp = _attention_first(probe, seen, pair)
     for out_site, in_site, position, start in (
         ("attn_out", "attn_z", attention, 0 if attention < mlp else mlp + 1),
@@ -245,20 +251,22 @@ def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
             places[in_site] = Place(linears[-1].module, linears[-1].name, "input")
         if out_site == "mlp_out" and linears and linears[0].input.shape[-1] == lm.d_model:  # pyright: ignore[reportOptionalMemberAccess]
             places["mlp_in"] = Place(linears[0].module, linears[0].name, "input")
+
     return places
 
 
 def _attention_first(probe: _BlockProbe, seen: list[_Seen], pair: tuple[int, int]) -> tuple[int, int]:
     """`pair` as (attention, MLP): the attention is the one that depends on other positions, or that runs first.
 
-    The block is run again on an input whose first position differs. An MLP that reads the block's own input
-    keeps its other outputs; one that reads what the attention wrote does not, but then it runs second.
+    The block is run again on an input with another first position. An MLP that reads the block's own input keeps its
+    other outputs; one that reads what the attention wrote does not, but then it runs second.
     """
     nudged = probe.before.clone()
     nudged[:, 0] += probe.before[:, 1]
     _, changed = probe.run(nudged)
     shape = (PROBE_LENGTH, -1)
     mixes = [not _same(changed[i].output.reshape(shape)[1:], seen[i].output.reshape(shape)[1:]) for i in pair]
+
     return (pair[1], pair[0]) if mixes == [False, True] else pair
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock
@@ -82,7 +82,7 @@ ModelConfig = Annotated[HubModel | FolderModel | PackageModel, Field(discriminat
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded model: what harvest, evaluation and labels need to know of it."""
+    """A loaded model: what harvest, evaluation and labels need to know about it."""
 
     model: Any  # a transformers model: its attributes depend on the family
     tokenizer: Any
@@ -127,30 +127,44 @@ class LanguageModel:
         return sorted(set(self.tokenizer.all_special_ids))
 
 
-def locate(config: HubModel | FolderModel | PackageModel) -> tuple[Path, str, str]:
-    """(folder with config, safetensors and tokenizer; name; licence), downloading and converting where needed."""
+class ModelFiles(NamedTuple):
+    """A folder with config, safetensors and tokenizer, the model's name, and its licence as far as it is known."""
+
+    folder: Path
+    name: str
+    licence: str
+
+
+def locate(config: HubModel | FolderModel | PackageModel) -> ModelFiles:
+    """The model's files, downloaded and converted where needed."""
     if isinstance(config, FolderModel):
         if not (config.path / "config.json").is_file():
             raise ArtefactError(f"model.path {config.path}: no config.json there. Give a folder of save_pretrained.")
         for name, expected in config.sha256.items():
             check_sha256(config.path / name, expected)
-        return config.path, config.path.name, "not stated"
+        return ModelFiles(config.path, config.path.name, "not stated")
+
     if isinstance(config, PackageModel):
-        return _convert_gguf(config), f"{config.parts[0].name}=={config.parts[0].version}", config.licence
+        name = f"{config.parts[0].name}=={config.parts[0].version}"
+        return ModelFiles(_convert_gguf(config), name, config.licence)
+
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
     try:
         folder = snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns)
     except Exception as error:  # the hub client has no common base class for its network errors
         raise ArtefactError(f"model.repo {config.repo!r}: the hub did not give it ({error}). Check name and network.")
-    return Path(folder), config.repo, "see the model's page"
+
+    return ModelFiles(Path(folder), config.repo, "see the model's page")
 
 
 def _convert_gguf(config: PackageModel) -> Path:
     """Folder of the weights as bf16 safetensors, converted once and cached under the hash of the GGUF file."""
     folder = cache_dir() / "models" / f"{config.sha256}-bf16-v{CONVERTER_VERSION}"
     folder.parent.mkdir(exist_ok=True)
+
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return folder
@@ -162,6 +176,7 @@ def _convert_gguf(config: PackageModel) -> Path:
             about = {"config": config.model_dump(mode="json"), "converter_version": CONVERTER_VERSION}
             (converted / "source.json").write_text(json.dumps(about, indent=1))
             converted.rename(folder)
+
     return folder
 
 
@@ -183,18 +198,22 @@ def load(config: HubModel | FolderModel | PackageModel, device: torch.device) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, name, licence = locate(config)
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError, KeyError) as error:
         raise ArtefactError(f"{folder}: transformers cannot load it as a causal language model: {error}")
+
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise DataError(f"{name}: the tokenizer knows {len(tokenizer)} tokens, more than the model embeds.")
+
     model.eval().requires_grad_(False).to(device)
     prepend_bos = _adds_bos(tokenizer) if config.prepend_bos == "auto" else config.prepend_bos
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ConfigError("model.prepend_bos: the tokenizer has no beginning-of-sequence token. Set it to false.")
-    return LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence, prepend_bos)
+
+    return LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence=licence, prepend_bos=prepend_bos)
 
 
 def _adds_bos(tokenizer: Any) -> bool:
@@ -224,7 +243,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def set_quiet() -> None:
-    """Stops transformers and datasets from drawing bars of their own; ours tell more."""
+    """Stops transformers and datasets from drawing progress bars; ours tell more."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging
 

@@ -51,7 +51,9 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _gated(lm: LanguageModel, layer: int) -> Callable[..., Any] | None:
-    """Puts the half rule before the MLP's last linear map, where what enters it is not an activation's own output."""
+    """Puts the half rule before the MLP's last linear map, if its input is a product and not an activation's own
+    output.
+    """
     places = find_places(lm, layer)
     if "mlp_hidden" not in places or "mlp_in" not in places:
         return None

@@ -1,4 +1,4 @@
-"""Which tokens a latent's decoder direction promotes: through the hook point's way out, final norm and unembedding."""
+"""Which tokens a latent's decoder direction promotes: through the rest of its sub-layer, final norm and unembedding."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ def final_norm(lm: LanguageModel) -> nn.Module:
     """The normalisation before the unembedding: the last norm-like module that a forward pass runs."""
     last: list[nn.Module] = []
     handles = []
+
     for module in lm.body.modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 1 and len(weight) == lm.d_model:
             handles.append(module.register_forward_hook(lambda m, _a, _o: last.append(m)))
+
     try:
         with torch.no_grad():
             lm.body(input_ids=torch.ones(1, 2, dtype=torch.int64, device=lm.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
+
     if not last:
         raise ConfigError("the model has no final norm that saedex can find; logits of latents need one.")
+
     return last[-1]
 
 
@@ -62,6 +66,7 @@ def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Tensor, n: int) -> L
     dtype = weight.dtype
     bias = getattr(norm, "bias", None)
     parts: list[list[Tensor]] = [[], [], [], []]
+
     for rows in w_dec.split(ROWS):
         normed = norm(residual_directions(lm, hook, rows.to(dtype))[None])[0]
         if isinstance(bias, Tensor):
@@ -71,6 +76,7 @@ def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Tensor, n: int) -> L
         top, bottom = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
         for part, value in zip(parts, (top.indices, top.values, bottom.indices, -bottom.values), strict=True):
             part.append(value.cpu())
+
     return Logits(*(torch.cat(part) for part in parts))
 
 

@@ -1,4 +1,4 @@
-"""config.yaml to one frozen value: the sections are owned by the rooms, this file only puts them together."""
+"""config.yaml to one frozen value. Every room owns the class of its section; this file puts them together."""
 
 from __future__ import annotations
 
@@ -60,16 +60,20 @@ class TrainConfig(Section):
         names = [sae.name for sae in self.sae]
         for name in sorted({n for n in names if names.count(n) > 1}):
             problems.append(f"sae: the name {name!r} is given twice; every dictionary needs its own")
+
         if self.harvest.drop_positions >= self.text.ctx_len:
             problems.append(
                 f"harvest.drop_positions: {self.harvest.drop_positions} leaves nothing of text.ctx_len {self.text.ctx_len}"
             )
+
         if self.train.batch_tokens > self.train.tokens:
             problems.append(
                 f"train.batch_tokens: {self.train.batch_tokens} is more than train.tokens {self.train.tokens}"
             )
+
         if problems:
             raise ValueError("; ".join(problems))
+
         return self
 
     @property
@@ -118,8 +122,10 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {assignment!r}: write key.key=value, for example --set train.tokens=1e6")
+
     node: Any = tree
     keys = path.split(".")
+
     for key in keys[:-1]:
         if isinstance(node, list) and key.isdigit() and int(key) < len(node):
             node = node[int(key)]
@@ -127,6 +133,7 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
             node = node.setdefault(key, {})
         else:
             raise ConfigError(f"--set {assignment!r}: there is no {key!r} to go into")
+
     if isinstance(node, list) and keys[-1].isdigit() and int(keys[-1]) < len(node):
         node[int(keys[-1])] = _parse(text, f"--set {assignment}")
     elif isinstance(node, dict):
@@ -144,13 +151,17 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text. Give the path of a YAML file.") from None
+
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{path}: {len(data):,} bytes; a configuration may have {MAX_BYTES:,}.")
+
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a mapping of sections is wanted, found {type(tree).__name__}.")
+
     for assignment in overrides:
         _override(tree, assignment)
+
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
@@ -159,7 +170,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
 
 
 def config_of_run(home: Path, hint: str) -> TrainConfig:
-    """The settings that a run folder was begun with; raises `ConfigError`, ending with `hint`, where there are none."""
+    """The settings that a run folder was begun with; otherwise raises `ConfigError`, which ends with `hint`."""
     if not (home / "config.yaml").exists():
         raise ConfigError(f"{home}: no config.yaml of a run there. {hint}")
     return load_config(home / "config.yaml")
@@ -192,6 +203,7 @@ def explain(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[Sett
                 "",
             )
             rows += explain(cls, f"{key}{tag}.")
+
     return rows
 
 

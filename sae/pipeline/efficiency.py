@@ -1,4 +1,4 @@
-"""How fast the stages of a run were, beside what the machine could do: measured when a run ends."""
+"""How fast the stages of a run were compared with what the machine can do, measured when a run ends."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def rates(
 ) -> dict[str, Rate]:
     """The rate of every stage that took time worth showing.
 
-    The floor of harvest is its matrix products (2 FLOPs per weight of the blocks that a token passes, and of the head and
-    the way back if gradients are harvested), at the rate of one large product measured now. The floor of training is the
-    encoder's product and Adam alone, measured now with every dictionary's sizes. Processes divide the floors.
+    The floor of harvest is its matrix products (2 FLOPs per weight of the blocks that a token passes, and of the head
+    and the way back if gradients are harvested), at the rate of one large product measured now. The floor of training
+    is the encoder's product and Adam alone, measured now with every dictionary's sizes. Processes divide the floors.
     """
     n_tokens = sources.train.contexts.n_contexts * config.text.ctx_len
     units = {
@@ -44,6 +44,7 @@ def rates(
         "index": n_tokens * len(config.sae),
     }
     stage_rates = {}
+
     for stage, n_units in units.items():
         if seconds.get(stage, 0) <= WORTH_SHOWING_S:
             continue
@@ -55,6 +56,7 @@ def rates(
             floor = n_updates * sum(_update_floor(sae, sources, config.train.batch_tokens) for sae in config.sae)
         utilisation = None if floor is None else floor / n_processes / seconds[stage]
         stage_rates[stage] = Rate(tokens=n_units, seconds=seconds[stage], utilisation=utilisation)
+
     return stage_rates
 
 
@@ -108,5 +110,6 @@ def table(seconds: dict[str, float], stage_rates: dict[str, Rate], peak_bytes: d
             continue
         share = "" if rate.utilisation is None else f"   {rate.utilisation:.0%}"
         lines.append(f"  {stage:<10}{rate.tokens:>14,}{taken:>10.1f}{rate.tokens / rate.seconds:>12,.0f}{share}")
+
     peaks = [f"{name} {value / 2**30:.1f} GiB" for name, value in peak_bytes.items()]
     return "\n".join([*lines, *([f"  peak memory: {', '.join(peaks)}"] if peaks else [])])

@@ -52,7 +52,7 @@ def run(config: TrainConfig, screen: Screen, processes: Processes = ALONE) -> Ru
         if summary is not None:
             return summary
 
-        work = Run(folder, screen, config, processes, stop)
+        work = Run(folder, screen, config, processes, stop=stop)
         try:
             stages = stages_of(config)
             perform(stages[:1], work)
@@ -113,4 +113,4 @@ def _metrics_log(config: TrainConfig, processes: Processes) -> MetricsLog:
     logs = processes.is_first or config.train.parallel == "dictionaries"
     part = "" if processes.is_first else f"-{processes.rank}"
     settings = config.log if logs else LogConfig()
-    return MetricsLog(settings, config.folder, config.name, config.model_dump(mode="json"), part)
+    return MetricsLog(settings, config.folder, config.name, config.model_dump(mode="json"), part=part)

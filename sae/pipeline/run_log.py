@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines always, Weights & Biases when asked."""
+"""Metrics of a run: JSON lines always, Weights & Biases if the config says so."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class LogConfig(Section):
 
 
 class MetricsLog:
-    """Appends lines to training.jsonl of each dictionary and mirrors them to Weights & Biases when that is on.
+    """Appends lines to training.jsonl of each dictionary and mirrors them to Weights & Biases if that is on.
 
-    `part` ends the name there of what one of several processes logs.
+    `part` is appended to the name there, if one of several processes logs.
     """
 
-    def __init__(self, config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], part: str = ""):
+    def __init__(self, config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], *, part: str = ""):
         self.folder = folder
-        self._run = None if config.wandb == "off" else _start_wandb(config, folder, run_name, facts, part)
+        self._run = None if config.wandb == "off" else _start_wandb(config, folder, run_name, facts, part=part)
 
     def path(self, name: str) -> Path:
         """File with the training metrics of one dictionary."""
@@ -44,8 +44,8 @@ class MetricsLog:
         if self._run is not None:
             import wandb
 
-            made = {f"{name}/{key}": wandb.Histogram(array) for key, array in histograms.items()}
-            self._run.log({**{f"{name}/{key}": value for key, value in values.items()}, **made})
+            pictures = {f"{name}/{key}": wandb.Histogram(array) for key, array in histograms.items()}
+            self._run.log({**{f"{name}/{key}": value for key, value in values.items()}, **pictures})
 
     @property
     def wants_histograms(self) -> bool:
@@ -73,12 +73,13 @@ class MetricsLog:
             self._run = None
 
 
-def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], part: str) -> Any:
+def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str, Any], *, part: str) -> Any:
     import wandb
 
     id_file = folder / f"wandb-run-id{part}.txt"
     run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex[:8]
     id_file.write_text(run_id)
+
     try:
         return wandb.init(
             project=config.project,

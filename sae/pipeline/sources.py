@@ -1,4 +1,4 @@
-"""What a run reads: the language model, the tokens, and activations that are harvested when they are first asked for."""
+"""What a run reads: the language model, the tokens, and activations that are harvested on first use."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def prepare(
     _check_context_length(config, lm)
     if channels is None:
         channels = tuple(dict.fromkeys(channel for sae in config.sae for channel in sae.channels))
+
     check_hook_points(lm, tuple(channel.hook for channel in channels))  # before the text is read, which may take long
 
     with screen.progress("tokens", config.train.tokens) as progress:
@@ -66,6 +67,7 @@ def prepare(
                 progress=progress,
             )
         )
+
     dtype = processes.on_first(lambda: _dtype_of_run(config, folder, lm, contexts))
     lm.cast(dtype)
 
@@ -84,6 +86,7 @@ def prepare(
     held_out_stream = Activations(
         harvester, held_out, held_out_size, folder=held_out_cache.folder, training=train, cache=held_out_cache
     )
+
     return Sources(lm, dtype, train, held_out_stream)
 
 
@@ -124,7 +127,7 @@ def _dtype_of_run(config: TrainConfig, folder: Path, lm: LanguageModel, contexts
 def _cache(
     config: TrainConfig, harvester: Harvester, home: Path, screen: Screen, *, may_share: bool
 ) -> ActivationCache | None:
-    """Where activations of the training stream are kept, if the config keeps them."""
+    """The store of the training stream's activations, if the config keeps them."""
     settings: HarvestConfig = config.harvest
     is_int8 = settings.cache_dtype == "int8"
     if not settings.caches(harvester.lm.device):
@@ -138,4 +141,5 @@ def _cache(
     progress = screen.silent_progress()
     if may_share and settings.cache == "shared":
         return ActivationCache.shared(harvester, config.text.ctx_len, is_int8=is_int8, progress=progress)
+
     return ActivationCache(home, harvester, is_int8=is_int8, progress=progress)

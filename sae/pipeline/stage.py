@@ -25,8 +25,8 @@ from sae.stream.harvest import Harvester
 class Run:
     """Everything that the stages of a run share.
 
-    A command that works on a dictionary outside of a run (`sae eval`, `sae interpret`) makes one too: `folder` is then the
-    run whose model and text it borrows, and `settings` is None until something asks for them.
+    A command that works on a dictionary outside of a run (`sae eval`, `sae interpret`) makes one too: `folder` is then
+    the run whose model and text it borrows, and `settings` is None until something asks for them.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Stage(ABC):
 
     @abstractmethod
     def done(self, run: Run) -> bool:
-        """Whether the result is there; asked in the first process."""
+        """Whether the result is there; called in the first process."""
 
     @abstractmethod
     def work(self, run: Run) -> None:

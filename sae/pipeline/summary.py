@@ -59,6 +59,7 @@ def summary_of(run: Run) -> RunSummary:
     if sources.train.cache is not None:
         traffic = sources.train.cache.traffic
         facts["cache"] = CacheTraffic(read=traffic.read, written=traffic.written)
+
     return RunSummary(
         run=config.name,
         folder=str(run.folder),

@@ -76,8 +76,10 @@ def publish_shards(
             weights = {"weights_sha256": sha256}
             for path in shards:
                 path.unlink()
+
         for path in target.glob("weights*"):
             path.chmod(0o644)
+
         _card(sae, config, provenance, weights).write(target)
 
     write_folder_together(folder, fill, processes)
@@ -133,6 +135,7 @@ def load(path_or_url: str | Path) -> SparseAutoencoder:
         sae.load_state_dict({name: stored.read(name) for name in stored.names()})
     except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
         raise ArtefactError(f"{folder}: the weights do not fit the card: {error}")
+
     return sae.eval().requires_grad_(False)
 
 
@@ -141,6 +144,7 @@ def _download(url: str) -> Path:
     import httpx
 
     base = url.rstrip("/")
+
     try:
         with httpx.Client(timeout=60, follow_redirects=False) as client:
             answer = client.get(f"{base}/download/card.json").raise_for_status()
@@ -163,6 +167,7 @@ def _download(url: str) -> Path:
                 write_folder(folder, fill)
     except (httpx.HTTPError, JsonFileError) as error:
         raise UnavailableError(f"{url}: no dictionary could be downloaded ({error}). Is the server running?")
+
     return folder
 
 

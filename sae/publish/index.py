@@ -1,4 +1,4 @@
-"""A dictionary and a stream of activations in, a published context generation of the feature store out."""
+"""From a dictionary and a stream of activations to a published context generation of the feature store."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from feature_store.budget import budget
-from feature_store.contexts import ContextLimits
-from feature_store.generation import Corpus, Directions, Limits, publish, write_shard
-from feature_store.tables import Codes
+from feature_store.indexing.budget import budget
+from feature_store.indexing.contexts import ContextLimits
+from feature_store.indexing.generation import Corpus, Directions, Limits, publish, write_shard
+from feature_store.indexing.tables import Codes
 from sae.architectures import SparseAutoencoder
 from sae.errors import DataError
 from sae.foundation.screen import Progress
@@ -62,7 +62,7 @@ class _CodeFiles:
         self.indices = self.acts = np.empty((n_tokens, 0))
 
     def open(self, width: int, mode: Literal["w+", "r+"]) -> None:
-        """Opens both files at a width; "w+" makes them anew, and no code is in them."""
+        """Opens both files at a width; "w+" creates them without codes."""
         shape = (self.n_tokens, width)
         self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, mode, shape=shape)
         self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, mode, shape=shape)
@@ -84,7 +84,7 @@ class _CodeFiles:
 
 
 def _encode_stream(
-    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, progress: Progress
+    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, *, progress: Progress
 ) -> tuple[Codes, int]:
     """(sparse codes of the first contexts, tokens read); memory-mapped, with zeros at positions filtered out."""
     contexts = activations.contexts
@@ -92,6 +92,7 @@ def _encode_stream(
     processes = activations.processes
     files = _CodeFiles(folder if processes.world_size == 1 else folder / str(processes.rank), total, sae.d_sae)
     n_tokens = 0
+
     for g in range(activations.n_segments):
         first = g * activations.segment_contexts
         if first >= n_contexts:
@@ -104,8 +105,10 @@ def _encode_stream(
             files.write(places[inside].numpy(), code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy())
             n_tokens += int(inside.sum())
         progress.update(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
+
     if processes.world_size > 1:
         files = _joined(files, activations, folder)
+
     shape = (n_contexts, contexts.ctx_len, files.width)
     codes = Codes(
         contexts.ids[:n_contexts],
@@ -113,23 +116,27 @@ def _encode_stream(
         files.indices.reshape(shape),
         files.acts.reshape(shape),
     )
+
     return codes, sum(processes.all_gather_objects(n_tokens))
 
 
-def _joined(own: _CodeFiles, activations: Activations, folder: Path) -> _CodeFiles:
-    """The codes of all processes in files that they share; every process copies the rows of its own contexts."""
+def _joined(own_files: _CodeFiles, activations: Activations, folder: Path) -> _CodeFiles:
+    """The codes of all processes in shared files; every process copies the rows of its own contexts."""
     processes, length = activations.processes, activations.contexts.ctx_len
-    shared = _CodeFiles(folder, own.n_tokens, 0)
-    shared.index_type = own.index_type
-    width = max(processes.all_gather_objects(own.width))
+    shared = _CodeFiles(folder, own_files.n_tokens, 0)
+    shared.index_type = own_files.index_type
+    width = max(processes.all_gather_objects(own_files.width))
     processes.on_first(lambda: shared.open(width, "w+"))
     shared.open(width, "r+")
+
     for g in range(activations.n_segments):
         read = activations.contexts_of(g)
-        rows = slice(read.start * length, min(read.stop * length, own.n_tokens))
-        shared.indices[rows, : own.width] = own.indices[rows]
-        shared.acts[rows, : own.width] = own.acts[rows]
+        rows = slice(read.start * length, min(read.stop * length, own_files.n_tokens))
+        shared.indices[rows, : own_files.width] = own_files.indices[rows]
+        shared.acts[rows, : own_files.width] = own_files.acts[rows]
+
     processes.barrier()
+
     return shared
 
 
@@ -148,35 +155,36 @@ def index(
 ) -> str:
     """Builds and publishes the context generation under `folder`/store; returns its file name.
 
-    Processes that share the activations encode their own parts and count for their own features; the first one puts these
-    together.
+    Processes that share the activations encode their own contexts and count their own features; the first one joins
+    both.
     """
     contexts = activations.contexts
-    asked = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
-    n_contexts = min(asked, contexts.n_contexts)
+    wanted = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
+    n_contexts = min(wanted, contexts.n_contexts)
     progress.say(
         f"index: {budget(n_contexts * contexts.ctx_len, sae.config.expected_l0, sae.d_sae, config.memory_bytes)}"
     )
-    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, progress)
+    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, progress=progress)
     if not (codes.acts > 0).any():
         raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
-    shown = sae.config.writes[0]  # of several hook points the pages show the first
-    rows = sae.W_dec[:, : len(activations.statistics(shown).centre)]
-    logits = token_logits(lm, shown, rows, config.tokens_promoted)
+
+    hook = sae.config.writes[0]  # of several hook points the pages show the first
+    rows = sae.W_dec[:, : len(activations.statistics(hook).centre)]
+    logits = token_logits(lm, hook, rows, config.tokens_promoted)
     neighbours, cosines = nearest(sae.W_dec, config.neighbours)
     directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
-    kept = ContextLimits(config.top_contexts, config.contexts_per_stratum)
-    limits = Limits(kept, config.features_per_document, seed, config.memory_bytes)
+    context_limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
+    limits = Limits(context_limits, config.features_per_document, seed, config.memory_bytes)
     corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), activations.contexts.document_names())
     processes, shards = activations.processes, None
     if processes.world_size > 1:
         shards = scratch / "shards"
-        write_shard(shards, processes.rank, corpus, directions, limits, processes.share(sae.d_sae))
+        write_shard(shards, processes.rank, corpus, directions, limits=limits, features=processes.share(sae.d_sae))
         processes.barrier()
 
     def put_together() -> str:
         if config.token_latents:
             parquet.write_token_latents(folder / "token_latents.parquet", codes)
-        return publish(folder / "store", corpus, directions, limits, facts, shards)
+        return publish(folder / "store", corpus, directions, limits, facts=facts, shards=shards)
 
     return processes.on_first(put_together)

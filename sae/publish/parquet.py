@@ -13,24 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store import queries
+from feature_store.indexing.tables import Codes
 from feature_store.packing import WINDOW, Pack, dense_acts
-from feature_store.queries import Store
 from feature_store.records import Concept, FeatureRow
-from feature_store.tables import Codes
+from feature_store.store import Store
 
 FEATURES_PER_GROUP = 512
 
 
 def write_features(path: Path, store: Store) -> None:
     """One row per feature: counts, label, histogram, promoted and suppressed tokens, neighbours."""
-    found = queries.all_features(store)
-    columns: dict[str, list[Any]] = {n.name: [getattr(f.row, n.name) for f in found] for n in fields(FeatureRow)}
-    columns["histogram"] = [f.histogram for f in found]
+    features = queries.all_features(store)
+    columns: dict[str, list[Any]] = {n.name: [getattr(f.row, n.name) for f in features] for n in fields(FeatureRow)}
+    columns["histogram"] = [f.histogram for f in features]
     for name in ("promoted", "suppressed"):
-        columns[name] = [[store.shown(t) for t, _ in getattr(f, name)] for f in found]
-        columns[f"{name}_logits"] = [[v for _, v in getattr(f, name)] for f in found]
-    columns["neighbours"] = [[n for n, _ in f.neighbours] for f in found]
-    columns["neighbour_cosines"] = [[c for _, c in f.neighbours] for f in found]
+        columns[name] = [[store.shown(t) for t, _ in getattr(f, name)] for f in features]
+        columns[f"{name}_logits"] = [[v for _, v in getattr(f, name)] for f in features]
+
+    columns["neighbours"] = [[n for n, _ in f.neighbours] for f in features]
+    columns["neighbour_cosines"] = [[c for _, c in f.neighbours] for f in features]
     with _writing(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
@@ -68,6 +69,7 @@ def _context_table(store: Store, packs: list[tuple[int, Pack]]) -> pa.Table:
     pieces = [store.token_bytes.get(t, b"") for t in ids.tolist()]
     bounds = zip(offsets.tolist(), offsets[1:].tolist(), strict=False)
     columns["text"] = [b"".join(pieces[a:b]).decode("utf-8", "replace") for a, b in bounds]
+
     return pa.table(columns)
 
 

@@ -1,7 +1,8 @@
-"""Harvested activations on disk: a file for every range of contexts, named by their content and checked by hash.
+"""Harvested activations on disk: one file per range of contexts, named by their content and checked by hash.
 
-A run keeps its own until it ends. Runs that share theirs keep them beside the other downloads, in a folder named by everything
-that the numbers depend on, for as long as people like; the first that wants a range harvests it while the others wait.
+A run's own cache lasts until the run ends. A shared cache lies beside the other downloads, in a folder named by
+everything that the numbers depend on, until somebody removes it; the first run that wants a range harvests it while the
+others wait.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Rows = tuple[dict[Channel, Tensor], Tensor]  # [rows, width] of every channel; t
 
 @dataclass
 class Traffic:
-    """Positions that went through a cache, and the seconds that took."""
+    """Positions that were read from a cache and written to it, and the seconds that took."""
 
     read: int = 0
     written: int = 0
@@ -47,7 +48,7 @@ class Traffic:
 
 
 class ActivationCache:
-    """`rows` of a range of contexts in bfloat16: from its file, or harvested and kept; the same bits either way."""
+    """Rows of ranges of contexts in bfloat16, from their files or harvested and stored; the same bits either way."""
 
     def __init__(self, folder: Path, harvester: Harvester, *, is_int8: bool = False, progress: Progress | None = None):
         self.folder, self.harvester, self.is_int8 = folder, harvester, is_int8
@@ -57,31 +58,32 @@ class ActivationCache:
 
     @classmethod
     def shared(cls, harvester: Harvester, ctx_len: int, *, is_int8: bool, progress: Progress) -> ActivationCache:
-        """That of all runs with this model, these channels and these filters on this kind of device."""
+        """The cache of all runs with this model, these channels and these filters on this kind of device."""
         facts = _facts(harvester, ctx_len, is_int8)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        found = cls(_home() / key, harvester, is_int8=is_int8, progress=progress)
-        with FileLock(found.folder / "facts.lock"):  # processes of a run come here at the same moment
-            if not (found.folder / FACTS).exists():
-                write_json(found.folder / FACTS, facts)
-        return found
+        cache = cls(_home() / key, harvester, is_int8=is_int8, progress=progress)
+        with FileLock(cache.folder / "facts.lock"):  # processes of a run come here at the same moment
+            if not (cache.folder / FACTS).exists():
+                write_json(cache.folder / FACTS, facts)
+        return cache
 
     def path(self, ids: np.ndarray, documents: np.ndarray) -> Path:
-        """The file of a range of contexts, named by what they are."""
+        """The file of a range of contexts, named by their content."""
         digest = xxhash.xxh3_128(f"{ids.shape} {ids.dtype} ".encode())
         digest.update(np.ascontiguousarray(ids).data)
         digest.update(np.ascontiguousarray(documents).data)
         return self.folder / f"contexts-{digest.hexdigest()}.safetensors"
 
     def rows(self, ids: np.ndarray, documents: np.ndarray, harvest: Callable[[], Rows]) -> Rows:
-        """The rows of these contexts; `harvest` makes them where they are not kept."""
+        """The rows of these contexts; `harvest` is called if they are not stored."""
         path = self.path(ids, documents)
         lock = FileLock(path.with_suffix(".lock"))
+
         with self._timed(lambda: self._acquired(lock)):
-            found = self._timed(lambda: self._read(path))
-            if found is not None:
+            stored = self._timed(lambda: self._read(path))
+            if stored is not None:
                 self.traffic.read += ids.size
-                return found
+                return stored
             x, positions = harvest()
             self.traffic.written += ids.size
             return self._timed(lambda: self._write(path, x, positions))
@@ -95,13 +97,14 @@ class ActivationCache:
 
     def _timed(self, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        made = work()
+        result = work()
         self.traffic.seconds += time.perf_counter() - start
-        return made
+        return result
 
     def _read(self, path: Path) -> Rows | None:
         if not path.exists():
             return None
+
         tensors: dict[str, Tensor] = {}
         try:
             with safe_open(path, "pt") as file:
@@ -109,29 +112,34 @@ class ActivationCache:
                 sound = (file.metadata() or {}).get("xxh3_128") == _digest(tensors)
         except SafetensorError:
             sound = False
+
         if not sound:
             self.progress.say(f"{path}: damaged; its activations are harvested again")
             return None
+
         path.touch()  # so that the longest unused can be found
         sent = {name: t.to(self.harvester.lm.device) for name, t in tensors.items() if name != "positions"}
+
         return {channel: _rows(sent, str(channel)) for channel in self.harvester.channels}, tensors["positions"]
 
     def _write(self, path: Path, x: dict[Channel, Tensor], positions: Tensor) -> Rows:
-        tensors, kept = {"positions": positions}, {}
+        tensors, stored_rows = {"positions": positions}, {}
         for channel, rows in x.items():
             packed = PackedRows.of(rows) if self._packs(channel) else None
             parts = (
                 {str(channel): rows} if packed is None else {f"{channel}/{n}": t for n, t in packed._asdict().items()}
             )
             tensors |= {name: part.contiguous().cpu() for name, part in parts.items()}
-            kept[channel] = rows if packed is None else packed.rows()
+            stored_rows[channel] = rows if packed is None else packed.rows()
+
         temporary = path.with_suffix(".writing")
         try:
             save_file(tensors, temporary, metadata={"xxh3_128": _digest(tensors)})
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        return kept, positions
+
+        return stored_rows, positions
 
     def _bytes_per_position(self) -> int:
         total = 8
@@ -144,11 +152,11 @@ class ActivationCache:
         return self.is_int8 and channel.kind == "activation"
 
     def missing_bytes(self, paths: Iterable[tuple[Path, int]]) -> int:
-        """What the (file, positions) take that are not kept yet."""
+        """Bytes that the files among `paths` (with their positions) will take which are not stored yet."""
         return sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position()
 
     def check_disk_space(self, missing: int) -> None:
-        """Says how many bytes will be kept; raises `ConfigError` where the disk has no room for them."""
+        """Says how many bytes will be stored; raises `ConfigError` if the disk has less."""
         free = shutil.disk_usage(self.folder).free
         if missing > free:
             raise ConfigError(
@@ -198,6 +206,7 @@ def remove(name: str) -> int:
                     f"{cache.folder}: a run is using these activations. Wait for it, or stop it."
                 ) from None
         shutil.rmtree(cache.folder)
+
     return sum(cache.n_bytes for cache in chosen)
 
 
@@ -220,7 +229,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def _facts(harvester: Harvester, ctx_len: int, is_int8: bool) -> dict[str, Any]:
-    """Everything that the numbers depend on beside the contexts."""
+    """Everything that the numbers depend on, except the contexts."""
     lm, config = harvester.lm, harvester.config
     gpu = lm.device.type == "cuda"
     return {

@@ -1,4 +1,4 @@
-"""Segments of harvested activations: from disk where they are kept, from the language model otherwise."""
+"""Segments of harvested activations: read from disk if they are stored, else harvested from the language model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """What the first segment says of a hook point: the input scale, the centres, and the limit of the norm filter."""
+    """What the first segment says about a hook point: the input scale, the centres, and the limit of the norm filter."""
 
     median_norm: float
     scale: float
@@ -55,7 +55,7 @@ class ActivationStatistics:
 
 
 def segment_size(harvester: Harvester, contexts: Contexts, shuffle: ShuffleConfig) -> int:
-    """Contexts per segment such that the ring fits its budget; on a GPU whole forward passes, where they fit."""
+    """Contexts per segment such that the ring fits its budget; on a GPU whole forward passes, if they fit."""
     device, ctx_len = harvester.lm.device, contexts.ctx_len
     bytes_per_context = ctx_len * 2 * sum(harvester.width(channel.hook) for channel in harvester.channels)
     per_pass = harvester.config.contexts_per_pass(ctx_len, device) if device.type == "cuda" else 1
@@ -63,10 +63,10 @@ def segment_size(harvester: Harvester, contexts: Contexts, shuffle: ShuffleConfi
 
 
 class Activations:
-    """`segment(g)` for a stream of contexts; every segment is the same bits whenever it is asked for.
+    """A stream of contexts as segments of activations; a segment has the same bits every time.
 
-    `folder` keeps the statistics, `cache` the segments. Where a `processes` of
-    processes shares the stream, each has a part of the contexts of every segment; statistics are of them all.
+    `folder` keeps the statistics, `cache` the segments. If several processes share the stream, each has a part of the
+    contexts of every segment, and statistics are over all of them. `training` is the stream whose statistics hold.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Activations:
     def segment(self, number: int) -> Segment:
         """The rows of one segment after all filters, in the order of the stream.
 
-        With the norm filter a row stays where its norm is within the limit at every hook point.
+        The norm filter keeps a row if its norm is within the limit at every hook point.
         """
-        found = self._all(number)
+        segment = self._all(number)
         filtered = self.harvester.config.max_norm_multiple is not None
-        return found.select(self.within_norm(found.x)) if filtered else found
+        return segment.select(self.within_norm(segment.x)) if filtered else segment
 
     def within_norm(self, x: dict[Channel, Tensor]) -> Tensor:
-        """Which rows [...] of x[channel] [..., width] the norm filter leaves: all where there is none."""
+        """Which rows [...] of x[channel] [..., width] pass the norm filter; all of them without one."""
         first = next(iter(x.values()))
         inside = torch.ones(first.shape[:-1], dtype=torch.bool, device=first.device)
         for channel, rows in x.items():
@@ -119,12 +119,12 @@ class Activations:
             x, places = self._harvest(part)
         else:
             x, places = self.cache.rows(*self._read_of(part), lambda: self._harvest(part))
-        found = Segment(x, places + part.start * self.contexts.ctx_len)
-        self._last = (number, found)
-        return found
+        segment = Segment(x, places + part.start * self.contexts.ctx_len)
+        self._last = (number, segment)
+        return segment
 
     def _harvest(self, part: slice) -> tuple[dict[Channel, Tensor], Tensor]:
-        """(the rows of these contexts that are kept, their places among the contexts' tokens)."""
+        """(the rows of these contexts that pass the position filters, their places among the contexts' tokens)."""
         start = time.perf_counter()
         none = part.start == part.stop  # more processes than contexts: one is read, and nothing of it kept
         batch = self.harvester.harvest(*self._read_of(slice(0, 1) if none else part))
@@ -136,13 +136,13 @@ class Activations:
         return x, positions.cpu().to(torch.int64)
 
     def contexts_of(self, number: int) -> slice:
-        """The contexts of a segment that this process has."""
+        """This process's contexts of a segment."""
         first = number * self.segment_contexts
-        own = self.processes.share(min(self.segment_contexts, self.contexts.n_contexts - first))
-        return slice(first + own.start, first + own.stop)
+        share = self.processes.share(min(self.segment_contexts, self.contexts.n_contexts - first))
+        return slice(first + share.start, first + share.stop)
 
     def check_disk_space(self) -> None:
-        """Says how much will be kept on disk; raises `ConfigError` where there is no room for it."""
+        """Says how much will be stored on disk; raises `ConfigError` if there is no room for it."""
         if self.cache is not None:
             parts = (self.contexts_of(number) for number in range(self.n_segments))
             files = ((self.cache.path(*self._read_of(p)), (p.stop - p.start) * self.contexts.ctx_len) for p in parts)
@@ -152,9 +152,9 @@ class Activations:
         return self.contexts.ids[part], self.contexts.documents[part]
 
     def kept_share(self) -> float:
-        """Share of the first segment's rows that the norm filter leaves."""
-        found = self.processes.all_gather_objects((len(self.segment(0).positions), len(self._all(0).positions)))
-        return sum(kept for kept, _ in found) / sum(whole for _, whole in found)
+        """Share of the first segment's rows that pass the norm filter."""
+        counts = self.processes.all_gather_objects((len(self.segment(0).positions), len(self._all(0).positions)))
+        return sum(kept for kept, _ in counts) / sum(whole for _, whole in counts)
 
     def trained_rows(self) -> int:
         """Rows of the whole stream that training can use, before the norm filter."""
@@ -167,33 +167,34 @@ class Activations:
         return total
 
     def statistics(self, hook: HookPoint) -> ActivationStatistics:
-        """Statistics of the training stream's first segment, computed once and kept beside the segments."""
+        """Statistics of the training stream's first segment, computed once and stored beside the segments."""
         if self._training is not None:
             return self._training.statistics(hook)
         if hook not in self._statistics:
             path = self.folder / f"{hook}.json" if self.folder is not None else None
 
-            def kept() -> ActivationStatistics | None:
+            def stored() -> ActivationStatistics | None:
                 return (
                     ActivationStatistics(**json.loads(path.read_text())) if path is not None and path.exists() else None
                 )
 
-            found = self.processes.on_first(kept)
-            if found is None:
+            statistics = self.processes.on_first(stored)
+            if statistics is None:
                 rows = self._first(Channel(hook))
-                found = self.processes.on_first(lambda: _measure(rows, self.harvester.config.max_norm_multiple))
+                statistics = self.processes.on_first(lambda: _measure(rows, self.harvester.config.max_norm_multiple))
                 if path is not None and self.processes.is_first:
-                    write_json(path, vars(found))
-            self._statistics[hook] = found
+                    write_json(path, vars(statistics))
+            self._statistics[hook] = statistics
+
         return self._statistics[hook]
 
     def _first(self, channel: Channel) -> Tensor:
         """A channel's rows in the first segment, of all processes."""
-        own = self._all(0).x[channel]
-        return self.processes.all_gather_rows(own, self.processes.all_gather_objects(len(own)))
+        own_rows = self._all(0).x[channel]
+        return self.processes.all_gather_rows(own_rows, self.processes.all_gather_objects(len(own_rows)))
 
     def measure(self) -> None:
-        """Makes all statistics, in all processes at once, so that each can ask for them on its own afterwards."""
+        """Computes all statistics in all processes at once, so that each can read them alone afterwards."""
         for channel in self.harvester.channels:
             self.statistics(channel.hook)
             if channel.kind != "activation":
@@ -219,4 +220,5 @@ def _measure(x: Tensor, max_norm_multiple: float | None) -> ActivationStatistics
     centre, mean = geometric_median(sample), sample.mean(0)
     variance = float((sample - mean).square().sum(1).mean())
     limit = None if max_norm_multiple is None else median * max_norm_multiple
-    return ActivationStatistics(median, scale, centre.tolist(), mean.tolist(), variance, limit)
+
+    return ActivationStatistics(median, scale, centre.tolist(), mean.tolist(), variance=variance, max_norm=limit)

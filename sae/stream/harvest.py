@@ -1,7 +1,7 @@
-"""Language model and contexts in, activations of several hook points out, from one truncated forward pass.
+"""From contexts to activations at several hook points, in one forward pass that stops at the deepest of them.
 
-Where a dictionary asks for coefficients of the loss, the pass goes on to the head, and back down to the first hook
-point that wants them; no gradient of a weight is ever made.
+If a dictionary wants coefficients of the loss, the pass continues to the head, and back to the first hook point that
+wants them; no gradient of a weight is ever computed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GPU_TOKENS = 1 << 16  # tokens of a forward pass that keep a GPU busy
 
 
 class HarvestConfig(Section):
-    """How the model is run and which positions are left out of training."""
+    """How the model is run, and which positions are left out of training."""
 
     batch_contexts: Count | None = Field(
         default=None,
@@ -69,7 +69,7 @@ class HarvestConfig(Section):
         return self.batch_contexts or (max(1, GPU_TOKENS // ctx_len) if device.type == "cuda" else 16)
 
     def caches(self, device: torch.device) -> bool:
-        """Whether activations are kept: as asked, or as suits the device."""
+        """Whether activations are stored: as the config says, or as suits the device."""
         return device.type != "cuda" if self.cache == "auto" else bool(self.cache)
 
 
@@ -126,13 +126,14 @@ class Harvester:
         keeps = []
         step = self.config.contexts_per_pass(ids.shape[1], self.lm.device)
         finite = torch.ones((), dtype=torch.bool, device=self.lm.device)
+
         for start in range(0, len(ids), step):
             part, part_documents = _padded(ids[start : start + step], documents[start : start + step], step)
             tokens = self._sent(part)
             with self.compiled.active() if self.compiled else nullcontext():
-                found = self._channels(tokens, part_documents)
+                activations = self._channels(tokens, part_documents)
             n = min(step, len(ids) - start)
-            for channel, x in found.items():
+            for channel, x in activations.items():
                 if channel not in outputs:
                     outputs[channel] = x.new_empty((len(ids), *x.shape[1:]))
                 outputs[channel][start : start + n] = x[:n]
@@ -140,10 +141,12 @@ class Harvester:
             keeps.append(self.keep(tokens[:n]))
             if self._after_pass is not None:
                 self._after_pass(tokens[:n].numel())
+
         if not finite:
             names = ", ".join(str(c) for c, x in outputs.items() if not torch.isfinite(x).all())
             dtype = next(iter(outputs.values())).dtype
             raise NumericError(f"harvest: {names} not finite in {dtype}. Use model.dtype: float32.")
+
         return ActivationBatch(outputs, torch.cat(keeps))
 
     def _sent(self, ids: np.ndarray) -> Tensor:
@@ -166,26 +169,28 @@ class Harvester:
                 raise ConfigError("text.packing: this model ignores the mask of 'separate' packing. Use 'joined'.")
 
     def keep(self, tokens: Tensor) -> Tensor:
-        """Which positions of `tokens` [contexts, ctx_len] are trained on: a boolean tensor of the same shape."""
-        kept = torch.ones_like(tokens, dtype=torch.bool)
-        kept[:, : self.config.drop_positions] = False
+        """Which positions of `tokens` [contexts, ctx_len] are trained on, as a boolean mask. Position 0 is dropped
+        here.
+        """
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        mask[:, : self.config.drop_positions] = False
         if self.kinds:
-            kept[:, -1] = False  # no token follows, so no loss depends on it
+            mask[:, -1] = False  # no token follows, so no loss depends on it
         if self.config.drop_special and len(self._special):
-            kept &= ~torch.isin(tokens, self._special)
-        return kept
+            mask &= ~torch.isin(tokens, self._special)
+        return mask
 
     def _channels(self, tokens: Tensor, documents: np.ndarray) -> dict[Channel, Tensor]:
-        found: dict[Channel, Tensor] = {}
+        tensors: dict[Channel, Tensor] = {}
         for kind in self.kinds:
             parts = [self._backward(tokens[part], documents[part], kind) for part in self._parts(tokens)]
-            found |= {channel: torch.cat([part[channel] for part in parts]) for channel in parts[0]}
+            tensors |= {channel: torch.cat([part[channel] for part in parts]) for channel in parts[0]}
         if not self.kinds:
-            found = {Channel(hook): x for hook, x in self._forward(tokens, documents).items()}
-        return {channel: found[channel] for channel in self.channels}
+            tensors = {Channel(hook): x for hook, x in self._forward(tokens, documents).items()}
+        return {channel: tensors[channel] for channel in self.channels}
 
     def _parts(self, tokens: Tensor) -> list[slice]:
-        """Nearly equal slices of a batch whose logits are few enough numbers to be held several times over."""
+        """Nearly equal slices of a batch, each with few enough logits to hold several copies of them."""
         per_context = tokens.shape[1] * self.lm.model.get_output_embeddings().weight.shape[0]
         gpu = self.lm.device.type == "cuda"
         numbers = torch.cuda.get_device_properties(self.lm.device).total_memory // 2 // LOGIT_BYTES if gpu else LOGITS
@@ -194,12 +199,12 @@ class Harvester:
         return [slice(start, start + step) for start in range(0, len(tokens), step)]
 
     def _forward(self, tokens: Tensor, documents: np.ndarray) -> dict[HookPoint, Tensor]:
-        found: dict[HookPoint, Tensor] = {}
+        activations: dict[HookPoint, Tensor] = {}
         last = self.hooks[-1]
         batch, length = tokens.shape
 
         def take(hook: HookPoint, x: Tensor) -> None:
-            found[hook] = x.reshape(batch, length, -1).detach()
+            activations[hook] = x.reshape(batch, length, -1).detach()
             if hook == last:
                 raise _Reached
 
@@ -208,11 +213,14 @@ class Harvester:
                 stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
             with suppress(_Reached):
                 self.lm.body(input_ids=tokens, use_cache=False, **attention_inputs(documents, self.packing, self.lm))
-        return found
+
+        return activations
 
     def _backward(self, tokens: Tensor, documents: np.ndarray, kind: str) -> dict[Channel, Tensor]:
-        """Activations of every hook, and coefficients of the summed next-token cross-entropy where they are wanted."""
-        found: dict[Channel, Tensor] = {}
+        """Activations of every hook point, and coefficients of the summed next-token cross-entropy for those that want
+        them.
+        """
+        tensors: dict[Channel, Tensor] = {}
         live: dict[HookPoint, Tensor] = {}
         wanted = {c.hook for c in self.channels if c.kind == kind}
 
@@ -220,7 +228,7 @@ class Harvester:
             if hook in wanted:
                 x = x if x.requires_grad else x.detach().requires_grad_()  # the way back ends at the first
                 live[hook] = x
-            found[Channel(hook)] = x.detach().reshape(*tokens.shape, -1)
+            tensors[Channel(hook)] = x.detach().reshape(*tokens.shape, -1)
             return x
 
         with ExitStack() as stack:
@@ -233,9 +241,11 @@ class Harvester:
             logits = self.lm.model(input_ids=tokens, use_cache=False, **extra).logits
             loss = (self.compiled.loss if self.compiled else next_token_loss)(logits, tokens)
             coefficients = torch.autograd.grad(loss, list(live.values()))
+
         for hook, coefficient in zip(live, coefficients, strict=True):
-            found[Channel(hook, kind)] = coefficient.reshape(*tokens.shape, -1)  # pyright: ignore[reportArgumentType]
-        return found
+            tensors[Channel(hook, kind)] = coefficient.reshape(*tokens.shape, -1)  # pyright: ignore[reportArgumentType]
+
+        return tensors
 
 
 def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -251,6 +261,7 @@ def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> 
     """Extra inputs of the forward pass: for `separate` packing a block-diagonal causal mask and restarted positions."""
     if packing == "joined":
         return {}
+
     owner = torch.from_numpy(documents.astype(np.int64)).to(lm.device)
     length = owner.shape[1]
     same = owner[:, :, None] == owner[:, None, :]
@@ -259,18 +270,21 @@ def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> 
     dtype = next(lm.model.parameters()).dtype
     mask = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
     first = (owner[:, :, None] == owner[:, None, :]).int().argmax(dim=2)
+
     return {"attention_mask": mask, "position_ids": torch.arange(length, device=owner.device) - first}
 
 
 def choose_dtype(lm: LanguageModel, asked: str, ids: np.ndarray) -> torch.dtype:
-    """float32 or bfloat16: as asked; auto means bfloat16 on a GPU and the faster of two timed passes on a CPU."""
+    """The dtype that the config names; for auto bfloat16 on a GPU, and the faster of two timed passes on a CPU."""
     if asked != "auto":
         return getattr(torch, asked)
     if lm.device.type == "cuda":
         return torch.bfloat16
+
     block_count = min(4, lm.n_layers)
     exact = [parameter.data for parameter in lm.model.parameters()]
     seconds = {}
+
     for dtype in (torch.float32, torch.bfloat16):
         lm.cast(dtype)
         probe = Harvester(lm, (Channel(HookPoint("resid_post", block_count - 1)),), HarvestConfig(), "joined")
@@ -278,6 +292,8 @@ def choose_dtype(lm: LanguageModel, asked: str, ids: np.ndarray) -> torch.dtype:
         start = time.perf_counter()
         probe.harvest(ids, ids)
         seconds[dtype] = time.perf_counter() - start
+
     for parameter, data in zip(lm.model.parameters(), exact, strict=True):
         parameter.data = data
+
     return min(seconds, key=lambda d: seconds[d])

@@ -1,4 +1,4 @@
-"""Rows of activations in 8-bit codes, for keeping them on disk at half the size."""
+"""Rows of activations in 8-bit codes, for storing them on disk at half the size."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import Tensor
 
 
 class PackedRows(NamedTuple):
-    """x[t, d] is code[t, d] row[t] column[d]: the column's root mean square, and the largest number of the row after division
-    by it, over 127. A few columns of a language model are far larger than the others, so one scale for a whole row would leave
-    those nothing."""
+    """x[t, d] = code[t, d] row[t] column[d].
+
+    column is the column's root mean square; row is the row's largest number after division by it, over 127. A few
+    columns of a language model are far larger than the others, so one scale per row would round the others to nothing.
+    """
 
     code: Tensor
     row: Tensor
@@ -26,5 +28,5 @@ class PackedRows(NamedTuple):
         return cls((even / row[:, None]).round().to(torch.int8), row, column)
 
     def rows(self) -> Tensor:
-        """What the codes stand for, in bfloat16."""
+        """The values of the codes, in bfloat16."""
         return (self.code.float() * self.row[:, None] * self.column).bfloat16()

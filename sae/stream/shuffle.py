@@ -1,10 +1,10 @@
-"""Mixes activations across contexts: a ring of segments with a stated byte budget and a plan that is pure arithmetic.
+"""Mixes activations across contexts: a ring of segments with a byte budget, and a plan that is pure arithmetic.
 
-The contexts are cut into segments. The ring holds `reuse * SPREAD` segments; in every cycle one new segment
-enters, the oldest leaves, and a part of each segment in the ring is emitted in a random order. Every row is
-emitted exactly `reuse` times, once in each processes of SPREAD cycles of its stay, so nothing is dropped or doubled
-and every batch mixes the whole ring. What a cycle emits depends on (seed, cycle) alone, so a position is two
-numbers and a resumed run draws the same batches.
+The contexts are cut into segments. The ring holds `reuse * SPREAD` segments; in every cycle one new segment enters, the
+oldest leaves, and a part of each segment in the ring is emitted in a random order. Every row is emitted exactly `reuse`
+times, once in every SPREAD cycles of its stay, so nothing is dropped or doubled and every batch mixes the whole ring.
+What a cycle emits depends on (seed, cycle) alone, so a position is two numbers and a resumed run draws the same
+batches.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ShuffleConfig(Section):
 
 
 def segment_contexts(config: ShuffleConfig, bytes_per_context: int, n_contexts: int, per_pass: int = 1) -> int:
-    """Contexts per segment such that the whole ring fits the budget: whole forward passes where it holds one; at least 1.
+    """Contexts per segment such that the whole ring fits the budget; at least 1.
 
-    Of many passes a number that 2, 4 or 8 processes can share: the size, and so the order of activations, must not depend
-    on how many there are.
+    If a segment holds whole forward passes, their number is rounded down to a multiple that 2, 4 or 8 processes can
+    split evenly: the size, and so the order of activations, must not depend on how many processes there are.
     """
     slots = config.reuse * SPREAD
     fitting = max(1, config.buffer_bytes // (slots * bytes_per_context))
@@ -53,7 +53,7 @@ def _generator(seed: int, device: torch.device, *stream: int) -> torch.Generator
 
 
 class ShufflePlan:
-    """Which rows of which segments each cycle emits, drawn on a device, whose kind decides the numbers."""
+    """Which rows of which segments each cycle emits. Drawn on a device, and the kind of device decides the numbers."""
 
     def __init__(self, n_segments: int, reuse: int, seed: int, device: torch.device | str = "cpu"):
         self.n_segments, self.reuse, self.seed, self.device = n_segments, reuse, seed, torch.device(device)
@@ -83,6 +83,7 @@ class RingBuffer:
         slots: int,
         max_rows: int,
         dtype: torch.dtype,
+        *,
         device: torch.device,
     ):
         self.slots, self.max_rows = slots, max_rows
@@ -94,29 +95,34 @@ class RingBuffer:
         self.counts: dict[int, list[int]] = {}  # rows of every segment that is here, by process
 
     def put(self, segment: int, x: dict[Channel, Tensor], counts: list[int]) -> None:
-        """Writes this process's rows of a segment into their slot, over the one that left; `counts` are all processes'."""
+        """Writes this process's rows of a segment into their slot, over the oldest segment; `counts` are those of all
+        processes.
+        """
         slot = segment % self.slots
         evicted = self.held[slot]
         if evicted is not None:
             self.counts.pop(evicted, None)
+
         for channel, rows in x.items():
             self.data[channel][slot * self.max_rows : slot * self.max_rows + len(rows)].copy_(rows)
+
         self.counts[segment] = counts
         self.held[slot] = segment
 
     def cycle_order(self, plan: ShufflePlan, cycle: int) -> tuple[Tensor, Tensor]:
         """(places in the ring of its process, process) of everything that a cycle emits, in the order of emission.
 
-        Depends on the segments' rows alone and not on how many processes share them.
+        Depends on the segments' rows alone, and not on how many processes share them.
         """
-        found = []
+        by_segment = []
         for g in plan.segments_in(cycle):
             rows = plan.emitted(g, cycle, sum(self.counts[g]))
             ends = torch.tensor(self.counts[g], device=rows.device).cumsum(0)
             owners = torch.bucketize(rows.contiguous(), ends, right=True)
             starts = torch.nn.functional.pad(ends[:-1], (1, 0))
-            found.append(torch.stack([rows - starts[owners] + (g % self.slots) * self.max_rows, owners]))
-        joined = torch.cat(found, dim=1)
+            by_segment.append(torch.stack([rows - starts[owners] + (g % self.slots) * self.max_rows, owners]))
+
+        joined = torch.cat(by_segment, dim=1)
         places, owners = joined[:, plan.permutation(joined.shape[1], 2, cycle)]
         return places, owners
 
@@ -125,20 +131,22 @@ class RingBuffer:
     ) -> Iterator[tuple[dict[Channel, Tensor], list[int]]]:
         """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches.
 
-        Of every batch this process's rows, and the number of rows of every process.
+        Yields this process's rows of every batch, and the number of rows of every process.
         """
         places, owners = order
         n_batches = -(-len(places) // batch_tokens)
         if n_batches == 0:
             return
+
         sizes = [len(part) for part in torch.tensor_split(places, n_batches)]
         counts = [[size] for size in sizes]
         if processes.world_size > 1:
             batch = torch.repeat_interleave(torch.tensor(sizes, device=places.device))
             flat = torch.bincount(batch * processes.world_size + owners, minlength=n_batches * processes.world_size)
             counts = flat.view(n_batches, processes.world_size).tolist()
-            own = sum(count[processes.rank] for count in counts)
-            places = places[torch.argsort(owners != processes.rank, stable=True)[:own]]  # waits for no size
+            n_own = sum(count[processes.rank] for count in counts)
+            places = places[torch.argsort(owners != processes.rank, stable=True)[:n_own]]  # waits for no size
+
         parts = places.split([count[processes.rank] for count in counts])
         for part, count in list(zip(parts, counts, strict=True))[skip:]:
             yield {c: data.index_select(0, part) for c, data in self.data.items()}, count

@@ -1,4 +1,4 @@
-"""A stream of text documents from datasets, packages or the installed distributions, and their mixture."""
+"""Streams of text documents from datasets, packages or the installed distributions, and mixtures of them."""
 
 from __future__ import annotations
 
@@ -67,10 +67,12 @@ def documents(source: InstalledDocs | DatasetText | PackageText, skip: int) -> I
     if isinstance(source, DatasetText):
         yield from _dataset_documents(source, skip)
         return
+
     if isinstance(source, InstalledDocs):
         stream = (Document(name, text) for name, text in installed_docs.documents(source.min_chars))
     else:
         stream = _package_documents(source.part)
+
     for number, document in enumerate(stream):
         if number >= skip:
             yield document
@@ -85,6 +87,7 @@ def _dataset_documents(source: DatasetText, skip: int) -> Iterator[Document]:
     from datasets import load_dataset
 
     files = [str(Path(f).expanduser()) for f in source.data_files] if source.data_files else None
+
     try:
         stream: Any = load_dataset(
             source.path,
@@ -98,8 +101,10 @@ def _dataset_documents(source: DatasetText, skip: int) -> Iterator[Document]:
         raise DataError(f"text source {source.path!r}: the files are empty.") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"text source {source.path!r}: datasets cannot open it: {error}") from None
+
     rows = iter(stream.skip(skip))
     number = skip
+
     while (row := _next_row(rows, source.path)) is not None:
         if source.column not in row:
             known = ", ".join(row)

@@ -1,4 +1,4 @@
-"""Docstrings and READMEs of the installed distributions: the corpus that every machine already has."""
+"""Docstrings and READMEs of the installed distributions: a corpus that every machine already has."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ OWN_DISTRIBUTION = "saedex"
 
 def versions() -> dict[str, str]:
     """Name to version of every distribution that the corpus reads, and of Python itself."""
-    found = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
-    found.pop(OWN_DISTRIBUTION, None)
-    return {"python": sys.version.split()[0], **dict(sorted(found.items()))}
+    distributions = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
+    distributions.pop(OWN_DISTRIBUTION, None)
+    return {"python": sys.version.split()[0], **dict(sorted(distributions.items()))}
 
 
 def _files() -> list[tuple[str, Path]]:
     """(name, path) of each source file and README, in an order that mixes the distributions: by hash of name."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for distribution in metadata.distributions():
         name = (distribution.metadata["Name"] or "").lower()
         if name in ("", OWN_DISTRIBUTION):
             continue
         for file in distribution.files or ():
             if file.suffix == ".py" and not SKIPPED_FOLDERS.intersection(file.parts):
-                found[f"{name}/{file.as_posix()}"] = Path(str(file.locate()))
+                files[f"{name}/{file.as_posix()}"] = Path(str(file.locate()))
             elif file.name == "METADATA":
-                found[f"{name}/README"] = Path(str(file.locate()))
+                files[f"{name}/README"] = Path(str(file.locate()))
+
     library = Path(sysconfig.get_path("stdlib"))
     for path in library.rglob("*.py"):
         inside = path.relative_to(library)
         if not SKIPPED_FOLDERS.intersection(inside.parts):
-            found[f"python/{inside.as_posix()}"] = path
-    return sorted(found.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
+            files[f"python/{inside.as_posix()}"] = path
+
+    return sorted(files.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
 
 
 def _docstrings(source: str) -> Iterator[tuple[str, str]]:
@@ -50,6 +52,7 @@ def _docstrings(source: str) -> Iterator[tuple[str, str]]:
             tree = ast.parse(source)
         except (SyntaxError, ValueError, RecursionError):
             return
+
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
@@ -65,8 +68,8 @@ def documents(min_chars: int) -> Iterator[tuple[str, str]]:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        found = [("", source.partition("\n\n")[2])] if name.endswith("/README") else _docstrings(source)
-        for inner, text in found:
+        texts = [("", source.partition("\n\n")[2])] if name.endswith("/README") else _docstrings(source)
+        for inner, text in texts:
             digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
             if len(text) >= min_chars and digest not in seen:
                 seen.add(digest)

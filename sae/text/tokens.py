@@ -1,4 +1,4 @@
-"""Text stream to contexts of token ids in memory-mapped files: packed, split by document, resumable."""
+"""From a stream of text to contexts of token ids in memory-mapped files: packed, split by document, resumable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -71,9 +71,11 @@ class Contexts:
 
 
 class _ContextWriter:
-    """Appends documents to one stream of contexts; `state` after a commit is all that a resume needs."""
+    """Appends documents to one stream of contexts; after a commit, `state` is all that a resume needs."""
 
-    def __init__(self, folder: Path, ctx_len: int, bos: int | None, eos: int | None, dtype: str, state: dict[str, Any]):
+    def __init__(
+        self, folder: Path, ctx_len: int, bos: int | None, eos: int | None, *, dtype: str, state: dict[str, Any]
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.bos, self.eos, self.dtype = folder, bos, eos, dtype
         self.width = ctx_len - (bos is not None)
@@ -84,14 +86,16 @@ class _ContextWriter:
         self._names = _open_at(folder / "documents.txt", self.state["names_bytes"])
 
     def add(self, names: list[str], token_lists: list[list[int]]) -> None:
-        """Appends whole documents, each ended by the end-of-sequence token where there is one."""
+        """Appends whole documents, each followed by the end-of-sequence token if the tokenizer has one."""
         ids, owners = list(self.state["tail"]), list(self.state["tail_documents"])
         end = [] if self.eos is None else [self.eos]
+
         for name, tokens in zip(names, token_lists, strict=True):
             ids += tokens + end
             owners += [self.state["n_documents"]] * (len(tokens) + len(end))
             self.state["names_bytes"] += self._names.write((json.dumps(name) + "\n").encode())
             self.state["n_documents"] += 1
+
         whole = len(ids) // self.width
         cut = whole * self.width
         block = np.asarray(ids[:cut], dtype=self.dtype).reshape(whole, self.width)
@@ -99,6 +103,7 @@ class _ContextWriter:
         if self.bos is not None:
             block = np.insert(block, 0, self.bos, axis=1)
             owner_block = np.concatenate([owner_block[:, :1], owner_block], axis=1)
+
         self._ids.write(block.tobytes())
         self._documents.write(owner_block.tobytes())
         self.state["n_contexts"] += whole
@@ -139,10 +144,9 @@ def build(
     folder: Path,
     progress: Progress,
 ) -> tuple[Contexts, Contexts]:
-    """(training contexts, held-out contexts) under `folder`, continued where an earlier call stopped.
+    """(training contexts, held-out contexts) under `folder`; continues where an earlier call stopped.
 
-    Raises `DataError` where the text is shorter than asked
-    and `on_end` is "fail".
+    Raises `DataError` if the text is shorter than the config wants and `on_end` is "fail".
     """
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     bos = tokenizer.bos_token_id if prepend_bos else None
@@ -152,7 +156,7 @@ def build(
     with ExitStack() as stack:
         writers = {
             name: _ContextWriter(
-                folder / name, config.ctx_len, bos, tokenizer.eos_token_id, dtype, position.get(name, {})
+                folder / name, config.ctx_len, bos, tokenizer.eos_token_id, dtype=dtype, state=position.get(name, {})
             )
             for name in wanted
         }
@@ -166,28 +170,41 @@ def build(
 
         while (short("train") or short("held_out")) and (batch := _next_batch(mixture, tokenizer)):
             for name, writer in writers.items():
-                picked = [b for b in batch if is_held_out(b[1], config.held_out_fraction) == (name == "held_out")]
+                is_wanted = name == "held_out"
+                picked = [d for d in batch if is_held_out(d.text, config.held_out_fraction) == is_wanted]
                 if picked and short(name):
-                    writer.add([b[0] for b in picked], [b[2] for b in picked])
+                    writer.add([d.name for d in picked], [d.token_ids for d in picked])
                 writer.commit()
-            digest = hashlib.sha256((digest + "".join(b[1] for b in batch)).encode("utf-8", "replace")).hexdigest()
+            digest = hashlib.sha256(
+                (digest + "".join(document.text for document in batch)).encode("utf-8", "replace")
+            ).hexdigest()
             position = {name: writer.state for name, writer in writers.items()}
             position |= {"taken": mixture.taken, "tokens": mixture.tokens, "sha256": digest}
             write_json(position_file, position)
             progress.update(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
-    found = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
+    n_contexts = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
     for name in wanted:
-        if found[name] < (wanted[name] if config.on_end == "fail" else 1):
-            asked, got = wanted[name] * config.ctx_len, found[name] * config.ctx_len
+        if n_contexts[name] < (wanted[name] if config.on_end == "fail" else 1):
+            asked, got = wanted[name] * config.ctx_len, n_contexts[name] * config.ctx_len
             advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
             raise DataError(f"text: {asked:,} {name} tokens were asked, the sources gave {got:,}. {advice}")
-    train, held_out = (Contexts(folder / n, config.ctx_len, prepend_bos, dtype, found[n]) for n in wanted)
+    train, held_out = (
+        Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts=n_contexts[n]) for n in wanted
+    )
     return train, held_out
 
 
-def _next_batch(mixture: Mixture, tokenizer: Any) -> list[tuple[str, str, list[int]]]:
-    """The next documents as (name, text, token ids); empty texts are passed over; [] at the end."""
+class TokenizedDocument(NamedTuple):
+    """A document's name, its text, and the text's token ids without special tokens."""
+
+    name: str
+    text: str
+    token_ids: list[int]
+
+
+def _next_batch(mixture: Mixture, tokenizer: Any) -> list[TokenizedDocument]:
+    """The next documents; empty texts are passed over; [] at the end."""
     drawn = []
     while len(drawn) < DOCUMENTS_PER_BATCH and (item := mixture.next_document()):
         chosen, document = item
@@ -195,15 +212,20 @@ def _next_batch(mixture: Mixture, tokenizer: Any) -> list[tuple[str, str, list[i
             drawn.append((chosen, document))
         # A character count stands in for tokens until the batch is tokenized, so that the draw can go on.
         mixture.tokens[chosen] += len(document.text) // 4
+
     if not drawn:
         return []
+
     texts = [document.text.encode("utf-8", "replace").decode() for _, document in drawn]
     token_lists = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    return [(d.name, t, ids) for (_, d), t, ids in zip(drawn, texts, token_lists, strict=True)]
+
+    return [TokenizedDocument(d.name, t, ids) for (_, d), t, ids in zip(drawn, texts, token_lists, strict=True)]
 
 
 def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:
-    """What the corpus was: sources, hash of the text read, documents per source, versions where it reads packages."""
+    """What the corpus was: sources, hash of the text, documents per source, and versions of the packages it was read
+    from.
+    """
     position = json.loads((folder / "position.json").read_text())
     about = {
         "sources": [source.model_dump(mode="json") for source in config.sources],
@@ -212,4 +234,5 @@ def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:
     }
     if any(isinstance(source, InstalledDocs) for source in config.sources):
         about["installed"] = installed_docs.versions()
+
     return about

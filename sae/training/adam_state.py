@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
 from sae.kernels import moments
-from sae.kernels.step_types import AdamStep, StepKernels, WeightTable
+from sae.kernels.step_types import AdamStep, ParameterState, StepKernels, WeightTable
 from sae.training.exchange import Exchange
 
 
@@ -27,6 +27,7 @@ class AdamState:
         optimiser: torch.optim.Adam,
         kernels: StepKernels,
         exchange: Exchange,
+        *,
         moments_in: str,
     ):
         self.sae, self.optimiser, self.kernels = sae, optimiser, kernels
@@ -54,8 +55,8 @@ class AdamState:
         part = self.exchange.own_latents(self.sae.d_sae)
         return tensor[:, part] if name == "W_enc" else tensor[part]
 
-    def of(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights, first moment, second moment) of a parameter; moments are created as Adam would."""
+    def of(self, parameter: Tensor) -> ParameterState:
+        """A parameter with its moments, which are created as Adam would."""
         state, weights = self.optimiser.state[parameter], self.own_part(parameter.data, self._names[parameter])
         if not state:
             stored_in = self.moments_in if parameter.ndim > 1 else "float32"
@@ -65,7 +66,8 @@ class AdamState:
             state["exp_avg_sq"] = torch.zeros_like(weights, dtype=second_dtype)
             if stored_in == "int8":
                 state["scales"] = self.own_part(parameter.data.new_zeros(self.sae.d_sae, 2), "scales").clone()
-        return weights, state["exp_avg"], state["exp_avg_sq"]
+
+        return ParameterState(weights, state["exp_avg"], state["exp_avg_sq"])
 
     def encoder(self) -> WeightTable:
         """W_enc by latent [m, d]: its transpose is the module's [d, m]."""
@@ -81,7 +83,7 @@ class AdamState:
     ) -> WeightTable:
         no_scales = first.new_empty(0, 2, dtype=torch.float32)
         scales = self.optimiser.state[parameter].get("scales", no_scales)
-        return WeightTable(weights, first, second, scales, rounded[self.exchange.own_latents(self.sae.d_sae)])
+        return WeightTable(weights, first, second, scales, rounded=rounded[self.exchange.own_latents(self.sae.d_sae)])
 
     @contextmanager
     def wide_moments(self) -> Iterator[None]:
@@ -118,6 +120,7 @@ class AdamState:
         sae = self.sae
         for parameter in sae.parameters():
             self.of(parameter)
+
         self._steps = [self.optimiser.state[parameter]["step"] for parameter in sae.parameters()]
         self._n_updates = int(self._steps[0])
 

@@ -31,7 +31,12 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    folder: Path, number: int, tensors: dict[str, Tensor | Piece], facts: dict[str, Any], processes: Processes = ALONE
+    folder: Path,
+    number: int,
+    tensors: dict[str, Tensor | Piece],
+    facts: dict[str, Any],
+    *,
+    processes: Processes = ALONE,
 ) -> None:
     """Writes checkpoint `number`, every process its own tensors, and removes all but the newest `N_KEPT`."""
     target = folder / f"checkpoint-{number:012d}"
@@ -67,6 +72,8 @@ def newest(folder: Path, progress: Progress) -> Checkpoint | None:
             progress.say(f"{path.name}: the hash differs from its manifest; trying the checkpoint before it")
         except (OSError, ValueError, KeyError) as error:
             progress.say(f"{path.name}: cannot be read ({error}); trying the checkpoint before it")
+
     if candidates:
         raise ArtefactError(f"{folder}: every checkpoint is damaged. Remove the folder to start again.")
+
     return None

@@ -14,9 +14,9 @@ class CudaGraphs:
     """Repeats a function from a recording.
 
     The first call with a key runs the function plainly (kernels are compiled then), the second records it, all further
-    ones repeat the recording. The function may read and write only tensors that stay at their address; what it returns is
-    overwritten by the next call with any key. All recordings of a process share one pool of memory, so they may only run
-    one after another.
+    ones repeat the recording. The function may read and write only tensors that stay at their address; what it returns
+    is overwritten by the next call with any key. All recordings of a process share one pool of memory, so they may only
+    run one after another.
     """
 
     _pool: Any = None
@@ -56,4 +56,5 @@ class CudaGraphs:
         # NCCL's watchdog thread may query the device meanwhile; only this thread's calls must be capturable.
         with torch.cuda.graph(graph, pool=CudaGraphs._pool, capture_error_mode="thread_local"):
             result = function()
+
         self._recorded[key] = graph, result

@@ -45,12 +45,14 @@ class DeadLatentCount:
             if arrived is not None:
                 arrived.synchronize()
             count = int(on_host)
+
         return 0 if count == 0 else min(self.sae.d_sae, max(FEWEST_SLOTS, 1 << (count - 1).bit_length()))
 
     def request(self, n_tokens: int, tokens_seen: int) -> None:
         """Requests the count after an update; batches may grow by half until it is read."""
         if not self.is_needed or tokens_seen + 2 * LAG * n_tokens < self.sae.config.dead_after_tokens:
             return
+
         count = self._count(LAG * n_tokens * 3 // 2)
         if count.device.type != "cuda":
             self._requested.append((count, None))
@@ -74,11 +76,12 @@ def revive(
     n_slots: int,
     processes: Processes = ALONE,
 ) -> tuple[Tensor, AuxGradients]:
-    """(AuxK, its gradients times `aux_coefficient`) for at most `n_slots` dead latents; see `SparseAutoencoder.aux_loss`.
+    """(AuxK, its gradients times `aux_coefficient`) for at most `n_slots` dead latents; see
+    `SparseAutoencoder.aux_loss`.
 
-    tables: W_enc and W_dec by latent [m, d]; centred input and error = x_hat - y [n, d]; is_counted [n] is 0 for padding;
-    spread: ||e - mean e||^2 of the whole batch. Nothing here waits for the GPU, and shapes depend on `n_slots` alone.
-    `processes` are those that hold latents of this dictionary for the same rows.
+    tables: W_enc and W_dec by latent [m, d]; centred input and error = x_hat - y [n, d]; is_counted [n] is 0 for
+    padding; spread: ||e - mean e||^2 of the whole batch. Nothing here waits for the GPU, and shapes depend on `n_slots`
+    alone. `processes` are those that hold latents of this dictionary for the same rows.
     """
     # Give every dead latent a slot; slots that stay empty are masked out below.
     is_dead = sae.dead()
@@ -129,6 +132,7 @@ def _strongest(pre_acts: Tensor, k_aux: int, processes: Processes) -> Tensor:
         everywhere = processes.all_gather_columns(top.values)
         least = everywhere.topk(k_aux, dim=1, sorted=False).values.amin(1, keepdim=True)
         strongest = strongest.masked_fill(top.values < least, 0.0)
+
     return torch.zeros_like(pre_acts).scatter_(1, top.indices, strongest)
 
 

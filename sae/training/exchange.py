@@ -153,7 +153,7 @@ class Replicas(Exchange):
         """Gradients are written, summed over processes, and applied to this process's share."""
         gradients = kernels.row_gradients(update.sums, aux=update.aux, prefixes=update.prefixes)
         grad_encoder, grad_decoder = map(self.processes.reduce_scatter, gradients)
-        kernels.apply_rows(grad_encoder, grad_decoder, update.encoder, update.decoder, update.adam)
+        kernels.apply_rows(grad_encoder, grad_decoder, update.encoder, update.decoder, adam=update.adam)
         for table in {t.data_ptr(): t for t in update.copies}.values():  # on a CPU both copies may be one tensor
             self.processes.all_gather_shares(table)
 
@@ -196,10 +196,12 @@ class LatentShards(Exchange):
 
     def decode(self, kernels: StepKernels, values: Tensor, decoding: DecodeInput) -> Decoded:
         """Decoded twice: once for the sum of all processes' reconstructions, once with the error that it leaves."""
-        own = kernels.decode(values, decoding, error_dtype=torch.float32).error[0]  # own part of x_hat + b_dec - y
-        error = self.processes.all_reduce_sum(own.clone())  # holds b_dec - y once per process
+        own_error = kernels.decode(values, decoding, error_dtype=torch.float32).error[
+            0
+        ]  # own part of x_hat + b_dec - y
+        error = self.processes.all_reduce_sum(own_error.clone())  # holds b_dec - y once per process
         error.add_(decoding.target - decoding.bias, alpha=self.processes.world_size - 1)
-        target = own.add_(decoding.target).sub_(error)  # against this target the own part has the error of all
+        target = own_error.add_(decoding.target).sub_(error)  # against this target the own part has the error of all
         return kernels.decode(values, decoding._replace(target=target))
 
     def sum_over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ Step = Callable[[], object]
 
 
 class Shape(NamedTuple):
-    """Width of the activations, latents, latents kept per token, tokens a step."""
+    """Width of the activations, number of latents, latents kept per token, tokens per step."""
 
     width: int
     latents: int
@@ -23,22 +23,22 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """Of "width,latents,k,tokens"; raises `ConfigError`."""
+        """The shape in a text such as "768,24576,32,8192" (width, latents, k, tokens); raises `ConfigError`."""
         try:
-            found = cls(*map(int, text.split(",")))
+            shape = cls(*map(int, text.split(",")))
         except (ValueError, TypeError):
             raise ConfigError(f"--shape: {text!r} is not width,latents,k,tokens, such as 768,24576,32,8192") from None
-        if min(found) < 1 or found.k > found.latents:
+        if min(shape) < 1 or shape.k > shape.latents:
             raise ConfigError(f"--shape: {text!r}: numbers from 1 up, and no more k than latents")
-        return found
+        return shape
 
 
 def floors(shape: Shape, rows: Tensor, dtype: torch.dtype) -> dict[str, Step]:
-    """The encoder's product, and Adam on gradients that are there: what a step that writes its gradients needs."""
+    """The encoder's product, and Adam on gradients that are there already: what any step that writes gradients needs."""
     device = rows.device
-    given, table = rows.to(dtype), torch.randn(shape.latents, shape.width, device=device).to(dtype)
+    inputs, table = rows.to(dtype), torch.randn(shape.latents, shape.width, device=device).to(dtype)
     weights = [torch.randn(shape.latents, shape.width, device=device, requires_grad=True) for _ in range(2)]
     for weight in weights:
         weight.grad = torch.randn_like(weight)
     optimiser = torch.optim.Adam(weights, lr=1e-3, fused=True)
-    return {"encoder product": lambda: given @ table.T, "fused Adam": optimiser.step}
+    return {"encoder product": lambda: inputs @ table.T, "fused Adam": optimiser.step}

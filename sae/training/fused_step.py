@@ -88,21 +88,22 @@ class FusedStep:
         self.device = sae.b_dec.device
 
         self.selection = LatentSelection(sae, self.kernels, self.exchange)
-        self.adam = AdamState(sae, optimiser, self.kernels, self.exchange, moments_in)
+        self.adam = AdamState(sae, optimiser, self.kernels, self.exchange, moments_in=moments_in)
         # A CUDA graph needs shapes that are known beforehand: k per token, or n * k pairs per batch.
         self.is_recorded = self.device.type == "cuda" and (self.selection.is_flat_batch or not sae.ragged)
 
         self.prefixes: Tensor | None = None
         if sae.loss_terms == "prefixes":
             self.prefixes = torch.tensor(sae.config.prefixes, dtype=torch.int32, device=self.device)
+
         self.reset()
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
         """Whether the gradients of this dictionary's loss are known here, on a device with kernels for it.
 
-        On a GPU that is compute capability 9.0 or more (tiles have the size that an H100 holds and were tried on nothing
-        else) with selection in bfloat16; on a CPU always.
+        On a GPU that is compute capability 9.0 or more (tiles have the size that an H100 holds and were tried on
+        nothing else) with selection in bfloat16; on a CPU always.
         """
         device = sae.b_dec.device
         if sae.loss_terms is None or len(sae.config.reads) > 1 or not sae.centred:
@@ -112,6 +113,7 @@ class FusedStep:
             has_sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
             if not is_fast or not has_sizes or sae.selection_dtype != torch.bfloat16:
                 return False
+
         return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels_for(device).widest(sae.d_sae)
 
     def reset(self) -> None:
@@ -147,17 +149,11 @@ class FusedStep:
         if figures is not None:
             self.adam.count_update()
             self._dead_count.request(n_tokens, tokens_seen)
+
         return figures
 
     def _update(
-        self,
-        raw: Batch,
-        scale: Tensor,
-        variance: Tensor,
-        adam: AdamStep,
-        *,
-        n_dead_slots: int,
-        tokens_seen: int,
+        self, raw: Batch, scale: Tensor, variance: Tensor, adam: AdamStep, *, n_dead_slots: int, tokens_seen: int
     ) -> StepFigures | None:
         sae, kernels, n_tokens = self.sae, self.kernels, adam.n_tokens
 
@@ -202,18 +198,24 @@ class FusedStep:
 
         # 6. Gradients and Adam.
         pairs = self.selection.sorted_pairs(selection)
-        grad_b_enc, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, aux)
+        grad_b_enc, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, aux=aux)
         grad_b_enc, aux_loss = self.exchange.sum_over_latents(grad_b_enc, aux_loss, sae.tokens_since_fired)
-        row_sums = RowSums(pairs, decoded, centred, coefficient, ends)
+        row_sums = RowSums(pairs, decoded, centred, coefficient, ends=ends)
         self._apply(row_sums, adam, aux, grad_b_enc=grad_b_enc, grad_output=first_error * coefficient, code=code)
 
         # 7. Figures.
-        if type(sae).observe is not SparseAutoencoder.observe:
-            x_hat = batch.y + decoded.error[-1]
-            sae.observe(TrainingPass(batch, selection.values, code.encoding, x_hat, variance, tokens_seen))
+        self._observe(batch, selection, code, variance=variance, tokens_seen=tokens_seen)
         loss = prefix_error * (coefficient / 2) + sae.config.aux_coefficient * aux_loss + code.extra_loss
         figures = torch.stack([loss, aux_loss, n_active / n_tokens, square_error, target_square])
         return StepFigures(figures, target_sum)
+
+    def _observe(self, batch: Batch, selection: Selection, code: _Code, *, variance: Tensor, tokens_seen: int) -> None:
+        """Shows the pass to an architecture that learns from it by other means than gradients."""
+        if type(self.sae).observe is not SparseAutoencoder.observe:
+            x_hat = batch.y + code.decoded.error[-1]
+            self.sae.observe(
+                TrainingPass(batch, selection.values, code.encoding, x_hat, variance=variance, tokens_seen=tokens_seen)
+            )
 
     def _apply(
         self,
@@ -258,6 +260,7 @@ class FusedStep:
         static.x[: len(raw.x)].copy_(raw.x)
         if static.gradient is not None and raw.gradient is not None:
             static.gradient[: len(raw.x)].copy_(raw.gradient)
+
         return static
 
     def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> _Input:
@@ -265,7 +268,7 @@ class FusedStep:
         if not sae.config.token_norm:
             y, centred, target_squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
         else:
-            y = sae.prepared(raw.x * scale)[0]
+            y = sae.prepared(raw.x * scale).x
             centred, target_squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
             variance = torch.full_like(variance, sae.d_out)
         return _Input(Batch(y, y, raw.gradient), centred, target_squares, variance)
@@ -293,6 +296,7 @@ class FusedStep:
         )
         if self.sae.loss_terms == "code":
             return self._decode_with_code_loss(batch, selection, decoding, variance=variance, tokens_seen=tokens_seen)
+
         decoded = self.exchange.decode(self.kernels, selection.values, decoding)
         return _Code(Encoding(decoded.acts, latents), decoded, 0.0, {})
 
@@ -304,29 +308,34 @@ class FusedStep:
         latents, values = decoding.latents.long(), selection.values
         if flat is not None:
             latents, values = flat.scatter(latents, 0), flat.scatter(values, PADDED)
-        own = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
+
+        own_parameters = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
 
         with torch.enable_grad():
             values = values.requires_grad_()
             acts = sae.activate(values, latents)
+
         stored_acts = acts.detach() if flat is None else flat.gather(acts.detach())
         decoded = self.kernels.decode(stored_acts, decoding, rectify=False)
         grad_acts = decoded.grad_acts if flat is None else flat.scatter(decoded.grad_acts, 0.0)
 
         with torch.enable_grad():
             code = Encoding(acts, latents)
-            extra = sae.extra_loss(TrainingPass(batch, values, code, batch.y, variance, tokens_seen))
+            extra = sae.extra_loss(
+                TrainingPass(batch, values, code, batch.y, variance=variance, tokens_seen=tokens_seen)
+            )
             roots = (acts,) if extra is None else (acts, extra)
             root_gradients = (grad_acts,) if extra is None else (grad_acts, torch.ones_like(extra))
-            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own.values()), root_gradients)
+            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own_parameters.values()), root_gradients)
 
         if flat is not None:
             grad_values = flat.gather(grad_values)
+
         return _Code(
             Encoding(acts.detach(), latents),
             decoded._replace(grad_acts=grad_values),
             torch.zeros_like(variance) if extra is None else extra.detach(),
-            dict(zip(own, own_gradients, strict=True)),
+            dict(zip(own_parameters, own_gradients, strict=True)),
         )
 
     def gather_weights(self) -> None:

@@ -54,6 +54,7 @@ class LatentSelection:
         if is_top_k:
             indices, values = kernels.top_k(pre_acts, k, maxima)
             return Selection(*self.exchange.selection(indices, values, values, k))
+
         if self.is_flat_batch:
             tokens, latents = kernels.batch_pairs(pre_acts, k, maxima)
             flat = FlatCode.from_tokens(tokens, len(centred))
@@ -65,10 +66,13 @@ class LatentSelection:
             flat = FlatCode.from_padded(indices)
             latents = flat.gather(indices)
             return Selection(latents.int(), pre_acts[flat.tokens, latents].float(), flat)
-        values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, sae.b_enc.data)
+
+        values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, bias=sae.b_enc.data)
         if sae.ragged:
             return Selection(indices.int(), values.masked_fill(indices < 0, PADDED))
+
         keys = pre_acts.gather(1, indices)
+
         return Selection(*self.exchange.selection(indices.int(), values, keys, k))
 
     def is_too_wide(self, selection: Selection) -> bool:
@@ -87,5 +91,5 @@ class LatentSelection:
     def sorted_pairs(self, selection: Selection) -> object:
         """The (token, latent) pairs sorted by latent; padding is named m, one more than the last latent."""
         latents, m = selection.latents, self.sae.d_sae
-        named = torch.where(latents < 0, m, latents) if self.has_padding(selection) else latents
-        return self.kernels.sorted_pairs(named, m, selection.flat.tokens if selection.flat else None)
+        numbered = torch.where(latents < 0, m, latents) if self.has_padding(selection) else latents
+        return self.kernels.sorted_pairs(numbered, m, selection.flat.tokens if selection.flat else None)

@@ -68,7 +68,7 @@ class TrainingLoop:
         self.plan = ShufflePlan(activations.n_segments, shuffle.reuse, seed, device)
         max_rows = -(-activations.segment_contexts // self.processes.world_size) * activations.contexts.ctx_len
         widths = {channel: x.shape[1] for channel, x in activations.segment(0).x.items()}
-        self.ring = RingBuffer(widths, self.plan.slots, max_rows, torch.bfloat16, device)
+        self.ring = RingBuffer(widths, self.plan.slots, max_rows, torch.bfloat16, device=device)
 
         self.total = int(activations.trained_rows() * shuffle.reuse * activations.kept_share())
         self.position = Position(next_checkpoint=config.checkpoint_tokens or 0)
@@ -95,6 +95,7 @@ class TrainingLoop:
                     f"train.parallel: {len(saes)} dictionaries for {processes.world_size} processes. Start fewer."
                 )
             saes, processes = saes[processes.rank :: processes.world_size], ALONE
+
         return [
             SaeTrainer.for_activations(
                 self.activations, config, seed=seed, dtype=selection_dtype, processes=processes, train=self.config
@@ -120,7 +121,7 @@ class TrainingLoop:
         if self.config.parallel != "dictionaries":
             tensors = tensors_to_write(tensors, self.processes)
         facts = {"position": vars(self.position)}
-        checkpoint.save(self.folder, self.tokens_seen, tensors, facts, self.processes)
+        checkpoint.save(self.folder, self.tokens_seen, tensors, facts, processes=self.processes)
         self._saved_at = time.monotonic()
 
     def save_and_stop(self) -> NoReturn:
@@ -186,6 +187,7 @@ def truncate_log(path: Path, tokens_seen: int) -> None:
     """Drops the lines of metrics that a resumed run will write again, and a last line that was cut short."""
     if not path.exists():
         return
+
     lines = []
     for line in path.read_text().splitlines():
         try:
@@ -194,4 +196,5 @@ def truncate_log(path: Path, tokens_seen: int) -> None:
         except ValueError:
             break
         lines.append(line + "\n")
+
     write_bytes(path, "".join(lines).encode())

@@ -53,6 +53,7 @@ class SaeTrainer:
         self.sae = self._create_sae(writes, seed, dtype).to(device)
         if gradient_norm is not None:
             self.sae.get_buffer("gradient_norm").fill_(gradient_norm)
+
         parameter_groups = [
             {"params": [parameter], "multiple": self.sae.lr_multiples.get(name, 1.0)}
             for name, parameter in self.sae.named_parameters()
@@ -108,6 +109,7 @@ class SaeTrainer:
                 f"{self.config.name}: train.moments: {moments}: {world_size} replicas train this dictionary by "
                 "autograd, which keeps moments in float32. Use train.parallel: dictionaries, or moments: float32."
             )
+
         raise ConfigError(
             f"{self.config.name}: train.moments: {moments} is for dictionaries that are trained without autograd, on a "
             "CPU or in bfloat16 on a GPU of compute capability 9.0, and this one is not. Use float32."
@@ -117,6 +119,7 @@ class SaeTrainer:
         """What several processes exchange inside the hand-written step; None if there is one process, or no such step."""
         if self.processes.world_size == 1:
             return None
+
         fits = FusedStep.fits(self.sae)
         if not self.is_spread:
             return Replicas(self.processes) if fits and Replicas.fits(self.sae, self.processes) else None
@@ -127,6 +130,7 @@ class SaeTrainer:
                 f"bfloat16 on a GPU of compute capability 9.0, with latents that {self.processes.world_size} processes "
                 "can share equally and at least k each. Use replicas or dictionaries."
             )
+
         return LatentShards(self.processes)
 
     def reset_log(self) -> None:
@@ -142,6 +146,7 @@ class SaeTrainer:
         """
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["multiple"]
+
         batch = batch_of(self.config, rows, None if self.fused_step else torch.float32)
         counts = counts or [len(batch.x)]
         n_tokens = sum(counts)
@@ -156,6 +161,7 @@ class SaeTrainer:
                 tokens_seen=self.tokens_seen,
                 counts=counts,
             )
+
         figures = figures or self._autograd_step(batch, n_tokens)
 
         self.fvu.add_sums(figures.figures[3], figures.figures[4], figures.target_sum, n_tokens)
@@ -173,6 +179,7 @@ class SaeTrainer:
         losses = self.sae.losses(batch, self.variance, self.tokens_seen)
         self.optimiser.zero_grad(set_to_none=True)
         (losses.total * share).backward()
+
         for name, parameter in self.sae.named_parameters():
             if parameter.grad is not None:
                 # W_enc is stored by latent; NCCL wants contiguous tensors.
@@ -181,6 +188,7 @@ class SaeTrainer:
         self.sae.project_decoder_gradient()
         with self.fused_step.adam.wide_moments() if self.fused_step else nullcontext():
             self.optimiser.step()
+
         self.sae.normalise_decoder()
         self._observe(losses.training_pass, n_tokens, share)
         if self.fused_step:
@@ -192,6 +200,7 @@ class SaeTrainer:
         mean_l0 = l0(code.top_acts.detach())
         figures = [t.detach().double() * share for t in (losses.total, losses.aux, mean_l0)]
         summed = self.processes.all_reduce_sum(torch.stack([*figures, error, square]))
+
         return StepFigures(summed, self.processes.all_reduce_sum(target_sum))
 
     def _observe(self, training_pass: TrainingPass, n_tokens: int, share: float) -> None:
@@ -211,27 +220,29 @@ class SaeTrainer:
                 f"{self.config.name}: the loss is {loss} after {self.tokens_seen:,} tokens. Lower train.lr; "
                 "the last checkpoint is sound."
             )
+
         line = {"tokens_seen": self.tokens_seen, "loss": loss, "fvu": self.fvu.value(), "l0": mean_l0}
         line |= {"dead": self.n_dead(), "aux_loss": aux, "lr": lr}
         self.reset_log()
+
         return line
 
     def n_dead(self) -> int:
         """How many latents are dead; every process must call it."""
-        own = self.sae.dead().sum()
-        return int(self.processes.all_reduce_sum(own) if self.is_spread else own)
+        n_own = self.sae.dead().sum()
+        return int(self.processes.all_reduce_sum(n_own) if self.is_spread else n_own)
 
     def piece(self, name: str, value: Tensor) -> Tensor | Piece:
         """A parameter, a moment of it or a buffer; or the piece of it that this process has."""
         axis, part = LATENT_AXIS.get(name), self.part
         if self.fused_step and not self.is_spread:
-            own = self.fused_step.exchange.own_latents(self.config.d_sae)
-            part = own if name in ("W_enc", "W_dec", "scales") else slice(0, self.config.d_sae)
+            own_part = self.fused_step.exchange.own_latents(self.config.d_sae)
+            part = own_part if name in ("W_enc", "W_dec", "scales") else slice(0, self.config.d_sae)
         if axis is None or part == slice(0, self.config.d_sae):
             return value
         length = part.stop - part.start
-        own = value if value.shape[axis] == length else value.narrow(axis, part.start, length)
-        return Piece(own, axis, part.start)
+        own_part = value if value.shape[axis] == length else value.narrow(axis, part.start, length)
+        return Piece(own_part, axis, part.start)
 
     def tensors(self) -> dict[str, Tensor | Piece]:
         """Everything that a resume needs, by name."""
@@ -255,6 +266,7 @@ class SaeTrainer:
 
         self.sae.load_state_dict({name: read(f"sae.{name}", name) for name in self.sae.state_dict()})
         self.sae.tokens_since_fired.copy_(read("tokens_since_fired", "tokens_since_fired"))
+
         for index, (name, parameter) in enumerate(self.sae.named_parameters()):
             if f"{prefix}adam.{index}.step" not in stored:
                 continue
@@ -264,9 +276,10 @@ class SaeTrainer:
                     value = read(f"adam.{index}.{moment}", shaped_like)
                     if shaped_like == name:  # in the parameter's own layout: W_enc is stored by latent
                         value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                    own = self.fused_step.adam.own_part(value, shaped_like) if self.fused_step else value
-                    state[moment] = own.clone()
+                    own_part = self.fused_step.adam.own_part(value, shaped_like) if self.fused_step else value
+                    state[moment] = own_part.clone()
             self.optimiser.state[parameter] = state
+
         if self.fused_step:
             self.fused_step.reset()
 

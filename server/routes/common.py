@@ -34,7 +34,7 @@ known_parameters = Depends(_refuse_unknown)
 
 
 def json_response(body: Any, generation: str | None = None, request: Request | None = None) -> Response:
-    """`body` as JSON; with a generation an ETag, and 304 where the client has it already."""
+    """`body` as JSON; with a generation also an ETag, and 304 if the client has it already."""
     headers = {}
     if generation is not None and request is not None:
         headers = {"etag": f'"{generation}"', "cache-control": "no-cache"}

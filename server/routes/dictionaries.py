@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,10 @@ def get_dictionary(request: Request, dictionary: str) -> Response:
 def list_concepts(request: Request, dictionary: str) -> Response:
     """The dictionary's concepts: groups of features with a name, the largest first, each followed by its parts."""
     store = entry_of(request, dictionary).store
-    found = queries.concepts(store)
-    whole = {f for c in found if c.parent is None for f in c.features}
+    concepts = queries.concepts(store)
+    whole = {f for c in concepts if c.parent is None for f in c.features}
     labels = queries.labels(store, sorted(whole))
-    body = {"features_grouped": len(whole), "items": [responses.concept(c, labels) for c in found]}
+    body = {"features_grouped": len(whole), "items": [responses.concept(c, labels) for c in concepts]}
     return json_response(body, store.generation, request)
 
 
@@ -77,12 +78,10 @@ def list_concepts(request: Request, dictionary: str) -> Response:
 def get_document(request: Request, dictionary: str, document: int) -> Response:
     """The strongest features of one document of the index corpus, by mean activation times length."""
     entry = entry_of(request, dictionary)
-    found = queries.document_latents(entry.store, document) if document >= 0 else None
+    found = queries.document(entry.store, document) if document >= 0 else None
     if found is None:
         raise ApiError(404, f"no document {document} in this dictionary's corpus")
-    name, rows = found
-    features = [{"feature": f, "mean_act": mean, "max_act": peak} for f, mean, peak in rows]
-    return json_response({"document": document, "name": name, "features": features})
+    return json_response({"document": document, **asdict(found)})
 
 
 @router.get("/dictionaries/{dictionary}/download", response_model=list[responses.DownloadItem])
@@ -101,9 +100,9 @@ def list_downloads(request: Request, dictionary: str) -> Response:
 @router.get("/dictionaries/{dictionary}/download/{file}", response_class=FileResponse)
 def download(request: Request, dictionary: str, file: str) -> FileResponse:
     """One file, by a name from the list; the header x-sha256 carries its hash."""
-    found = entry_of(request, dictionary).download(file)
-    if found is None:
+    offered = entry_of(request, dictionary).download(file)
+    if offered is None:
         raise ApiError(404, "no such file on offer; see the list one level up")
     return FileResponse(
-        found.path, media_type=found.media_type, filename=found.name, headers={"x-sha256": found.sha256}
+        offered.path, media_type=offered.media_type, filename=offered.name, headers={"x-sha256": offered.sha256}
     )

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from feature_store import queries
-from feature_store.queries import SortKey, Store
+from feature_store.queries import SortKey
 from feature_store.records import Feature
+from feature_store.store import Store
 from server import responses
 from server.errors import ApiError
 from server.routes.common import entry_of, json_response, known_parameters
@@ -26,6 +27,7 @@ def list_features(
     dictionary: str,
     sort: SortKey = "feature",
     order: Literal["asc", "desc"] = "asc",
+    *,
     limit: Limit = 50,
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     min_density: Share = None,
@@ -47,20 +49,20 @@ def list_features(
 
 
 def _feature(store: Store, feature: int) -> Feature:
-    found = queries.feature(store, feature) if 0 <= feature < 1 << 32 else None
-    if found is None:
+    record = queries.feature(store, feature) if 0 <= feature < 1 << 32 else None
+    if record is None:
         total = queries.counts(store)["features"]
         raise ApiError(404, f"no such feature; this dictionary has features 0..{total - 1}")
-    return found
+    return record
 
 
 @router.get("/features/{feature}", response_model=responses.FeatureDetail)
 def get_feature(request: Request, dictionary: str, feature: int) -> Response:
     """Statistics, promoted tokens, neighbours and explanations of one feature."""
     store = entry_of(request, dictionary).store
-    found = _feature(store, feature)
-    labels = queries.labels(store, [f for f, _ in found.neighbours])
-    return json_response(responses.detail(store, found, labels), store.generation, request)
+    record = _feature(store, feature)
+    labels = queries.labels(store, [f for f, _ in record.neighbours])
+    return json_response(responses.detail(store, record, labels), store.generation, request)
 
 
 @router.get("/features/{feature}/contexts", response_model=responses.ContextList)
@@ -69,10 +71,10 @@ def get_contexts(
 ) -> Response:
     """Windows around the feature's peaks: the strongest, and samples of every range of activation."""
     store = entry_of(request, dictionary).store
-    found = _feature(store, feature)
+    record = _feature(store, feature)
     windows = [w for w in queries.windows(store, feature) if group in ("all", w.group)]
     items = [responses.context(store, w) for w in windows]
-    body = {"feature": feature, "max_act": found.row.max_act, "items": items}
+    body = {"feature": feature, "max_act": record.row.max_act, "items": items}
     return json_response(body, store.generation, request)
 
 
@@ -82,6 +84,7 @@ def search(
     dictionary: str,
     q: Annotated[str, Query(min_length=1, max_length=128, description="Words of a label, or a token.")],
     kind: SearchKind = "label",
+    *,
     limit: Limit = 50,
 ) -> Response:
     """label: text in labels; current / next: fires on / before a token; promoted: raises a token's logit."""
@@ -93,5 +96,6 @@ def search(
         hits = [(row, None) for row in queries.features_promoting(store, store.tokens_like(q), limit)]
     else:
         hits = queries.features_of_token(store, store.tokens_like(q), kind, limit)
+
     items = [responses.item(row) | {"times": times} for row, times in hits]
     return json_response({"query": q, "kind": kind, "items": items}, store.generation + kind, request)

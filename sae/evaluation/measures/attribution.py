@@ -1,4 +1,4 @@
-"""Whether activation times gradient tells which latents matter: against removing them one by one."""
+"""Whether activation times gradient tells which latents matter, compared with removing latents one by one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CONTEXTS, PER_CONTEXT = 24, 16
 
 
 class Attribution(Measure):
-    """Spearman correlation of |a_i <d_i, c>| with the true change of the summed loss when latent i is taken away.
+    """Spearman correlation of |a_i <d_i, c>| with the true change of the summed loss when latent i is removed.
 
-    For random firings in held-out contexts, c the gradient of the loss and RelP's coefficient; the baseline is the
+    Over random firings in held-out contexts; c is the gradient of the loss, or RelP's coefficient. The baseline is the
     activation alone.
     """
 
@@ -33,7 +33,7 @@ class Attribution(Measure):
     }
 
     def applies(self, subject: Subject) -> bool:
-        """Where a latent can be taken out of the one hook point that is read."""
+        """for dictionaries that read and write one hook point, so that a latent can be removed there"""
         return subject.sae.centred and len(subject.sae.config.reads) == 1
 
     @torch.no_grad()
@@ -46,31 +46,34 @@ class Attribution(Measure):
         generator = subject.generator()
         columns: list[Tensor] = []
         n_contexts = min(CONTEXTS, held_out.contexts.n_contexts)
+
         for number in range(n_contexts):
             part = slice(number, number + 1)
             ids, documents = held_out.contexts.ids[part], held_out.contexts.documents[part]
-            made = harvester.harvest(ids, documents)
-            x, gradient, relp = (made.x[channel][0].float() for channel in channels)
+            harvested = harvester.harvest(ids, documents)
+            x, gradient, relp = (harvested.x[channel][0].float() for channel in channels)
             code = sae.encode(x)
-            fires = ((code.top_acts > 0) & made.keep[0][:, None]).nonzero()
+            fires = ((code.top_acts > 0) & harvested.keep[0][:, None]).nonzero()
             chosen = fires[torch.randperm(len(fires), generator=generator)[:PER_CONTEXT].to(fires.device)]
             positions, latents = chosen[:, 0], code.top_indices[chosen[:, 0], chosen[:, 1]]
             parts = code.top_acts[chosen[:, 0], chosen[:, 1]][:, None] * sae.W_dec[latents]
             if code.deviation is not None:  # back from the token's normalised space
                 parts = parts * code.deviation[positions]
-            true = self._change(subject, ids, documents, positions, parts)
+            true = self._change(subject, ids, documents, positions, parts=parts)
             scores = [(parts * c[positions]).sum(1).abs() for c in (gradient, relp)]
             columns.append(torch.stack([true.abs(), *scores, parts.norm(dim=1)]).cpu())
             subject.progress.update(number + 1, n_contexts)
+
         true, by_gradient, by_relp, by_activation = torch.cat(columns, dim=1)
         names = {"gradient": by_gradient, "relp": by_relp, "activation": by_activation}
-        found = {f"spearman_{name}": spearman(true, score) for name, score in names.items()}
-        return {"attribution": {**found, "ablations": len(true)}}
+        correlations = {f"spearman_{name}": spearman(true, score) for name, score in names.items()}
+
+        return {"attribution": {**correlations, "ablations": len(true)}}
 
     def _change(
-        self, subject: Subject, ids: np.ndarray, documents: np.ndarray, positions: Tensor, parts: Tensor
+        self, subject: Subject, ids: np.ndarray, documents: np.ndarray, positions: Tensor, *, parts: Tensor
     ) -> Tensor:
-        """Change of the context's summed loss when each part [n, width] is taken away at its position, [n]."""
+        """Change of the context's summed loss when each part [n, width] is removed at its position, [n]."""
         place, n = resolve(subject.lm, subject.sae.config.hook), len(positions)
         tokens = torch.from_numpy(np.repeat(ids, n + 1, axis=0).astype(np.int64)).to(parts.device)
         extra = attention_inputs(np.repeat(documents, n + 1, axis=0), subject.held_out.harvester.packing, subject.lm)
@@ -85,5 +88,7 @@ class Attribution(Measure):
             logits = subject.lm.model(input_ids=tokens, use_cache=False, **extra).logits[:, :-1].float()
         finally:
             handle.remove()
+
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(n + 1, -1).sum(1)
+
         return loss[:-1] - loss[-1]

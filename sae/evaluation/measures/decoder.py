@@ -23,7 +23,7 @@ class Decoder(Measure):
     }
 
     def applies(self, subject: Subject) -> bool:
-        """Rows of several hook points are in several units."""
+        """for dictionaries that write one hook point: rows of several are in several units"""
         return len(subject.sae.config.writes) == 1
 
     @torch.no_grad()
@@ -32,10 +32,12 @@ class Decoder(Measure):
         sae = subject.sae
         if sae.d_sae < 2:
             return {}
+
         cosines = nearest(sae.W_dec, 1)[1][:, 0]
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "max_decoder_cosine": {"mean": float(cosines.mean()), "p95": float(cosines.quantile(0.95))}
         }
         if sae.centred:
-            found["encoder_decoder_cosine"] = float(F.cosine_similarity(sae.W_enc.T, sae.W_dec).mean())
-        return found
+            figures["encoder_decoder_cosine"] = float(F.cosine_similarity(sae.W_enc.T, sae.W_dec).mean())
+
+        return figures

@@ -44,19 +44,22 @@ class DescriptionLength(Measure):
         peaks = torch.zeros(sae.d_sae, device=subject.device)
         for code in codes:
             peaks.scatter_reduce_(0, code.top_indices.flatten(), code.top_acts.flatten(), "amax")
+
         n = sum(len(code.top_acts) for code in codes)
         l0 = sum(int((code.top_acts > 0).sum()) for code in codes) / n
         exact = self._fvu(subject, batches, codes)
         bins, fvu = BINS[0], float("inf")
+
         for bins in BINS:
             rounded = [_rounded(code, peaks, bins) for code in codes]
             fvu = self._fvu(subject, batches, rounded)
             if fvu <= exact * (1 + TOLERANCE):
                 break
+
         return {
             "description_length": {
                 "plain_bits": l0 * (BITS_PER_ACTIVATION + math.log2(sae.d_sae)),
-                "entropic_bits": _entropy(codes, peaks, bins, sae.d_sae, n),
+                "entropic_bits": _entropy(codes, peaks, bins, sae.d_sae, n=n),
                 "bins": bins,
                 "fvu_quantised": fvu,
                 "within_tolerance": fvu <= exact * (1 + TOLERANCE),
@@ -82,7 +85,7 @@ def _rounded(code: Encoding, peaks: Tensor, bins: int) -> Encoding:
     return code._replace(top_acts=torch.where(levels > 0, middle, 0.0))
 
 
-def _entropy(codes: list[Encoding], peaks: Tensor, bins: int, d_sae: int, n: int) -> float:
+def _entropy(codes: list[Encoding], peaks: Tensor, bins: int, d_sae: int, *, n: int) -> float:
     counts = torch.zeros(d_sae * (bins + 1), dtype=torch.int64, device=peaks.device)
     for code in codes:
         levels = _levels(code, peaks, bins)

@@ -12,7 +12,7 @@ from sae.evaluation.subject import Subject
 
 
 class Heads(Measure):
-    """Shares of every head in every latent's decoder row, kept as head_shares.safetensors [d_sae, heads]."""
+    """Share of every head in every latent's decoder row, written to head_shares.safetensors [d_sae, heads]."""
 
     by_default, order = True, 6
     meanings: ClassVar[dict[str, str]] = {
@@ -22,7 +22,7 @@ class Heads(Measure):
     }
 
     def applies(self, subject: Subject) -> bool:
-        """For dictionaries of the heads' outputs side by side."""
+        """for dictionaries at attn_z, the heads' outputs side by side"""
         return [hook.site for hook in subject.sae.config.writes] == ["attn_z"]
 
     @torch.no_grad()

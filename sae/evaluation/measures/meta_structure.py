@@ -29,7 +29,7 @@ class MetaStructure(Measure):
     }
 
     def applies(self, subject: Subject) -> bool:
-        """Rows of several hook points are in several units."""
+        """for dictionaries that write one hook point: rows of several are in several units"""
         return len(subject.sae.config.writes) == 1
 
     def measure(self, subject: Subject) -> dict[str, Any]:
@@ -51,6 +51,7 @@ class MetaStructure(Measure):
         meta.to(rows.device)
         variance = (rows - rows.mean(0)).square().sum(1).mean()
         optimiser = torch.optim.Adam(meta.parameters(), lr=LR)
+
         for step in range(STEPS):
             picked = rows[torch.randint(len(rows), (min(BATCH, len(rows)),), generator=generator).to(rows.device)]
             losses = meta.losses(Batch(picked, picked), variance)
@@ -63,7 +64,9 @@ class MetaStructure(Measure):
             meta.observe(losses.training_pass)
             if step % 50 == 49:
                 subject.progress.update(part * STEPS + step + 1, 2 * STEPS)
+
         meter = FvuMeter(rows.shape[1], rows.device)
         with torch.no_grad():
             meter.add(rows, meta(rows))  # over the whole batch, as in training
+
         return meter.value()

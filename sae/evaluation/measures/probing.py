@@ -1,4 +1,4 @@
-"""Sparse probing: how well a few latents classify texts, beside all activations and beside random latents."""
+"""Sparse probing: how well a few latents classify texts, compared with all activations and with random latents."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def probe_auc(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labe
 class Probing(Measure):
     """Mean test AUC over the 113 binary sets of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681).
 
-    Activations at the last token; 100 texts a class to train and as many to test. For k = 1, 2, 5, 16 a logistic
-    probe on the k latents whose class means differ most on the training part; baselines: a probe on all activations,
-    and on k random latents that fire in the training part.
+    Activations at the last token; 100 texts per class to train and as many to test. For k = 1, 2, 5, 16: a logistic
+    probe on the k latents whose class means differ most on the training part. Baselines: a probe on all activations,
+    and one on k random latents that fire in the training part.
     """
 
     order = 40
@@ -60,6 +60,7 @@ class Probing(Measure):
             import sklearn  # noqa: F401
         except ModuleNotFoundError:
             raise UnavailableError("probing needs scikit-learn: pip install 'saedex[probing]'.") from None
+
         rng, table = np.random.default_rng(subject.seed), {}
         for number, texts in enumerate(text_sets(N_TRAIN, N_TEST, subject.seed)):
             train, train_latents = self._at_last_token(subject, texts.train)
@@ -76,8 +77,10 @@ class Probing(Measure):
                     )
             table[texts.name] = row
             subject.progress.update(number + 1, SETS)
+
         means = {key: float(np.mean([row[key] for row in table.values()])) for key in next(iter(table.values()))}
         beats = [row["latents.16"] > row["activations"] for row in table.values()]
+
         return {
             "probing": {
                 "sets": len(table),
@@ -93,24 +96,30 @@ class Probing(Measure):
         lm, held_out, sae = subject.lm, subject.held_out, subject.sae
         lengths, rows = [], np.zeros((len(texts), held_out.contexts.ctx_len), np.int64)
         bos = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
+
         for n, text in enumerate(texts):
             ids = bos + lm.tokenizer(text, add_special_tokens=False).input_ids[: rows.shape[1] - len(bos)]
             rows[n, : len(ids)] = ids
             lengths.append(max(len(ids), 1))
+
         order = np.argsort(lengths)  # short texts together, cut to their longest
         x = [torch.empty(0)] * len(texts)
         latents = np.zeros((len(texts), sae.d_sae), np.float32)
+
         for start in range(0, len(order), subject.batch_contexts):
-            part = order[start : start + subject.batch_contexts]
-            longest = lengths[part[-1]]
-            given = rows[part, :longest]
-            made = held_out.harvester.harvest(given, np.zeros_like(given))
-            last = torch.tensor([lengths[i] - 1 for i in part], device=lm.device)
-            at = {channel: t[torch.arange(len(part), device=lm.device), last] for channel, t in made.x.items()}
+            batch_texts = order[start : start + subject.batch_contexts]
+            longest = lengths[batch_texts[-1]]
+            ids_of_batch = rows[batch_texts, :longest]
+            harvested = held_out.harvester.harvest(ids_of_batch, np.zeros_like(ids_of_batch))
+            last = torch.tensor([lengths[i] - 1 for i in batch_texts], device=lm.device)
+            at = {
+                channel: t[torch.arange(len(batch_texts), device=lm.device), last] for channel, t in harvested.x.items()
+            }
             batch = batch_of(sae.config, at)
             code = sae.encode(batch.x)
-            dense = torch.zeros(len(part), sae.d_sae, device=batch.x.device)
-            latents[part] = dense.scatter_add(1, code.top_indices, code.top_acts).cpu().numpy()
-            for i, row in zip(part, batch.x.cpu(), strict=True):
+            dense = torch.zeros(len(batch_texts), sae.d_sae, device=batch.x.device)
+            latents[batch_texts] = dense.scatter_add(1, code.top_indices, code.top_acts).cpu().numpy()
+            for i, row in zip(batch_texts, batch.x.cpu(), strict=True):
                 x[i] = row
+
         return torch.stack(x).numpy(), latents

@@ -16,7 +16,7 @@ ROWS = 4096
 PLOTTED = 1000
 
 
-def epsilon_lbo(x: Tensor, acts: Tensor, row_norms: Tensor, bias: Tensor, d_sae: int) -> tuple[Tensor, Tensor]:
+def epsilon_lbo(x: Tensor, acts: Tensor, row_norms: Tensor, bias: Tensor, *, d_sae: int) -> tuple[Tensor, Tensor]:
     """(epsilon_LBO, norm of the code) of every token, [tokens] each.
 
     epsilon_LBO = | ||x||^2 - ||f||^2 | / ((d_sae - 1) ||f||^2), f the activations times the norms of their decoder
@@ -40,7 +40,7 @@ class QuasiOrthogonality(Measure):
     }
 
     def applies(self, subject: Subject) -> bool:
-        """The theorem is about dictionaries that reconstruct what they read."""
+        """for dictionaries that reconstruct what they read, without token_norm: the theorem is about those"""
         return subject.sae.centred and not subject.sae.config.token_norm
 
     @torch.no_grad()
@@ -49,25 +49,30 @@ class QuasiOrthogonality(Measure):
         sae = subject.sae
         row_norms = sae.W_dec.norm(dim=1)
         parts = []
+
         for batch in subject.batches(ROWS):
             code = sae.encode(batch.x)
             norms = row_norms[code.top_indices]
-            epsilon, f = epsilon_lbo(batch.x, code.top_acts, norms, sae.b_dec, sae.d_sae)
+            epsilon, f = epsilon_lbo(batch.x, code.top_acts, norms, sae.b_dec, d_sae=sae.d_sae)
             parts.append(torch.stack([epsilon, f, batch.x.norm(dim=1)]).cpu())
+
         epsilon, f, x = torch.cat(parts, dim=1)
         step = max(1, len(x) // PLOTTED)
+
         with (subject.folder / "zf.csv").open("w", newline="") as file:
             csv.writer(file).writerows(
                 [("x_norm", "code_norm"), *zip(x[::step].tolist(), f[::step].tolist(), strict=True)]
             )
+
         median = float(epsilon.median())
+
         return {
             "epsilon_lbo": {"median": median, "mean": float(epsilon.mean()), "times_width": median * (sae.d_sae - 1)},
             "norm_ratio": float((f / x).median()),
             "under_activated": float((f < x).double().mean()),
         }
 
-    def draw(self, found: dict[str, Any], title: str, folder: Path) -> None:
+    def draw(self, figures: dict[str, Any], title: str, folder: Path) -> None:
         """zf.png, from zf.csv."""
         from sae.evaluation import plots
 

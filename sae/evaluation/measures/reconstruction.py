@@ -28,7 +28,7 @@ class _Totals:
         self.sums = torch.zeros(5, dtype=torch.float64, device=subject.device)
         self.counts: list[Tensor] = []
 
-    def add(self, y: Tensor, y_hat: Tensor, acts: Tensor, indices: Tensor, inside: Tensor) -> None:
+    def add(self, y: Tensor, y_hat: Tensor, acts: Tensor, indices: Tensor, *, inside: Tensor) -> None:
         """Adds rows, their reconstruction and their code; `inside` marks the typical ones."""
         self.all_rows.add(y, y_hat)
         self.typical.add(y[inside], y_hat[inside])
@@ -64,26 +64,29 @@ class Reconstruction(Measure):
     @torch.no_grad()
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""
-        found = self._over(subject, False)
+        figures = self._over(subject, False)
         if subject.sae.config.gradient is not None:
             selected = self._over(subject, True)
-            found["with_gradient"] = {key: selected[key] for key in ("fvu", "fvu_typical", "l0")}
-        return found
+            figures["with_gradient"] = {key: selected[key] for key in ("fvu", "fvu_typical", "l0")}
+        return figures
 
     def _over(self, subject: Subject, with_gradient: bool) -> dict[str, Any]:
         sae, totals = subject.sae, _Totals(subject)
         limit = TYPICAL_NORM_MULTIPLE * subject.held_out.statistics(sae.config.hook).median_norm
         first_width = len(subject.held_out.statistics(sae.config.hook).centre)
+
         for batch in subject.batches():
             encoding = sae.encode(batch.x, batch.gradient if with_gradient else None)
             inside = batch.x[:, :first_width].norm(dim=1) <= limit
-            totals.add(batch.y, sae.decode(encoding, batch.x), encoding.top_acts, encoding.top_indices, inside)
+            totals.add(batch.y, sae.decode(encoding, batch.x), encoding.top_acts, encoding.top_indices, inside=inside)
+
         n = totals.all_rows.rows
         counts = torch.cat(totals.counts).double()
         cosine, ratio, nmse = (totals.sums[:3] / n).tolist()
         densities = density(totals.fired, n)
         edges = np.arange(-7, 0.5, 0.25)
         logs = densities[densities > 0].log10().cpu().numpy()
+
         return {
             "rows": n,
             "fvu": totals.all_rows.value(),
@@ -99,8 +102,8 @@ class Reconstruction(Measure):
             "density_histogram": {"log10_edges": edges.tolist(), "latents": np.histogram(logs, edges)[0].tolist()},
         }
 
-    def draw(self, found: dict[str, Any], title: str, folder: Path) -> None:
+    def draw(self, figures: dict[str, Any], title: str, folder: Path) -> None:
         """density.png."""
         from sae.evaluation import plots
 
-        plots.densities(found["density_histogram"], title, folder / "density.png")
+        plots.densities(figures["density_histogram"], title, folder / "density.png")

@@ -34,6 +34,7 @@ def log_probs(subject: Subject, ids: Tensor, documents: np.ndarray, edit: Edit) 
             stack.callback(harvester.places[hook].watch(lambda x, hook=hook: put(hook, x)).remove)
         extra = attention_inputs(documents, harvester.packing, harvester.lm)
         logits = harvester.lm.model(input_ids=ids, use_cache=False, **extra).logits
+
     return logits[:, :-1].float().log_softmax(dim=-1)
 
 
@@ -46,7 +47,7 @@ def kl(clean: Tensor, edited: Tensor) -> Tensor:
 class Splice(Measure):
     """CE and KL (nats per token) of the model with x_hat, 0 or the mean in place of the activations.
 
-    Only positions that training kept are replaced. CE is over every next token; KL is KL(clean || replaced) over the
+    Only positions that were trained on are replaced. CE is over every next token; KL is KL(clean || replaced) over the
     same tokens. A dictionary of several hook points replaces them all at once, with reconstructions of the clean
     activations; a transcoder replaces its target.
     """
@@ -69,6 +70,7 @@ class Splice(Measure):
         n_contexts = min(contexts.n_contexts, max(1, subject.splice_tokens // contexts.ctx_len))
         names = ["spliced", "zero", "mean", *(["with_gradient"] if config.gradient else [])]
         ce, divergence, scored = dict.fromkeys(("clean", *names), 0.0), dict.fromkeys(names, 0.0), 0
+
         for start in range(0, n_contexts, subject.batch_contexts):
             part = slice(start, min(start + subject.batch_contexts, n_contexts))
             documents = contexts.documents[part]
@@ -83,22 +85,24 @@ class Splice(Measure):
                 divergence[name] += float(kl(clean, edited))
             scored += targets.numel()
             subject.progress.update(part.stop, n_contexts)
+
         ce = {name: total / scored for name, total in ce.items()}
-        found = {
+        figures = {
             "tokens_scored": scored,
             "ce": {name: ce[name] for name in ("clean", "spliced", "zero", "mean")},
             "kl": {name: divergence[name] / scored for name in ("spliced", "zero", "mean")},
             "ce_increase": ce["spliced"] - ce["clean"],
             "loss_recovered": {name: loss_recovered(ce["clean"], ce["spliced"], ce[name]) for name in ("zero", "mean")},
         }
-        return found | ({"with_gradient_ce_increase": ce["with_gradient"] - ce["clean"]} if config.gradient else {})
+
+        return figures | ({"with_gradient_ce_increase": ce["with_gradient"] - ce["clean"]} if config.gradient else {})
 
     def _edits(self, subject: Subject, part: slice, means: dict[HookPoint, Tensor]) -> dict[str, Edit]:
-        """What each replacement puts where, for some contexts."""
+        """The replacements for some contexts, by name."""
         contexts, sae = subject.held_out.contexts, subject.sae
-        made = subject.held_out.harvester.harvest(contexts.ids[part], contexts.documents[part])
-        keep = made.keep & subject.held_out.within_norm(made.x)
-        batch = batch_of(sae.config, {channel: x[keep] for channel, x in made.x.items()})
+        harvested = subject.held_out.harvester.harvest(contexts.ids[part], contexts.documents[part])
+        keep = harvested.keep & subject.held_out.within_norm(harvested.x)
+        batch = batch_of(sae.config, {channel: x[keep] for channel, x in harvested.x.items()})
         widths = [len(mean) for mean in means.values()]
 
         def spread(rows: Tensor) -> Edit:
@@ -111,4 +115,5 @@ class Splice(Measure):
         }
         if batch.gradient is not None:
             edits["with_gradient"] = spread(sae(batch.x, batch.gradient))
+
         return edits

@@ -1,4 +1,4 @@
-"""How much of a dictionary another one finds again: matched latents of two seeds, or of two methods."""
+"""How much of a dictionary another one contains too: matched latents of two seeds, or of two methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def matched_cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Stability(Measure):
-    """Cosines of Hungarian-matched decoder rows against the dictionaries given with --against."""
+    """Cosines of decoder rows with their Hungarian match in each dictionary of --against."""
 
     order = 21
     meanings: ClassVar[dict[str, str]] = {
@@ -34,7 +34,7 @@ class Stability(Measure):
     }
 
     def applies(self, subject: Subject) -> bool:
-        """Where there is another dictionary of the same space."""
+        """with --against a dictionary of the same space"""
         return any(other.d_out == subject.sae.d_out for other in subject.against)
 
     @torch.no_grad()
@@ -45,6 +45,7 @@ class Stability(Measure):
         matched = [matched_cosines(rows, other.W_dec.cpu()) for other in others]
         random = [torch.randn(rows.shape, generator=generator) for _ in range(2)]
         cosines = torch.cat(matched)
+
         return {
             "stability": {
                 "against": [other.config.name for other in others],

@@ -1,8 +1,8 @@
-"""What adding a latent's direction does to the next token, at an equal disturbance for every latent and dictionary."""
+"""What adding a latent's direction does to the next token, at the same disturbance for every latent and dictionary."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,22 @@ TARGET_KL = 0.25  # nats
 BISECTIONS = 12
 
 
-class Steering(Measure):
-    """x + alpha d_i at the last position, alpha by bisection such that the mean KL(clean || steered) is 0.25 nats.
+class SteeringEffect(NamedTuple):
+    """Means over directions: the gain of a direction's own tokens in log-odds, the largest change of any logit, and
+    the strength alpha that was found.
+    """
 
-    For random live latents and, as the baseline, random directions. A direction steers well if, at that disturbance,
-    it raises the tokens that its own logits name: log-odds of its ten most promoted tokens, against clean.
+    log_odds_gain: float
+    max_logit_change: float
+    alpha: float
+
+
+class Steering(Measure):
+    """x + alpha d_i at the last position, with alpha such that the mean KL(clean || steered) is 0.25 nats (by
+    bisection).
+
+    For random live latents and, as the baseline, random directions. A direction steers well if, at that disturbance, it
+    raises the tokens that its own logits name: the gain in log-odds of its ten most promoted tokens.
     """
 
     order = 30
@@ -36,7 +47,7 @@ class Steering(Measure):
     }
 
     def applies(self, subject: Subject) -> bool:
-        """Where one hook point is written."""
+        """for dictionaries that write one hook point"""
         return len(subject.sae.config.writes) == 1
 
     @torch.no_grad()
@@ -47,27 +58,29 @@ class Steering(Measure):
         for batch in subject.batches(16_384):
             code = sae.encode(batch.x)
             live[code.top_indices[code.top_acts > 0].cpu()] = True
+
         ids = live.nonzero()[:, 0]
         picked = ids[torch.randperm(len(ids), generator=generator)[:LATENTS]]
         rows = F.normalize(sae.W_dec[picked.to(subject.device)], dim=1)
         random = F.normalize(torch.randn(rows.shape, generator=generator), dim=1).to(rows.device)
-        found = [self._steer(subject, directions, part) for part, directions in enumerate((rows, random))]
-        names = ("log_odds_gain", "max_logit_change", "alpha")
+        results = [self._steer(subject, directions, part) for part, directions in enumerate((rows, random))]
         figures = {
             f"{prefix}{n}": v
-            for prefix, f in zip(("", "random_"), found, strict=True)
-            for n, v in zip(names, f, strict=True)
+            for prefix, f in zip(("", "random_"), results, strict=True)
+            for n, v in f._asdict().items()
         }
+
         return {"steering": {**figures, "target_kl": TARGET_KL, "latents": len(picked), "contexts": CONTEXTS}}
 
-    def _steer(self, subject: Subject, rows: Tensor, part: int) -> tuple[float, float, float]:
+    def _steer(self, subject: Subject, rows: Tensor, part: int) -> SteeringEffect:
         lm, hook, contexts = subject.lm, subject.sae.config.writes[0], subject.held_out.contexts
         length = min(TOKENS, contexts.ctx_len)
         tokens = torch.from_numpy(contexts.ids[:CONTEXTS, :length].astype(np.int64)).to(lm.device)
         median = subject.held_out.statistics(hook).median_norm
-        own = token_logits(lm, hook, rows, OWN).promoted.to(lm.device)
+        promoted = token_logits(lm, hook, rows, OWN).promoted.to(lm.device)
         clean = _last_logits(subject, tokens, None)
         totals = torch.zeros(3, dtype=torch.float64)
+
         for number, direction in enumerate(rows):
             low, high, alpha, steered = 0.0, 64.0, 1.0, clean
             for _ in range(BISECTIONS):
@@ -77,12 +90,12 @@ class Steering(Measure):
                 low, high = (alpha, high) if kl < TARGET_KL else (low, alpha)
                 if abs(float(kl) / TARGET_KL - 1) < 0.03:
                     break
-            gain = _log_odds(steered, own[number]) - _log_odds(clean, own[number])
+            gain = _log_odds(steered, promoted[number]) - _log_odds(clean, promoted[number])
             change = (steered - clean).abs().amax(1)
             totals += torch.tensor([float(gain.mean()), float(change.mean()), alpha], dtype=torch.float64)
             subject.progress.update(part * len(rows) + number + 1, 2 * len(rows))
-        gain, change, alpha = (totals / len(rows)).tolist()
-        return gain, change, alpha
+
+        return SteeringEffect(*(totals / len(rows)).tolist())
 
 
 def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:

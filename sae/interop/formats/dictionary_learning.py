@@ -25,6 +25,7 @@ class DictionaryLearning(Format):
             raise ConfigError("dictionary_learning has no transcoders; use --to sparsify.")
         if weights.token_norm:
             raise ConfigError("dictionary_learning does not normalise tokens; this dictionary needs it.")
+
         dict_class, tensors = _their_tensors(weights)
         torch.save({name: t.contiguous() for name, t in tensors.items()}, folder / "ae.pt")
         d_in, d_sae = weights.W_enc.shape
@@ -54,34 +55,47 @@ class DictionaryLearning(Format):
                 (k,) = named_tensors(tensors, file, "k")
                 return ForeignWeights("topk", k=int(k), **shared)
             return ForeignWeights("jumprelu", extra={"threshold": _threshold(tensors, file, len(b_enc))}, **shared)
+
         if kind == "AutoEncoder":
             names = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
             encoder, b_enc, decoder, b_dec = named_tensors(tensors, file, *names)
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec, facts=facts)
+            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec, facts=facts)
+
         if kind == "AutoEncoderNew":
             names = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
             encoder, b_enc, decoder, b_dec = named_tensors(tensors, file, *names)
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec, centred=False, facts=facts)
+            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec, centred=False, facts=facts)
+
         if kind == "GatedAutoEncoder":
             names = ("encoder.weight", "gate_bias", "decoder.weight", "decoder_bias", "r_mag", "mag_bias")
             encoder, gate, decoder, b_dec, r_mag, b_mag = named_tensors(tensors, file, *names)
             return ForeignWeights(
-                "gated", encoder.T, gate, decoder.T, b_dec, extra={"r_mag": r_mag, "b_mag": b_mag}, facts=facts
+                "gated", encoder.T, gate, decoder.T, b_dec=b_dec, extra={"r_mag": r_mag, "b_mag": b_mag}, facts=facts
             )
+
         if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
             W_enc, b_enc, W_dec, b_dec = named_tensors(tensors, file, "W_enc", "b_enc", "W_dec", "b_dec")
             threshold = _threshold(tensors, file, len(b_enc))
             centred = kind == "MatryoshkaBatchTopKSAE"
             return ForeignWeights(
-                "jumprelu", W_enc, b_enc, W_dec, b_dec, None, centred, extra={"threshold": threshold}, facts=facts
+                "jumprelu",
+                W_enc,
+                b_enc,
+                W_dec,
+                b_dec=b_dec,
+                k=None,
+                centred=centred,
+                extra={"threshold": threshold},
+                facts=facts,
             )
+
         raise ArtefactError(f"{path}: dict_class {kind!r} is not known.")
 
 
 def _site(trainer: dict[str, Any]) -> str:
-    """The site where the file names one of ours; its own library reads everything as resid_post."""
-    named = str(trainer.get("submodule_name"))
-    return named if named in SITES else "resid_post"
+    """The site that the file names, if it is one of ours; dictionary_learning itself reads everything as resid_post."""
+    name = str(trainer.get("submodule_name"))
+    return name if name in SITES else "resid_post"
 
 
 def _threshold(tensors: dict[str, Any], file: Path, d_sae: int) -> Tensor:
@@ -95,13 +109,16 @@ def _their_tensors(weights: ForeignWeights) -> tuple[str, dict[str, Tensor]]:
     """(their class, its tensors)."""
     linear = {"encoder.weight": weights.W_enc.T, "decoder.weight": weights.W_dec.T}
     if weights.kind == "topk":
-        more = {"encoder.bias": weights.b_enc, "b_dec": weights.b_dec, "threshold": torch.tensor(-1.0)}
-        return "AutoEncoderTopK", linear | more | {"k": torch.tensor(weights.k, dtype=torch.int32)}
+        rest = {"encoder.bias": weights.b_enc, "b_dec": weights.b_dec, "threshold": torch.tensor(-1.0)}
+        return "AutoEncoderTopK", linear | rest | {"k": torch.tensor(weights.k, dtype=torch.int32)}
+
     if weights.kind == "relu":
         return "AutoEncoder", linear | {"encoder.bias": weights.b_enc, "bias": weights.b_dec}
     if weights.kind == "gated":
-        own = {"r_mag": weights.extra["r_mag"], "gate_bias": weights.b_enc, "mag_bias": weights.extra["b_mag"]}
-        return "GatedAutoEncoder", linear | own | {"decoder_bias": weights.b_dec}
+        gate = {"r_mag": weights.extra["r_mag"], "gate_bias": weights.b_enc, "mag_bias": weights.extra["b_mag"]}
+        return "GatedAutoEncoder", linear | gate | {"decoder_bias": weights.b_dec}
+
     free = weights.as_centred(False)
     tensors = {"W_enc": free.W_enc, "b_enc": free.b_enc, "W_dec": free.W_dec, "b_dec": free.b_dec}
+
     return "JumpReluAutoEncoder", tensors | {"threshold": free.extra["threshold"]}

@@ -24,6 +24,7 @@ class GemmaNpz(Format):
             raise ConfigError(
                 f"Gemma Scope's format holds JumpReLU; this one computes as {weights.kind}. Use --to saelens."
             )
+
         free = weights.as_centred(False)
         threshold = free.extra.get("threshold", torch.zeros_like(free.b_enc))
         arrays = {
@@ -41,14 +42,17 @@ class GemmaNpz(Format):
         """A params.npz file, or the folder that holds one."""
         file = path / "params.npz" if path.is_dir() else path
         try:
-            with np.load(file, allow_pickle=False) as found:
-                tensors = {name: torch.from_numpy(found[name]) for name in found.files}
+            with np.load(file, allow_pickle=False) as arrays:
+                tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         except (OSError, zipfile.BadZipFile) as error:
             raise ArtefactError(f"{file}: cannot be read as npz ({error}).") from None
         except (ValueError, TypeError):
             raise ArtefactError(f"{file}: holds pickled objects; saedex does not run them.") from None
+
         tensors = {name.replace("w_", "W_"): t for name, t in tensors.items()}
         W_enc, b_enc, W_dec, b_dec, threshold = named_tensors(
             tensors, file, "W_enc", "b_enc", "W_dec", "b_dec", "threshold"
         )
-        return ForeignWeights("jumprelu", W_enc, b_enc, W_dec, b_dec, centred=False, extra={"threshold": threshold})
+        return ForeignWeights(
+            "jumprelu", W_enc, b_enc, W_dec, b_dec=b_dec, centred=False, extra={"threshold": threshold}
+        )

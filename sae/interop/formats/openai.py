@@ -27,8 +27,9 @@ class OpenAi(Format):
         encoder, b_enc, decoder, b_dec = named_tensors(tensors, path, *names)
         activation = tensors.get("activation", "ReLU")
         if activation == "ReLU":
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec)
+            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec)
         if activation == "TopK":
             k = int(tensors.get("activation_state_dict", {}).get("k", 0))
-            return ForeignWeights("topk", encoder.T, b_enc, decoder.T, b_dec, k, token_norm=True)
+            return ForeignWeights("topk", encoder.T, b_enc, decoder.T, b_dec=b_dec, k=k, token_norm=True)
+
         raise ArtefactError(f"{path}: activation {activation!r}; saedex reads ReLU and TopK.")

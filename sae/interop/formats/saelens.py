@@ -28,7 +28,7 @@ def hook_name(hook: str) -> str:
 
 
 def our_hook(name: str) -> str | None:
-    """The inverse of `hook_name`; None for a place that saedex does not know."""
+    """The inverse of `hook_name`; None for a hook point that saedex does not know."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     site = next((s for s, n in SITES.items() if match and n == match[2]), None)
     return None if match is None or site is None else f"{site}.{match[1]}"
@@ -42,13 +42,16 @@ class SaeLens(Format):
         """cfg.json and sae_weights.safetensors."""
         if "W_skip" in weights.extra or weights.W_enc.shape[0] != weights.W_dec.shape[1] or not weights.centred:
             raise ConfigError("SAELens has no TopK transcoder that it can load; use --to sparsify.")
+
         tensors = {"W_enc": weights.W_enc, "W_dec": weights.W_dec, "b_dec": weights.b_dec}
         if weights.kind == "gated":  # their magnitude path adds b_mag to exp(r_mag) W x, ours subtracts the gate's bias
             tensors |= {"b_gate": weights.b_enc, "r_mag": weights.extra["r_mag"], "b_mag": weights.extra["b_mag"]}
         else:
             tensors |= {"b_enc": weights.b_enc}
+
         if weights.kind == "jumprelu":
             tensors["threshold"] = weights.extra["threshold"]
+
         d_in, d_sae = weights.W_enc.shape
         cfg = {
             "architecture": ARCHITECTURES[weights.kind],
@@ -83,23 +86,37 @@ class SaeLens(Format):
             raise ArtefactError(
                 f"{path}: architecture {cfg.get('architecture')!r}; known: {', '.join(ARCHITECTURES.values())}."
             )
+
         normalised = cfg.get("normalize_activations", "none")
         if normalised not in ("none", "layer_norm"):
             raise ArtefactError(f"{path}: normalize_activations {normalised!r}; fold it in SAELens first.")
+
         file = path / "sae_weights.safetensors"
         tensors = read_tensors(file)
         W_enc, W_dec, b_dec = named_tensors(tensors, file, "W_enc", "W_dec", "b_dec")
         (b_enc,) = named_tensors(tensors, file, "b_gate" if kind == "gated" else "b_enc")
         names = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}.get(kind, ())
-        more = dict(zip(names, named_tensors(tensors, file, *names), strict=True))
+        extra = dict(zip(names, named_tensors(tensors, file, *names), strict=True))
         if cfg.get("rescale_acts_by_decoder_norm"):
             norms = W_dec.norm(dim=1)
             W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+
         metadata = cfg.get("metadata", {})
         facts = {"model": metadata.get("model_name", "unknown"), "ctx_len": metadata.get("context_size")}
         hook = our_hook(str(metadata.get("hook_name")))
         facts |= {"hook": hook} if hook else {}
         centred = cfg.get("apply_b_dec_to_input", True)
+
         return ForeignWeights(
-            kind, W_enc, b_enc, W_dec, b_dec, cfg.get("k"), centred, normalised == "layer_norm", more, None, facts
+            kind,
+            W_enc,
+            b_enc,
+            W_dec,
+            b_dec=b_dec,
+            k=cfg.get("k"),
+            centred=centred,
+            token_norm=normalised == "layer_norm",
+            extra=extra,
+            lossy=None,
+            facts=facts,
         )  # pyright: ignore[reportArgumentType]

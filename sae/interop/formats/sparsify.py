@@ -23,8 +23,10 @@ class Sparsify(Format):
             raise ConfigError(
                 f"sparsify holds TopK dictionaries; this one computes as {weights.kind}. Use --to saelens."
             )
+
         if not weights.centred and weights.W_enc.shape[0] != weights.W_dec.shape[1]:
             raise ConfigError("sparsify wants input and output of one width.")
+
         d_in, d_sae = weights.W_enc.shape
         tensors = {
             "encoder.weight": weights.W_enc.T,
@@ -46,11 +48,21 @@ class Sparsify(Format):
         cfg = read_json(path / "cfg.json")
         if cfg.get("activation", "topk") != "topk" or cfg.get("signed"):
             raise ArtefactError(f"{path}: activation {cfg.get('activation')!r}; saedex reads unsigned topk.")
+
         file = path / "sae.safetensors"
         tensors = read_tensors(file)
         encoder, b_enc, W_dec, b_dec = named_tensors(tensors, file, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
-        more = {"W_skip": tensors["W_skip"].float().T} if "W_skip" in tensors else {}
+        extra = {"W_skip": tensors["W_skip"].float().T} if "W_skip" in tensors else {}
         facts = {"target": "mlp_out.0"} if cfg.get("transcode") else {}
+
         return ForeignWeights(
-            "topk", encoder.T, b_enc, W_dec, b_dec, cfg.get("k"), not cfg.get("transcode"), extra=more, facts=facts
+            "topk",
+            encoder.T,
+            b_enc,
+            W_dec,
+            b_dec=b_dec,
+            k=cfg.get("k"),
+            centred=not cfg.get("transcode"),
+            extra=extra,
+            facts=facts,
         )

@@ -33,9 +33,11 @@ class Bigram(Explainer):
         chosen = best_of(pairs, lambda texts: counted(texts, 0))
         if not chosen:
             return None
+
         shown = ", ".join(
             f"{quoted([text.split(chr(0))[1]])} after {quoted([text.split(chr(0))[0]])}" for text in chosen
         )
+
         return Proposal(shown, frozenset(chosen), counted(chosen, 0), counted(chosen, 1))
 
     @staticmethod

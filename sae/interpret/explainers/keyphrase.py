@@ -1,4 +1,4 @@
-"""Explains a feature by the words that its contexts hold more often than random text does."""
+"""Explains a feature by words that occur in its contexts more often than in random text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRIOR_WINDOWS = 10.0
 
 @lru_cache(maxsize=1 << 17)
 def words(text: str) -> frozenset[str]:
-    """The different words of a window, lower-cased; words cut at its edge count too."""
+    """The different words of a window in lower case, words cut at its edge included."""
     return frozenset(WORD.findall(text.lower()))
 
 
@@ -38,6 +38,7 @@ def log_odds(positive: Counter[str], n_positive: int, background: Counter[str], 
         a = log((count + prior) / (n_positive - count + rest))
         b = log((other + prior) / (n_background - other + rest))
         scores[word] = (a - b) / sqrt(1 / (count + prior) + 1 / (other + prior))
+
     return scores
 
 
@@ -62,12 +63,14 @@ class Keyphrase(Explainer):
 
         def counts(chosen: Iterable[str], positive: list[frozenset[str]], negative: _Silent) -> Counts:
             hits = sum(not w.isdisjoint(chosen) for w in positive)
-            return Counts(hits, len(positive), negative.holding(chosen), negative.n, prevalence)
+            return Counts(hits, len(positive), negative.holding(chosen), negative.n, prevalence=prevalence)
 
         chosen = best_of(candidates, lambda words: counts(words, explain, silent[0]))
         if not chosen:
             return None
+
         both = counts(chosen, explain, silent[0]), counts(chosen, test, silent[1])
+
         return Proposal("about " + quoted(chosen), frozenset(chosen), *both)
 
     @staticmethod
@@ -80,7 +83,7 @@ class Keyphrase(Explainer):
 
 
 class _Silent(NamedTuple):
-    """One part's random windows without those in which a feature fires: which hold a word, and how many there are."""
+    """One part's random windows in which a feature is silent: which of them contain a word, and how many there are."""
 
     places: dict[str, set[int]]
     left_out: set[int]
@@ -88,10 +91,10 @@ class _Silent(NamedTuple):
 
     def holding(self, words: Iterable[str]) -> int:
         """Windows that hold one of the words."""
-        found: set[int] = set()
+        windows: set[int] = set()
         for word in words:
-            found |= self.places.get(word, set())
-        return len(found - self.left_out)
+            windows |= self.places.get(word, set())
+        return len(windows - self.left_out)
 
 
 class _Part(NamedTuple):

@@ -1,4 +1,4 @@
-"""Explains a feature by the tokens that follow where it fires."""
+"""Explains a feature by the tokens that follow its firings."""
 
 from __future__ import annotations
 

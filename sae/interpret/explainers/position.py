@@ -1,11 +1,11 @@
-"""Explains a feature by where in a document it fires."""
+"""Explains a feature by the positions in a document at which it fires."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from typing import final
 
-from feature_store.formats import position_name
+from feature_store.indexing.formats import position_name
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
 from sae.interpret.explainer import Explainer, Proposal, best_of
@@ -13,7 +13,9 @@ from sae.interpret.explainer import Explainer, Proposal, best_of
 
 @final
 class Position(Explainer):
-    """Rule: the feature fires strongly exactly on tokens in these ranges, counted from the start of the document or of the context."""
+    """Rule: the feature fires strongly exactly on tokens in these ranges, counted from the start of the document or of
+    the context.
+    """
 
     name = "position"
     order = 6
@@ -21,18 +23,20 @@ class Position(Explainer):
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
         """Up to three ranges, tested on every token of the test documents."""
-        parts, found = evidence.strong(feature), evidence.positions[feature]
+        parts, firings = evidence.strong(feature), evidence.positions[feature]
         totals = evidence.store.meta["position_totals"]
 
         def counted(ranges: list[str], part: int) -> Counts:
             bins = [int(r) for r in ranges]
-            return parts[part].counts(sum(int(found[part][b]) for b in bins), sum(totals[part][b] for b in bins))
+            return parts[part].counts(sum(int(firings[part][b]) for b in bins), sum(totals[part][b] for b in bins))
 
-        chosen = best_of((str(b) for b in range(len(totals[0])) if found[0][b]), lambda ranges: counted(ranges, 0))
+        chosen = best_of((str(b) for b in range(len(totals[0])) if firings[0][b]), lambda ranges: counted(ranges, 0))
         if not chosen:
             return None
+
         bins = sorted(int(r) for r in chosen)
         text = "position " + ", ".join(position_name(b) for b in bins) + " in a document or context"
+
         return Proposal(text, frozenset(bins), counted(chosen, 0), counted(chosen, 1))
 
     def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:

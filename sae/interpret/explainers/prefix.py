@@ -27,13 +27,16 @@ class Prefix(Explainer):
         for token in explain.hits:
             for prefix in prefixes(evidence.normal(token)):
                 words.setdefault(prefix, set()).add(evidence.normal(token))
+
         known = evidence.tokens_by_prefix
         usable = [prefix for prefix, found in words.items() if len(found) >= WORDS]
         chosen = best_of(usable, lambda texts: explain.of(joined(known, texts)))
         if not chosen:
             return None
+
         tokens = joined(known, chosen)
         text = "words beginning with " + quoted(chosen)
+
         return Proposal(text, frozenset(chosen), explain.of(tokens), test.of(tokens))
 
     def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:

@@ -1,4 +1,4 @@
-"""Explains a feature by the tokens just before where it fires."""
+"""Explains a feature by the tokens just before its firings."""
 
 from __future__ import annotations
 

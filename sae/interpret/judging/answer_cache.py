@@ -1,4 +1,4 @@
-"""What a judge has answered, kept on disk, so that no answer is paid for twice."""
+"""A judge's answers on disk, so that none is paid for twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class AnswerCache:
-    """Answers by model and hash of the prompt, each with the chances of its yes and no where they were asked for."""
+    """Answers by model and hash of the prompt, each with the probabilities of its yes and no if they were requested."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ class AnswerCache:
         self._file.close()
 
     def get(self, model: str, prompt: str, logprobs: bool) -> tuple[str, list[float] | None] | None:
-        """(text, chances), or None where this was not asked before."""
+        """(text, probabilities), or None if this was not asked before."""
         with closing(self._file.cursor()) as cursor:
             row = cursor.execute(
                 "select text, chances from said where model = ? and prompt = ? and logprobs >= ? order by logprobs",
@@ -35,7 +35,7 @@ class AnswerCache:
             ).fetchone()
         return None if row is None else (row[0], json.loads(row[1]))
 
-    def put(self, model: str, prompt: str, logprobs: bool, text: str, chances: list[float] | None) -> None:
+    def put(self, model: str, prompt: str, logprobs: bool, text: str, *, chances: list[float] | None) -> None:
         """Keeps an answer."""
         with self._file:
             self._file.execute(

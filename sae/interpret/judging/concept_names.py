@@ -17,22 +17,24 @@ SYSTEM = (
 ANSWER = schema(name={"type": "string", "maxLength": LONGEST_NAME})
 
 
-def named_by(judge: Judge, concepts: list[Concept], labels: dict[int, str], own: set[int]) -> list[Concept]:
-    """The concepts, each named by the judge with its own key words in brackets; without an answer it keeps those.
+def named_by(judge: Judge, concepts: list[Concept], labels: dict[int, str], by_judge: set[int]) -> list[Concept]:
+    """The concepts, each named by the judge, with its key words in brackets; without an answer the key words alone.
 
-    Only concepts most of whose members have a label of the judge's (`own`) are named: that is a judge whose texts held
-    up. Coverage goes on to mean the key words.
+    Only concepts most of whose members have a label by the judge (`by_judge`) are named: there the judge's texts held
+    up. Coverage continues to be that of the key words.
     """
     members = [[labels[f] for f in c.features if f in labels] for c in concepts]
-    held_up = [2 * len(own.intersection(c.features)) > len(c.features) for c in concepts]
+    held_up = [2 * len(by_judge.intersection(c.features)) > len(c.features) for c in concepts]
     asked = [(i, _spread(found)) for i, found in enumerate(members) if found and held_up[i]]
     answers = judge.ask([Prompt(SYSTEM, as_data(descriptions=found), ANSWER) for _, found in asked])
-    named = list(concepts)
+    renamed = list(concepts)
+
     for (i, _), answer in zip(asked, answers, strict=True):
         name = _name(answer.value)
         if name:
-            named[i] = replace(named[i], name=f"{name} ({named[i].name})")
-    return named
+            renamed[i] = replace(renamed[i], name=f"{name} ({renamed[i].name})")
+
+    return renamed
 
 
 def _spread(texts: list[str]) -> list[str]:
@@ -41,5 +43,5 @@ def _spread(texts: list[str]) -> list[str]:
 
 
 def _name(value: Any) -> str:
-    found = value.get("name") if isinstance(value, dict) else None
-    return plain(found, LONGEST_NAME) if isinstance(found, str) else ""
+    name = value.get("name") if isinstance(value, dict) else None
+    return plain(name, LONGEST_NAME) if isinstance(name, str) else ""

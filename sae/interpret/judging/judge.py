@@ -1,4 +1,4 @@
-"""The one client to a language model that reads prompts: any OpenAI-compatible endpoint, cached on disk."""
+"""The one client to a language model that reads prompts: any OpenAI-compatible endpoint, answers cached on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ YES, NO = ("true", "1"), ("false", "0")
 
 
 class JudgeConfig(Section):
-    """Where the judge answers and how it is asked."""
+    """The judge's address, and how to ask it."""
 
     base_url: str = Field(description="Address of an OpenAI-compatible server, for example http://127.0.0.1:8080/v1")
     model: str = Field(description="Model name, as the server lists it.")
@@ -46,7 +46,7 @@ class JudgeConfig(Section):
 
 
 class Prompt(NamedTuple):
-    """What the judge is asked: instructions, data, and the JSON schema of the answer."""
+    """A prompt: instructions, data, and the JSON schema of the answer."""
 
     system: str
     user: str
@@ -59,9 +59,9 @@ class Prompt(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The judge's JSON value, or None with the reason why there is none; tokens that were paid for now.
+    """The judge's JSON value, or None with the reason; and the tokens that were paid for now.
 
-    `chances` holds the probability of yes at every yes or no of the answer, in order, where the server tells it.
+    `chances` holds the probability of yes at every yes or no of the answer, in order, if the server tells it.
     """
 
     value: Any
@@ -72,7 +72,7 @@ class Answer(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What a judge was asked: requests answered now, from the cache, failed; tokens read and written."""
+    """What asking a judge took: requests answered now, answered from the cache, failed; tokens read and written."""
 
     asked: int
     cached: int
@@ -82,11 +82,11 @@ class Spent(NamedTuple):
 
 
 class Judge:
-    """Asks prompts concurrently; an answer once given is never paid for again, so a stopped run goes on."""
+    """Asks prompts concurrently. An answer is cached at once and never paid for again, so a stopped run resumes."""
 
     def __init__(self, config: JudgeConfig, cache: Path):
         self.config, self._cache = config, AnswerCache(cache)
-        self.spent = Spent(0, 0, 0, 0, 0)
+        self.spent = Spent(0, 0, 0, 0, answer_tokens=0)
 
     def close(self) -> None:
         """Closes the cache."""
@@ -101,32 +101,36 @@ class Judge:
         return (self.spent.prompt_tokens * (prices[0] or 0) + self.spent.answer_tokens * (prices[1] or 0)) / 1e6
 
     def ask(self, prompts: list[Prompt], report: Callable[[int, Spent], None] = lambda n, s: None) -> list[Answer]:
-        """One answer for every prompt, in order. `report` is given (prompts done, what was spent so far).
+        """One answer for every prompt, in order; `shown` is called with (prompts done, what was spent so far).
 
-        Raises `UnavailableError` where the server refuses the request itself, or nothing but failures comes back.
+        Raises `ConfigError` if the server refuses the request itself, `UnavailableError` if nothing but failures comes
+        back.
         """
-        found: dict[int, Answer] = {}
+        answers: dict[int, Answer] = {}
         for number, prompt in enumerate(prompts):
-            held = self._cache.get(self.config.model, prompt.digest, self.config.logprobs)
-            if held is not None:
-                found[number] = read(held[0])._replace(chances=held[1])
-                self._count(cached=1, failed=int(found[number].failure is not None))
-        missing = [n for n in range(len(prompts)) if n not in found]
-        report(len(found), self.spent)
-        if missing:
-            asyncio.run(self._ask_all([(n, prompts[n]) for n in missing], found, report))
-        return [found[n] for n in range(len(prompts))]
+            stored = self._cache.get(self.config.model, prompt.digest, self.config.logprobs)
+            if stored is not None:
+                answers[number] = read(stored[0])._replace(chances=stored[1])
+                self._count(cached=1, failed=int(answers[number].failure is not None))
 
-    def _count(self, **more: int) -> None:
-        self.spent = Spent(**{name: value + more.get(name, 0) for name, value in self.spent._asdict().items()})
+        missing = [n for n in range(len(prompts)) if n not in answers]
+        report(len(answers), self.spent)
+        if missing:
+            asyncio.run(self._ask_all([(n, prompts[n]) for n in missing], answers, report))
+
+        return [answers[n] for n in range(len(prompts))]
+
+    def _count(self, **increments: int) -> None:
+        self.spent = Spent(**{name: value + increments.get(name, 0) for name, value in self.spent._asdict().items()})
 
     async def _ask_all(
-        self, prompts: list[tuple[int, Prompt]], found: dict[int, Answer], report: Callable[[int, Spent], None]
+        self, prompts: list[tuple[int, Prompt]], answers: dict[int, Answer], report: Callable[[int, Spent], None]
     ) -> None:
         try:
             import openai
         except ModuleNotFoundError:
             raise UnavailableError("a judge needs the OpenAI client. Install it: pip install 'saedex[judge]'") from None
+
         config = self.config
         key = os.environ.get(config.key_variable) or "none"
         client = openai.AsyncOpenAI(
@@ -138,7 +142,7 @@ class Judge:
             nonlocal in_a_row
             async with gate:
                 answer = await self._one(client, prompt)
-            found[number] = answer
+            answers[number] = answer
             in_a_row = in_a_row + 1 if answer.failure and answer.failure.startswith("no answer") else 0
             nothing = self.spent.asked + self.spent.cached <= self.spent.failed
             if in_a_row >= FAILED_ANSWERS_IN_A_ROW or (nothing and in_a_row == len(prompts)):
@@ -146,11 +150,12 @@ class Judge:
                     f"judge {config.base_url}: {in_a_row} requests in a row got {answer.failure}. What was answered is "
                     "kept; the same command goes on from there."
                 )
+
             self._count(
                 asked=1, failed=int(answer.failure is not None), prompt_tokens=answer.prompt_tokens,
                 answer_tokens=answer.answer_tokens,
             )  # fmt: skip
-            report(len(found), self.spent)
+            report(len(answers), self.spent)
 
         async with client:
             try:
@@ -163,25 +168,27 @@ class Judge:
     async def _one(self, client: Any, prompt: Prompt) -> Answer:
         import openai
 
-        more: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self.config.structured:
             schema = {"name": "answer", "schema": prompt.schema, "strict": True}
-            more["response_format"] = {"type": "json_schema", "json_schema": schema}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+
         if self.config.logprobs:
-            more |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+            options |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+
         messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
         try:
-            made = await client.chat.completions.create(
+            completion = await client.chat.completions.create(
                 model=self.config.model,
                 messages=messages,
                 temperature=0,
                 seed=0,
                 max_tokens=self.config.max_tokens,
-                **more,
+                **options,
             )
-            choice = made.choices[0]
-            text, whole, usage = choice.message.content or "", choice.finish_reason != "length", made.usage
-            told = chances(choice.logprobs.content or []) if choice.logprobs else None
+            choice = completion.choices[0]
+            text, whole, usage = choice.message.content or "", choice.finish_reason != "length", completion.usage
+            probabilities = chances(choice.logprobs.content or []) if choice.logprobs else None
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
@@ -199,24 +206,26 @@ class Judge:
             return Answer(None, f"no answer ({type(error).__name__})")
         except (ValueError, AttributeError, TypeError, IndexError) as error:
             return Answer(None, f"no answer in the form of a chat completion ({type(error).__name__})")
+
         if whole:
-            self._cache.put(self.config.model, prompt.digest, self.config.logprobs, text, told)
+            self._cache.put(self.config.model, prompt.digest, self.config.logprobs, text, chances=probabilities)
+
         return read(text)._replace(
             prompt_tokens=usage.prompt_tokens if usage else 0,
             answer_tokens=usage.completion_tokens if usage else 0,
-            chances=told,
+            chances=probabilities,
         )
 
 
 def chances(tokens: list[Any]) -> list[float]:
-    """P(yes) / (P(yes) + P(no)) at every token of an answer that is a yes or a no, among its likeliest alternatives."""
-    found = []
+    """P(yes) / (P(yes) + P(no)) at every yes or no of an answer, among its likeliest alternatives."""
+    probabilities = []
     for token in tokens:
         if _word(token) in (*YES, *NO):
-            given = {t.token: t for t in (*(token.top_logprobs or ()), token)}.values()
-            yes, no = (sum(exp(t.logprob) for t in given if _word(t) in words) for words in (YES, NO))
-            found.append(yes / (yes + no) if yes + no > 0 else float(_word(token) in YES))
-    return found
+            alternatives = {t.token: t for t in (*(token.top_logprobs or ()), token)}.values()
+            yes, no = (sum(exp(t.logprob) for t in alternatives if _word(t) in words) for words in (YES, NO))
+            probabilities.append(yes / (yes + no) if yes + no > 0 else float(_word(token) in YES))
+    return probabilities
 
 
 def _word(token: Any) -> str:

@@ -34,17 +34,18 @@ def judge_features(
 ) -> None:
     """Adds the judge's explanations of all cases and its scores.
 
-    The first explainer's text becomes the label if detection finds it better than chance and not worse than the best rule
-    on the same windows, both at 95 %. Its score is then the detection's, which is optimistic: the same windows decided
-    whether the text was accepted. Otherwise the best rule stays the label.
+    The first explainer's text becomes the label if detection finds it better than chance and not worse than the best
+    rule on the same windows, both at 95 %. Its score is then the detection's, which is optimistic: the same windows
+    decided whether the text was accepted. Otherwise the best rule stays the label.
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
         shown = _JudgeProgress(first, len(cases), judge, progress)
-        texts = _explain(table, part, explainers, judge, shown)
+        texts = _explain(table, part, explainers, judge, shown=shown)
         for scorer in scorers:
             scored = texts if scorer.about_label else [JudgedText(case) for case in part]
-            _score(table, scorer, scored, judge, shown)
+            _score(table, scorer, scored, judge, shown=shown)
+
     progress.update(len(cases), len(cases))
 
 
@@ -73,6 +74,7 @@ def _explain(
     cases: list[ScoringCase],
     explainers: list[JudgedExplainer],
     judge: Judge,
+    *,
     shown: _JudgeProgress,
 ) -> list[JudgedText]:
     texts = []
@@ -84,11 +86,12 @@ def _explain(
             if text is not None:
                 key = table.add_text(case.feature, explainer.name, text, None)
                 texts.append(JudgedText(case, key, text))
+
     return texts
 
 
 def _score(
-    table: ExplanationTable, scorer: JudgedScorer, texts: list[JudgedText], judge: Judge, shown: _JudgeProgress
+    table: ExplanationTable, scorer: JudgedScorer, texts: list[JudgedText], judge: Judge, *, shown: _JudgeProgress
 ) -> None:
     trials: list[list[Trial]] = [scorer.trials(case, text) for case, _, text in texts]
     prompts: list[Prompt] = [trial.prompt for part in trials for trial in part]

@@ -1,4 +1,4 @@
-"""What an explainer is that asks a judge: evidence of a feature in, a prompt out; an answer in, a text out."""
+"""What an explainer with a judge is: from a feature's evidence to a prompt, and from the answer to a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANSWER = schema(kind={"type": "string", "enum": ["input", "output"]}, label=SHOR
 
 
 class JudgedExplainer(ABC):
-    """Asks a judge for a label. Explanations are made from the explain documents only."""
+    """Asks a judge for a label, with windows of the explain documents only."""
 
     name: ClassVar[str]
     order: ClassVar[int] = 20
@@ -23,10 +23,10 @@ class JudgedExplainer(ABC):
 
     @abstractmethod
     def prompt(self, evidence: Evidence, feature: int) -> Prompt | None:
-        """What to ask, or None where this kind of text does not apply."""
+        """The prompt, or None if this kind of text does not apply to the feature."""
 
     def text(self, value: Any) -> str | None:
-        """The explanation in an answer of `ANSWER`'s form, "label: sentence"; None where there is none."""
+        """The explanation in an answer of the form `ANSWER`, as "label: sentence"; None if there is none."""
         if not isinstance(value, dict) or not isinstance(value.get("label"), str):
             return None
         label = plain(value["label"], LONGEST_LABEL)

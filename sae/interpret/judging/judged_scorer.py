@@ -1,4 +1,4 @@
-"""What a scorer is that asks a judge, and how its yes and no become a balanced accuracy that failures cannot flatter."""
+"""What a scorer with a judge is, and how its yes and no become a balanced accuracy that failures cannot flatter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_FAILED = 0.1
 
 
 class Trial(NamedTuple):
-    """One prompt, what is true of each of its texts, and what the lexical baseline says of each."""
+    """One prompt, the truth about each of its texts, and the lexical baseline's answer for each."""
 
     prompt: Prompt
     truth: list[Any]
@@ -36,7 +36,7 @@ class JudgedScorer(ABC):
 
     @abstractmethod
     def trials(self, case: ScoringCase, text: str) -> list[Trial]:
-        """What to ask; an empty list where there is nothing to test on."""
+        """The prompts; an empty list if there is nothing to test on."""
 
     @abstractmethod
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
@@ -44,7 +44,7 @@ class JudgedScorer(ABC):
 
 
 class Item(NamedTuple):
-    """A window to judge, the places marked in it (None: no marks), and whether the feature fires there."""
+    """A window to judge, the places that are marked in it (None: no marks), and whether the feature fires there."""
 
     event: Event
     marks: set[int] | None
@@ -52,7 +52,7 @@ class Item(NamedTuple):
 
 
 class YesNoScorer(JudgedScorer):
-    """Balanced accuracy of a judge's yes or no to a description of windows, five a prompt, in random order."""
+    """Balanced accuracy of a judge's yes or no to a description of windows, five per prompt, in random order."""
 
     system: ClassVar[str]
 
@@ -61,22 +61,24 @@ class YesNoScorer(JudgedScorer):
         """The windows of both classes."""
 
     def trials(self, case: ScoringCase, text: str) -> list[Trial]:
-        """One prompt for five windows; none where a class is empty."""
+        """One prompt per five windows; an empty list if a class is empty."""
         items = self.items(case)
         if len({item.truth for item in items}) < 2:
             return []
-        made = []
+
+        trials = []
         for part in shuffled(case, items):
             data = as_data(description=text, texts=[shown(case.evidence, i.event, i.marks or set()) for i in part])
             answer = schema(
                 matches={"type": "array", "items": {"type": "boolean"}, "minItems": len(part), "maxItems": len(part)}
             )
             lexical = [matches_anywhere(case, case.label, i.event, i.marks) for i in part]
-            made.append(Trial(Prompt(self.system, data, answer), [i.truth for i in part], lexical))
-        return made
+            trials.append(Trial(Prompt(self.system, data, answer), [i.truth for i in part], lexical))
+
+        return trials
 
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
-        """balanced_accuracy, and auc where the judge tells its chances; both with chance 0.5."""
+        """balanced_accuracy, and auc if the judge tells its probabilities; both have chance 0.5."""
         said = [flags(a.value, "matches", len(t.truth)) for t, a in zip(trials, answers, strict=True)]
         if not trials:
             return []
@@ -84,7 +86,7 @@ class YesNoScorer(JudgedScorer):
 
 
 def copied_marks(pattern: set[int], event: Event) -> set[int]:
-    """Another window's marks as far as they fall inside this one; its last token where none does."""
+    """Another window's marks as far as they fall inside this one; its last token if none does."""
     return {p for p in pattern if p < len(event.ids)} or {len(event.ids) - 1}
 
 
@@ -112,17 +114,32 @@ def matches_anywhere(
         return None
     at = range(len(event.ids)) if places is None else places
     moved = (
-        Event(event.ids, p, event.place + p - event.peak, event.document, event.is_test, 0.0, (), "", 1.0) for p in at
+        Event(
+            event.ids,
+            p,
+            event.place + p - event.peak,
+            event.document,
+            is_test=event.is_test,
+            act=0.0,
+            acts=(),
+            group="",
+            inclusion=1.0,
+        )
+        for p in at
     )
     return any(label.matches(case.evidence, e) for e in moved)
 
 
 def flags(value: Any, key: str, n: int) -> list[bool] | None:
-    """The n yes or no under a key of an answer, or None where the answer has another form."""
-    found = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(found, list) or len(found) != n or not all(isinstance(x, bool) or x in (0, 1) for x in found):
+    """The n yes or no under a key of an answer, or None if the answer has another form."""
+    answers = value.get(key) if isinstance(value, dict) else None
+    if (
+        not isinstance(answers, list)
+        or len(answers) != n
+        or not all(isinstance(x, bool) or x in (0, 1) for x in answers)
+    ):
         return None
-    return [bool(x) for x in found]
+    return [bool(x) for x in answers]
 
 
 def classified(trials: list[Trial], said: list[list[bool] | None]) -> Figure:
@@ -130,35 +147,43 @@ def classified(trials: list[Trial], said: list[list[bool] | None]) -> Figure:
     right = np.zeros((2, 2), int)  # [truth, right]
     lexical = np.zeros((2, 2), int)
     failed = 0
+
     for trial, answer in zip(trials, said, strict=True):
         failed += len(trial.truth) if answer is None else 0
         for place, truth in enumerate(trial.truth):
             right[int(truth), int(answer is not None and answer[place] == truth)] += 1
             if trial.baseline[place] is not None:
                 lexical[int(truth), int(trial.baseline[place] == truth)] += 1
+
     n_neg, n_pos = right.sum(1).tolist()
     void = failed > MOST_FAILED * (n_pos + n_neg) or not n_pos or not n_neg
     value = NOTHING if void else _balanced(right)
-    return Figure("balanced_accuracy", value, 0.5, n_pos, n_neg, failed, _balanced(lexical).value)
+
+    return Figure(
+        "balanced_accuracy", value, 0.5, n_pos, n_neg=n_neg, n_failed=failed, baseline=_balanced(lexical).value
+    )
 
 
 def ranked(trials: list[Trial], said: list[list[bool] | None], told: list[list[float] | None]) -> list[Figure]:
-    """AUC of the chances of yes; none where a readable answer came without them. An unreadable answer ranks last.
+    """AUC of the probabilities of yes; nothing if a readable answer came without them.
 
-    Last means: as sure as can be of the wrong class. More than a tenth of unreadable answers voids the figure.
+    An unreadable answer counts as certain of the wrong class. More than a tenth of unreadable answers voids the figure.
     """
     sides: tuple[list[float], list[float]] = ([], [])
     failed = 0
+
     for trial, answer, chance in zip(trials, said, told, strict=True):
         if answer is not None and (chance is None or len(chance) != len(answer)):
             return []
         failed += len(trial.truth) if answer is None else 0
         for place, truth in enumerate(trial.truth):
             sides[truth].append(float(not truth) if answer is None or chance is None else chance[place])
+
     negative, positive = map(np.array, sides)
     void = failed > MOST_FAILED * (len(positive) + len(negative))
     value = NOTHING if void else auc(positive, negative)
-    return [Figure("auc", value, 0.5, len(positive), len(negative), failed)]
+
+    return [Figure("auc", value, 0.5, len(positive), n_neg=len(negative), n_failed=failed)]
 
 
 def _balanced(right: np.ndarray) -> Interval:

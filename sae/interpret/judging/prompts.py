@@ -1,4 +1,4 @@
-"""How windows are shown to a judge, and what of its words is kept."""
+"""How windows are shown to a judge, and which of its words are kept."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LONGEST_LABEL, LONGEST_SENTENCE = 80, 300
 
 
 def shown(evidence: Evidence, event: Event, marked: AbstractSet[int] = frozenset()) -> str:
-    """A window as text, with these places marked; marks that the text itself holds become plain quotation marks."""
+    """A window as text with these places marked; marks that the text itself contains become plain quotation marks."""
     pieces = evidence.store.text_of(list(event.ids))
     clean = [piece.replace(OPEN, '"').replace(CLOSE, '"') for piece in pieces]
     return "".join(f"{OPEN}{piece}{CLOSE}" if p in marked else piece for p, piece in enumerate(clean))
 
 
 def firing_places(event: Event, share: float = 0.3) -> set[int]:
-    """Places of a window where the activation is at least `share` of its peak."""
+    """Places of a window with an activation of at least `share` of the peak's."""
     return {p for p, act in enumerate(event.acts) if act >= share * event.act}
 
 
@@ -45,10 +45,10 @@ def schema(**properties: dict[str, Any]) -> dict[str, Any]:
 
 def plain(text: Any, longest: int) -> str:
     """Words of a judge without links, markup and control characters, on one line, cut at `longest`."""
-    found = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", str(text))
-    found = re.sub(r"<[^>]*>|[<>`*#|{}\\]", "", found)
-    found = "".join(c if c.isprintable() else " " for c in found)
+    words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", str(text))
+    words = re.sub(r"<[^>]*>|[<>`*#|{}\\]", "", words)
+    words = "".join(c if c.isprintable() else " " for c in words)
     before = None
-    while found != before:  # what is left of a link may be one again
-        before, found = found, LINK.sub("", found)
-    return " ".join(found.split())[:longest].strip()
+    while words != before:  # what is left of a link may be one again
+        before, words = words, LINK.sub("", words)
+    return " ".join(words.split())[:longest].strip()

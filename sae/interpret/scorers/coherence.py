@@ -33,17 +33,20 @@ class Coherence(Scorer):
         random = case.drawn(case.part(events.random_silent(case.feature), True), MOST)
         if len(positive) < 2 or not random:
             return []
+
         weight = _rarity(case.evidence)
         rarest = max(weight.values(), default=1.0)
         vectors = [{w: weight.get(w, rarest) for w in words(events.text(e))} for e in positive + random]
         matrix = _cosines(vectors)
         m = len(positive)
-        own, other = matrix[:m, :m].sum(1) - 1, matrix[:m, m:].mean(1)
-        value = own.sum() / (m * (m - 1)) - other.mean()
+        within, across = matrix[:m, :m].sum(1) - 1, matrix[:m, m:].mean(1)
+        value = within.sum() / (m * (m - 1)) - across.mean()
         if m == 2:
-            return [Figure("cosine_gain", Interval(value, nan, nan), 0.0, m, len(random))]
-        left_out = (own.sum() - 2 * own) / ((m - 1) * (m - 2)) - (other.sum() - other) / (m - 1)
-        return [Figure("cosine_gain", jackknife(value, left_out), 0.0, m, len(random))]
+            return [Figure("cosine_gain", Interval(value, nan, nan), 0.0, m, n_neg=len(random))]
+
+        left_out = (within.sum() - 2 * within) / ((m - 1) * (m - 2)) - (across.sum() - across) / (m - 1)
+
+        return [Figure("cosine_gain", jackknife(value, left_out), 0.0, m, n_neg=len(random))]
 
 
 def _cosines(vectors: list[dict[str, float]]) -> np.ndarray:
@@ -51,14 +54,17 @@ def _cosines(vectors: list[dict[str, float]]) -> np.ndarray:
     for vector in vectors:
         for word in vector:
             places.setdefault(word, len(places))
+
     table = np.zeros((len(vectors), max(len(places), 1)))
     for row, vector in zip(table, vectors, strict=True):
         row[[places[w] for w in vector]] = list(vector.values())
+
     norms = np.sqrt((table * table).sum(1, keepdims=True))
     table /= np.where(norms > 0, norms, 1)
-    found = table @ table.T
-    np.fill_diagonal(found, 1.0)
-    return found
+    cosines = table @ table.T
+    np.fill_diagonal(cosines, 1.0)
+
+    return cosines
 
 
 @lru_cache(maxsize=1)

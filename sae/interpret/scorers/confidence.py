@@ -20,7 +20,7 @@ class Confidence(Scorer):
     windows: at 0 the label beats the shuffled null at 95 %.
 
     Paper: Wang et al., arXiv 2411.06112, sections 4.3 and 4.4 of the released code.
-    Differs from the paper: up to 20 windows a class instead of 5; windows by strata instead of only the strongest;
+    Differs from the paper: up to 20 windows per class instead of 5; windows by strata instead of only the strongest;
     confidence weighs both classes equally whatever their numbers; what the code calls precision is called
     true_negative_rate. The predictor here is the label's rule.
     """
@@ -28,7 +28,7 @@ class Confidence(Scorer):
     name = "confidence"
 
     def score(self, case: ScoringCase) -> list[Figure]:
-        """The four figures and the shuffled null; nothing where no test window is strong enough."""
+        """The four figures and the shuffled null; nothing if no test window is strong enough."""
         positive, negative = level_windows(case)
         if case.label is None or not positive or not negative:
             return []
@@ -39,9 +39,10 @@ class Confidence(Scorer):
         m, n = len(positive), len(negative)
         hits, false = rates(case.label)
         null = [(a / m + 1 - b / n) / 2 for a, b in map(rates, case.others)]
-        found = figures(hits, m, false, n, null)
+        scores = figures(hits, m, false, n, null=null)
         if len(null) == N_NULL_LABELS:
             value = (hits / m + 1 - false / n) / 2
             reached = proportion(sum(other >= value for other in null), N_NULL_LABELS)
-            found.append(Figure("null_reached", reached, 0.5, m, n))
-        return found
+            scores.append(Figure("null_reached", reached, 0.5, m, n_neg=n))
+
+        return scores

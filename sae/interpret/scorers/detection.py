@@ -16,10 +16,10 @@ SYSTEM = (
 
 @final
 class Detection(YesNoScorer):
-    """Balanced accuracy on held-out windows, activating ones of all strata against hard and random silent ones.
+    """Balanced accuracy on held-out windows: activating ones of all strata against hard and random silent ones.
 
     As delphi's detection (Paulo et al. 2024, arXiv 2410.13928, section 4). Differs from it: windows come from documents
-    that the explanation was not made from, unreadable answers are wrong instead of dropped, a last prompt may be shorter.
+    that the explanation has not seen, unreadable answers are wrong instead of dropped, a last prompt may be shorter.
     The baseline is the feature's model-free label, matched anywhere in the window.
     """
 

@@ -1,4 +1,4 @@
-"""Does a small sentence encoder find the windows in which a feature fires from its label's words alone?"""
+"""Does a small sentence encoder find the windows in which a feature fires, from its label's words alone?"""
 
 from __future__ import annotations
 
@@ -31,18 +31,22 @@ class Embedding(Scorer):
     by_default = False
 
     def score(self, case: ScoringCase) -> list[Figure]:
-        """auc and the figures of RecSAE; each where both classes have windows."""
+        """auc and the figures of RecSAE; each if both classes have windows."""
         label = case.label
         if label is None:
             return []
-        found = []
+
+        scores = []
         positive, negative = held_out_windows(case)
         if positive and negative:
-            near = [_cosines(case, label.text, part) for part in (positive, negative)]
-            said = [np.array([float(bool(matches_anywhere(case, label, e))) for e in p]) for p in (positive, negative)]
-            lexical = auc(*said).value
-            found.append(Figure("auc", auc(*near), 0.5, len(positive), len(negative), baseline=lexical))
-        return found + self._confidence(case, label.text)
+            cosines = [_cosines(case, label.text, part) for part in (positive, negative)]
+            matches = [
+                np.array([float(bool(matches_anywhere(case, label, e))) for e in p]) for p in (positive, negative)
+            ]
+            lexical = auc(*matches).value
+            scores.append(Figure("auc", auc(*cosines), 0.5, len(positive), n_neg=len(negative), baseline=lexical))
+
+        return scores + self._confidence(case, label.text)
 
     def _confidence(self, case: ScoringCase, text: str) -> list[Figure]:
         chosen_on, tested_on = level_windows(case, False), level_windows(case, True)
@@ -57,7 +61,8 @@ class Embedding(Scorer):
         m, n = map(len, tested_on)
         hits, false = rates(text)
         null = [(a / m + 1 - b / n) / 2 for a, b in (rates(other.text) for other in case.others)]
-        return figures(hits, m, false, n, null)
+
+        return figures(hits, m, false, n, null=null)
 
 
 def _cosines(case: ScoringCase, text: str, events: list[Event]) -> np.ndarray:

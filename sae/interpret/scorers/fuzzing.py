@@ -19,15 +19,15 @@ SYSTEM = (
 class Fuzzing(YesNoScorer):
     """Balanced accuracy on held-out windows: tokens marked where the feature fires, or anywhere in silent windows.
 
-    Silent windows get the marks' places of activating ones, so where the marks stand says nothing. The baseline is the
-    feature's model-free label, matched on the marked tokens.
+    Marks in silent windows are copied from activating ones, so their places say nothing. The baseline is the feature's
+    model-free label, matched on the marked tokens.
     """
 
     name = "fuzzing"
     system = SYSTEM
 
     def items(self, case: ScoringCase) -> list[Item]:
-        """Windows with the tokens marked that fire, and silent ones with marks copied from those."""
+        """Activating windows with marks on the tokens that fire, and silent windows with copied marks."""
         positive, negative = held_out_windows(case)
         marks = [firing_places(e) for e in positive]
         items = [Item(e, m, True) for e, m in zip(positive, marks, strict=True)]

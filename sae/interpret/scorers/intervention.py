@@ -1,4 +1,4 @@
-"""What taking a feature away, or turning it up, does to the model's next token in the feature's own contexts."""
+"""What removing a feature, or turning it up, does to the model's next token in the feature's own contexts."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ class Intervention(Scorer):
     by_default = False
 
     def score(self, case: ScoringCase) -> list[Figure]:
-        """ablation_kl and promoted_shift; nothing without test windows, or for several written hook points."""
+        """ablation_kl and promoted_shift; nothing without test windows, or if several hook points are written."""
         live_dictionary = case.live_dictionary()
         if len(live_dictionary.sae.config.writes) > 1:
             return []
+
         ids, peaks = _windows(case, live_dictionary)
         if len(ids) == 0:
             return []
+
         live = [f for f in case.evidence.alive() if f != case.feature]
         other = live[int(case.generator().integers(len(live)))] if live else case.feature
         acts, factor = live_dictionary.acts(ids, case.feature)
@@ -51,15 +53,18 @@ class Intervention(Scorer):
         clamp = torch.zeros_like(acts)
         most = max(e.act for e in case.evidence.events.activating(case.feature))
         clamp[rows, peaks] = most - acts[rows, peaks]
-        own, another = (F.normalize(live_dictionary.sae.W_dec[f], dim=0) for f in (case.feature, other))
+        direction, other_direction = (F.normalize(live_dictionary.sae.W_dec[f], dim=0) for f in (case.feature, other))
         size = live_dictionary.sae.W_dec[case.feature].norm()
-        changes = [(amount * factor)[..., None] * size * d for amount in (-acts, clamp) for d in (own, another)]
+        changes = [
+            (amount * factor)[..., None] * size * d for amount in (-acts, clamp) for d in (direction, other_direction)
+        ]
         clean, *changed = _logits_at(live_dictionary, ids, peaks, changes)
         kl = [_kl(clean, other_logits) for other_logits in changed[:2]]
         promoted = torch.tensor(case.evidence.promoted[case.feature], device=clean.device)
         shift = [(d[:, promoted].mean(1) - d.mean(1)) for d in (logits - clean for logits in changed[2:])]
+
         return [
-            Figure(metric, _mean(found[0]), 0.0, len(ids), 0, baseline=float(found[1].mean()) if live else nan)
+            Figure(metric, _mean(found[0]), 0.0, len(ids), n_neg=0, baseline=float(found[1].mean()) if live else nan)
             for metric, found in (("ablation_kl", kl), ("promoted_shift", shift))
         ]
 
@@ -72,10 +77,11 @@ def _windows(case: ScoringCase, live_dictionary: LiveDictionary) -> tuple[np.nda
     before = [[] if bos is None or e.ids[0] == bos else [bos] for e in events]  # the first window of a context has it
     rows = [[*first, *e.ids[: e.peak + 1]] for first, e in zip(before, events, strict=True)]
     usable = [row for row in rows if len(row) > config.drop_positions]
-    found = case.drawn(usable, MOST)
-    length = max(map(len, found), default=0)
-    ids = np.array([row + row[-1:] * (length - len(row)) for row in found], np.int64).reshape(len(found), length)
-    return ids, torch.tensor([len(row) - 1 for row in found], device=lm.device)
+    drawn = case.drawn(usable, MOST)
+    length = max(map(len, drawn), default=0)
+    ids = np.array([row + row[-1:] * (length - len(row)) for row in drawn], np.int64).reshape(len(drawn), length)
+
+    return ids, torch.tensor([len(row) - 1 for row in drawn], device=lm.device)
 
 
 @torch.no_grad()
@@ -92,13 +98,16 @@ def _logits_at(live_dictionary: LiveDictionary, ids: np.ndarray, peaks: Tensor, 
 
     last = ids.shape[1] - int(peaks.min())
     handle = resolve(live_dictionary.lm, hook).watch(add)
+
     try:
         logits = live_dictionary.lm.model(input_ids=every, use_cache=False, logits_to_keep=last).logits
     finally:
         handle.remove()
+
     places = (peaks - (ids.shape[1] - last)).repeat(len(changes) + 1)
-    found = logits[torch.arange(len(every), device=logits.device), places].float()
-    return list(found[:, : len(live_dictionary.lm.tokenizer)].chunk(len(changes) + 1))
+    at_peaks = logits[torch.arange(len(every), device=logits.device), places].float()
+
+    return list(at_peaks[:, : len(live_dictionary.lm.tokenizer)].chunk(len(changes) + 1))
 
 
 def _kl(clean: Tensor, changed: Tensor) -> Tensor:
@@ -106,8 +115,8 @@ def _kl(clean: Tensor, changed: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor) -> Interval:
-    found = values.double().cpu().numpy()
-    n = len(found)
+    array = values.double().cpu().numpy()
+    n = len(array)
     if n < 2:
-        return Interval(float(found.mean()), nan, nan)
-    return jackknife(float(found.mean()), (found.sum() - found) / (n - 1))
+        return Interval(float(array.mean()), nan, nan)
+    return jackknife(float(array.mean()), (array.sum() - array) / (n - 1))

@@ -29,8 +29,10 @@ class Intruder(JudgedScorer):
         positive, negative = held_out_windows(case)
         if len(positive) < TEXTS or not negative:
             return []
-        generator, made = case.generator(), []
+
+        generator, trials = case.generator(), []
         answer = schema(odd={"type": "integer", "minimum": 1, "maximum": TEXTS})
+
         for number in range(TRIALS):
             drawn = [positive[i] for i in generator.permutation(len(positive))[:TEXTS].tolist()]
             intruder, pattern = negative[number % len(negative)], firing_places(drawn.pop())
@@ -38,8 +40,9 @@ class Intruder(JudgedScorer):
             marks = copied_marks(pattern, intruder)
             texts = [shown(case.evidence, e, firing_places(e)) for e in drawn]
             texts.insert(place, shown(case.evidence, intruder, marks))
-            made.append(Trial(Prompt(SYSTEM, as_data(texts=texts), answer), [place + 1], [None]))
-        return made
+            trials.append(Trial(Prompt(SYSTEM, as_data(texts=texts), answer), [place + 1], [None]))
+
+        return trials
 
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
         """accuracy, chance 0.2."""
@@ -50,4 +53,4 @@ class Intruder(JudgedScorer):
         hits = sum(odd == trial.truth[0] for odd, trial in zip(said, trials, strict=True))
         n = len(trials)
         value = NOTHING if failed > MOST_FAILED * n else proportion(hits, n)
-        return [Figure("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n, failed)]
+        return [Figure("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n_neg=n, n_failed=failed)]

@@ -1,4 +1,4 @@
-"""RecSAE's confidence with a judge as the predictor, and a shuffled description beside it."""
+"""RecSAE's confidence with a judge as the predictor, and a shuffled description as its baseline."""
 
 from __future__ import annotations
 
@@ -23,31 +23,34 @@ SYSTEM = (
 class JudgedConfidence(JudgedScorer):
     """Recall, true negative rate, precision and confidence of levels that a judge predicts; above 5 means active.
 
-    The same windows as the model-free `confidence`. The baseline is the confidence of another feature's label on the
-    same windows, asked of the same judge. An unreadable answer is wrong in both classes.
+    The windows are those of the model-free `confidence`. The baseline is the confidence of another feature's label on
+    the same windows, by the same judge. An unreadable answer is wrong in both classes.
     """
 
     name = "judged_confidence"
     by_default = True
 
     def trials(self, case: ScoringCase, text: str) -> list[Trial]:
-        """The description's prompts, then those of another feature's label; each part's texts in random order."""
+        """The description's prompts, then those of another feature's label; texts in random order."""
         positive, negative = level_windows(case)
         if not positive or not negative:
             return []
+
         items = [(e, True) for e in positive] + [(e, False) for e in negative]
-        made = []
+        trials = []
+
         for asked, description in enumerate([text, *(other.text for other in case.others[:1])]):
             for part in shuffled(case, items):
                 data = as_data(description=description, texts=[shown(case.evidence, e, {e.peak}) for e, _ in part])
                 numbers = {"type": "integer", "minimum": 0, "maximum": 10}
                 size = {"minItems": len(part), "maxItems": len(part)}
                 prompt = Prompt(SYSTEM, data, schema(levels={"type": "array", "items": numbers, **size}))
-                made.append(Trial(prompt, [truth for _, truth in part], [asked] * len(part)))
-        return made
+                trials.append(Trial(prompt, [truth for _, truth in part], [asked] * len(part)))
+
+        return trials
 
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
-        """recall, true_negative_rate, confidence, precision; nothing where more than a tenth failed."""
+        """recall, true_negative_rate, confidence, precision; nothing if more than a tenth failed."""
         counted = {
             0: [0, 0, 0, 0, 0],
             1: [0, 0, 0, 0, 0],
@@ -63,18 +66,21 @@ class JudgedConfidence(JudgedScorer):
                 sums[2] += not truth and (active or wrong)
                 sums[3] += not truth
                 sums[4] += wrong
+
         hits, m, false, n, failed = counted[0]
         if not trials or failed > MOST_FAILED * (m + n):
-            return [Figure("confidence", NOTHING, 0.5, m, n, failed)] if trials else []
+            return [Figure("confidence", NOTHING, 0.5, m, n_neg=n, n_failed=failed)] if trials else []
+
         other = counted[1]
         usable = other[1] and other[3] and other[4] <= MOST_FAILED * (other[1] + other[3])
         null = [(other[0] / other[1] + 1 - other[2] / other[3]) / 2] if usable else []
-        return figures(hits, m, false, n, null, failed)
+
+        return figures(hits, m, false, n, null=null, failed=failed)
 
 
 def _levels(value: Any, n: int) -> list[int] | None:
-    found = value.get("levels") if isinstance(value, dict) else None
-    if not isinstance(found, list) or len(found) != n:
+    levels = value.get("levels") if isinstance(value, dict) else None
+    if not isinstance(levels, list) or len(levels) != n:
         return None
-    whole = all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 10 for x in found)
-    return found if whole else None
+    whole = all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 10 for x in levels)
+    return levels if whole else None

@@ -19,9 +19,10 @@ MOST_NEGATIVE = 60
 
 @njit(cache=True)
 def _hashed(ids, length):  # pragma: no cover (compiled)
-    """Buckets [windows, 2 * width] of single tokens and pairs, -1 for none; each bucket once a window."""
+    """Buckets [windows, 2 * width] of single tokens and pairs, -1 for none; each bucket once per window."""
     n, width = ids.shape
-    found = np.full((n, 2 * width), -1, np.int64)
+    buckets = np.full((n, 2 * width), -1, np.int64)
+
     for w in range(n):
         m = 0
         for p in range(length[w]):
@@ -34,11 +35,12 @@ def _hashed(ids, length):  # pragma: no cover (compiled)
                 bucket = np.int64((key >> np.uint64(40)) % np.uint64(BUCKETS))
                 known = False
                 for q in range(m):
-                    known |= found[w, q] == bucket
+                    known |= buckets[w, q] == bucket
                 if not known:
-                    found[w, m] = bucket
+                    buckets[w, m] = bucket
                     m += 1
-    return found
+
+    return buckets
 
 
 @njit(cache=True)
@@ -46,6 +48,7 @@ def _fit(places, y, size, updates, penalty):  # pragma: no cover (compiled)
     """Weights [size + 1] of logistic regression, classes weighted equally, by gradient steps with momentum."""
     weights, speed = np.zeros(size + 1), np.zeros(size + 1)
     n_pos = y.sum()
+
     for _ in range(updates):
         gradient = penalty * weights
         for w in range(len(y)):
@@ -61,6 +64,7 @@ def _fit(places, y, size, updates, penalty):  # pragma: no cover (compiled)
                     gradient[b] += error
         speed = 0.9 * speed - 0.2 * gradient
         weights += speed
+
     return weights
 
 
@@ -73,9 +77,9 @@ def _buckets(events: list[Event]) -> np.ndarray:
 
 
 def _places(buckets: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Where each bucket stands among the known ones; -1 for those that were not met in the explain windows."""
-    found = np.searchsorted(known, buckets).clip(max=len(known) - 1)
-    return np.where((known[found] == buckets) & (buckets >= 0), found, -1)
+    """The index of each bucket among the known ones; -1 for buckets that no explain window has."""
+    places = np.searchsorted(known, buckets).clip(max=len(known) - 1)
+    return np.where((known[places] == buckets) & (buckets >= 0), places, -1)
 
 
 @final
@@ -89,7 +93,7 @@ class Ngram(Scorer):
     about_label = False
 
     def score(self, case: ScoringCase) -> list[Figure]:
-        """auc; nothing where a part has fewer than two windows of a class."""
+        """auc; nothing if a part has fewer than two windows of a class."""
         events = case.evidence.events
         positive = events.activating(case.feature)
         hard = events.hard_negatives(case.feature)
@@ -97,11 +101,13 @@ class Ngram(Scorer):
         parts = [(case.part(positive, t), case.part(hard + random, t)) for t in (False, True)]
         if any(len(side) < 2 for part in parts for side in part):
             return []
+
         explain = _buckets(parts[0][0] + parts[0][1])
         y = np.zeros(len(explain))
         y[: len(parts[0][0])] = 1
         known = np.unique(explain)
         weights = _fit(_places(explain, known), y, len(known), UPDATES, PENALTY)
         weights[len(known)] = 0  # shared by all, and the weight of places that hold nothing
-        found = [weights[_places(_buckets(side), known)].sum(1) for side in parts[1]]
-        return [Figure("auc", auc(*found), 0.5, len(found[0]), len(found[1]))]
+        logits = [weights[_places(_buckets(side), known)].sum(1) for side in parts[1]]
+
+        return [Figure("auc", auc(*logits), 0.5, len(logits[0]), n_neg=len(logits[1]))]

@@ -21,20 +21,21 @@ SYSTEM = (
 
 @final
 class Simulation(JudgedScorer):
-    """Correlation of predicted and true activations over the tokens of held-out windows, all tokens asked at once.
+    """Correlation of predicted and true activations over the tokens of held-out windows.
 
-    As Bills et al. 2023, with one prompt a window instead of token by token. Half of the windows are silent. The
-    baseline predicts 1 where the feature's model-free label matches. The interval leaves out a window at a time.
+    As Bills et al. 2023, but one prompt asks for all tokens of a window. Half of the windows are silent. The baseline
+    predicts 1 where the feature's model-free label matches. The interval leaves out one window at a time.
     """
 
     name = "simulation"
 
     def trials(self, case: ScoringCase, text: str) -> list[Trial]:
-        """One window a prompt."""
+        """One window per prompt."""
         positive, negative = held_out_windows(case)
         if len(positive) < 2 or not negative:
             return []
-        made = []
+
+        trials = []
         for event in [*case.drawn(positive, WINDOWS), *case.drawn(negative, WINDOWS)]:
             n = len(event.ids)
             tokens = case.evidence.store.text_of(list(event.ids))
@@ -42,35 +43,38 @@ class Simulation(JudgedScorer):
             prompt = Prompt(SYSTEM, as_data(description=text, tokens=tokens), schema(activations=numbers))
             fires = any(event is e for e in positive)
             lexical = [float(bool(matches_anywhere(case, case.label, event, {p}))) for p in range(n)]
-            made.append(Trial(prompt, list(event.acts) if fires else [0.0] * n, lexical))
-        return made
+            trials.append(Trial(prompt, list(event.acts) if fires else [0.0] * n, lexical))
+
+        return trials
 
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
         """correlation, chance 0."""
         if not trials:
             return []
-        said = [_numbers(a.value, len(t.truth)) for t, a in zip(trials, answers, strict=True)]
-        failed = sum(s is None for s in said)
-        guessed = [_worst(t.truth) if s is None else s for t, s in zip(trials, said, strict=True)]
-        found = _correlation(trials, guessed) if failed <= MOST_FAILED * len(trials) else NOTHING
+
+        predictions = [_numbers(a.value, len(t.truth)) for t, a in zip(trials, answers, strict=True)]
+        failed = sum(s is None for s in predictions)
+        counted = [_worst(t.truth) if s is None else s for t, s in zip(trials, predictions, strict=True)]
+        correlation = _correlation(trials, counted) if failed <= MOST_FAILED * len(trials) else NOTHING
         baseline = _correlation(trials, [t.baseline for t in trials]).value
         n_pos = sum(sum(a > 0 for a in t.truth) for t in trials)
         n = sum(len(t.truth) for t in trials)
-        return [Figure("correlation", found, 0.0, n_pos, n - n_pos, failed, baseline)]
+
+        return [Figure("correlation", correlation, 0.0, n_pos, n_neg=n - n_pos, n_failed=failed, baseline=baseline)]
 
 
 def _worst(truth: list[float]) -> list[float]:
-    """What an unreadable answer counts as: silence where the window fires, full strength where it is silent."""
+    """What an unreadable answer counts as: silence if the window fires, full strength if it is silent."""
     return [0.0 if any(truth) else 10.0] * len(truth)
 
 
 def _numbers(value: Any, n: int) -> list[float] | None:
-    found = value.get("activations") if isinstance(value, dict) else None
-    if not isinstance(found, list) or len(found) != n:
+    numbers = value.get("activations") if isinstance(value, dict) else None
+    if not isinstance(numbers, list) or len(numbers) != n:
         return None
-    if not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 10 for x in found):
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 10 for x in numbers):
         return None
-    return [float(x) for x in found]
+    return [float(x) for x in numbers]
 
 
 def _correlation(trials: list[Trial], guessed: list[list[float]]) -> Interval:

@@ -7,8 +7,8 @@ from typing import final
 
 import numpy as np
 
-from feature_store import queries
-from feature_store.queries import Store
+from feature_store import evidence_queries
+from feature_store.store import Store
 from sae.interpret.intervals import grouped_correlation
 from sae.interpret.scorer import Figure, Scorer, ScoringCase
 
@@ -25,14 +25,14 @@ class TokenLookup(Scorer):
     about_label = False
 
     def score(self, case: ScoringCase) -> list[Figure]:
-        """correlation; nothing where the feature does not fire in both parts."""
+        """correlation; nothing if the feature does not fire in both parts."""
         sums = _lookups(case.evidence.store)[case.feature]
         sizes = np.array(case.evidence.store.meta["group_totals"], float)
         interval = grouped_correlation(sums, sizes)
         _, n_test = case.evidence.strong(case.feature)
-        return [Figure("correlation", interval, 0.0, n_test.n_strong, n_test.n_tokens - n_test.n_strong)]
+        return [Figure("correlation", interval, 0.0, n_test.n_strong, n_neg=n_test.n_tokens - n_test.n_strong)]
 
 
 @lru_cache(maxsize=1)
 def _lookups(store: Store) -> np.ndarray:
-    return queries.lookups(store)
+    return evidence_queries.lookups(store)

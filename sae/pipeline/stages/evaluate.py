@@ -21,8 +21,8 @@ from sae.publish import dictionary
 class Evaluate(DictionaryStage):
     """metrics.json, pictures and report.md of one dictionary.
 
-    `measures` are those of the config and run once, unless they are given: then they run in any case, and their figures
-    join the earlier ones. `against` are dictionaries to compare with.
+    Without `measures`, the measures of the config run once. With them, they run in any case and their figures join the
+    earlier ones. `against` are dictionaries to compare with.
     """
 
     title = "evaluate"
@@ -40,6 +40,7 @@ class Evaluate(DictionaryStage):
         sae, title = run.sae(folder), f"{config.name} / {folder.name}"
         if self.measures is None:
             self._begin(run, title)
+
         with run.screen.progress("evaluate", 1, "contexts") as progress:
             others = tuple(dictionary.load(other) for other in self.against)
             subject = subject_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import final
 
-from feature_store.queries import Store
+from feature_store.store import Store
 from sae.pipeline.stage import DictionaryStage, Run
 from sae.pipeline.stages.index import Index
 from sae.publish import parquet

@@ -27,6 +27,7 @@ class Index(DictionaryStage):
         """Encodes the text and counts; processes share both."""
         config, sources = run.config, run.prepared
         sae, card = run.sae(self.dictionary), dictionary.read_card(self.dictionary)
+
         with run.screen.progress("index", config.train.tokens) as progress:
             index(
                 sae,

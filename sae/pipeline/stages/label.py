@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
-from feature_store.queries import StoreError
+from feature_store.store import StoreError
 from feature_store.writer import read_pointer
 from sae.errors import ArtefactError
 from sae.interpret.interpret import InterpretConfig, interpret
@@ -19,8 +19,8 @@ from sae.pipeline.stages.index import Index
 class Label(DictionaryStage):
     """An explanation generation in the dictionary's store, and labels.json.
 
-    The settings are those of the config and used once, unless they are given: then the features (all, or a range of
-    them) are labelled in any case, and other features keep what they have.
+    Without `settings`, those of the config are used, once. With them, the features (all, or a range of them) are
+    labelled in any case, and other features keep what they have.
     """
 
     title = "label"
@@ -51,5 +51,6 @@ class Label(DictionaryStage):
                 )
             except StoreError as error:
                 raise ArtefactError(str(error)) from None
+
         if run.processes.is_first:
             summary.write(self.dictionary)

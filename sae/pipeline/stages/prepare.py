@@ -1,4 +1,4 @@
-"""Rooms 2 to 4: the language model, the tokens, and activations that are harvested when they are first asked for."""
+"""Rooms 2 to 4: the language model, the tokens, and activations that are harvested on first use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sae.pipeline.stage import Run, Stage
 @final
 @dataclass(frozen=True)
 class Prepare(Stage):
-    """Loads the model and reads the text; everything else waits until a stage asks for it.
+    """Loads the model and reads the text; activations wait until a stage asks for them.
 
-    `channels` are those of the config's dictionaries unless they are given. `scratch` takes the place of the run's own
-    folder of activations, so that a finished run is left as it is.
+    `channels` default to those of the config's dictionaries. `scratch` takes the place of the run's own folder of
+    activations, so that a finished run stays as it is.
     """
 
     title = "prepare"

@@ -40,6 +40,7 @@ class Train(Stage):
 
         for trainer in loop.trainers:
             _publish(run, trainer)
+
         run.processes.barrier()
 
     def _loop(self, run: Run) -> TrainingLoop:

@@ -1,4 +1,4 @@
-"""What a context generation says of every feature: the rows of four tables, for a published file or a shard of it."""
+"""The rows of four tables that a context generation has per feature, for a published file or a shard of it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from feature_store.contexts import Collected
-from feature_store.negatives import hard_negatives
+from feature_store.indexing.contexts import Collected
+from feature_store.indexing.negatives import hard_negatives
+from feature_store.indexing.tables import Codes, Tables
+from feature_store.indexing.windows import windows_of
 from feature_store.packing import pack_columns
-from feature_store.tables import Codes, Tables
-from feature_store.windows import windows_of
 
 FEATURES_PER_INSERT = 4096
 
 
 class Writer(Protocol):
-    """Where rows go."""
+    """Takes rows: a generation under construction, or a shard of it."""
 
     def insert(self, table: str, columns: dict[str, Any]) -> None:
         """Appends columns (lists or arrays of one length) to a table of the schema."""
 
 
 class Directions(NamedTuple):
-    """What decoder rows say on their own, [d_sae, n] each: tokens and logits, nearest features and cosines."""
+    """What the decoder rows alone say, [d_sae, n] each: tokens with logits, nearest features with cosines."""
 
     promoted: np.ndarray
     promoted_logits: np.ndarray
@@ -34,15 +34,16 @@ class Directions(NamedTuple):
 
 
 def write_feature_rows(
-    writer: Writer, codes: Codes, collected: Collected, counted: Tables, n_documents: np.ndarray, directions: Directions,
-    own: slice,
+    writer: Writer, codes: Codes, collected: Collected, counted: Tables, *, n_documents: np.ndarray, directions: Directions,
+    features: slice,
 ) -> None:  # fmt: skip
-    """Writes the rows of the features `own`, which `counted` is of; all else is of every feature."""
-    _write_features(writer, collected, counted, n_documents, directions, own)
-    _write_packs(writer, collected, counted, codes, directions, own)
+    """Writes the rows of `features`; `counted` is about these features, all else about every feature."""
+    _write_features(writer, collected, counted, n_documents, directions=directions, features=features)
+    _write_packs(writer, collected, counted, codes, directions=directions, features=features)
     for kind, rows in (("current", counted.current), ("next", counted.following), ("previous", counted.preceding)):
         columns = dict(zip(("feature", "token", "n_explain", "n_test"), rows.T, strict=True))
         writer.insert("feature_token", {**columns, "kind": [kind] * len(rows)})
+
     names = ("feature", "first", "second", "n_explain", "n_test", "occurrences_explain", "occurrences_test")
     writer.insert("feature_bigram", dict(zip(names, counted.statistics.bigrams.T, strict=True)))
 
@@ -52,26 +53,32 @@ def _blobs(array: Any, dtype: str) -> list[bytes]:
 
 
 def _write_features(
-    writer: Writer, collected: Collected, counted: Tables, n_documents: np.ndarray, directions: Directions, own: slice
+    writer: Writer,
+    collected: Collected,
+    counted: Tables,
+    n_documents: np.ndarray,
+    *,
+    directions: Directions,
+    features: slice,
 ) -> None:
-    n_fired = collected.n_fired[own]
+    n_fired = collected.n_fired[features]
     writer.insert("feature", {
-        "feature": np.arange(own.start, own.stop, dtype=np.uint32),
+        "feature": np.arange(features.start, features.stop, dtype=np.uint32),
         "density": n_fired / collected.n_tokens,
         "n_fired": n_fired,
-        "mean_act": (collected.total[own] / np.maximum(n_fired, 1)).astype(np.float32),
-        "max_act": collected.maximum[own],
-        "n_documents": n_documents[own],
+        "mean_act": (collected.total[features] / np.maximum(n_fired, 1)).astype(np.float32),
+        "max_act": collected.maximum[features],
+        "n_documents": n_documents[features],
         "n_documents_strong_test": counted.n_documents_strong_test,
         "n_strong": counted.n_strong,
         "n_strong_test": counted.n_strong_test,
-        "histogram": _blobs(collected.histogram[own], "<u4"),
-        "promoted_tokens": _blobs(directions.promoted[own], "<u4"),
-        "promoted_logits": _blobs(directions.promoted_logits[own], "<f4"),
-        "suppressed_tokens": _blobs(directions.suppressed[own], "<u4"),
-        "suppressed_logits": _blobs(directions.suppressed_logits[own], "<f4"),
-        "neighbours": _blobs(directions.neighbours[own], "<u4"),
-        "neighbour_cosines": _blobs(directions.neighbour_cosines[own], "<f4"),
+        "histogram": _blobs(collected.histogram[features], "<u4"),
+        "promoted_tokens": _blobs(directions.promoted[features], "<u4"),
+        "promoted_logits": _blobs(directions.promoted_logits[features], "<f4"),
+        "suppressed_tokens": _blobs(directions.suppressed[features], "<u4"),
+        "suppressed_logits": _blobs(directions.suppressed_logits[features], "<f4"),
+        "neighbours": _blobs(directions.neighbours[features], "<u4"),
+        "neighbour_cosines": _blobs(directions.neighbour_cosines[features], "<f4"),
         "coactive": _blobs(counted.statistics.coactive, "<u4"),
         "coactive_scores": _blobs(counted.statistics.coactive_scores, "<f4"),
         "positions": _blobs(counted.statistics.position, "<u4"),
@@ -81,18 +88,19 @@ def _write_features(
 
 
 def _write_packs(
-    writer: Writer, collected: Collected, counted: Tables, codes: Codes, directions: Directions, own: slice
+    writer: Writer, collected: Collected, counted: Tables, codes: Codes, *, directions: Directions, features: slice
 ) -> None:
     id_dtype = f"<u{codes.ids.dtype.itemsize}"
-    features = range(own.start, own.stop)
+    numbers = range(features.start, features.stop)
     n = min(directions.neighbours.shape[1], counted.statistics.coactive.shape[1])
-    sources = np.stack([directions.neighbours[own, :n], counted.statistics.coactive[:, :n]], axis=1)
+    sources = np.stack([directions.neighbours[features, :n], counted.statistics.coactive[:, :n]], axis=1)
     negatives = hard_negatives(
-        sources, collected.top_context, collected.top_position, codes.indices, codes.acts, own.start
+        sources, collected.top_context, collected.top_position, codes.indices, acts=codes.acts, start=features.start
     )
     names = ("windows", "token_ids", "act_places", "act_values")
-    for start in range(0, len(features), FEATURES_PER_INSERT):
-        part = features[start : start + FEATURES_PER_INSERT]
+
+    for start in range(0, len(numbers), FEATURES_PER_INSERT):
+        part = numbers[start : start + FEATURES_PER_INSERT]
         packs = [pack_columns(windows_of(collected, codes, f), id_dtype) for f in part]
         columns: dict[str, list[bytes]] = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
         columns["negatives"] = [records.tobytes() for records in negatives[start : start + len(part)]]

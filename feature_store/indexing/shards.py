@@ -1,4 +1,4 @@
-"""Rows of a generation that several processes write to Parquet, and one puts together."""
+"""Rows of a generation that several processes write to Parquet, and one process joins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TABLES = ("feature", "context_pack", "feature_token", "feature_bigram")
 
 
 class ShardWriter:
-    """Writes the rows of one process, a file for every insertion; files of an earlier attempt are removed."""
+    """Writes the rows of one process, one file per insertion; files of an earlier attempt are removed."""
 
     def __init__(self, folder: Path, number: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,8 @@ class ShardWriter:
         import pyarrow as pa
         from pyarrow import parquet
 
-        made = pa.table({name: pa.array(values) for name, values in columns.items()})
-        parquet.write_table(made, self.folder / f"{table}-{self.number:05d}-{self._inserted:05d}.parquet")
+        rows = pa.table({name: pa.array(values) for name, values in columns.items()})
+        parquet.write_table(rows, self.folder / f"{table}-{self.number:05d}-{self._inserted:05d}.parquet")
         self._inserted += 1
 
 

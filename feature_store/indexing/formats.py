@@ -1,4 +1,4 @@
-"""What a token looks like and where it stands: classes that a feature may fire on whatever the word is."""
+"""What a token looks like and where it stands: classes on which a feature may fire whatever the word is."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def _class_of(token: bytes) -> int:
         return 4
     if bare[0].isupper():
         return 5
+
     return 6 if text[0].isspace() else 7
 
 
@@ -37,14 +38,14 @@ def classes_of(vocabulary: list[bytes]) -> np.ndarray:
 
 
 def normal_text(token: bytes) -> str:
-    """A token's text without surrounding space and case; spaces and line breaks are named."""
+    """A token's text without surrounding space and in lower case; spaces and line breaks are spelled out."""
     text = token.decode("utf-8", "replace")
     shown = text.strip().lower()
     return shown or text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
 
 
 def first_of_same_text(vocabulary: list[bytes]) -> np.ndarray:
-    """The smallest token id of the same normal text, of every token id."""
+    """For every token id, the smallest id with the same normal text."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(normal_text(token), number) for number, token in enumerate(vocabulary)], np.int64)
 
@@ -69,12 +70,12 @@ def places_of(documents: np.ndarray) -> np.ndarray:
 
 
 def position_bin(places: np.ndarray) -> np.ndarray:
-    """Index of the range of `POSITION_EDGES` that a place lies in."""
+    """Index of the range of `POSITION_EDGES` that contains a place."""
     return np.searchsorted(POSITION_EDGES, places, side="right") - 1
 
 
 def position_name(index: int) -> str:
-    """What a range of positions is called, counted from 0."""
+    """The name of a range of positions, counted from 0."""
     low = int(POSITION_EDGES[index])
     if index + 1 == N_POSITIONS:
         return f"{low} and later"

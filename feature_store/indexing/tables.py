@@ -11,8 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads, njit
 
-from feature_store.formats import breaks_line, classes_of, first_of_same_text, formats_of, places_of, position_bin
-from feature_store.statistics import GROUPS, Statistics, Stream, gather, totals_of
+from feature_store.indexing.formats import (
+    breaks_line,
+    classes_of,
+    first_of_same_text,
+    formats_of,
+    places_of,
+    position_bin,
+)
+from feature_store.indexing.statistics import GROUPS, Statistics, Stream, gather, totals_of
 
 TOKENS_PER_FEATURE = 64
 STRONG = 1 / 3
@@ -28,8 +35,8 @@ class Codes(NamedTuple):
     acts: np.ndarray
 
 
-def test_documents(n_documents: int) -> np.ndarray:
-    """Which documents are kept for testing explanations: half of them, by a hash of their index."""
+def in_test_part(n_documents: int) -> np.ndarray:
+    """Which documents test explanations: half of them, by a hash of their index."""
     return (mixed(np.arange(n_documents)) & np.uint64(1)).astype(bool)
 
 
@@ -49,27 +56,29 @@ def _firings(indices, acts, first, n_fired):  # pragma: no cover (compiled)
     offsets[1:] = np.cumsum(n_fired)
     place = offsets[:-1].copy()
     tokens, values = np.empty(offsets[-1], np.uint32), np.empty(offsets[-1], np.float32)
+
     for t in range(indices.shape[0]):
         for j in range(indices.shape[1]):
             f = np.int64(indices[t, j]) - first
             if 0 <= f < n and acts[t, j] > 0:
                 tokens[place[f]], values[place[f]] = t, acts[t, j]
                 place[f] += 1
+
     return offsets, tokens, values
 
 
 @njit(nogil=True, cache=True)
 def _strong(offsets, tokens, values, least):  # pragma: no cover (compiled)
     """(offsets, flat token places) of the firings of at least `least` [features]."""
-    kept, n = np.empty(tokens.size, np.uint32), 0
+    strong, n = np.empty(tokens.size, np.uint32), 0
     starts = np.zeros(offsets.size, np.int64)
     for f in range(offsets.size - 1):
         for p in range(offsets[f], offsets[f + 1]):
             if values[p] >= least[f]:
-                kept[n] = tokens[p]
+                strong[n] = tokens[p]
                 n += 1
         starts[f + 1] = n
-    return starts, kept[:n].copy()
+    return starts, strong[:n].copy()
 
 
 @njit(nogil=True, cache=True)
@@ -83,6 +92,7 @@ def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, 
     d_sae = offsets.size - 1
     rows = np.empty((d_sae * (keep + wanted.shape[1]), 4), np.int64)
     n_rows = 0
+
     for f in range(d_sae):
         n_touched = 0
         for p in range(offsets[f], offsets[f + 1]):
@@ -106,21 +116,22 @@ def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, 
                 n_rows += 1
         for r in range(n_touched):
             explain[seen[r]] = test[seen[r]] = 0
+
     return rows[:n_rows].copy()
 
 
 @njit(nogil=True, cache=True)
 def _test_documents_of(offsets, firings, owner, is_test):  # pragma: no cover (compiled)
     """Test documents that hold a strong firing, by feature."""
-    found = np.zeros(offsets.size - 1, np.int64)
+    counts = np.zeros(offsets.size - 1, np.int64)
     for f in range(offsets.size - 1):
         last = np.int64(-1)
         for p in range(offsets[f], offsets[f + 1]):
             document = np.int64(owner[firings[p]])
             if document != last and is_test[document]:
-                found[f] += 1
+                counts[f] += 1
             last = document
-    return found
+    return counts
 
 
 @njit(nogil=True, cache=True)
@@ -132,6 +143,7 @@ def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (c
     size = (np.int64(owner[-1]) - np.int64(owner[0]) + 1) * keep
     rows, means, maxima = np.empty((size, 2), np.uint32), np.empty(size, np.float32), np.empty(size, np.float32)
     n_rows, start = 0, 0
+
     while start < owner.size:
         end, n_touched = start, 0
         while end < owner.size and owner[end] == owner[start]:
@@ -157,6 +169,7 @@ def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (c
         for r in range(n_touched):
             total[seen[r]], peak[seen[r]] = 0, 0
         start = end
+
     return n_documents, rows[:n_rows].copy(), means[:n_rows].copy(), maxima[:n_rows].copy()
 
 
@@ -182,7 +195,7 @@ class Documents(NamedTuple):
 
 
 def stream_of(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> Stream:
-    """The tokens with their documents, positions and formats; `is_test` [documents]."""
+    """The tokens of the codes with their documents, positions and formats; `is_test` [documents]."""
     ids = np.ascontiguousarray(codes.ids).reshape(-1)
     owner = np.ascontiguousarray(codes.documents).reshape(-1)
     places = places_of(codes.documents)
@@ -190,30 +203,38 @@ def stream_of(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> Str
     group = ((mixed(np.arange(len(is_test))) >> np.uint64(8)) % np.uint64(GROUPS)).astype(np.uint8)
     normal = first_of_same_text(vocabulary)[ids]
     return Stream(
-        ids, normal, owner, is_test[owner], group[owner], position_bin(places), formats, places == 0, len(vocabulary)
+        ids,
+        normal,
+        owner,
+        is_test[owner],
+        group=group[owner],
+        position=position_bin(places),
+        format=formats,
+        starts=places == 0,
+        size=len(vocabulary),
     )
 
 
 def ranges(n_fired: np.ndarray, most: int) -> list[slice]:
     """Consecutive features that fire at most `most` times together, at least one at a time."""
-    ends, found, start = np.cumsum(n_fired), [], 0
+    ends, slices, start = np.cumsum(n_fired), [], 0
     while start < len(n_fired):
         before = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
-        found.append(slice(start, min(stop, len(n_fired))))
+        slices.append(slice(start, min(stop, len(n_fired))))
         start = stop
-    return found
+    return slices
 
 
 def count(
-    codes: Codes, stream: Stream, n_fired: np.ndarray, maximum: np.ndarray, promoted: np.ndarray, n_coactive: int,
+    codes: Codes, stream: Stream, n_fired: np.ndarray, maximum: np.ndarray, *, promoted: np.ndarray, n_coactive: int,
     memory_bytes: int, features: slice | None = None,
 ) -> Tables:  # fmt: skip
-    """Token tables and statistics of the firings of `features` (none: all), on all cores.
+    """Token tables and statistics of the firings of `features` (default: all), on all cores.
 
-    A firing is strong at `STRONG` of the feature's `maximum` [d_sae] or more; `n_fired` [d_sae]. `promoted` [d_sae, n] are
-    tokens whose following-counts are always reported. Firings that are held at a time take at most `memory_bytes`, or
-    those of one feature for every core; the codes are read once for every range of features that fits.
+    A firing is strong if it reaches `STRONG` times the feature's `maximum` [d_sae]; `n_fired` [d_sae]. `promoted`
+    [d_sae, n] are tokens whose following-counts are always reported. Firings held at a time take at most
+    `memory_bytes`, or those of one feature per core; the codes are read once for every range of features that fits.
     """
     totals, n_threads = totals_of(stream), get_num_threads()
     features = features or slice(0, len(n_fired))
@@ -221,24 +242,36 @@ def count(
     most = min(memory_bytes // (n_threads * BYTES_PER_FIRING), -(-firings // (2 * n_threads)))
     indices, acts = (np.asarray(t).reshape(stream.ids.size, -1) for t in (codes.indices, codes.acts))
     ctx_len, nothing = codes.ids.shape[1], np.empty((0, 0), np.int64)
-    test_documents = stream.test_documents()
+    test_documents = stream.in_test_part()
 
     def of(part: slice) -> Tables:
-        own = slice(features.start + part.start, features.start + part.stop)
-        fired = _firings(indices, acts, own.start, n_fired[own])
-        strong = _strong(*fired, (maximum[own] * STRONG).astype(np.float32))
+        own_features = slice(features.start + part.start, features.start + part.stop)
+        fired = _firings(indices, acts, own_features.start, n_fired[own_features])
+        strong = _strong(*fired, (maximum[own_features] * STRONG).astype(np.float32))
         offsets, places = strong
         is_test = np.concatenate([[0], np.cumsum(stream.is_test[places])])
         counted = []
-        for shift, wanted in ((0, nothing), (1, promoted[own].astype(np.int64)), (-1, nothing)):
+
+        for shift, wanted in ((0, nothing), (1, promoted[own_features].astype(np.int64)), (-1, nothing)):
             rows = _token_counts(
                 offsets, places, stream.ids, stream.is_test, ctx_len, shift, stream.size, wanted, TOKENS_PER_FEATURE
             )
-            rows[:, 0] += own.start
+            rows[:, 0] += own_features.start
             counted.append(rows)
+
         n_test = is_test[offsets[1:]] - is_test[offsets[:-1]]
-        statistics = gather(stream, totals, strong, fired, (indices, acts), own.start, n_fired, n_coactive)
+        statistics = gather(
+            stream,
+            totals,
+            strong,
+            fired,
+            codes=(indices, acts),
+            first=own_features.start,
+            n_fired=n_fired,
+            n_coactive=n_coactive,
+        )
         documents = _test_documents_of(offsets, places, stream.owner, test_documents)
+
         return Tables(np.diff(offsets), n_test, documents, *counted, statistics)
 
     with ThreadPoolExecutor(n_threads) as pool:
@@ -265,4 +298,5 @@ def count_documents(codes: Codes, d_sae: int, keep: int) -> Documents:
 
     with ThreadPoolExecutor(n_shares) as pool:
         n_documents, *columns = zip(*pool.map(of, itertools.pairwise(cuts.tolist())), strict=True)
+
     return Documents(np.sum(n_documents, axis=0), *map(np.concatenate, columns))

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from numba import njit
 
-from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT
+from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT
 
 NEGATIVE = np.dtype([("source", "<u4"), ("rank", "<u1"), ("kind", "<u1")])  # kind 0: by cosine, 1: by co-activation
 WINDOWS_PER_SOURCE = 3
@@ -29,6 +29,7 @@ def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_
     n_features, n_kinds, n_sources = sources.shape
     rows = np.empty((n_features * n_kinds * per_kind, 4), np.int64)
     n_rows = 0
+
     for f in range(start, start + n_features):
         first = n_rows
         for kind in range(n_kinds):
@@ -56,23 +57,24 @@ def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_
                             n_rows += 1
                             n += 1
                             break
+
     return rows[:n_rows].copy()
 
 
 def hard_negatives(
-    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, acts: np.ndarray,
+    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, *, acts: np.ndarray,
     start: int = 0,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Per feature a record array of `NEGATIVE`: a source feature's window in which this feature does not fire.
+    """Per feature a record array of `NEGATIVE`: windows of other features in which this feature does not fire.
 
-    `sources` [features, kinds, n] are the nearest features of those from `start` on, by each kind of nearness; ranks are those of the sources'
-    top windows [d_sae, n_top]; codes are [contexts, ctx_len, k].
+    `sources` [features, kinds, n] are the nearest features of the features from `start` on, by each kind of nearness.
+    Ranks count the sources' top windows [d_sae, n_top]; codes are [contexts, ctx_len, k].
     """
     rows = _negatives(
         sources.astype(np.int64), top_context, top_position.astype(np.int64), indices, acts, PER_KIND,
         WINDOWS_PER_SOURCE, start,
     )  # fmt: skip
     cuts = np.searchsorted(rows[:, 0], start + np.arange(len(sources) + 1))
-    found = np.zeros(len(rows), NEGATIVE)
-    found["source"], found["rank"], found["kind"] = rows[:, 1], rows[:, 2], rows[:, 3]
-    return [found[a:b] for a, b in itertools.pairwise(cuts)]
+    records = np.zeros(len(rows), NEGATIVE)
+    records["source"], records["rank"], records["kind"] = rows[:, 1], rows[:, 2], rows[:, 3]
+    return [records[a:b] for a, b in itertools.pairwise(cuts)]

@@ -1,17 +1,17 @@
-"""How much memory and disk an index takes, known before it is built."""
+"""How much memory and disk an index will take, known before it is built."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from feature_store.tables import BYTES_PER_FIRING
+from feature_store.indexing.tables import BYTES_PER_FIRING
 
 TOKEN_BYTES = 48  # documents, parts, positions, formats and sorted pairs of neighbours
 FEATURE_BYTES = 32_000  # kept contexts, counts of tokens and pairs, windows on their way to the store
 
 
 class Budget(NamedTuple):
-    """Bytes of memory that the index holds, and of codes on disk, which the system may keep in memory besides."""
+    """Bytes of memory that the index will hold, and bytes of codes on disk, which the system may keep in memory too."""
 
     memory: int
     codes: int
@@ -25,9 +25,9 @@ def _said(n_bytes: int) -> str:
 
 
 def budget(n_tokens: int, width: int, d_sae: int, memory_bytes: int) -> Budget:
-    """Of `n_tokens` tokens with `width` latents each, when firings held at a time may take `memory_bytes`.
+    """The budget of `n_tokens` tokens with `width` latents each, if the firings held at a time may take `memory_bytes`.
 
-    memory = 48 tokens + 32,000 features + the smaller of `memory_bytes` and 24 firings; codes = (4 + 2 or 4) tokens width.
+    memory = 48 tokens + 32,000 features + min(memory_bytes, 24 firings); codes = (4 + 2 or 4) tokens width.
     """
     firings = min(memory_bytes, BYTES_PER_FIRING * n_tokens * width)
     latent = 2 if d_sae <= 1 << 16 else 4

@@ -1,4 +1,4 @@
-"""Top and stratified activating contexts of every feature, with exact counts and histograms, in one pass of a stream."""
+"""Top and stratified activating contexts of every feature, with exact counts and histograms, in one pass over a stream."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class ContextLimits:
 
 @dataclass(frozen=True)
 class Collected:
-    """Everything the pass found; the first axis is the feature, `NO_CONTEXT` marks an empty slot.
+    """The result of the pass. The first axis is the feature; `NO_CONTEXT` marks an empty slot.
 
-    Top contexts are ordered by activation (falling), then by place in the stream; at most one per different text
-    around its peak, `top_copies` counts how often that text was met while listed. Stratum slots are a uniform
-    sample without replacement of the contexts whose peak lies in the stratum; `stratum_contexts` counts those.
+    Top contexts are ordered by falling activation, then by place in the stream, with one per different text around the
+    peak; `top_copies` counts how often that text occurred while it was listed. Stratum slots are a uniform sample
+    without replacement of the contexts whose peak lies in the stratum; `stratum_contexts` counts those contexts.
     """
 
     n_tokens: int
@@ -75,6 +75,7 @@ def _offer_top(act, context, position, text, acts, contexts, positions, hashes, 
     """Inserts a candidate into one feature's list, ordered by (falling act, context); one entry per text."""
     size = acts.size
     worst = size - 1
+
     for slot in range(size):
         if contexts[slot] == NO_CONTEXT:
             break
@@ -84,14 +85,17 @@ def _offer_top(act, context, position, text, acts, contexts, positions, hashes, 
                 return
             worst = slot
             break
+
     seen = copies[worst] if contexts[worst] != NO_CONTEXT and hashes[worst] == text else 1
     if contexts[worst] != NO_CONTEXT and act <= acts[worst]:
         return
+
     slot = worst
     while slot > 0 and (contexts[slot - 1] == NO_CONTEXT or acts[slot - 1] < act):
         acts[slot], contexts[slot], positions[slot] = acts[slot - 1], contexts[slot - 1], positions[slot - 1]
         hashes[slot], copies[slot] = hashes[slot - 1], copies[slot - 1]
         slot -= 1
+
     acts[slot], contexts[slot], positions[slot], hashes[slot], copies[slot] = act, context, position, text, seen
 
 
@@ -100,13 +104,16 @@ def _offer_sample(act, context, position, key, acts, contexts, positions, keys):
     """Keeps the candidates with the smallest keys: a uniform sample that does not depend on the order of arrival."""
     if keys.size == 0:
         return
+
     slot = keys.size - 1
     if key >= keys[slot]:
         return
+
     while slot > 0 and keys[slot - 1] > key:
         acts[slot], contexts[slot], positions[slot] = acts[slot - 1], contexts[slot - 1], positions[slot - 1]
         keys[slot] = keys[slot - 1]
         slot -= 1
+
     acts[slot], contexts[slot], positions[slot], keys[slot] = act, context, position, key
 
 
@@ -120,12 +127,15 @@ def _collect(ids, indices, acts, first_context, seed, low, width, scratch, count
 def _collect_share(
     share, ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample
 ):  # pragma: no cover (compiled)
-    """One share of the features' part of the pass: features do not see each other, so the number of shares changes nothing."""
+    """The part of the pass for one share of the features; features are independent, so the number of shares changes
+    nothing.
+    """
     best_act, best_position, touched = scratch[0], scratch[1], scratch[2][share]
     n_shares = len(scratch[2])
     n_fired, total, maximum, histogram, stratum_contexts = counts
     top_act, top_context, top_position, top_hash, top_copies = top
     stratum_act, stratum_context, stratum_position, stratum_key = sample
+
     for c in range(ids.shape[0]):
         n_touched = 0
         for p in range(ids.shape[1]):
@@ -211,7 +221,7 @@ class ContextCollector:
         )
 
     def finish(self, n_tokens: int) -> Collected:
-        """What was found in the stream, of which the dictionary read `n_tokens`."""
+        """The result for a stream of which the dictionary read `n_tokens`."""
         n_fired, total, maximum, histogram, stratum_contexts = self._counts
         edges = self._low + self._width * np.arange(N_BINS + 1)
         top_act, top_context, top_position, _, top_copies = self._top
@@ -220,4 +230,5 @@ class ContextCollector:
 
 
 def _slots(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(activations, contexts, positions) of empty slots."""
     return np.zeros(shape, np.float32), np.full(shape, NO_CONTEXT, np.uint32), np.zeros(shape, np.uint16)

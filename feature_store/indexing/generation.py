@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from feature_store import tables
-from feature_store.contexts import Collected, ContextCollector, ContextLimits
-from feature_store.feature_rows import Directions, write_feature_rows
-from feature_store.formats import FORMATS, N_POSITIONS
-from feature_store.shards import ShardWriter, merge
-from feature_store.statistics import GROUPS, Stream
-from feature_store.tables import Codes, Documents
-from feature_store.windows import random_windows
+from feature_store.indexing import tables
+from feature_store.indexing.contexts import Collected, ContextCollector, ContextLimits
+from feature_store.indexing.feature_rows import Directions, write_feature_rows
+from feature_store.indexing.formats import FORMATS, N_POSITIONS
+from feature_store.indexing.shards import ShardWriter, merge
+from feature_store.indexing.statistics import GROUPS, Stream
+from feature_store.indexing.tables import Codes, Documents
+from feature_store.indexing.windows import random_windows
 from feature_store.writer import GenerationWriter
 
 RANDOM_WINDOWS = 1000
@@ -25,7 +25,7 @@ MEMORY_BYTES = 2_000_000_000
 
 
 class Corpus(NamedTuple):
-    """What was indexed: codes, the tokens the dictionary read, bytes of every token id, document names."""
+    """What is indexed: codes, the number of tokens that the dictionary read, bytes of every token id, document names."""
 
     codes: Codes
     n_tokens: int
@@ -33,7 +33,7 @@ class Corpus(NamedTuple):
     document_names: list[str]
 
 
-def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, n_tokens: int) -> Collected:
+def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, *, n_tokens: int) -> Collected:
     """The streaming pass over the codes."""
     pilot = codes.acts[:: max(1, codes.acts.shape[0] // PILOT_CONTEXTS)]
     collector = ContextCollector(d_sae, limits, pilot[pilot > 0], seed)
@@ -44,7 +44,7 @@ def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, n_tokens
 
 
 class Limits(NamedTuple):
-    """What is kept of features and of documents, the seed of samples, and the memory for firings held at a time."""
+    """How much is kept per feature and per document, the seed of samples, and the memory for firings held at a time."""
 
     contexts: ContextLimits
     features_per_document: int
@@ -64,25 +64,25 @@ class _Pass(NamedTuple):
 
 def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
     codes = Codes(*map(np.asarray, corpus.codes))  # memory-mapped, without the price of their class at every slice
-    is_test = tables.test_documents(len(corpus.document_names))
+    is_test = tables.in_test_part(len(corpus.document_names))
     return _Pass(
         codes,
-        collect(codes, d_sae, limits.contexts, limits.seed, corpus.n_tokens),
+        collect(codes, d_sae, limits.contexts, limits.seed, n_tokens=corpus.n_tokens),
         tables.stream_of(codes, corpus.vocabulary, is_test),
         is_test,
-        tables.count_documents(codes, d_sae, limits.features_per_document),
+        documents=tables.count_documents(codes, d_sae, limits.features_per_document),
     )
 
 
 def write_shard(
-    folder: Path, number: int, corpus: Corpus, directions: Directions, limits: Limits, features: slice
+    folder: Path, number: int, corpus: Corpus, directions: Directions, *, limits: Limits, features: slice
 ) -> None:
-    """Writes what a generation says of some consecutive features to Parquet files in `folder`, for `publish` to put together.
+    """Writes the rows of some consecutive features to Parquet files in `folder`, for `publish` to join.
 
     Every process makes the pass over the codes, which is short; counting and cutting windows are shared out.
     """
     read = _pass(corpus, len(directions.promoted), limits)
-    _write_features(ShardWriter(folder, number), read, directions, limits.memory_bytes, features)
+    _write_features(ShardWriter(folder, number), read, directions, limits.memory_bytes, features=features)
 
 
 def publish(
@@ -90,12 +90,13 @@ def publish(
     corpus: Corpus,
     directions: Directions,
     limits: Limits,
+    *,
     facts: dict[str, Any],
     shards: Path | None = None,
 ) -> str:
     """Builds and publishes a context generation under `store`; returns its file name.
 
-    `shards` is a folder of `write_shard` for all features; none: the features are counted here.
+    `shards` is a folder that `write_shard` filled for all features; without it the features are counted here.
     """
     _, n_tokens, vocabulary, names = corpus
     read = _pass(corpus, len(directions.promoted), limits)
@@ -107,24 +108,34 @@ def publish(
         **_totals(read.stream), **facts,
     })  # fmt: skip
     if shards is None:
-        _write_features(writer, read, directions, limits.memory_bytes, slice(0, len(directions.promoted)))
+        _write_features(writer, read, directions, limits.memory_bytes, features=slice(0, len(directions.promoted)))
     else:
         merge(writer, shards)
+
     _write_tokens(writer, codes, vocabulary, read.is_test)
-    _write_documents(writer, codes, read.documents, names, read.is_test)
+    _write_documents(writer, codes, read.documents, names, is_test=read.is_test)
     _write_random_windows(writer, codes, seed, f"<u{codes.ids.dtype.itemsize}")
+
     return writer.publish()
 
 
 def _write_features(
-    writer: GenerationWriter | ShardWriter, read: _Pass, directions: Directions, memory_bytes: int, features: slice
+    writer: GenerationWriter | ShardWriter, read: _Pass, directions: Directions, memory_bytes: int, *, features: slice
 ) -> None:
     codes, collected = read.codes, read.collected
     counted = tables.count(
-        codes, read.stream, collected.n_fired, collected.maximum, directions.promoted, directions.neighbours.shape[1],
-        memory_bytes, features,
+        codes, read.stream, collected.n_fired, collected.maximum, promoted=directions.promoted, n_coactive=directions.neighbours.shape[1],
+        memory_bytes=memory_bytes, features=features,
     )  # fmt: skip
-    write_feature_rows(writer, codes, collected, counted, read.documents.n_documents, directions, features)
+    write_feature_rows(
+        writer,
+        codes,
+        collected,
+        counted,
+        n_documents=read.documents.n_documents,
+        directions=directions,
+        features=features,
+    )
 
 
 def _totals(stream: Stream) -> dict[str, Any]:
@@ -145,7 +156,7 @@ def _write_tokens(writer: GenerationWriter, codes: Codes, vocabulary: list[bytes
 
 
 def _write_documents(
-    writer: GenerationWriter, codes: Codes, documents: Documents, names: list[str], is_test: np.ndarray
+    writer: GenerationWriter, codes: Codes, documents: Documents, names: list[str], *, is_test: np.ndarray
 ) -> None:
     sizes = np.bincount(codes.documents.reshape(-1), minlength=len(names))
     cuts = np.searchsorted(documents.rows[:, 0], np.arange(len(names) + 1))
@@ -162,12 +173,12 @@ def _write_documents(
 
 
 def _write_random_windows(writer: GenerationWriter, codes: Codes, seed: int, id_dtype: str) -> None:
-    found = random_windows(codes, RANDOM_WINDOWS, seed)
+    windows = random_windows(codes, RANDOM_WINDOWS, seed)
     writer.insert("random_window", {
-        "id": np.arange(len(found)),
-        "document": [w.document for w in found],
-        "token_ids": [w.token_ids.astype(id_dtype).tobytes() for w in found],
-        "peak": [w.peak for w in found],
-        "place": [w.place for w in found],
-        "latents": [w.latents.astype("<u4").tobytes() for w in found],
+        "id": np.arange(len(windows)),
+        "document": [w.document for w in windows],
+        "token_ids": [w.token_ids.astype(id_dtype).tobytes() for w in windows],
+        "peak": [w.peak for w in windows],
+        "place": [w.place for w in windows],
+        "latents": [w.latents.astype("<u4").tobytes() for w in windows],
     })  # fmt: skip

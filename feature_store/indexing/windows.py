@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from feature_store.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
+from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
+from feature_store.indexing.tables import Codes
 from feature_store.packing import WINDOW, Pack, quantise
-from feature_store.tables import Codes
+from feature_store.records import RandomWindow
 
 
 def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:
@@ -19,25 +20,33 @@ def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.nda
 
 
 def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
-    """The kept windows of one feature, cut around their peaks, with the feature's activations in them."""
-    kept = [(0, r, 0, *slot) for r, slot in enumerate(_filled(collected, "top", feature))]
-    for s in range(collected.stratum_act.shape[1]):
-        kept += [(1, r, s, *slot) for r, slot in enumerate(_filled(collected, "stratum", (feature, s)))]
-    windows = np.zeros(len(kept), WINDOW)
-    where = np.array([slot[4:] for slot in kept], np.int64).reshape(-1, 2)
+    """The stored windows of one feature, cut around their peaks, with the feature's activations in them."""
+    slots = _filled(collected, "top", feature)
+    for stratum in range(collected.stratum_act.shape[1]):
+        slots += _filled(collected, "stratum", (feature, stratum))
+
+    windows = np.zeros(len(slots), WINDOW)
+    where = np.array([(slot.context, slot.position) for slot in slots], np.int64).reshape(-1, 2)
     bounds, lengths, places, values = _cut(where, codes.documents, codes.indices, codes.acts, feature)
-    percentiles = _percentiles(collected, feature, np.array([slot[3] for slot in kept]))
-    for number, (is_stratum, rank, stratum, _, context, position) in enumerate(kept):
+    percentiles = _percentiles(collected, feature, np.array([slot.act for slot in slots]))
+
+    for number, slot in enumerate(slots):
         first, start, end = bounds[number]
-        available = collected.stratum_contexts[feature, stratum]
-        inclusion = min(1.0, collected.stratum_act.shape[2] / available) if is_stratum else 1.0
-        copies = 1 if is_stratum else min(int(collected.top_copies[feature, rank]), 65535)
+        inclusion, copies = 1.0, 1
+        if slot.is_stratum:
+            available = collected.stratum_contexts[feature, slot.stratum]
+            inclusion = min(1.0, collected.stratum_act.shape[2] / available)
+        else:
+            copies = min(int(collected.top_copies[feature, slot.rank]), 65535)
         windows[number] = (
-            is_stratum, rank, stratum, end - start, position - start, lengths[number], copies,
-            codes.documents[context, position], context, position - first, percentiles[number], inclusion,
+            slot.is_stratum, slot.rank, slot.stratum, end - start, slot.position - start, lengths[number], copies,
+            codes.documents[slot.context, slot.position], slot.context, slot.position - first, percentiles[number],
+            inclusion,
         )  # fmt: skip
+
     parts = [codes.ids[c, start:end] for (c, _), (_, start, end) in zip(where, bounds, strict=True)]
     ids = np.concatenate(parts) if parts else np.empty(0, np.int64)
+
     return Pack(windows, ids, places, quantise(values, collected.maximum[feature]))
 
 
@@ -45,7 +54,7 @@ def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
 def _window(owner, position):  # pragma: no cover (compiled)
     """(first token of the document in its context, start, end) of the window around a token.
 
-    The window ends where the document does, so that it holds no text of a document of the other part.
+    The window ends with the document, so that it contains no text of a document of the other part.
     """
     first, end = position, position + 1
     while first > 0 and owner[first - 1] == owner[position]:
@@ -57,12 +66,16 @@ def _window(owner, position):  # pragma: no cover (compiled)
 
 @njit(cache=True)
 def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compiled)
-    """Of windows around (context, position): (first token of the document, start, end) [windows, 3], the number of tokens
-    that a feature fires on [windows], and of all windows in a row these tokens' places and activations."""
+    """Cuts windows around (context, position) and gathers a feature's activations in them.
+
+    Returns (first token of the document, start, end) [windows, 3]; the number of tokens on which the feature fires
+    [windows]; and, over all windows in a row, these tokens' places in their window and activations.
+    """
     bounds, lengths = np.empty((len(where), 3), np.int64), np.empty(len(where), np.int64)
     places = np.empty(len(where) * (BEFORE + AFTER + 1), np.int64)
     values = np.empty(places.size, np.float32)
     n = 0
+
     for w in range(len(where)):
         c, position = where[w]
         first, start, end = _window(documents[c], position)
@@ -77,36 +90,45 @@ def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compile
                 places[n], values[n] = p - start, act
                 n += 1
         lengths[w] = n - before
+
     return bounds, lengths, places[:n].copy(), values[:n].copy()
-
-
-class RandomWindow(NamedTuple):
-    """A window around a token drawn uniformly, cut as windows around peaks are; every feature that fires in it."""
-
-    document: int
-    token_ids: np.ndarray
-    peak: int
-    place: int
-    latents: np.ndarray
 
 
 def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow]:
     """Windows around tokens drawn uniformly from those that the dictionary read (some latent fires on them)."""
     n_contexts, ctx_len = codes.ids.shape
-    found: list[RandomWindow] = []
+    windows: list[RandomWindow] = []
+
     for token in np.random.default_rng(seed).integers(0, n_contexts * ctx_len, 4 * n_windows).tolist():
         context, position = divmod(token, ctx_len)
-        if len(found) == n_windows or not (codes.acts[context, position] > 0).any():
+        if len(windows) == n_windows or not (codes.acts[context, position] > 0).any():
             continue
         documents = codes.documents[context]
         first, start, end = _window(documents, position)
         cut = slice(start, end)
         latents = np.unique(codes.indices[context, cut][codes.acts[context, cut] > 0])
         ids = codes.ids[context, cut]
-        found.append(RandomWindow(int(documents[position]), ids, position - start, position - first, latents))
-    return found
+        windows.append(RandomWindow(int(documents[position]), ids, position - start, position - first, latents=latents))
+
+    return windows
 
 
-def _filled(collected: Collected, kind: str, where: int | tuple[int, int]) -> list[tuple[float, int, int]]:
+class _Slot(NamedTuple):
+    """A place in the text where a feature fires, as `ContextCollector` kept it."""
+
+    is_stratum: bool
+    stratum: int
+    rank: int
+    act: float
+    context: int
+    position: int
+
+
+def _filled(collected: Collected, kind: str, where: int | tuple[int, int]) -> list[_Slot]:
     arrays = [getattr(collected, f"{kind}_{name}")[where] for name in ("act", "context", "position")]
-    return [(float(a), int(c), int(p)) for a, c, p in zip(*arrays, strict=True) if c != NO_CONTEXT]
+    is_stratum, stratum = kind == "stratum", where[1] if isinstance(where, tuple) else 0
+    filled = (slot for slot in zip(*arrays, strict=True) if slot[1] != NO_CONTEXT)
+    return [
+        _Slot(is_stratum, stratum, rank, float(act), context=int(context), position=int(position))
+        for rank, (act, context, position) in enumerate(filled)
+    ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from feature_store.formats import FORMATS, N_POSITIONS
+from feature_store.indexing.formats import FORMATS, N_POSITIONS
 
 GROUPS = 10
 BIGRAMS_PER_FEATURE = 16
@@ -15,8 +15,12 @@ COACTIVE_FIRINGS = 1000
 
 
 class Stream(NamedTuple):
-    """A flat stream of tokens: ids, first ids of the same text, document, part (1: test), group of the document, bin,
-    format, whether a document or a context begins; and the size of the vocabulary."""
+    """A flat stream of tokens, [tokens] each; `size` is that of the vocabulary.
+
+    ids; normal: the first id of the same text; owner: the document; is_test: whether the document tests explanations;
+    group: the group of documents that a jackknife leaves out; position and format: bins; starts: whether a document or
+    a context begins there.
+    """
 
     ids: np.ndarray
     normal: np.ndarray
@@ -28,16 +32,19 @@ class Stream(NamedTuple):
     starts: np.ndarray
     size: int
 
-    def test_documents(self) -> np.ndarray:
+    def in_test_part(self) -> np.ndarray:
         """Which documents are for testing."""
-        found = np.zeros(int(self.owner[-1]) + 1, bool)
-        found[self.owner] = self.is_test
-        return found
+        is_test = np.zeros(int(self.owner[-1]) + 1, bool)
+        is_test[self.owner] = self.is_test
+        return is_test
 
 
 class Totals(NamedTuple):
-    """Of a whole stream: how often every token stands in explain documents, and in each group of test documents; all pairs
-    of neighbours in explain and in test documents, sorted."""
+    """Counts over a whole stream.
+
+    n_explain [vocabulary]: occurrences in explain documents; n_test [groups, vocabulary]: in each group of test
+    documents; pairs: all pairs of neighbours in explain and in test documents, sorted.
+    """
 
     n_explain: np.ndarray
     n_test: np.ndarray
@@ -45,17 +52,19 @@ class Totals(NamedTuple):
 
 
 def totals_of(stream: Stream) -> Totals:
-    """What the statistics of any feature are compared with."""
+    """The counts that the statistics of any feature are compared with."""
     n_explain = np.bincount(stream.ids[~stream.is_test], minlength=stream.size)
     groups = [stream.is_test & (stream.group == g) for g in range(GROUPS)]
     n_test = np.stack([np.bincount(stream.ids[g], minlength=stream.size) for g in groups])
-    found = []
+    sorted_pairs = []
+
     for part in (False, True):
         inside = np.flatnonzero(~stream.starts & (stream.is_test == part))
         pairs = stream.normal[inside - 1].astype(np.int64) * stream.size + stream.normal[inside]
         pairs.sort()
-        found.append(pairs)
-    return Totals(n_explain, n_test, (found[0], found[1]))
+        sorted_pairs.append(pairs)
+
+    return Totals(n_explain, n_test, (sorted_pairs[0], sorted_pairs[1]))
 
 
 class Statistics(NamedTuple):
@@ -79,12 +88,12 @@ class Statistics(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def _bins(offsets, firings, is_test, bins, size):  # pragma: no cover (compiled)
-    found = np.zeros((offsets.size - 1, 2, size), np.uint32)
+    counts = np.zeros((offsets.size - 1, 2, size), np.uint32)
     for f in range(offsets.size - 1):
         for p in range(offsets[f], offsets[f + 1]):
             t = firings[p]
-            found[f, int(is_test[t]), bins[t]] += 1
-    return found
+            counts[f, int(is_test[t]), bins[t]] += 1
+    return counts
 
 
 @njit(nogil=True, cache=True)
@@ -92,6 +101,7 @@ def _bigrams(offsets, firings, ids, is_test, starts, size, keep):  # pragma: no 
     d_sae = offsets.size - 1
     rows = np.empty((d_sae * keep, 4), np.int64)  # feature, pair, explain, test
     n_rows = 0
+
     for f in range(d_sae):
         places = firings[offsets[f] : offsets[f + 1]]
         keys = np.empty(places.size, np.int64)
@@ -116,6 +126,7 @@ def _bigrams(offsets, firings, ids, is_test, starts, size, keep):  # pragma: no 
             if explain[r] > 0:
                 rows[n_rows] = f, pairs[r], explain[r], test[r]
                 n_rows += 1
+
     return rows[:n_rows].copy()
 
 
@@ -126,6 +137,7 @@ def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # 
     sums = np.zeros((d_sae, n_test.shape[0], 5), np.float64)
     total = np.zeros(size, np.float64)
     touched = np.empty(size, np.int64)
+
     for f in range(d_sae):
         n = 0
         for p in range(offsets[f], offsets[f + 1]):
@@ -151,6 +163,7 @@ def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # 
                 sums[f, g, 2] += mean * n_test[g, token]
                 sums[f, g, 3] += mean * mean * n_test[g, token]
             total[token] = 0
+
     return sums
 
 
@@ -158,11 +171,12 @@ def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # 
 def _coactive(first, offsets, firings, indices, acts, n_fired, keep, most):  # pragma: no cover (compiled)
     """The features that fire on most of a feature's (at most `most`, evenly spaced) firings, by cosine of firing."""
     n = offsets.size - 1
-    found, scores = np.zeros((n, keep), np.uint32), np.zeros((n, keep), np.float32)
+    partners, scores = np.zeros((n, keep), np.uint32), np.zeros((n, keep), np.float32)
     both, touched = np.zeros(n_fired.size, np.int64), np.empty(n_fired.size, np.int64)
+
     for i in range(n):
         f = first + i
-        found[i] = f  # where fewer fire with it
+        partners[i] = f  # where fewer fire with it
         n_all = offsets[i + 1] - offsets[i]
         n_seen = min(n_all, most)
         n_touched = 0
@@ -179,10 +193,11 @@ def _coactive(first, offsets, firings, indices, acts, n_fired, keep, most):  # p
         value = both[seen] / max(n_seen, 1) * np.sqrt(n_fired[f] / np.maximum(n_fired[seen], 1))
         order = np.argsort(-value, kind="mergesort")[:keep]
         for r in range(order.size):
-            found[i, r], scores[i, r] = seen[order[r]], min(value[order[r]], 1.0)
+            partners[i, r], scores[i, r] = seen[order[r]], min(value[order[r]], 1.0)
         for other in seen:
             both[other] = 0
-    return found, scores
+
+    return partners, scores
 
 
 def gather(
@@ -190,15 +205,16 @@ def gather(
     totals: Totals,
     strong: tuple[np.ndarray, np.ndarray],
     fired: tuple[np.ndarray, np.ndarray, np.ndarray],
+    *,
     codes: tuple[np.ndarray, np.ndarray],
     first: int,
     n_fired: np.ndarray,
     n_coactive: int,
 ) -> Statistics:
-    """All counts of consecutive features, of which `first` is the first.
+    """All counts of consecutive features, starting with the feature `first`.
 
-    `strong` is (offsets, places) of their strong firings by feature, `fired` (offsets, places, activations) of all of
-    them, `codes` latents and activations [tokens, k], `n_fired` [d_sae] how often every feature fires.
+    `strong` is (offsets, places) of their strong firings by feature, `fired` (offsets, places, activations) of all
+    their firings, `codes` latents and activations [tokens, k], `n_fired` [d_sae] how often every feature fires.
     """
     rows = _bigrams(*strong, stream.normal, stream.is_test, stream.starts, stream.size, BIGRAMS_PER_FEATURE)
     occurrences = [_occurrences(pairs, rows[:, 1]) for pairs in totals.pairs]
@@ -207,6 +223,7 @@ def gather(
     )
     offsets, places, acts = fired
     n_coactive = min(n_coactive, len(n_fired) - 1)
+
     return Statistics(
         _bins(*strong, stream.is_test, stream.position, N_POSITIONS),
         _bins(*strong, stream.is_test, stream.format, len(FORMATS)),
@@ -216,6 +233,6 @@ def gather(
     )
 
 
-def _occurrences(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """How often the wanted ones are among the found ones, which are sorted."""
-    return np.searchsorted(found, wanted, side="right") - np.searchsorted(found, wanted, side="left")
+def _occurrences(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """How often each of the keys occurs among the sorted ones."""
+    return np.searchsorted(sorted_keys, keys, side="right") - np.searchsorted(sorted_keys, keys, side="left")

@@ -1,0 +1,105 @@
+"""Reads of the whole store that explainers, scorers and concepts need: counts of firings, negatives, random windows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from feature_store.records import Bigram, FiringCount, RandomWindow, TokenCount, TokenFirings
+from feature_store.store import Store
+
+
+def token_firings(store: Store, kind: str) -> list[TokenFirings]:
+    """Strong firings by token, one kind ("current", "next" or "previous") of every feature, sorted by feature."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select feature, token, n_explain, n_test from contexts.feature_token where kind = ? order by all", [kind]
+    ).fetchall()
+    return [TokenFirings(*row) for row in rows]
+
+
+def random_windows(store: Store) -> list[RandomWindow]:
+    """The stored random windows, in the order in which they were drawn."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select document, token_ids, peak, place, latents from contexts.random_window order by id"
+    ).fetchall()
+    dtype = f"<u{store.meta['id_bytes']}"
+    return [
+        RandomWindow(document, np.frombuffer(ids, dtype), peak, place, latents=np.frombuffer(latents, "<u4"))
+        for document, ids, peak, place, latents in rows
+    ]
+
+
+def negatives(store: Store) -> list[bytes]:
+    """Records of the hard negatives of every feature, by feature."""
+    cursor = store.connection.cursor()
+    return [row[0] for row in cursor.execute("select negatives from contexts.context_pack order by feature").fetchall()]
+
+
+def counted_places(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Strong firings by position [d_sae, 2, positions] and format [d_sae, 2, formats], in (explain, test) documents."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select positions, formats from contexts.feature order by feature").fetchall()
+    positions, formats = (np.frombuffer(b"".join(column), "<u4") for column in zip(*rows, strict=True))
+    return positions.reshape(len(rows), 2, -1), formats.reshape(len(rows), 2, -1)
+
+
+def lookups(store: Store) -> np.ndarray:
+    """Sums [d_sae, groups, 5] behind the token-lookup correlation (feature_store.indexing.statistics)."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select lookup from contexts.feature order by feature").fetchall()
+    return np.frombuffer(b"".join(r[0] for r in rows), "<f8").reshape(len(rows), -1, 5)
+
+
+def bigrams(store: Store) -> list[Bigram]:
+    """Strong firings by pair of tokens, sorted by feature, the most frequent pair first."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select * from contexts.feature_bigram order by feature, n_explain desc, first, second"
+    ).fetchall()
+    return [Bigram(*row) for row in rows]
+
+
+def firing_counts(store: Store) -> list[FiringCount]:
+    """How often every feature fires strongly, by feature."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select feature, n_strong, n_strong_test, n_documents_strong_test from contexts.feature order by feature"
+    ).fetchall()
+    return [FiringCount(*row) for row in rows]
+
+
+def token_counts(store: Store) -> list[TokenCount]:
+    """How often every token occurs, by token."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select token, n_explain, n_test from contexts.token order by token").fetchall()
+    return [TokenCount(*row) for row in rows]
+
+
+def promoted_tokens(store: Store) -> dict[int, list[int]]:
+    """Tokens that every feature promotes, strongest first."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select feature, promoted_tokens from contexts.feature").fetchall()
+    return {f: np.frombuffer(blob, "<u4").tolist() for f, blob in rows}
+
+
+def documents_in_test_part(store: Store) -> set[int]:
+    """Documents that explanations are scored on, and never written from."""
+    cursor = store.connection.cursor()
+    return {r[0] for r in cursor.execute("select document from contexts.document where is_test").fetchall()}
+
+
+def nearness(store: Store) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Per feature its nearest features with scores: [by cosine of decoder rows, by cosine of firing]."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select neighbours, neighbour_cosines, coactive, coactive_scores from contexts.feature order by feature"
+    ).fetchall()
+    pairs = lambda ids, scores: (np.frombuffer(ids, "<u4").astype(np.int64), np.frombuffer(scores, "<f4"))  # noqa: E731
+    return [[pairs(a, b), pairs(c, d)] for a, b, c, d in rows]
+
+
+def document_features(store: Store) -> list[bytes]:
+    """Strongest features of every document, as uint32."""
+    cursor = store.connection.cursor()
+    return [row[0] for row in cursor.execute("select latents from contexts.document order by document").fetchall()]
