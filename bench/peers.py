@@ -61,7 +61,7 @@ def ours(rows: Tensor, d_sae: int, k: int, seed: int, batch: int, lr: float) -> 
         sae.project_decoder_gradient()
         optimiser.step()
         sae.normalise_decoder()
-        sae.count_firings(losses.made.encoding)
+        sae.count_firings(losses.training_pass.encoding)
     sae.eval()
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from sae.foundation.metrics import FvuMeter, loss_recovered
 from sae.foundation.screen import Screen
 from sae.model.hookpoints import Channel, HookPoint
 from sae.pipeline.config import load_config
-from sae.pipeline.prepare import Rooms, prepare
+from sae.pipeline.sources import Sources, prepare
 
 HOOK = HookPoint("resid_post", 8)
 BATCH = 512
@@ -32,44 +32,44 @@ RATES = (4e-4, 1.5e-3, 3e-3)
 CONFIG = Path(__file__).parent.parent / "training_configs" / "quickstart.yaml"
 
 
-def rows_of(rooms: Rooms, rows: int) -> tuple[Tensor, Tensor]:
+def rows_of(sources: Sources, rows: int) -> tuple[Tensor, Tensor]:
     """(training rows in a fixed random order, held-out rows) of the quickstart's hook point, in float32."""
     parts, found = [], 0
-    for g in range(rooms.train.n_segments):
-        parts.append(rooms.train.segment(g).x[Channel(HOOK)])
+    for g in range(sources.train.n_segments):
+        parts.append(sources.train.segment(g).x[Channel(HOOK)])
         found += len(parts[-1])
         if found >= rows:
             break
     train = torch.cat(parts)[:rows]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    held_out = torch.cat([rooms.held_out.segment(g).x[Channel(HOOK)] for g in range(rooms.held_out.n_segments)])
+    held_out = torch.cat([sources.held_out.segment(g).x[Channel(HOOK)] for g in range(sources.held_out.n_segments)])
     return train[order].float(), held_out.float()
 
 
 @torch.no_grad()
-def judged(trained: Trained, held_out: Tensor, rooms: Rooms) -> dict[str, float]:
+def judged(trained: Trained, held_out: Tensor, sources: Sources) -> dict[str, float]:
     """fvu, loss_recovered against mean ablation, and latents that fired on none of the last fifth of training rows."""
     meter = FvuMeter(held_out.shape[1])
     for x in held_out.split(4096):
         meter.add(x, trained.reconstruct(x))
     return {
         "fvu": meter.value(),
-        "loss_recovered": _recovered(trained.reconstruct, held_out, rooms),
+        "loss_recovered": _recovered(trained.reconstruct, held_out, sources),
         "dead": trained.dead,
     }
 
 
-def _recovered(reconstruct: Callable[[Tensor], Tensor], held_out: Tensor, rooms: Rooms) -> float:
+def _recovered(reconstruct: Callable[[Tensor], Tensor], held_out: Tensor, sources: Sources) -> float:
     from types import SimpleNamespace
 
-    contexts, mean = rooms.held_out.contexts, held_out.mean(0)
-    subject: Any = SimpleNamespace(held_out=rooms.held_out)
+    contexts, mean = sources.held_out.contexts, held_out.mean(0)
+    subject: Any = SimpleNamespace(held_out=sources.held_out)
     ce = dict.fromkeys(("clean", "spliced", "mean"), 0.0)
     for start in range(0, 32, 16):
         part = slice(start, start + 16)
         documents = contexts.documents[part]
         ids = torch.from_numpy(contexts.ids[part].astype("int64"))
-        made = rooms.held_out.harvester.harvest(contexts.ids[part], documents)
+        made = sources.held_out.harvester.harvest(contexts.ids[part], documents)
         x = made.x[Channel(HOOK)][made.keep].float()
         edits = {
             "clean": {},
@@ -92,20 +92,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder for harvest and results")
     asked = parser.parse_args()
     config = load_config(CONFIG)
-    rooms = prepare(config, asked.out, Screen())
-    train, held_out = rows_of(rooms, asked.rows)
+    sources = prepare(config, asked.out, Screen())
+    train, held_out = rows_of(sources, asked.rows)
     rates, table = {}, {}
     for name, fit in PEERS.items():
         if len(asked.rates) == 1:
             rates[name] = asked.rates[0]
             continue
-        tried = {lr: judged(fit(train, asked.d_sae, 32, 0, BATCH, lr), held_out, rooms)["fvu"] for lr in asked.rates}
+        tried = {lr: judged(fit(train, asked.d_sae, 32, 0, BATCH, lr), held_out, sources)["fvu"] for lr in asked.rates}
         rates[name] = min(tried, key=lambda lr: tried[lr])
         print(f"{name}: learning rates {tried}", flush=True)
     for k in asked.k:
         for name, fit in PEERS.items():
             found = [
-                judged(fit(train, asked.d_sae, k, seed, BATCH, rates[name]), held_out, rooms) for seed in asked.seeds
+                judged(fit(train, asked.d_sae, k, seed, BATCH, rates[name]), held_out, sources) for seed in asked.seeds
             ]
             table[f"{name} k={k}"] = {key: [f[key] for f in found] for key in found[0]}
             shown = {key: f"{statistics.mean(v):.4f} +- {_error(v):.4f}" for key, v in table[f"{name} k={k}"].items()}

@@ -48,6 +48,8 @@ SAES = [
     },
     {"name": "heads", "architecture": "topk", "hook": "attn_z.1", **KEEPS_K},
 ]
+THREADS = 2
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": str(THREADS), "NUMBA_NUM_THREADS": str(THREADS)}
 FIGURES = ("fvu", "l0", "ce_increase", "dead")
 NOT_A_RESULT = {"format_version", "card_version", "created", "versions", "seconds", "config_sha256"}
 
@@ -58,7 +60,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": THREADS,
     }
 
 
@@ -113,24 +115,24 @@ def record(dictionaries: Path) -> dict[str, Any]:
     }
 
 
-def run_small(folder: Path, tree: dict[str, Any], model: Path, text: Path) -> Path:
+def run_small(folder: Path, tree: dict[str, Any]) -> Path:
     """Trains every architecture on one small harvest; returns the folder of the dictionaries."""
-    from conftest import run_cli, write_config
+    from fixtures import run_cli, write_config
 
     changes = {"sae": SAES, "name": "bits", "train__dtype": "float32", "interpret__scorers": None}
-    done = run_cli("train", write_config(folder, tree, **changes), env={**os.environ, "PYTHONHASHSEED": "0"})
+    done = run_cli("train", write_config(folder, tree, **changes), env={**os.environ, **ENVIRONMENT})
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "bits" / "dictionaries"
 
 
 def main() -> None:
     """Prints the record of this machine."""
-    import conftest
+    import fixtures
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, text = conftest.save_model(folder / "model"), conftest.save_text(folder / "documents.jsonl")
-        print(json.dumps(record(run_small(folder, conftest.small_tree(model, text), model, text)), indent=1))
+        model, text = fixtures.save_model(folder / "model"), fixtures.save_text(folder / "documents.jsonl")
+        print(json.dumps(record(run_small(folder, fixtures.small_tree(model, text))), indent=1))
 
 
 if __name__ == "__main__":

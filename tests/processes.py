@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sae.training.replica_step import ReplicaStep
-from sae.training.sharded_step import ShardedStep
 
+from feature_store.dictionary_files import Provenance
 from sae.architectures import ARCHITECTURES
 from sae.foundation.distributed import Processes, connected, exit_process
-from sae.foundation.tensor_files import Piece, once
+from sae.foundation.screen import Progress
+from sae.foundation.tensor_files import Piece, tensors_to_write
 from sae.model.hookpoints import Channel, HookPoint
 from sae.publish import dictionary
 from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint
+from sae.training.exchange import LatentShards, Replicas
 from sae.training.optimiser import OptimiserConfig
 from sae.training.trainer import SaeTrainer
 
@@ -41,8 +42,10 @@ def trainer(
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=LATENTS[device], **settings)
     statistics = {HOOK: ActivationStatistics(WIDTH**0.5, 1.0, [0.1] * WIDTH, [0.1] * WIDTH, 8.0, None)}
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    options = {} if group is None else {"group": group, "train": OptimiserConfig.model_validate({"parallel": parallel})}
-    return SaeTrainer(config, statistics, 0, dtype, device, **options)
+    options: dict[str, Any] = {}
+    if processes is not None:
+        options = {"processes": processes, "train": OptimiserConfig.model_validate({"parallel": parallel})}
+    return SaeTrainer(config, statistics, seed=0, dtype=dtype, device=device, **options)
 
 
 def rows(number: int, n: int = 240) -> torch.Tensor:
@@ -56,15 +59,10 @@ def rows(number: int, n: int = 240) -> torch.Tensor:
 def update(made: SaeTrainer, number: int, processes: Processes | None, device: str) -> None:
     """One update on batch `number`; replicas get unequal shares of it."""
     batch, counts = rows(number).to(device), None
-    if processes is not None and not made.spread:
+    if processes is not None and not made.is_spread:
         n = len(batch)
-        cuts = [
-            0,
-            *(
-                n * (r + 1) // processes.world_size + (7 if r + 1 < processes.world_size else 0)
-                for r in range(processes.world_size)
-            ),
-        ]
+        size = processes.world_size
+        cuts = [0, *(n * (r + 1) // size + (7 if r + 1 < size else 0) for r in range(size))]
         counts = [b - a for a, b in itertools.pairwise(cuts)]
         batch = batch.split(counts)[processes.rank]
     made.step({Channel(HOOK): batch}, LR, counts)
@@ -73,8 +71,8 @@ def update(made: SaeTrainer, number: int, processes: Processes | None, device: s
 def check(one: SaeTrainer, many: SaeTrainer, title: str) -> None:
     """Raises where the state of several processes is not that of one."""
     saved = many.tensors()
-    if many.fused:
-        many.fused.complete()
+    if many.fused_step:
+        many.fused_step.exchange.gather_weights(many.sae)
     for name, expected in one.tensors().items():
         found = saved[name]
         if isinstance(found, Piece):
@@ -89,21 +87,22 @@ def check_updates(processes: Processes, folder: Path, device: str) -> None:
     """Every way to share the work, against one process; then a checkpoint of several that one goes on from, and back."""
     for architecture, parallel in CASES:
         one, many = trainer(architecture, device=device), trainer(architecture, processes, parallel, device)
-        wanted = {"latents": ShardedStep, "replicas": type(None) if architecture == "gated" else ReplicaStep}
-        assert isinstance(many.fused, wanted[parallel])
+        exchange = many.fused_step.exchange if many.fused_step else None
+        wanted = {"latents": LatentShards, "replicas": type(None) if architecture == "gated" else Replicas}
+        assert isinstance(exchange, wanted[parallel])
         for number in range(STEPS):
             update(one, number, None, device)
             update(many, number, processes, device)
         check(one, many, f"{architecture} {parallel}")
         if architecture == "topk":
-            assert many.dead() == one.dead() > 0 and float(one.sums[1]) > 0, "AuxK was not reached"
+            assert many.n_dead() == one.n_dead() > 0 and float(one.sums[1]) > 0, "AuxK was not reached"
         home = folder / f"{architecture}-{parallel}"
-        checkpoint.save(home, many.tokens_seen, once(many.tensors(), processes), {}, processes)
-        saved = checkpoint.newest(home, print)
-        assert saved is not None and set(saved.names()) == set(one.tensors())
+        checkpoint.save(home, many.tokens_seen, tensors_to_write(many.tensors(), processes), {}, processes=processes)
+        saved = checkpoint.newest(home, Progress())
+        assert saved is not None and set(saved.tensors.names()) == set(one.tensors())
         again, alone = trainer(architecture, processes, parallel, device), trainer(architecture, device=device)
-        again.load_tensors(saved)
-        alone.load_tensors(saved)
+        again.load_tensors(saved.tensors)
+        alone.load_tensors(saved.tensors)
         for number in range(STEPS, STEPS + 4):
             update(many, number, processes, device)
             update(again, number, processes, device)
@@ -119,8 +118,10 @@ def check_shards(processes: Processes, folder: Path) -> None:
     one, many = trainer("topk"), trainer("topk", processes, "latents")
     tensors = {name: many.piece(name, value) for name, value in many.sae.state_dict().items()}
     for name, limit in (("joined", 1 << 30), ("shards", 0)):
-        dictionary.JOINED_BYTES = limit
-        dictionary.publish_shards(folder / name, many.sae, many.config, tensors, {}, processes)
+        dictionary.LARGEST_JOINED_BYTES = limit
+        dictionary.publish_shards(
+            folder / name, many.sae, many.config, tensors=tensors, provenance=Provenance(run="x"), processes=processes
+        )
         assert len(list((folder / name).glob("weights*"))) == (1 if limit else processes.world_size)
         loaded = dictionary.load(folder / name)
         assert loaded.config == one.config

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from fixtures import run_here, write_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.errors import ConfigError
+from sae.foundation.screen import Progress
 from sae.publish import dictionary
 from sae.stream.activation_cache import ActivationCache, remove, shared_caches
 from sae.stream.packed_rows import PackedRows
-from tests.conftest import run_cli, write_config
 
 
 @pytest.fixture
@@ -38,30 +39,30 @@ def summary(run: Path) -> dict:
 
 def test_runs_share_activations_and_train_to_the_bits_of_one_that_harvests(tmp_path, tree, undisturbed, home):
     for name in ("one", "two"):
-        done = run_cli("train", write_config(tmp_path, tree, name=name, harvest__cache="shared"))
+        done = run_here("train", write_config(tmp_path, tree, name=name, harvest__cache="shared"))
         assert done.returncode == 0, done.stderr
         for key, value in weights(tmp_path / "runs" / name).items():
             assert torch.equal(value, weights(undisturbed)[key]), key
     first, second = (summary(tmp_path / "runs" / name)["seconds"] for name in ("one", "two"))
     assert first["harvest"] > 0 and second["harvest"] == 0
     other = write_config(tmp_path, tree, name="other", seed=5, harvest__cache="shared", sae={**tree["sae"][0], "k": 2})
-    assert run_cli("train", other).returncode == 0
+    assert run_here("train", other).returncode == 0
     assert summary(tmp_path / "runs" / "other")["seconds"]["harvest"] == 0, "another dictionary, the same activations"
     deeper = write_config(
         tmp_path, tree, name="deeper", harvest__cache="shared", sae={**tree["sae"][0], "hook": "mlp_out.2"}
     )
-    assert run_cli("train", deeper).returncode == 0
+    assert run_here("train", deeper).returncode == 0
     assert summary(tmp_path / "runs" / "deeper")["seconds"]["harvest"] > 0 and len(list(home.iterdir())) == 2
 
 
 def test_a_damaged_file_is_told_of_and_harvested_again(tmp_path, tree, undisturbed, home):
     config = write_config(tmp_path, tree, name="one", harvest__cache="shared")
-    assert run_cli("train", config).returncode == 0
+    assert run_here("train", config).returncode == 0
     files = sorted(home.glob("*/contexts-*.safetensors"))
     held = files[0].read_bytes()
     files[0].write_bytes(held[:-9] + bytes(b ^ 1 for b in held[-9:]))
     files[1].write_bytes(files[1].read_bytes()[:100])
-    done = run_cli("train", write_config(tmp_path, tree, name="two", harvest__cache="shared"))
+    done = run_here("train", write_config(tmp_path, tree, name="two", harvest__cache="shared"))
     assert done.returncode == 0 and done.stderr.count("damaged;") == 2
     assert files[0].read_bytes() == held
     for key, value in weights(tmp_path / "runs" / "two").items():
@@ -94,7 +95,7 @@ def test_two_runs_at_once_harvest_every_range_once(tmp_path, tree, home):
 
 
 def test_8_bit_activations_train_to_nearly_the_same(tmp_path, tree, undisturbed, home):
-    done = run_cli("train", write_config(tmp_path, tree, harvest__cache="shared", harvest__cache_dtype="int8"))
+    done = run_here("train", write_config(tmp_path, tree, harvest__cache="shared", harvest__cache_dtype="int8"))
     assert done.returncode == 0, done.stderr
     found, exact = (
         json.loads((run / "dictionaries" / "first" / "metrics.json").read_text())["fvu"]
@@ -104,26 +105,25 @@ def test_8_bit_activations_train_to_nearly_the_same(tmp_path, tree, undisturbed,
 
 
 def test_what_is_shared_is_listed_and_removed(tmp_path, tree, home):
-    assert "no shared activations" in run_cli("cache").stdout
-    assert run_cli("train", write_config(tmp_path, tree, harvest__cache="shared")).returncode == 0
+    assert "no shared activations" in run_here("cache").stdout
+    assert run_here("train", write_config(tmp_path, tree, harvest__cache="shared")).returncode == 0
     ((folder, size, _, facts),) = shared_caches()
-    listed = run_cli("cache").stdout
+    listed = run_here("cache").stdout
     assert folder.name in listed and "resid_post.1" in listed and facts["stored"] in listed
     with pytest.raises(ConfigError, match=folder.name):
         remove("nothing")
     with FileLock(next(folder.glob("contexts-*.lock"))), pytest.raises(ConfigError, match="a run is using"):
         remove("all")
-    assert run_cli("cache", "--remove", "nothing").returncode != 0 and folder.exists()
+    assert run_here("cache", "--remove", "nothing").returncode != 0 and folder.exists()
     assert remove("all") == size > 0 and not folder.exists()
 
 
 def test_no_room_is_said_before_anything_is_harvested(tmp_path, tree, monkeypatch):
-    from sae import cli
     from sae.stream import activation_cache
 
     monkeypatch.setattr(activation_cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     config = write_config(tmp_path, tree, harvest__cache=True)
-    assert cli.main(["train", str(config)]) == ConfigError.exit_code
+    assert run_here("train", config).returncode == ConfigError.exit_code
     assert not list((tmp_path / "runs" / "tiny" / "activations").glob("contexts-*"))
 
 
@@ -137,7 +137,9 @@ def test_the_name_of_a_file_says_where_contexts_begin(tmp_path):
 def test_many_processes_begin_a_shared_cache_at_once(tmp_path, home, monkeypatch):
     monkeypatch.setattr("sae.stream.activation_cache._facts", lambda *a: {"a": 1})
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: ActivationCache.shared(None, 8, False, print).folder, range(40)))  # pyright: ignore
+        found = list(
+            pool.map(lambda _: ActivationCache.shared(None, 8, is_int8=False, progress=Progress()).folder, range(40))
+        )  # pyright: ignore
     assert len(set(found)) == 1 and json.loads((found[0] / "facts.json").read_text()) == {"a": 1}
 
 

@@ -4,33 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fixtures import D_MODEL, D_SAE, K, batch, make, rows
 
-from sae.architectures import ARCHITECTURES, Batch, build
+from sae.architectures import ARCHITECTURES, Batch
 from sae.foundation.metrics import FvuMeter, density, geometric_median, l0, loss_recovered
 
-D_MODEL, D_SAE, K = 12, 48, 5
 VARIANCE = torch.tensor(3.0)
-
-
-def make(name, dtype=torch.float32, **more):
-    config_class = ARCHITECTURES[name].config_class
-    wanted = {"hook": "resid_post.0", "d_sae": D_SAE, "k": K, "dead_after_tokens": 100, "target_l0": 6.0}
-    known = {key: value for key, value in wanted.items() if key in config_class.model_fields}
-    config = config_class(**{"architecture": name, "name": "x", **known, **config_class.example, **more})
-    sae = build(config, D_MODEL, selection_dtype=dtype)
-    sae.initialise(torch.Generator().manual_seed(1), torch.randn(D_MODEL, generator=torch.Generator().manual_seed(2)))
-    with torch.no_grad():
-        sae.b_enc.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
-    return sae
-
-
-def batch(n=64, seed=5, same=True):
-    x = rows(n, seed)
-    return Batch(x, x if same else rows(n, seed + 1), rows(n, seed + 2))
-
-
-def rows(n=64, seed=5):
-    return torch.randn(n, D_MODEL, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 every = pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -67,7 +46,7 @@ def test_initialisation_is_tied_where_input_is_target_and_of_unit_norm(name):
 def test_evaluation_looks_at_one_token_at_a_time(name):
     sae, x = make(name), rows()
     for _ in range(3):
-        sae.observe(sae.losses(batch(), VARIANCE).made)
+        sae.observe(sae.losses(batch(), VARIANCE).training_pass)
     sae.eval()
     alone = torch.cat([sae(row[None]) for row in x])
     torch.testing.assert_close(sae(x), alone, rtol=1e-5, atol=1e-5)
@@ -170,7 +149,7 @@ def test_decoder_stays_of_unit_norm_and_gradient_is_tangent(name):
 @pytest.mark.parametrize("scale", [0.03, 7.0])
 def test_folding_the_scale_gives_the_same_dictionary(name, scale):
     sae, x = make(name), rows()
-    sae.observe(sae.losses(batch(), VARIANCE).made)
+    sae.observe(sae.losses(batch(), VARIANCE).training_pass)
     sae.eval()
     before, acts = sae(x * scale) / scale, sae.encode(x * scale).top_acts / scale
     sae.fold_scale(scale)
@@ -213,7 +192,7 @@ def test_training_lowers_the_loss(name):
         sae.project_decoder_gradient()
         optimiser.step()
         sae.normalise_decoder()
-        history.append((given.y - losses.made.x_hat).square().sum(1).mean().item())
+        history.append((given.y - losses.training_pass.x_hat).square().sum(1).mean().item())
     assert history[-1] < 0.95 * history[0]
 
 
@@ -299,7 +278,7 @@ def test_gradient_selection_ignores_sign_and_batch_size_and_uses_the_gradient():
 def test_batch_topk_keeps_k_a_token_on_average_and_its_threshold_serves_single_tokens():
     sae = make("batch_topk", threshold_tokens=64)
     for seed in range(30):
-        sae.observe(sae.losses(batch(seed=seed), VARIANCE).made)
+        sae.observe(sae.losses(batch(seed=seed), VARIANCE).training_pass)
     counts = (sae.encode(rows(seed=99)).top_acts > 0).sum(1)
     assert counts.sum() == 64 * K and counts.float().std() > 0
     sae.eval()
@@ -311,7 +290,9 @@ def test_batch_topk_keeps_k_a_token_on_average_and_its_threshold_serves_single_t
 def test_matryoshka_loss_sums_the_losses_of_its_prefixes():
     sae, given = make("matryoshka", aux_coefficient=0.0), batch()
     losses = sae.losses(given, VARIANCE)
-    dense = torch.zeros(64, D_SAE).scatter_add(1, losses.made.encoding.top_indices, losses.made.encoding.top_acts)
+    dense = torch.zeros(64, D_SAE).scatter_add(
+        1, losses.training_pass.encoding.top_indices, losses.training_pass.encoding.top_acts
+    )
     assert sae.config.prefixes[-1] == D_SAE
     expected = 0.0
     for end in sae.config.prefixes:
@@ -346,7 +327,7 @@ def test_jumprelu_thresholds_feel_the_window_and_the_target():
     losses = sae.losses(given, VARIANCE, tokens_seen=10**9)
     losses.total.backward()
     z = (given.x - sae.b_dec) @ sae.W_enc + sae.b_enc
-    by_act = 2 * (losses.made.x_hat - given.y) @ sae.W_dec.T / len(z) / VARIANCE
+    by_act = 2 * (losses.training_pass.x_hat - given.y) @ sae.W_dec.T / len(z) / VARIANCE
     near = ((z - sae.threshold).abs() < 0.25).float()
     expected = -(sae.threshold / 0.5) * (near * by_act).sum(0)
     torch.testing.assert_close(sae.threshold.grad, expected, rtol=1e-3, atol=1e-5)
@@ -359,7 +340,7 @@ def test_jumprelu_thresholds_stay_positive_so_that_they_can_rise_again():
     sae = make("jumprelu")
     with torch.no_grad():
         sae.threshold.fill_(-0.5)
-    sae.observe(sae.losses(batch(), VARIANCE).made)
+    sae.observe(sae.losses(batch(), VARIANCE).training_pass)
     assert (sae.threshold > 0).all()
     sae.losses(batch(), VARIANCE, tokens_seen=10**9).total.backward()
     assert (sae.threshold.grad != 0).any()

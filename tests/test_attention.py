@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_hookpoints import harvested, ids, small_model
+from fixtures import harvested, ids, small_model
 
 from sae.apply.attention import attribute, head_shares
 from sae.architectures import build

@@ -12,8 +12,8 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "bits.json").read_text()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, tree, tiny_model, text_file):
-    return bits.record(bits.run_small(tmp_path_factory.mktemp("bits"), tree, tiny_model, text_file))
+def made(every_architecture):
+    return bits.record(every_architecture / "dictionaries")
 
 
 @pytest.mark.parametrize("name", list(GOLDEN["figures"]))

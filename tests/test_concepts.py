@@ -7,24 +7,30 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_explainers import EACH, KINDS, planted  # noqa: F401 (a fixture)
+from fixtures import EACH, KINDS
 
-from feature_store.queries import concepts
+from feature_store.queries import concepts, features
 from sae.apply.concept import LEAST_TEXTS, learn
 from sae.commands.concept import texts_of
 from sae.errors import ConfigError, DataError
-from sae.interpret.concepts import _communities
+from sae.interpret.concepts import _communities, affinity
 
 
-def test_groups_are_stored_twice_and_add_up(planted):  # noqa: F811
+def test_groups_are_stored_twice_and_add_up(planted):
     folder, store, summary, _ = planted
     found = concepts(store)
     whole = [c for c in found if c.parent is None]
-    assert whole and summary["concepts"] == len(whole)
+    assert whole and summary.concepts == len(whole)
     members = [f for c in whole for f in c.features]
     assert len(members) == len(set(members))
+    assert summary.concepts_second_level == len(found) - len(whole)
+    weights = affinity(store, [row.feature for row in features(store, limit=200).rows if row.n_fired])
+    labels = {row.feature: row.label or "" for row in features(store, limit=200).rows}
     for part in found:
-        assert 0 <= part.coverage <= 1 and 0 <= part.purity <= 1 and len(part.features) >= 2 and part.name
+        inside = float(weights[part.features][:, part.features].sum())
+        assert part.purity == pytest.approx(inside / float(weights[part.features].sum())) and inside > 0
+        named = [f for f in part.features if any(word in labels[f] for word in part.name.split(", "))]
+        assert 0 < part.coverage <= len(named) / len(part.features) and len(part.features) >= 2 and part.name
         if part.parent is not None:
             assert set(part.features) < set(found[part.parent].features)
     held = json.loads((folder / "concepts.json").read_text())
@@ -34,7 +40,7 @@ def test_groups_are_stored_twice_and_add_up(planted):  # noqa: F811
     assert [row["features"] for row in table] == [c.features for c in found]
 
 
-def test_features_that_fire_together_are_in_one_group(planted):  # noqa: F811
+def test_features_that_fire_together_are_in_one_group(planted):
     """The six number features fire on the same tokens."""
     _, store, _, _ = planted
     first = KINDS.index("format") * EACH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import run_cli, write_config
+from fixtures import run_here, write_config
 
 from sae.errors import ConfigError
 from sae.pipeline.config import TrainConfig, explain, load_config
@@ -123,13 +123,13 @@ def test_bad_yaml(tmp_path, text, message):
 
 
 def test_command_line_refuses_without_writing(tmp_path, tree):
-    done = run_cli("train", write_config(tmp_path, tree, train__lrr=1))
+    done = run_here("train", write_config(tmp_path, tree, train__lrr=1))
     assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean 'lr'" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
-    missing = run_cli("train", tmp_path / "absent.yaml")
+    missing = run_here("train", tmp_path / "absent.yaml")
     assert missing.returncode == 2 and "cannot be read" in missing.stderr
-    override = run_cli("train", write_config(tmp_path, tree), "--set", "train.tokens")
+    override = run_here("train", write_config(tmp_path, tree), "--set", "train.tokens")
     assert override.returncode == 2 and "key.key=value" in override.stderr
 
 

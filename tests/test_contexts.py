@@ -6,6 +6,11 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from fixtures import STREAM_CONTEXTS as CONTEXTS
+from fixtures import STREAM_D_SAE as D_SAE
+from fixtures import STREAM_LENGTH as LENGTH
+from fixtures import STREAM_TOKENS as TOKENS
+from fixtures import codes, collect
 
 from feature_store.indexing.contexts import (
     HASH_AFTER,
@@ -13,37 +18,12 @@ from feature_store.indexing.contexts import (
     N_BINS,
     N_STRATA,
     NO_CONTEXT,
-    ContextCollector,
     ContextLimits,
 )
-from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
-from feature_store.indexing.tables import Codes, count, count_documents, stream_of
+from feature_store.indexing.tables import count, count_documents, stream_of
 from feature_store.indexing.tables import in_test_part as documents_for_testing
 from feature_store.indexing.windows import random_windows, windows_of
-
-D_SAE, K, CONTEXTS, LENGTH, VOCABULARY = 12, 3, 60, 24, 7
-TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" A"]
-
-
-def codes(seed, levels=6, contexts=CONTEXTS):
-    """A stream with few token ids and few activation values, so that equal texts and ties are common."""
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, VOCABULARY, (contexts, LENGTH)).astype(np.uint16)
-    ids[contexts // 2 :: 3] = ids[0]
-    indices = np.stack([rng.permutation(D_SAE)[:K] for _ in range(contexts * LENGTH)])
-    indices = indices.reshape(contexts, LENGTH, K).astype(np.uint16)
-    acts = rng.integers(0, levels, (contexts, LENGTH, K)).astype(np.float32)
-    acts[:, 0] = 0
-    documents = np.repeat(np.arange(contexts // 3), 3)[:, None].repeat(LENGTH, 1).astype(np.uint32)
-    return Codes(ids, documents, indices, acts)
-
-
-def collect(stream, limits, batch, seed=0):
-    collector = ContextCollector(D_SAE, limits, stream.acts[stream.acts > 0], seed)
-    for first in range(0, len(stream.ids), batch):
-        part = slice(first, first + batch)
-        collector.add(stream.ids[part], stream.indices[part], stream.acts[part], first)
-    return collector.finish(CONTEXTS * (LENGTH - 1))
+from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
 
 
 def peaks(stream):
@@ -137,7 +117,11 @@ def test_windows_hold_the_activations_of_the_stream():
                  and np.allclose(truth[s : s + len(ids)], acts, atol=found.maximum[5] / ACT_LEVELS)]  # fmt: skip
         assert start
         assert acts[peak] == acts.max()
-        assert 0 < w["inclusion"] <= 1 and 0 <= w["percentile"] <= 1
+        fired, peak_act = stream.acts[(stream.indices == 5) & (stream.acts > 0)], truth[start[0] + peak]
+        weaker, not_stronger = (fired < peak_act).mean(), (fired <= peak_act).mean()
+        assert weaker - 1e-6 <= w["percentile"] <= not_stronger + 1e-6  # linear inside a bin of equal activations
+        available = found.stratum_contexts[5, int(w["stratum"])]
+        assert w["inclusion"] == pytest.approx(min(1.0, 1 / available) if w["is_stratum"] else 1.0)
 
 
 def test_windows_end_where_their_document_does():
@@ -171,7 +155,7 @@ def test_token_tables_equal_counting():
     is_test = documents_for_testing(int(stream.documents.max()) + 1)
     promoted = np.tile(np.array([0, 1]), (D_SAE, 1))
     read = stream_of(stream, TOKENS, is_test)
-    tables = count(stream, read, found.n_fired, found.maximum, promoted, 10, 1 << 20)
+    tables = count(stream, read, found.n_fired, found.maximum, promoted=promoted, n_coactive=10, memory_bytes=1 << 20)
     truth = {"current": Counter(), "next": Counter()}
     strong = Counter()
     for c, p, j in zip(*(stream.acts > 0).nonzero(), strict=True):

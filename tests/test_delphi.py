@@ -18,7 +18,7 @@ from unittest.mock import MagicMock
 import pandas as pd
 import pytest
 import torch
-from test_explainers import no_model, planted  # noqa: F401 (a fixture)
+from fixtures import no_model
 
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import Evidence
@@ -100,7 +100,7 @@ def ours(trials, garbled):
     return JUDGED_SCORERS["detection"].score(trials, answers)[0]
 
 
-def trials_of(planted, feature):  # noqa: F811
+def trials_of(planted, feature):
     evidence = Evidence(planted[1])
     word = evidence.normal(evidence.events.activating(feature)[0].ids[evidence.events.activating(feature)[0].peak])
     case = ScoringCase(evidence, feature, None, (), activation_levels(planted[1]), 0, no_model)
@@ -108,7 +108,7 @@ def trials_of(planted, feature):  # noqa: F811
 
 
 @pytest.mark.parametrize("feature", range(4))
-def test_detection_parts_from_delphi_only_where_it_is_stricter(delphi, planted, feature):  # noqa: F811
+def test_detection_parts_from_delphi_only_where_it_is_stricter(delphi, planted, feature):
     trials = trials_of(planted, feature)
     full = [t for t in trials if len(t.truth) == 5]
     n = sum(len(t.truth) for t in full)

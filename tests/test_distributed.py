@@ -14,13 +14,13 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+from fixtures import run_here, shared, write_config
 
 from feature_store.store import Store
 from feature_store.writer import read_pointer
 from sae.foundation.distributed import Processes
 from sae.publish import dictionary
 from sae.stream.shuffle import RingBuffer, ShufflePlan
-from tests.conftest import run_cli, write_config
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
 
@@ -42,14 +42,15 @@ def weights(run: Path, name: str = "first") -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> Path:
+def alone(shared_root: Path, tree: dict[str, Any]) -> Path:
     """The run folder of one process; float32 everywhere, two dictionaries."""
-    folder = tmp_path_factory.mktemp("alone")
-    second = {**tree["sae"][0], "name": "second", "hook": "mlp_out.2", "k": 8}
-    path = write_config(folder, tree, sae=[tree["sae"][0], second], train__dtype="float32")
-    done = run_cli("train", path)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def train(folder: Path) -> None:
+        second = {**tree["sae"][0], "name": "second", "hook": "mlp_out.2", "k": 8}
+        done = run_here("train", write_config(folder, tree, sae=[tree["sae"][0], second], train__dtype="float32"))
+        assert done.returncode == 0, done.stderr
+
+    return shared(shared_root, "alone", train)[0]
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -70,8 +71,8 @@ def test_a_run_of_two_processes_gives_the_dictionaries_and_the_store_of_one(alon
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-2, atol=2e-4, msg=f"{name} {key}")
         cards = [dictionary.read_card(f / "runs" / "tiny" / "dictionaries" / name) for f in (tmp_path, alone)]
-        assert cards[0]["training"]["activations_seen"] == cards[1]["training"]["activations_seen"]
-        assert cards[0]["filters"] == cards[1]["filters"]
+        assert cards[0].training.activations_seen == cards[1].training.activations_seen
+        assert cards[0].filters == cards[1].filters
         stores = [_fired(f / "runs" / "tiny" / "dictionaries" / name / "store") for f in (tmp_path, alone)]
         assert stores[0][0] == stores[1][0] and len(stores[0][1]) == 64
         np.testing.assert_allclose(stores[0][1], stores[1][1], rtol=0.05, atol=5)
@@ -115,8 +116,8 @@ def test_a_lost_process_ends_the_run_cleanly_and_any_number_goes_on(alone, tmp_p
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), "a process is left"
     # torchrun asks the others to stop as well; whichever they notice first is what they say.
     assert "another process of this run is lost" in said or "The same command goes on" in said, said
-    assert "sae/distributed.py" not in said
-    done = run_cli("train", path)
+    assert 'distributed.py", line' not in said
+    done = run_here("train", path)
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stderr
 
@@ -132,7 +133,7 @@ def test_what_cannot_be_shared_is_refused_before_training(alone, tmp_path):
     done = finish(torchrun(2, "-m", "sae.cli", "train", path))
     assert done.returncode != 0
     assert "train.parallel: latents is for TopK dictionaries" in done.stderr
-    assert done.stderr.count("train.parallel: latents") == 1 and "sae/train.py" not in done.stderr
+    assert done.stderr.count("train.parallel: latents") == 1 and 'trainer.py", line' not in done.stderr
 
 
 def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_them():
@@ -142,7 +143,7 @@ def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_th
     def drawn(n: int) -> list[set[int]]:
         rings = []
         for rank in range(n):
-            ring = RingBuffer({"x": 1}, plan.slots, 100, torch.float32, torch.device("cpu"))  # pyright: ignore[reportArgumentType]
+            ring = RingBuffer({"x": 1}, plan.slots, 100, torch.float32, device=torch.device("cpu"))  # pyright: ignore[reportArgumentType]
             rings.append((Processes(rank, n), ring))
         batches: list[set[int]] = []
         for cycle in range(plan.n_cycles):
@@ -150,7 +151,7 @@ def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_th
             for processes, ring in rings:
                 for g in plan.segments_in(cycle):
                     if g not in ring.counts:
-                        cuts = [Processes(r, n).part(sizes[g]) for r in range(n)]
+                        cuts = [Processes(r, n).share(sizes[g]) for r in range(n)]
                         own = cuts[processes.rank]
                         rows = torch.arange(starts[g] + own.start, starts[g] + own.stop).float()[:, None]
                         ring.put(g, {"x": rows}, [c.stop - c.start for c in cuts])  # pyright: ignore[reportArgumentType]

@@ -10,13 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fixtures import EACH, KINDS, RANDOM, SILENT, no_model
 
-from feature_store.indexing.contexts import ContextLimits
-from feature_store.indexing.formats import POSITION_EDGES
-from feature_store.indexing.generation import Corpus, Directions, Limits, publish
 from feature_store.queries import explanations, feature_scores, features, interpretation
 from feature_store.store import Store
-from feature_store.indexing.tables import Codes
 from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts
 from sae.interpret.explainers import EXPLAINERS
@@ -24,81 +21,6 @@ from sae.interpret.explainers.keyphrase import log_odds
 from sae.interpret.explanation_table import rule_interval
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.scorers import SCORERS
-
-
-def no_model():
-    raise AssertionError("what runs by default needs no model")
-
-
-CONTEXTS, LENGTH, EACH, RANDOM = 900, 60, 6, 20
-KINDS = ("token", "next_token", "previous_token", "bigram", "prefix", "position", "format", "two words", "keyphrase")
-SILENT = len(KINDS) * EACH + RANDOM
-
-
-def vocabulary(rng):
-    """60 words in families of six with a common beginning, 300 others, 30 numbers; each with a space before it."""
-    letters = np.array(list("bcdfghklmnprstvwz"))
-    vowels = np.array(list("aeiou"))
-
-    def syllables(n):
-        return "".join(rng.choice(letters) + rng.choice(vowels) for _ in range(n))
-
-    families = [f"{'xyq'[i % 3]}{vowels[i // 3]}j" for i in range(EACH)]
-    words = [stem + syllables(2) for stem in families for _ in range(6)]
-    others: dict[str, None] = {}
-    while len(others) < 300:
-        others[syllables(3)] = None
-    return families, [f" {w}".encode() for w in (*words, *others, *map(str, range(100, 130)))]
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """Six features for each kind of trigger, 20 that fire at random, one that never does."""
-    rng = np.random.default_rng(0)
-    families, words = vocabulary(rng)
-    ids = rng.integers(0, len(words), (CONTEXTS, LENGTH)).astype(np.uint16)
-    place = np.broadcast_to(np.arange(LENGTH), ids.shape)
-    first, n_families = 6 * EACH, len(words) - 30
-    columns = []
-    for i in range(EACH):  # a pair is planted, so that it occurs often enough
-        at = rng.random(ids.shape) < 0.003
-        at[:, -1] = False
-        pair = first + 7 * i + 30 * KINDS.index("bigram")
-        ids[at], ids[np.roll(at, 1, axis=1)] = pair, pair + 3
-    for kind in KINDS:
-        for i in range(EACH):
-            a, b = first + 7 * i + 30 * KINDS.index(kind), first + 7 * i + 3 + 30 * KINDS.index(kind)
-            before, after = np.roll(ids, 1, axis=1), np.roll(ids, -1, axis=1)
-            fires = {
-                "token": ids == a,
-                "next_token": (after == a) & (place < LENGTH - 1),
-                "previous_token": (before == a) & (place > 0),
-                "bigram": (before == a) & (ids == b) & (place > 0),
-                "prefix": ids // 6 == i,
-                "position": np.searchsorted(POSITION_EDGES, place, "right") - 1 == i,
-                "format": (ids >= n_families) & (place > 0 if i % 2 else place >= 0),
-                "two words": (ids == a) | (ids == b),
-                "keyphrase": np.zeros(ids.shape, bool),
-            }[kind]
-            if kind == "keyphrase":
-                for c, p in zip(*(ids == a).nonzero(), strict=True):
-                    fires[c, p + 1 : p + 20] = True
-            columns.append(fires)
-    columns += [rng.random(ids.shape) < 0.02 for _ in range(RANDOM)] + [np.zeros(ids.shape, bool)]
-    acts = np.stack(columns, axis=2) * rng.uniform(0.5, 1.0, (*ids.shape, len(columns)))
-    indices = np.broadcast_to(np.arange(len(columns), dtype=np.uint16), acts.shape)
-    documents = np.repeat(np.arange(CONTEXTS, dtype=np.uint32)[:, None], LENGTH, 1)
-    folder = tmp_path_factory.mktemp("planted")
-    corpus = Corpus(
-        Codes(ids, documents, indices, acts.astype(np.float32)), ids.size, words, [f"d{n}" for n in range(CONTEXTS)]
-    )
-    target = next(f for f in range(len(columns)) if KINDS[f // EACH] == "next_token")
-    pairs = np.tile(np.array([[first + 7 * (target % EACH) + 30, 1]]), (len(columns), 1))
-    neighbours = (np.arange(len(columns))[:, None] + np.arange(1, 6)) % len(columns)
-    publish(folder / "store", corpus, Directions(pairs, pairs, pairs, pairs, neighbours, np.full(neighbours.shape, 0.05)),
-            Limits(ContextLimits(), 4, 0), {})  # fmt: skip
-    summary = interpret(folder, InterpretConfig(), lambda a, b: None, no_model)
-    return folder, Store(folder / "store"), summary, families
 
 
 def planted_kinds():
@@ -131,7 +53,7 @@ def test_planted_labels_beat_the_shuffled_null(planted):
         confidence = found["confidence", "confidence"]
         assert confidence.value > 0.9 and confidence.low > 0.5 and confidence.baseline < 0.75
         assert found["confidence", "null_reached"].value == 0
-    assert 0.6 < summary["share_beating_null"] < 1  # 20 features of 74 fire at random
+    assert 0.6 < summary.share_beating_null < 1  # 20 features of 74 fire at random
 
 
 def test_random_features_score_at_chance(planted):
@@ -167,7 +89,7 @@ def test_silent_features_get_no_label(planted):
     _, store, summary, _ = planted
     row = features(store, limit=200).rows[SILENT]
     assert row.label is None and row.n_fired == 0 and feature_scores(store, SILENT) == []
-    assert summary["features_alive"] == SILENT
+    assert summary.features_alive == SILENT
 
 
 def test_output_rule_uses_the_promoted_tokens(planted):
@@ -180,8 +102,8 @@ def test_output_rule_uses_the_promoted_tokens(planted):
 def test_every_explainer_and_scorer_is_stored_with_its_protocol(planted):
     _, store, _, _ = planted
     rows = interpretation(store)
-    assert {r[3] for r in rows["explanation"]} == set(EXPLAINERS)
-    assert {r[2] for r in rows["score"]} == {name for name, s in SCORERS.items() if s.by_default} | {"rule"}
+    assert {row.explainer for row in rows.explanations} == set(EXPLAINERS)
+    assert {row.score.scorer for row in rows.scores} == {name for name, s in SCORERS.items() if s.by_default} | {"rule"}
     for f in range(SILENT):
         for explanation in explanations(store, f):
             score = next(s for s in explanation.scores if s.metric == "balanced_accuracy")
@@ -194,27 +116,27 @@ def test_the_same_seed_gives_the_same_scores(planted, tmp_path):
 
     folder, store, _, _ = planted
     shutil.copytree(folder, tmp_path / "again")
-    interpret(tmp_path / "again", InterpretConfig(), lambda a, b: None, no_model)
+    interpret(tmp_path / "again", InterpretConfig(), no_model)
     assert interpretation(Store(tmp_path / "again" / "store")) == interpretation(store)
     assert Store(tmp_path / "again" / "store").pointer["contexts"] == store.pointer["contexts"]
 
 
 class Threads(Processes):
-    """Processes of a processes, as threads of this one."""
+    """Processes of a run, as threads of this one."""
 
     def __init__(self, rank, size, meeting, board):
         super().__init__(rank, size)
         self._meeting, self._board = meeting, board
 
-    def values(self, value):
+    def all_gather_objects(self, value):
         self._board[self.rank] = pickle.dumps(value)
         self._meeting.wait()
         found = [pickle.loads(held) for held in self._board]
         self._meeting.wait()
         return found
 
-    def from_first(self, work):
-        return self.values(work() if self.first else None)[0]
+    def on_first(self, work):
+        return self.all_gather_objects(work() if self.is_first else None)[0]
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -227,14 +149,14 @@ def test_several_processes_make_what_one_makes(planted, tmp_path, n):
 
     def of(rank):
         several = Threads(rank, n, meeting, board)
-        return interpret(tmp_path / "shared", InterpretConfig(), lambda a, b: None, no_model, several=several)
+        return interpret(tmp_path / "shared", InterpretConfig(), no_model, processes=several)
 
     with ThreadPoolExecutor(n) as pool:
         assert list(pool.map(of, range(n))) == [summary] * n
     shared = interpretation(Store(tmp_path / "shared" / "store"))
     alone = interpretation(store)
-    for table in ("explanation", "score", "label"):
-        assert sorted(shared[table], key=repr) == sorted(alone[table], key=repr), table
+    for table in ("explanations", "scores", "labels"):
+        assert sorted(getattr(shared, table), key=repr) == sorted(getattr(alone, table), key=repr), table
     assert (tmp_path / "shared" / "concepts.json").read_bytes() == (folder / "concepts.json").read_bytes()
 
 
@@ -243,9 +165,8 @@ def test_a_range_of_features_leaves_the_others_as_they_are(planted, tmp_path):
 
     folder, store, _, _ = planted
     shutil.copytree(folder, tmp_path / "part")
-    interpret(
-        tmp_path / "part", InterpretConfig(explainers=("token",), scorers=()), lambda a, b: None, no_model, range(3, 5)
-    )
+    only_tokens = InterpretConfig(explainers=("token",), scorers=())
+    interpret(tmp_path / "part", only_tokens, no_model, features=range(3, 5))
     part = Store(tmp_path / "part" / "store")
     for f in range(SILENT):
         if f in (3, 4):
@@ -281,11 +202,11 @@ def test_rule_intervals_hold_when_firings_cluster_in_documents():
 
 def test_rules_are_stored_so_that_they_can_be_tested_again(planted):
     _, store, _, _ = planted
-    for _, _, _, explainer, text, rule, _ in interpretation(store)["explanation"]:
-        items = json.loads(rule)
+    for row in interpretation(store).explanations:
+        items = json.loads(row.rule)
         assert items
-        if explainer == "token":
-            assert all(item in text for item in items)
+        if row.explainer == "token":
+            assert all(item in row.text for item in items)
 
 
 def test_log_odds_prefer_what_random_text_lacks():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+import httpx
 import pytest
-from conftest import chromium
+from fixtures import chromium
 
 pytestmark = [
     pytest.mark.browser,
@@ -64,27 +65,54 @@ def test_table_sorts_filters_and_pages(page):
     page.get_by_text(re.compile(r"51.\d+ of")).wait_for()
 
 
-def test_concepts_open_and_lead_to_features(page):
+def test_concepts_open_and_lead_to_features(page, server):
     page.goto(f"/#/{DICTIONARY}/concepts")
     page.locator("summary").first.click()
     name = page.locator("summary strong").first.inner_text().split(",")[0]
     page.locator("details .chip").first.wait_for()
     page.get_by_role("searchbox").fill(name)
     page.wait_for_url(re.compile("q="))
-    page.locator("summary", has_text=name).first.wait_for()
+    concepts = httpx.get(f"{server}/api/v1/dictionaries/{DICTIONARY}/concepts").raise_for_status().json()["items"]
+    held = [c["name"] for c in concepts if c["parent"] is None and name.lower() in c["name"].lower()]
+    assert held and page.locator("summary strong").all_inner_texts() == held
+    page.get_by_role("searchbox").fill("zzzzqqqq")
+    page.wait_for_function("() => document.querySelectorAll('summary').length === 0")
+    page.get_by_role("searchbox").fill(name)
+    page.locator("details .chip").first.wait_for(state="attached")
     page.locator("details .chip").first.click()
     page.get_by_role("heading", name="Strongest contexts").wait_for()
     page.get_by_role("heading", name="Scores", exact=True).wait_for()
 
 
-def test_search_finds_a_label(page):
+def found_by(server, query):
+    """The features that the API gives for a search in labels."""
+    address = f"{server}/api/v1/dictionaries/{DICTIONARY}/features"
+    return [row["feature"] for row in httpx.get(address, params={"q": query}).raise_for_status().json()["items"]]
+
+
+def shown_features(page):
+    """The features in the table, in order."""
+    links = [a.get_attribute("href") for a in page.locator("tbody tr td:first-child a").all()]
+    return [int(re.search(r"features/(\d+)", link).group(1)) for link in links]
+
+
+def test_search_finds_a_label(page, server):
     page.goto(f"/#/{DICTIONARY}/features")
     page.locator("tbody tr td:nth-child(2)").first.wait_for()
     labels = page.locator("tbody tr td:nth-child(2)").all_inner_texts()
     word = next(w for label in labels for w in re.findall(r"“(\w+)”", label))
+    every = shown_features(page)
+    expected = found_by(server, word)
+    assert len(every) == 50 and 0 < len(expected) < 50
     page.get_by_role("searchbox").fill(word)
     page.wait_for_url(re.compile("q="))
-    page.locator("tbody tr", has_text=word).first.wait_for()
+    page.wait_for_function("n => document.querySelectorAll('tbody tr').length === n", arg=len(expected))
+    assert shown_features(page) == expected
+    page.get_by_role("searchbox").fill("zzzzqqqq")
+    page.wait_for_function("() => document.querySelectorAll('tbody tr').length === 0")
+    assert found_by(server, "zzzzqqqq") == []
+    page.get_by_role("searchbox").fill(word)
+    page.wait_for_function("n => document.querySelectorAll('tbody tr').length === n", arg=len(expected))
     page.locator("select").first.select_option("current")
     page.get_by_text("best first").wait_for()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_hookpoints import ids, small_model
+from fixtures import ids, small_model
 
 from sae.model.hookpoints import Channel, HookPoint, resolve
 from sae.model.relevance import RelevanceRules

@@ -2,69 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-import transformers
+from fixtures import FAMILIES, harvested, ids, small_model
 
 from sae.errors import ConfigError, NumericError
 from sae.model.hookpoints import SITES, Channel, HookPoint, find_places, resolve
-from sae.model.language_model import LanguageModel
 from sae.stream.harvest import HarvestConfig, Harvester, attention_inputs, choose_dtype
-
-SMALL = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-LLAMA = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
-GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
-FAMILIES = {
-    "GPT2": GPT2,
-    "Llama": LLAMA,
-    "Mistral": LLAMA,
-    "Gemma": {**LLAMA, "head_dim": 12},
-    "Gemma2": {**LLAMA, "head_dim": 12, "sliding_window": 16},
-    "Gemma3Text": {**LLAMA, "head_dim": 12, "sliding_window": 16},
-    "Qwen2": LLAMA,
-    "Qwen3": {**LLAMA, "head_dim": 12},
-    "Phi": {**SMALL, "intermediate_size": 48},
-    "Phi3": {**LLAMA, "pad_token_id": 0},
-    "OPT": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    "Bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 3, "n_head": 4},
-    "GPTNeoX": {**SMALL, "intermediate_size": 48},
-    "GPTJ": {**GPT2, "rotary_dim": 4},
-    "StableLm": LLAMA,
-    "Olmo2": LLAMA,
-    "Starcoder2": LLAMA,
-}
-
-
-def small_model(family: str) -> LanguageModel:
-    torch.manual_seed(3)
-    settings = {"bos_token_id": 0, "eos_token_id": 0, **FAMILIES[family]}
-    config = getattr(transformers, f"{family}Config")(**settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and norm gains start at 0 and 1: make every term count
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    tokenizer = SimpleNamespace(all_special_ids=[0], bos_token_id=0)
-    return LanguageModel(model, tokenizer, family, "", "", False)
-
-
-def ids(n=6, length=16):
-    return np.random.default_rng(0).integers(1, 96, (n, length))
-
-
-def harvested(lm, hooks, tokens, documents=None, packing="joined", **config):
-    """Hook point -> activations [contexts, ctx_len, width]."""
-    harvester = Harvester(lm, tuple(map(Channel, hooks)), HarvestConfig(**config), packing)
-    made = harvester.harvest(tokens, np.zeros(tokens.shape) if documents is None else documents)
-    return {channel.hook: x for channel, x in made.x.items()}
 
 
 @pytest.fixture(params=list(FAMILIES))

@@ -8,8 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import run_cli
-from test_architectures import batch, make
+from fixtures import batch, make, published, run_here
 
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, SaedexError
@@ -21,23 +20,8 @@ HOLDS = {
     "saelens": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},
     "dictionary_learning": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},
     "sparsify": {"topk", "gradient", "transcoder"},
-    "gemma-npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
+    "gemma_npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
 }
-FACTS = {"run": "x", "model": {"name": "m"}, "text": {"ctx_len": 128}, "filters": {"median_norm": 8.0}}
-
-
-def published(folder, name, **more):
-    """A dictionary folder of an architecture whose every tensor matters."""
-    sae = make(name, **more)
-    if name == "transcoder" and sae.W_skip is not None:
-        torch.nn.init.normal_(sae.W_skip, generator=torch.Generator().manual_seed(4))
-    for parameter in ("r_mag", "b_mag"):
-        if name == "gated":
-            torch.nn.init.normal_(sae.get_parameter(parameter), 0, 0.2, generator=torch.Generator().manual_seed(6))
-    for seed in range(5):
-        sae.observe(sae.losses(batch(seed=seed), torch.tensor(1.0)).made)
-    dictionary.publish(folder, sae, FACTS)
-    return folder
 
 
 def test_every_format_of_the_command_line_is_there():
@@ -55,8 +39,8 @@ def test_round_trips_and_refusals(tmp_path, form, name):
         return
     lossy = export_dictionary(folder, form, target)
     assert (lossy is not None) == (name == "top_afa")
-    places = ("mlp_in.0", "mlp_out.0") if name == "transcoder" else ("resid_post.0", None)
-    back = import_dictionary(target, form, tmp_path / "back", *places)
+    hook, writes = ("mlp_in.0", "mlp_out.0") if name == "transcoder" else ("resid_post.0", None)
+    back = import_dictionary(target, form, tmp_path / "back", hook, writes=writes)
     if not lossy:
         assert largest_difference(dictionary.load(folder), back, 8.0) <= 1e-5
     assert torch.equal(dictionary.load(tmp_path / "back").W_dec, back.W_dec)
@@ -65,7 +49,7 @@ def test_round_trips_and_refusals(tmp_path, form, name):
 def test_skip_transcoders_and_token_norm_survive(tmp_path):
     skip = published(tmp_path / "skip", "transcoder", skip=True)
     export_dictionary(skip, "sparsify", tmp_path / "theirs")
-    back = import_dictionary(tmp_path / "theirs", "sparsify", tmp_path / "back", "mlp_in.0", "mlp_out.0")
+    back = import_dictionary(tmp_path / "theirs", "sparsify", tmp_path / "back", "mlp_in.0", writes="mlp_out.0")
     assert largest_difference(dictionary.load(skip), back, 8.0) <= 1e-5
     normed = published(tmp_path / "normed", "topk", token_norm=True)
     export_dictionary(normed, "saelens", tmp_path / "lens")
@@ -79,13 +63,13 @@ def test_sites_survive_and_transcoders_of_other_kinds_are_refused(tmp_path):
         export_dictionary(folder, form, tmp_path / form)
         assert str(import_dictionary(tmp_path / form, form, tmp_path / f"{form}-back", None).config.hook) == "mlp_out.5"
     with pytest.raises(ConfigError, match="TopK transcoders only"):
-        import_dictionary(tmp_path / "saelens", "saelens", tmp_path / "new", "mlp_in.5", "mlp_out.5")
+        import_dictionary(tmp_path / "saelens", "saelens", tmp_path / "new", "mlp_in.5", writes="mlp_out.5")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_lossy_export_says_so_in_the_file_and_on_the_terminal(tmp_path):
     folder = published(tmp_path / "mine", "top_afa")
-    done = run_cli("export", folder, "--to", "saelens", tmp_path / "theirs")
+    done = run_here("export", folder, "--to", "saelens", tmp_path / "theirs")
     assert done.returncode == 0 and "LOSSY: k(x) of top-AFA became one threshold" in done.stdout
     assert "one threshold" in json.loads((tmp_path / "theirs" / "cfg.json").read_text())["metadata"]["lossy"]
     sae, x = dictionary.load(folder), batch(500).x

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import math
 import random
 import sqlite3
-import threading
 import time
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from test_explainers import no_model, planted  # noqa: F401 (a fixture)
+from fixtures import no_model
 
 from feature_store.queries import explanations, feature_scores
 from feature_store.records import Concept
@@ -30,71 +26,6 @@ from sae.interpret.judging.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
 
 FEATURES = range(0, 4)  # features that fire on one word
 PROMPT = Prompt("say ok", "{}", {"type": "object"})
-
-
-@dataclass
-class Script:
-    """A judge: `reply(system, data, schema)` is the answer's text, or a status code; `seen` are the requests."""
-
-    reply: Any
-    chance: Any = None  # of a yes, by what the answer says: then log-probabilities are told where asked
-    seen: list[dict[str, Any]] = field(default_factory=list)
-    url: str = ""
-
-
-def told_chances(text, chance):
-    """Log-probabilities of an answer, a token a word: every true and false with its opposite beside it."""
-    content = []
-    for word in text.replace("[", "[ ").replace("]", " ]").split():
-        plain_word = word.strip(",")
-        yes = chance() if plain_word in ("true", "false") else 1.0
-        pairs = {" true": yes, "false,": 1 - yes} if yes < 1 else {word: 1.0}
-        top = [{"token": t, "logprob": math.log(max(p, 1e-9)), "bytes": None} for t, p in pairs.items()]
-        content.append({"token": word, "logprob": -0.1, "bytes": None, "top_logprobs": top})
-    return {"content": content, "refusal": None}
-
-
-@pytest.fixture
-def judges():
-    servers = []
-
-    def start(reply, chance=None):
-        script = Script(reply, chance)
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                script.seen.append(body)
-                schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {})
-                made = script.reply(body["messages"][0]["content"], json.loads(body["messages"][1]["content"]), schema)
-                status, text = (made, "") if isinstance(made, int) else (200, made)
-                message = {"role": "assistant", "content": text}
-                told = told_chances(text, script.chance) if script.chance and body.get("logprobs") else None
-                answer = {
-                    "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": told}],
-                    "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
-                } if status == 200 else {"error": {"message": f"scripted {status}"}}  # fmt: skip
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        script.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        return script
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def says(matches, levels, odd, activations, label="a word"):
@@ -148,7 +79,7 @@ def knows(system, data, schema):
     return json.dumps({"kind": "input", "label": name, "sentence": "It fires on this word."})
 
 
-def copied(planted, tmp_path, name="copy"):  # noqa: F811
+def copied(planted, tmp_path, name="copy"):
     import shutil
 
     shutil.copytree(planted[0], tmp_path / name)
@@ -163,7 +94,7 @@ ALL = {
 
 def judged(folder, script, **more):
     config = InterpretConfig(judge=JudgeConfig(base_url=script.url, model="scripted", **more), **ALL)
-    summary = interpret(folder, config, lambda *a, **k: None, no_model, FEATURES)
+    summary = interpret(folder, config, no_model, features=FEATURES)
     return Store(folder / "store"), summary
 
 
@@ -173,7 +104,7 @@ def scores(store, feature, explainer="max_activation"):
 
 
 @pytest.mark.parametrize("yes", [True, False])
-def test_a_judge_that_always_says_the_same_scores_at_chance(planted, tmp_path, judges, yes):  # noqa: F811
+def test_a_judge_that_always_says_the_same_scores_at_chance(planted, tmp_path, judges, yes):
     store, _ = judged(copied(planted, tmp_path), judges(constant(yes)))
     for feature in FEATURES:
         found = scores(store, feature)
@@ -185,7 +116,7 @@ def test_a_judge_that_always_says_the_same_scores_at_chance(planted, tmp_path, j
         assert found["judged_confidence", "true_negative_rate"].value == 1 - yes
 
 
-def test_a_random_judge_scores_at_chance_within_the_interval(planted, tmp_path, judges):  # noqa: F811
+def test_a_random_judge_scores_at_chance_within_the_interval(planted, tmp_path, judges):
     rng = random.Random(0)
     reply = says(
         lambda d, t: rng.random() < 0.5, lambda d, t: rng.choice([0, 10]), lambda ts: rng.randint(1, 5),
@@ -202,7 +133,7 @@ def test_a_random_judge_scores_at_chance_within_the_interval(planted, tmp_path, 
     assert len(inside) > 40 and sum(inside) >= 0.88 * len(inside)
 
 
-def test_a_judge_that_knows_scores_near_one(planted, tmp_path, judges):  # noqa: F811
+def test_a_judge_that_knows_scores_near_one(planted, tmp_path, judges):
     store, summary = judged(copied(planted, tmp_path), judges(knows))
     for feature in FEATURES:
         for explainer in ("max_activation", "contrastive", "single_token"):
@@ -217,11 +148,11 @@ def test_a_judge_that_knows_scores_near_one(planted, tmp_path, judges):  # noqa:
         assert scores(store, feature)["intruder", "accuracy"].value > 0.8
         label = next(e for e in explanations(store, feature) if e.chosen)
         assert label.explainer == "max_activation" and label.text.endswith(": It fires on this word.")
-    assert summary["labels_by_explainer"]["max_activation"] == len(FEATURES)
+    assert summary.labels_by_explainer["max_activation"] == len(FEATURES)
 
 
 @pytest.mark.parametrize("text", ["no JSON here", '{"matches": [true]}', '{"wrong": 1}'])
-def test_unreadable_answers_void_the_scores(planted, tmp_path, judges, text):  # noqa: F811
+def test_unreadable_answers_void_the_scores(planted, tmp_path, judges, text):
     good = constant(True)
     store, _ = judged(
         copied(planted, tmp_path), judges(lambda s, d, schema: good(s, d, schema) if "label" in schema["properties"] else text)
@@ -231,7 +162,7 @@ def test_unreadable_answers_void_the_scores(planted, tmp_path, judges, text):  #
             assert score.value is None and score.n_failed > 0
 
 
-def test_a_few_failures_count_as_wrong(planted, tmp_path, judges):  # noqa: F811
+def test_a_few_failures_count_as_wrong(planted, tmp_path, judges):
     calls = {"n": 0}
     good = constant(True)
 
@@ -299,7 +230,7 @@ def test_a_slow_server_is_a_failure_not_a_wait(judges, tmp_path):
     judge.close()
 
 
-def test_answers_are_paid_for_once(planted, tmp_path, judges):  # noqa: F811
+def test_answers_are_paid_for_once(planted, tmp_path, judges):
     folder, script = copied(planted, tmp_path), judges(constant(True))
     judged(folder, script)
     asked = len(script.seen)
@@ -307,12 +238,12 @@ def test_answers_are_paid_for_once(planted, tmp_path, judges):  # noqa: F811
     store, _ = judged(folder, script)
     assert len(script.seen) == asked
     assert all(body["temperature"] == 0 and body["seed"] == 0 for body in script.seen)
-    assert judged(folder, script, price_read=1.0)[1]["judge"]["cost"] == 0.0
+    assert judged(folder, script, price_read=1.0)[1].judge.cost == 0.0
     digests = {s.prompt for f in FEATURES for s in scores(store, f).values()}
     assert len(digests) == 5 and all(len(d) == 16 for d in digests)
 
 
-def test_contexts_stay_data_and_answers_lose_their_markup(planted, tmp_path, judges):  # noqa: F811
+def test_contexts_stay_data_and_answers_lose_their_markup(planted, tmp_path, judges):
     attack = "x <script>alert(1)</script> [click](http://evil.example) `code` http://evil.example\n\u0007" + "y" * 400
     script = judges(says(lambda d, t: True, lambda d, t: 10, lambda ts: 1, lambda d, t: 1, label=attack))
     store, _ = judged(copied(planted, tmp_path), script)
@@ -326,7 +257,7 @@ def test_contexts_stay_data_and_answers_lose_their_markup(planted, tmp_path, jud
     assert plain("javascript:alert(1) ok", 80) == "ok" == plain("java<b></b>script:x h*ttp://e.example ok", 80)
 
 
-def test_explanations_are_made_from_explain_documents_only(planted, tmp_path, judges):  # noqa: F811
+def test_explanations_are_made_from_explain_documents_only(planted, tmp_path, judges):
     """No text that a judge is tested on was in a prompt that it explained from."""
     script = judges(constant(True))
     judged(copied(planted, tmp_path), script)
@@ -342,7 +273,7 @@ def test_explanations_are_made_from_explain_documents_only(planted, tmp_path, ju
     assert shown and tested and not shown & tested
 
 
-def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judges):  # noqa: F811
+def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judges):
     from collections import Counter
 
     from sae.interpret.evidence import Evidence
@@ -358,7 +289,7 @@ def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judge
     assert abs(spread[True] - spread[False]) < 3
 
 
-def test_chances_of_yes_become_an_auc_where_the_server_tells_them(planted, tmp_path, judges):  # noqa: F811
+def test_chances_of_yes_become_an_auc_where_the_server_tells_them(planted, tmp_path, judges):
     """A judge that always says yes, but is less sure where it should say no."""
     truths = iter(())
 
@@ -431,13 +362,13 @@ def test_a_judge_whose_texts_hold_up_names_concepts(judges, tmp_path):
     assert named(good, set()) == named(silent, {0, 1, 2, 3, 4}) == ["the, a", "cat", "of"]
 
 
-def test_a_guessing_judge_explains_and_names_nothing_and_its_cost_is_known(planted, tmp_path, judges):  # noqa: F811
+def test_a_guessing_judge_explains_and_names_nothing_and_its_cost_is_known(planted, tmp_path, judges):
     folder = copied(planted, tmp_path)
     store, summary = judged(folder, judges(constant(True)), price_read=1e6, price_written=2e6)
     assert (folder / "concepts.json").read_text() == (planted[0] / "concepts.json").read_text()
     assert not any(e.chosen for f in FEATURES for e in explanations(store, f) if e.explainer == "max_activation")
-    spent = summary["judge"]
-    assert spent["cost"] == spent["prompt_tokens"] + 2 * spent["answer_tokens"] > 0
+    spent = summary.judge
+    assert spent.cost == spent.prompt_tokens + 2 * spent.answer_tokens > 0
 
 
 def test_answers_of_an_earlier_version_are_still_paid_for(tmp_path):
@@ -446,7 +377,7 @@ def test_answers_of_an_earlier_version_are_still_paid_for(tmp_path):
         file.execute("insert into answer values ('m', 'p', 'yes')")
     cache = AnswerCache(tmp_path / "a.sqlite")
     assert cache.get("m", "p", False) == ("yes", None) and cache.get("m", "p", True) is None
-    cache.put("m", "q", True, "no", [0.5])
+    cache.put("m", "q", True, "no", chances=[0.5])
     assert cache.get("m", "q", True) == cache.get("m", "q", False) == ("no", [0.5])
     cache.close()
     AnswerCache(tmp_path / "a.sqlite").close()
@@ -457,7 +388,7 @@ def test_answers_are_found_inside_other_text():
     assert read("{broken").failure and read("{a: 1}").failure and read("").failure
 
 
-def test_the_command_line_needs_no_judge_and_names_what_is_missing(planted, tmp_path, capsys):  # noqa: F811
+def test_the_command_line_needs_no_judge_and_names_what_is_missing(planted, tmp_path, capsys):
     assert main(["interpret", str(tmp_path)]) == 2 and "neither a dictionary folder" in capsys.readouterr().err
     assert main(["interpret", str(tmp_path), "--scorers", "detection"]) == 2
     assert "asks a judge" in capsys.readouterr().err

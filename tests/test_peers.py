@@ -9,8 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_architectures import batch
-from test_interop import published
+from fixtures import batch, published
 
 from sae.interop.transfer import export_dictionary
 from sae.publish import dictionary

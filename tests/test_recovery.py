@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_architectures import ARCHITECTURES
 
-from sae.architectures import Batch, build
+from sae.architectures import ARCHITECTURES, Batch, build
 from sae.evaluation.synthetic import recovery, world
 
 FEATURES, WIDTH, L0 = 48, 24, 3.0
@@ -40,8 +39,8 @@ def trained(name, truth, steps=1500, lr=5e-3):
         sae.project_decoder_gradient()
         optimiser.step()
         sae.normalise_decoder()
-        sae.count_firings(losses.made.encoding)
-        sae.observe(losses.made)
+        sae.count_firings(losses.training_pass.encoding)
+        sae.observe(losses.training_pass)
     return sae
 
 

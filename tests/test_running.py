@@ -11,27 +11,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_explainers import planted  # noqa: F401 (a fixture)
+from fixtures import no_model
 
 from feature_store.queries import explanations, feature_scores
 from feature_store.store import Store
 from sae.architectures import build
 from sae.architectures.topk import TopKConfig
 from sae.cli import main
-from sae.commands.interpret import _running
 from sae.errors import ConfigError
+from sae.foundation.screen import Screen
 from sae.interpret import encoder
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.intervals import best_threshold
-from sae.interpret.live_dictionary import Running
+from sae.interpret.live_dictionary import LiveDictionary
 from sae.interpret.scorers import SCORERS, embedding
 from sae.interpret.scorers.intervention import _kl, _logits_at
 from sae.model.hookpoints import Channel, resolve
+from sae.pipeline.stage import Run
 
 
 @pytest.fixture(scope="module")
 def running(finished):
-    return _running(finished / "dictionaries" / "first")
+    return Run(finished, Screen(quiet=True)).live_dictionary(finished / "dictionaries" / "first")
 
 
 IDS = np.array([[5, 20, 30, 40, 50], [7, 21, 31, 41, 51]])
@@ -61,7 +62,7 @@ def test_with_normalised_tokens_a_latent_adds_its_activation_times_the_factor(ru
     config = TopKConfig(name="x", hook=running.sae.config.hook, d_sae=64, k=4, token_norm=True)
     sae = build(config, 32)
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(32))
-    normed = Running(sae, running.harvester)
+    normed = LiveDictionary(sae, running.harvester)
     x = running.harvester.harvest(IDS, np.zeros_like(IDS)).x[Channel(config.hook)][0].float()
     with torch.no_grad():
         code = sae.encode(x)
@@ -111,9 +112,10 @@ def test_interventions_are_scored_from_the_command_line(finished, tmp_path, caps
     assert all(s in feature_scores(store, feature) for (feature, _), s in found.items())
 
 
-def test_the_run_of_a_dictionary_must_be_there(tmp_path):
-    with pytest.raises(ConfigError, match="needs that run"):
-        _running(tmp_path / "dictionaries" / "alone")
+def test_the_run_of_a_dictionary_must_be_there(finished, tmp_path):
+    shutil.copytree(finished / "dictionaries" / "first", tmp_path / "dictionaries" / "alone")
+    with pytest.raises(ConfigError, match="--run RUN"):
+        Run(tmp_path, Screen(quiet=True)).live_dictionary(tmp_path / "dictionaries" / "alone")
 
 
 def test_thresholds_part_the_classes_best():
@@ -133,11 +135,11 @@ class WordCounts:
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def test_an_encoder_finds_windows_of_a_word_from_its_label(planted, tmp_path, monkeypatch):  # noqa: F811
+def test_an_encoder_finds_windows_of_a_word_from_its_label(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "sentence_encoder", WordCounts)
     shutil.copytree(planted[0], tmp_path / "copy")
     config = InterpretConfig(explainers=("token",), scorers=("embedding",))
-    interpret(tmp_path / "copy", config, lambda *a: None, lambda: None, range(6))  # pyright: ignore
+    interpret(tmp_path / "copy", config, no_model, features=range(6))
     store = Store(tmp_path / "copy" / "store")
     for feature in range(6):
         label = next(e for e in explanations(store, feature) if e.chosen)
@@ -147,9 +149,9 @@ def test_an_encoder_finds_windows_of_a_word_from_its_label(planted, tmp_path, mo
 
 
 def test_what_needs_more_than_the_store_runs_only_when_named():
-    by_default = InterpretConfig().named(1)
+    by_default = InterpretConfig().scorers_to_run
     assert {"intervention", "embedding"} <= set(SCORERS) and not {"intervention", "embedding"} & set(by_default)
-    assert InterpretConfig(scorers=("embedding",)).named(1) == ("embedding",)
+    assert InterpretConfig(scorers=("embedding",)).scorers_to_run == ("embedding",)
 
 
 def test_the_sentence_encoder_is_a_masked_mean_of_unit_length(tmp_path):

@@ -35,22 +35,26 @@ def rows(store, name):
 
 
 def test_shards_put_together_are_the_whole(corpus, tmp_path):
-    whole = rows(tmp_path / "one", publish(tmp_path / "one", corpus, directions(), LIMITS, {"a": 1}))
+    whole = rows(tmp_path / "one", publish(tmp_path / "one", corpus, directions(), LIMITS, facts={"a": 1}))
     shards = tmp_path / "shards"
-    write_shard(shards, 1, corpus, directions(), LIMITS, slice(0, 300))  # of an attempt that was given up
+    write_shard(
+        shards, 1, corpus, directions(), limits=LIMITS, features=slice(0, 300)
+    )  # of an attempt that was given up
     for number, part in enumerate((slice(0, 1), slice(1, 170), slice(170, 300))):
-        write_shard(shards, number, corpus, directions(), LIMITS, part)
-    joined = rows(tmp_path / "many", publish(tmp_path / "many", corpus, directions(), LIMITS, {"a": 1}, shards))
+        write_shard(shards, number, corpus, directions(), limits=LIMITS, features=part)
+    joined = rows(
+        tmp_path / "many", publish(tmp_path / "many", corpus, directions(), LIMITS, facts={"a": 1}, shards=shards)
+    )
     assert whole.keys() == joined.keys() and len(whole["feature"]) == SIZE.latents and whole["feature_bigram"]
     for table, expected in whole.items():
         assert joined[table] == expected, table
 
 
 def test_an_index_takes_no_more_memory_than_stated(corpus, tmp_path):
-    publish(tmp_path / "first", corpus, directions(), LIMITS, {})  # what is loaded once is not counted
+    publish(tmp_path / "first", corpus, directions(), LIMITS, facts={})  # what is loaded once is not counted
     limits = LIMITS._replace(memory_bytes=1_000_000)
     with PeakMemory() as memory:
-        publish(tmp_path / "store", corpus, directions(), limits, {})
+        publish(tmp_path / "store", corpus, directions(), limits, facts={})
     stated = budget(corpus.n_tokens, SIZE.k, SIZE.latents, limits.memory_bytes)
     assert memory.peak_bytes < stated.memory + 64_000_000  # libraries hold some of their own
     assert stated.codes == corpus.codes.indices.nbytes + corpus.codes.acts.nbytes

@@ -18,7 +18,7 @@ HOOK = Channel(HookPoint("resid_post", 0))
 def emit(sizes, reuse, seed=0, batch=16):
     """Row numbers in the order in which they come out; rows carry their own number."""
     plan = ShufflePlan(len(sizes), reuse, seed)
-    ring = RingBuffer({HOOK: 1}, plan.slots, max(sizes), torch.float32, torch.device("cpu"))
+    ring = RingBuffer({HOOK: 1}, plan.slots, max(sizes), torch.float32, device=torch.device("cpu"))
     starts = [sum(sizes[:g]) for g in range(len(sizes))]
     out = []
     for cycle in range(plan.n_cycles):
@@ -44,7 +44,7 @@ def test_same_seed_same_order_other_seed_other_order():
 
 def test_skipping_batches_is_the_tail_of_the_cycle():
     plan = ShufflePlan(1, 1, 0)
-    ring = RingBuffer({HOOK: 1}, plan.slots, 100, torch.float32, torch.device("cpu"))
+    ring = RingBuffer({HOOK: 1}, plan.slots, 100, torch.float32, device=torch.device("cpu"))
     ring.put(0, {HOOK: torch.arange(100).float()[:, None]}, [100])
     order = ring.cycle_order(plan, 0)
     whole = [b[HOOK] for b, _ in ring.batches(order, 8, 0)]
@@ -70,7 +70,7 @@ def test_documents_are_mixed_across_refills():
 def test_every_batch_of_a_full_ring_draws_from_every_segment():
     plan_cycle, sizes = 3, [300] * 8
     plan = ShufflePlan(8, 2, 0)
-    ring = RingBuffer({HOOK: 1}, plan.slots, 300, torch.float32, torch.device("cpu"))
+    ring = RingBuffer({HOOK: 1}, plan.slots, 300, torch.float32, device=torch.device("cpu"))
     for g in range(4):
         ring.put(g, {HOOK: torch.full((sizes[g], 1), float(g))}, [sizes[g]])
     for part, _ in ring.batches(ring.cycle_order(plan, plan_cycle), 128, 0):

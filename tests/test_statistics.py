@@ -6,8 +6,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_contexts import CONTEXTS, D_SAE, LENGTH, TOKENS, codes, collect
-from test_contexts import documents_for_testing as halves
+from fixtures import STREAM_CONTEXTS as CONTEXTS
+from fixtures import STREAM_D_SAE as D_SAE
+from fixtures import STREAM_LENGTH as LENGTH
+from fixtures import STREAM_TOKENS as TOKENS
+from fixtures import codes, collect
 
 from feature_store.indexing.contexts import ContextLimits
 from feature_store.indexing.formats import (
@@ -22,6 +25,7 @@ from feature_store.indexing.formats import (
 from feature_store.indexing.negatives import hard_negatives
 from feature_store.indexing.statistics import BIGRAMS_PER_FEATURE, GROUPS
 from feature_store.indexing.tables import count, joined, stream_of
+from feature_store.indexing.tables import in_test_part as halves
 
 SAME = first_of_same_text(TOKENS).tolist()  # the last token is the first's text in another case
 
@@ -33,11 +37,15 @@ def counted():
     found = collect(stream, ContextLimits(), 60)
     is_test = halves(int(stream.documents.max()) + 1)
     tokens = stream_of(stream, TOKENS, is_test)
-    read = (stream, tokens, found.n_fired, found.maximum, np.zeros((D_SAE, 3)), 3)
-    whole = count(*read, 1 << 20)
-    parts = [
-        count(*read, memory, slice(a, b)) for memory, (a, b) in zip((1, 1 << 20), ((0, 5), (5, D_SAE)), strict=True)
-    ]
+
+    def counts(memory_bytes, features=None):
+        return count(
+            stream, tokens, found.n_fired, found.maximum, promoted=np.zeros((D_SAE, 3)), n_coactive=3,
+            memory_bytes=memory_bytes, features=features,
+        )  # fmt: skip
+
+    whole = counts(1 << 20)
+    parts = [counts(memory, slice(a, b)) for memory, (a, b) in zip((1, 1 << 20), ((0, 5), (5, D_SAE)), strict=True)]
     for one, other in zip(_flat(whole), _flat(joined(parts)), strict=True):
         np.testing.assert_array_equal(one, other)  # how features are shared out changes nothing
     return stream, found, is_test, whole
@@ -127,7 +135,7 @@ def test_coactive_features_and_hard_negatives(counted):
         np.testing.assert_allclose(scores, np.sort(cosine[f])[::-1][: len(scores)], rtol=1e-5)
         np.testing.assert_allclose(scores, cosine[f, mine], rtol=1e-5)
     sources = np.stack([tables.statistics.coactive, tables.statistics.coactive[:, ::-1]], axis=1)
-    rows = hard_negatives(sources, found.top_context, found.top_position, stream.indices, stream.acts)
+    rows = hard_negatives(sources, found.top_context, found.top_position, stream.indices, acts=stream.acts)
     for f, records in enumerate(rows):
         for record in records:
             c, p = (

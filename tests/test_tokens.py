@@ -9,10 +9,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import make_text, make_tokenizer
+from fixtures import make_text, make_tokenizer
 
 from sae.errors import ArtefactError, DataError
 from sae.foundation.downloads import PackagePart, join_members
+from sae.foundation.screen import Progress
 from sae.model.vocabulary import token_bytes
 from sae.text.corpus import DatasetText, InstalledDocs, Mixture, PackageText, documents
 from sae.text.tokens import TextConfig, build, is_held_out, manifest
@@ -28,12 +29,10 @@ def config(path, **more):
     return TextConfig(sources=(source,), ctx_len=16, held_out_fraction=0.3, held_out_tokens=320, **more)
 
 
-def quiet(_done, _wanted):
-    pass
-
-
 def test_streams_are_the_documents_in_order_and_disjoint(tmp_path, tokenizer, text_file):
-    train, held_out = build(config(text_file), tokenizer, False, 4000, tmp_path, quiet)
+    train, held_out = build(
+        config(text_file), tokenizer, prepend_bos=False, n_tokens=4000, folder=tmp_path, progress=Progress()
+    )
     names = train.document_names(), held_out.document_names()
     assert not set(names[0]) & set(names[1])
     texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
@@ -48,8 +47,12 @@ def test_streams_are_the_documents_in_order_and_disjoint(tmp_path, tokenizer, te
 
 
 def test_every_context_begins_with_bos_where_the_model_needs_it(tmp_path, tokenizer, text_file):
-    with_bos, _ = build(config(text_file), tokenizer, True, 3200, tmp_path / "a", quiet)
-    without, _ = build(config(text_file), tokenizer, False, 3200, tmp_path / "b", quiet)
+    with_bos, _ = build(
+        config(text_file), tokenizer, prepend_bos=True, n_tokens=3200, folder=tmp_path / "a", progress=Progress()
+    )
+    without, _ = build(
+        config(text_file), tokenizer, prepend_bos=False, n_tokens=3200, folder=tmp_path / "b", progress=Progress()
+    )
     assert (with_bos.ids[:, 0] == tokenizer.bos_token_id).all()
     flat = with_bos.ids[:, 1:].reshape(-1)
     assert np.array_equal(flat, without.ids.reshape(-1)[: len(flat)])
@@ -59,17 +62,25 @@ def test_every_context_begins_with_bos_where_the_model_needs_it(tmp_path, tokeni
 
 def test_an_interrupted_build_ends_with_the_same_bytes(tmp_path, tokenizer, text_file, monkeypatch):
     monkeypatch.setattr("sae.text.tokens.DOCUMENTS_PER_BATCH", 10)
-    build(config(text_file), tokenizer, True, 6000, tmp_path / "whole", quiet)
+    build(config(text_file), tokenizer, prepend_bos=True, n_tokens=6000, folder=tmp_path / "whole", progress=Progress())
     calls = []
 
-    def stop(_done, _wanted):
-        calls.append(1)
-        if len(calls) % 3 == 0:
-            raise KeyboardInterrupt
+    class Stopping(Progress):
+        def update(self, done, total=None, **figures):
+            calls.append(1)
+            if len(calls) % 3 == 0:
+                raise KeyboardInterrupt
 
     for _ in range(40):
         try:
-            build(config(text_file), tokenizer, True, 6000, tmp_path / "parts", stop)
+            build(
+                config(text_file),
+                tokenizer,
+                prepend_bos=True,
+                n_tokens=6000,
+                folder=tmp_path / "parts",
+                progress=Stopping(),
+            )
             break
         except KeyboardInterrupt:
             with (tmp_path / "parts" / "train" / "ids.bin").open("ab") as file:
@@ -81,8 +92,22 @@ def test_an_interrupted_build_ends_with_the_same_bytes(tmp_path, tokenizer, text
 
 def test_too_little_text_says_how_much_there_was(tmp_path, tokenizer, text_file):
     with pytest.raises(DataError, match=r"1,000,000 train tokens were asked, the sources gave [\d,]+"):
-        build(config(text_file), tokenizer, False, 1_000_000, tmp_path / "a", quiet)
-    train, _ = build(config(text_file, on_end="stop"), tokenizer, False, 1_000_000, tmp_path / "b", quiet)
+        build(
+            config(text_file),
+            tokenizer,
+            prepend_bos=False,
+            n_tokens=1_000_000,
+            folder=tmp_path / "a",
+            progress=Progress(),
+        )
+    train, _ = build(
+        config(text_file, on_end="stop"),
+        tokenizer,
+        prepend_bos=False,
+        n_tokens=1_000_000,
+        folder=tmp_path / "b",
+        progress=Progress(),
+    )
     assert train.n_contexts > 100
 
 
@@ -91,7 +116,14 @@ def test_empty_text_is_refused(tmp_path, tokenizer, content):
     path = tmp_path / "empty.jsonl"
     path.write_text(content)
     with pytest.raises(DataError):
-        build(config(path, on_end="stop"), tokenizer, False, 1000, tmp_path / "t", quiet)
+        build(
+            config(path, on_end="stop"),
+            tokenizer,
+            prepend_bos=False,
+            n_tokens=1000,
+            folder=tmp_path / "t",
+            progress=Progress(),
+        )
 
 
 def test_a_missing_column_is_named(text_file):
@@ -172,7 +204,7 @@ def test_installed_docs_are_long_different_and_ordered(tmp_path, tokenizer):
     again = documents(InstalledDocs(source="installed-docs"), 100)
     assert [next(again) for _ in range(200)] == first[100:]
     text = TextConfig(sources=({"source": "installed-docs"},), ctx_len=16, held_out_tokens=160)
-    build(text, tokenizer, False, 1000, tmp_path, quiet)
+    build(text, tokenizer, prepend_bos=False, n_tokens=1000, folder=tmp_path, progress=Progress())
     about = manifest(text, tmp_path)
     assert about["installed"]["torch"] and len(about["sha256"]) == 64 and "saedex" not in about["installed"]
 
