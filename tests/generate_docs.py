@@ -58,18 +58,18 @@ def cli_page() -> str:
     """Help texts of all commands."""
     os.environ["COLUMNS"] = "100"
     lines = ["# Commands", "", f"{GENERATED} Every command answers `--help` with the same text.", ""]
-    for command in (train_parser(), *_with_verbs(parser())):
+    for command in (train_parser(), *with_verbs(parser())):
         lines += [f"## {command.prog}", "", "```", command.format_help().rstrip(), "```", ""]
     return "\n".join(lines)
 
 
-def _with_verbs(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+def with_verbs(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """A command and, below it, every verb that it takes."""
     yield command
     for action in command._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in dict.fromkeys(action.choices.values()):
-                yield from _with_verbs(verb)
+                yield from with_verbs(verb)
 
 
 def api_page() -> str:

@@ -6,6 +6,7 @@ The files lie in a temporary folder (see `with_plugins`); nothing is written bes
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,111 +20,28 @@ DRIVER = Path(__file__).parent / "with_plugins.py"
 
 
 class Plugin(NamedTuple):
-    """A file of a plug-in package, and what the command line says of its name."""
+    """A file of a plug-in package (the example of docs/extending.md), and what the command line says of its name."""
 
     package: str
-    source: str
     help: tuple[str, ...]  # the command that names it
     unknown: str  # the error once it is gone
 
 
-ARCHITECTURE = '''"""Half: a test's architecture."""
-from typing import Literal, final
-from pydantic import Field
-from sae.architectures.base import SparseAutoencoder
-from sae.architectures.settings import KeepsK
-from sae.kernels.sparse import selection_for
+PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
 
 
-class HalfConfig(KeepsK):
-    """Settings."""
-    architecture: Literal["half"] = Field(default="half", description="Half of TopK.")
-    extra: float = Field(default=0.5, description="A setting of its own.")
+def source(package: str) -> str:
+    """The example of docs/extending.md for a package."""
+    path = package.replace(".", "/") + "/half.py"
+    return re.search(rf"```python\n# {path}\n(.*?)```", PAGE, re.S).group(1)
 
 
-@final
-class Half(SparseAutoencoder[HalfConfig]):
-    """Keeps k // 2."""
-    config_class = HalfConfig
-
-    def select(self, pre_acts, selection):
-        """The k // 2 largest."""
-        return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k // 2)
-'''
-MEASURE = '''"""Half of the width."""
-from sae.evaluation.measure import Measure
-
-
-class Half(Measure):
-    """Latents divided by two."""
-    meanings = {"half": "half of the latents"}
-
-    def measure(self, subject):
-        """See `meanings`."""
-        return {"half": subject.sae.d_sae / 2}
-'''
-EXPLAINER = '''"""Explains every feature by the word half."""
-from sae.interpret.evidence import Counts
-from sae.interpret.explainer import Explainer, Proposal
-
-
-class Half(Explainer):
-    """One text for all."""
-    name = "half"
-
-    def explain(self, evidence, feature):
-        """Always the same."""
-        counts = Counts(5, 10, 1, 100)
-        return Proposal("half", frozenset({"half"}), counts, counts)
-
-    def items(self, evidence, event):
-        """Nothing."""
-        return frozenset()
-'''
-SCORER = '''"""Gives every label one half."""
-from sae.interpret.intervals import Interval
-from sae.interpret.scorer import Figure, Scorer
-
-
-class Half(Scorer):
-    """One figure for all."""
-    name = "half"
-    by_default = False
-
-    def score(self, case):
-        """One half."""
-        return [Figure("half", Interval(0.5, 0.4, 0.6), 0.5, n_pos=1, n_neg=1)]
-'''
-FORMAT = '''"""A torch file of plain tensors."""
-import torch
-from sae.interop.foreign_weights import ForeignWeights
-from sae.interop.format import Format
-
-NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
-
-
-class Half(Format):
-    """What `ForeignWeights` holds."""
-
-    def write(self, weights, folder):
-        """weights.pt."""
-        folder.mkdir(exist_ok=True)
-        tensors = {name: getattr(weights, name) for name in NAMES}
-        torch.save({**tensors, "k": weights.k, "hook": weights.facts["hook"]}, folder / "weights.pt")
-
-    def read(self, path):
-        """The same again."""
-        stored = torch.load(path / "weights.pt", weights_only=True)
-        return ForeignWeights(
-            "topk", **{name: stored[name] for name in NAMES}, k=stored["k"], facts={"hook": stored["hook"]}
-        )
-'''
 PLUGINS = {
-    "architecture": Plugin("sae.architectures", ARCHITECTURE, ("config", "explain"), "'half' is not known"),
-    "measure": Plugin("sae.evaluation.measures", MEASURE, ("eval", "--help"), "no measure 'half'"),
-    "explainer": Plugin("sae.interpret.explainers", EXPLAINER, ("interpret", "--help"), "no explainer 'half'"),
-    "scorer": Plugin("sae.interpret.scorers", SCORER, ("interpret", "--help"), "no scorer 'half'"),
-    "format": Plugin("sae.interop.formats", FORMAT, ("export", "--help"), "format 'half' is not known"),
+    "architecture": Plugin("sae.architectures", ("config", "explain"), "'half' is not known"),
+    "measure": Plugin("sae.evaluation.measures", ("eval", "--help"), "no measure 'half'"),
+    "explainer": Plugin("sae.interpret.explainers", ("interpret", "--help"), "no explainer 'half'"),
+    "scorer": Plugin("sae.interpret.scorers", ("interpret", "--help"), "no scorer 'half'"),
+    "format": Plugin("sae.interop.formats", ("export", "--help"), "format 'half' is not known"),
 }
 
 
@@ -205,7 +123,7 @@ def test_one_file_adds_a_plugin_and_takes_it_away(kind, tmp_path, tree, finished
     path = plugins / plugin.package / "half.py"
     path.parent.mkdir(parents=True)
     assert "half" not in words(run_here(*plugin.help).stdout)
-    path.write_text(plugin.source)
+    path.write_text(source(plugin.package))
     said = cli(plugins, *plugin.help).stdout
     assert "half" in words(said), said
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 
 import pytest
-from generate_docs import PAGES, ROOT
+from generate_docs import PAGES, ROOT, with_verbs
+
+from sae.cli import parser
 
 SOURCES = sorted(
     p for folder in ("sae", "server", "feature_store") for p in (ROOT / folder).rglob("*.py") if "ui" not in p.parts
@@ -19,12 +22,53 @@ def test_generated_pages_are_current(name):
     assert (ROOT / name).read_text() == PAGES[name](), "run `make docs`"
 
 
-def test_the_readme_tree_names_every_source_file_once():
+def test_the_readme_is_short_and_names_folders_that_exist():
     readme = (ROOT / "README.md").read_text()
-    tree = re.search(r"```text\n(.*?)```", readme, re.S).group(1)
-    named = re.findall(r"([\w.-]+\.py)\b", tree)
-    real = [p.name for p in SOURCES if p.name != "__init__.py"]
-    assert sorted(named) == sorted(real)
+    assert readme.count("\n") <= 150
+    for path in re.findall(r"`((?:sae|server|feature_store)[\w/]*(?:\.py)?)`", readme):
+        assert (ROOT / path).exists(), path
+    for page in re.findall(r"\]\(([\w./-]+)\)", readme):
+        assert (ROOT / page).exists(), page
+
+
+def test_every_command_of_the_parser_has_a_help_text():
+    page = (ROOT / "docs/cli.md").read_text()
+    verbs = [command.prog for command in with_verbs(parser())]
+    assert len(verbs) > 17
+    assert [verb for verb in verbs if f"## {verb}\n" not in page] == []
+
+
+def test_the_code_of_the_python_page_runs(finished, monkeypatch, capsys):
+    """In one namespace per block, on a small run in place of the quickstart's."""
+    page = (ROOT / "docs/python.md").read_text()
+    for old, new in (
+        ("training_configs/quickstart.yaml", str(finished / "config.yaml")),
+        ("train.tokens=700_000", "train.tokens=12000"),
+        ("runs/quickstart", str(finished)),
+        ("resid-4096", "first"),
+        ("resid_post.8", "resid_post.1"),
+    ):
+        assert old in page, old
+        page = page.replace(old, new)
+
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    train, encode, tables = ({}, {}, {})
+    for block, names in zip(blocks, (train, encode, tables), strict=True):
+        exec(compile(block, "docs/python.md", "exec"), names)
+
+    assert train["summary"].dictionaries["first"].metrics.d_sae == 64
+    assert encode["x_hat"].shape == encode["x"].shape == (len(encode["texts"][0].tokens), 32)
+    assert encode["code"].top_acts.shape[1] == 4 and not encode["texts"][0].is_read[0]
+    assert list(tables["features"].index) == list(range(64))
+    assert {"density", "label", "score"} <= set(tables["features"].columns)
+    assert set(tables["contexts"]["group"]) == {"top"}
+    assert tables["contexts"]["act"].is_monotonic_decreasing
+    assert tables["scores"]["feature"].nunique() > 10
+
+
+def test_import_sae_is_light_and_names_what_it_offers():
+    code = "import sae, sys; assert 'torch' not in sys.modules; [getattr(sae, n) for n in dir(sae)]; assert 'torch' in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_readme_commands_exist():

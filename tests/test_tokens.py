@@ -91,7 +91,7 @@ def test_an_interrupted_build_ends_with_the_same_bytes(tmp_path, tokenizer, text
 
 
 def test_too_little_text_says_how_much_there_was(tmp_path, tokenizer, text_file):
-    with pytest.raises(DataError, match=r"1,000,000 train tokens were asked, the sources gave [\d,]+"):
+    with pytest.raises(DataError, match=r"needs 1,000,000 train tokens, the sources gave [\d,]+"):
         build(
             config(text_file),
             tokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import get_num_threads, njit, prange
@@ -198,9 +199,9 @@ class ContextCollector:
             np.zeros((d_sae, N_STRATA), np.int64),
         )
         shape = (d_sae, limits.n_top)
-        self._top = (*_slots(shape), np.zeros(shape, np.uint64), np.zeros(shape, np.uint32))
+        self._top = (*_empty_slots(shape), np.zeros(shape, np.uint64), np.zeros(shape, np.uint32))
         shape = (d_sae, N_STRATA, limits.n_per_stratum)
-        self._sample = (*_slots(shape), np.full(shape, np.iinfo(np.uint64).max, np.uint64))
+        self._sample = (*_empty_slots(shape), np.full(shape, np.iinfo(np.uint64).max, np.uint64))
 
     def add(self, ids: np.ndarray, indices: np.ndarray, acts: np.ndarray, first_context: int) -> None:
         """Token ids [contexts, ctx_len], latents and activations [contexts, ctx_len, k] of consecutive contexts.
@@ -223,12 +224,24 @@ class ContextCollector:
     def finish(self, n_tokens: int) -> Collected:
         """The result for a stream of which the dictionary read `n_tokens`."""
         n_fired, total, maximum, histogram, stratum_contexts = self._counts
-        edges = self._low + self._width * np.arange(N_BINS + 1)
         top_act, top_context, top_position, _, top_copies = self._top
-        top = top_act, top_context, top_position, top_copies
-        return Collected(n_tokens, edges, n_fired, total, maximum, histogram, *top, *self._sample[:3], stratum_contexts)
+        stratum_act, stratum_context, stratum_position, _ = self._sample
+        return Collected(
+            n_tokens, log2_edges=self._low + self._width * np.arange(N_BINS + 1),
+            n_fired=n_fired, total=total, maximum=maximum, histogram=histogram,
+            top_act=top_act, top_context=top_context, top_position=top_position, top_copies=top_copies,
+            stratum_act=stratum_act, stratum_context=stratum_context, stratum_position=stratum_position,
+            stratum_contexts=stratum_contexts,
+        )  # fmt: skip
 
 
-def _slots(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(activations, contexts, positions) of empty slots."""
-    return np.zeros(shape, np.float32), np.full(shape, NO_CONTEXT, np.uint32), np.zeros(shape, np.uint16)
+class _Slots(NamedTuple):
+    """Activations, contexts and positions of the contexts that are kept, one slot each."""
+
+    acts: np.ndarray
+    contexts: np.ndarray
+    positions: np.ndarray
+
+
+def _empty_slots(shape: tuple[int, ...]) -> _Slots:
+    return _Slots(np.zeros(shape, np.float32), np.full(shape, NO_CONTEXT, np.uint32), np.zeros(shape, np.uint16))

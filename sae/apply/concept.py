@@ -176,6 +176,6 @@ def _nodes(tree: Any, order: np.ndarray) -> list[TreeNode]:
     shares = tree.value[:, 0, 1] / tree.value[:, 0].sum(1)
     columns = zip(tree.feature, tree.threshold, tree.children_left, tree.children_right, shares, strict=True)
     return [
-        TreeNode(int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), float(share))
+        TreeNode(int(order[feature]) if left >= 0 else None, float(edge), int(left), int(right), share=float(share))
         for feature, edge, left, right, share in columns
     ]

@@ -103,7 +103,7 @@ def saelens(shape: Shape, rows: Tensor) -> Step:
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            out = sae.training_forward_pass(TrainStepInput(rows.float(), {}, dead, 1, False))
+            out = sae.training_forward_pass(TrainStepInput(rows.float(), {}, dead, 1, is_logging_step=False))
         optimiser.zero_grad()
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)

@@ -142,8 +142,9 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment!r}: there is no such entry")
 
 
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     """The configuration in a YAML file; raises `ConfigError` with every problem at once."""
+    path = Path(path)
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")

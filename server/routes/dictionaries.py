@@ -78,10 +78,10 @@ def list_concepts(request: Request, dictionary: str) -> Response:
 def get_document(request: Request, dictionary: str, document: int) -> Response:
     """The strongest features of one document of the index corpus, by mean activation times length."""
     entry = entry_of(request, dictionary)
-    found = queries.document(entry.store, document) if document >= 0 else None
-    if found is None:
+    record = queries.document(entry.store, document) if document >= 0 else None
+    if record is None:
         raise ApiError(404, f"no document {document} in this dictionary's corpus")
-    return json_response({"document": document, **asdict(found)})
+    return json_response({"document": document, **asdict(record)})
 
 
 @router.get("/dictionaries/{dictionary}/download", response_model=list[responses.DownloadItem])
