@@ -122,7 +122,11 @@ def _token_counts(offsets, firings, ids, is_test, ctx_len, shift, size, wanted, 
 
 @njit(nogil=True, cache=True)
 def _test_documents_of(offsets, firings, owner, is_test):  # pragma: no cover (compiled)
-    """Test documents that hold a strong firing, by feature."""
+    """Test documents that hold a strong firing, by feature.
+
+    They are the independent trials of an interval: documents with any firing are about twice as many, and intervals that
+    counted those covered 72 % instead of 95 %.
+    """
     counts = np.zeros(offsets.size - 1, np.int64)
     for f in range(offsets.size - 1):
         last = np.int64(-1)
@@ -274,6 +278,8 @@ def count(
 
         return Tables(np.diff(offsets), n_test, documents, *counted, statistics)
 
+    # Threads of Python, not of numba: numba's own may not be started from several places, and the compiled code releases
+    # the lock.
     with ThreadPoolExecutor(n_threads) as pool:
         return joined(list(pool.map(of, ranges(n_fired[features], most))))
 

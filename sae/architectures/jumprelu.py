@@ -101,6 +101,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
     def __init__(self, config: JumpReluConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
         begin = config.initial_threshold
+        # A threshold moves by at most the learning rate an update, so it must begin near its place.
         if begin is None:  # random unit directions see scaled inputs as standard normal numbers
             begin = NormalDist().inv_cdf(1 - min(0.5, config.target_l0 / config.d_sae)) or 0.1
         self.threshold = nn.Parameter(torch.full((config.d_sae,), begin))

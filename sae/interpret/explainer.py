@@ -9,8 +9,8 @@ from typing import ClassVar, NamedTuple
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
 
-MAX_STRINGS = 3
-WORTH = 0.05
+MAX_STRINGS = 3  # that a label may name
+WORTH = 0.05  # share by which a further string must raise F2 to be taken
 
 
 class Proposal(NamedTuple):

@@ -29,7 +29,9 @@ from sae.kernels.step_types import (
 )
 
 DTYPE = torch.bfloat16  # of the stored rows of input and error
-LONG = 256  # pairs of one latent that one program adds up; more are added up in parts
+LONG = (
+    256  # pairs of one latent that one program adds up; more are added up in parts, else all wait for a frequent latent
+)
 
 
 def widest(n_latents: int) -> int:
@@ -78,6 +80,7 @@ def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = Tru
     n, m = len(centred), len(table)
     out = torch.empty(n, m, dtype=torch.bfloat16, device=centred.device)
     maxima = torch.empty(n, m // GROUP, dtype=torch.bfloat16, device=centred.device) if with_maxima else None
+    # The fastest of the tiles tried on an H100; 500 us where cuBLAS, which gives no maxima, needs 469 (LOG.md).
     rows, latents, step = 128, 256, 64
     n_programs = _multiprocessors(centred.device)  # one per multiprocessor; each does many tiles
     programs.encode_program[(n_programs,)](

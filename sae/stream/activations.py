@@ -22,8 +22,8 @@ from sae.stream.harvest import Harvester
 from sae.stream.shuffle import ShuffleConfig, segment_contexts
 from sae.text.tokens import Contexts
 
-TYPICAL_NORM_MULTIPLE = 3.0
-SAMPLE_ROWS = 8192
+TYPICAL_NORM_MULTIPLE = 3.0  # of the median: fvu of typical tokens leaves out the few whose norm outweighs all others
+SAMPLE_ROWS = 8192  # rows that scale, centre and variance are estimated from, before training
 
 
 class Segment(NamedTuple):

@@ -26,7 +26,7 @@ from sae.model.hookpoints import Channel, HookPoint, Place, resolve, run_order
 from sae.model.language_model import LanguageModel
 from sae.model.relevance import RelevanceRules
 
-SHORT = 6
+SHORT = 6  # tokens of a document in the check that packed documents do not see each other
 LOGITS = 1 << 25  # numbers; above this the memory for them costs a CPU more time than the model
 LOGIT_BYTES = 24  # that a logit takes on a GPU on the way there and back
 GPU_TOKENS = 1 << 16  # tokens of a forward pass that keep a GPU busy
@@ -197,6 +197,7 @@ class Harvester:
         gpu = self.lm.device.type == "cuda"
         numbers = torch.cuda.get_device_properties(self.lm.device).total_memory // 2 // LOGIT_BYTES if gpu else LOGITS
         most = max(1, numbers // per_context)
+        # Equal slices: each further shape would be compiled again, and torch gives up after eight.
         step = -(-len(tokens) // -(-len(tokens) // most))
         return [slice(start, start + step) for start in range(0, len(tokens), step)]
 

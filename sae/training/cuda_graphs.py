@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-MOST_RECORDED = 8
+MOST_RECORDED = 8  # one per number of slots for dead latents and per batch size; each holds the memory of an update
 
 
 class CudaGraphs:

@@ -13,8 +13,8 @@ from sae.foundation.distributed import ALONE, Processes
 from sae.kernels.step_types import AuxGradients
 
 LAG = 2  # updates between requesting the count of dead latents and reading it
-FEWEST_SLOTS = 64
-CHUNK_NUMBERS = 1 << 26
+FEWEST_SLOTS = 64  # slots come in powers of two from here on, so that few shapes are compiled and recorded
+CHUNK_NUMBERS = 1 << 26  # pre-activations of dead latents that are held at a time
 
 
 class DeadLatentCount:
@@ -115,7 +115,7 @@ def revive(
         grad_bias += grad_acts.sum(0)
         grad_encoder += _product(grad_acts.to(centred.dtype).T, x)
 
-    # Slots may be held for latents that are not dead after all; the loss is 0 if none is.
+    # Slots are held for latents that may be dead. If none is, e_hat is 0 and the loss would be 1 instead of 0.
     loss = loss / spread * (processes.all_reduce_sum(is_dead.sum()) > 0)
     return loss, AuxGradients(slots.int(), grad_encoder, grad_decoder, grad_bias)
 

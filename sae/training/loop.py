@@ -26,8 +26,8 @@ from sae.training import checkpoint
 from sae.training.optimiser import OptimiserConfig, learning_rate
 from sae.training.trainer import SaeTrainer
 
-FEWEST_LOG_TOKENS = 20_000
-CHECKPOINT_EVERY_S = 120.0
+FEWEST_LOG_TOKENS = 20_000  # between two log lines: reading a figure makes the GPU wait
+CHECKPOINT_EVERY_S = 120.0  # only when is decided by a clock; what a checkpoint holds is not
 AGREE_EVERY = 32  # updates between two agreements of several processes on stopping and saving
 FEWEST_ROWS = 32  # rows of a batch per process, so that a process hardly ever has none
 

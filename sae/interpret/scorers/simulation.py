@@ -12,7 +12,7 @@ from sae.interpret.judging.judged_scorer import MOST_FAILED, JudgedScorer, Trial
 from sae.interpret.judging.prompts import DATA, as_data, schema
 from sae.interpret.scorer import Figure, ScoringCase
 
-WINDOWS = 6
+WINDOWS = 6  # of each kind; a judge reads every token of them, so they are what simulation costs
 SYSTEM = (
     "You are given a description of when a neuron fires, and the tokens of a text. Predict for each token, in order, how "
     'strongly it fires, from 0 (not at all) to 10. Answer: {"activations": [one number for each token]}. ' + DATA
