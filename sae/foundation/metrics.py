@@ -42,7 +42,6 @@ class FvuMeter:
         return float(self.error / variance) if variance > 0 else float("nan")
 
 
-@torch.no_grad()
 class BatchSums(NamedTuple):
     """Sums over the rows of a batch, in float64: ||x - x_hat||^2, ||x||^2, and the rows x [d] themselves."""
 
@@ -51,6 +50,7 @@ class BatchSums(NamedTuple):
     total: Float[Tensor, " d"]
 
 
+@torch.no_grad()
 def batch_sums(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> BatchSums:
     """The sums that an fvu needs of a batch x [n, d] and its reconstruction."""
     wide = torch.float64
