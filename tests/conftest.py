@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shape_checks
 import torch
+
+shape_checks.install()  # before sae is imported
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 WORDS = [

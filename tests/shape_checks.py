@@ -19,7 +19,6 @@ from beartype import beartype
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sae", "feature_store")
 IS_COMPILED = re.compile(r"\b(n?jit|vectorize)\b")
-NAMES_ARRAY = re.compile(r"\b(Bool|Float|Int|Integer|Real|Shaped|UInt)\[")
 checked: dict[tuple[str, str], set[str]] = {}  # (module, function) -> names of checked arguments, and "return"
 
 
@@ -36,6 +35,14 @@ def is_compiled(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef) and any(IS_COMPILED.search(ast.unparse(d)) for d in node.decorator_list)
 
 
+def states_shape(node: ast.AST) -> bool:
+    """Whether an annotation is a jaxtyping type."""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.value, ast.Name):
+        return False
+    kind = getattr(jaxtyping, node.value.id, None)
+    return inspect.isclass(kind) and issubclass(kind, jaxtyping.AbstractDtype)
+
+
 def hooked_modules() -> list[str]:
     """Modules that name jaxtyping's types, compile nothing and do without Triton."""
     names = []
@@ -48,7 +55,7 @@ def hooked_modules() -> list[str]:
 
 
 def names_array(hint: Any) -> bool:
-    """Whether a type names a jaxtyping type somewhere inside."""
+    """Whether a type holds a jaxtyping type somewhere inside."""
     if isinstance(hint, list):  # the arguments of a Callable
         return any(map(names_array, hint))
     is_array = inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray)
