@@ -11,7 +11,8 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import jaxtyping
 from beartype import beartype
@@ -62,9 +63,19 @@ def names_array(hint: Any) -> bool:
     return is_array or any(map(names_array, get_args(hint)))
 
 
+def arrays_of(hint: Any) -> Any:
+    """The type with all but its jaxtyping types widened to Any; members of a union stay, so that they pass."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is None or origin is Callable:
+        return hint
+    if origin in (Union, UnionType):
+        return Union[tuple(map(arrays_of, arguments))]  # noqa: UP007 (of types that are computed)
+    return origin[tuple(arrays_of(a) if names_array(a) or a is ... else Any for a in arguments)]
+
+
 def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
     """beartype for the annotations that name a jaxtyping type; a function without them stays as it is."""
-    hints = {name: hint for name, hint in function.__annotations__.items() if names_array(hint)}
+    hints = {name: arrays_of(hint) for name, hint in function.__annotations__.items() if names_array(hint)}
     if not hints:
         return function
     checked.setdefault((function.__module__, function.__qualname__), set()).update(hints)

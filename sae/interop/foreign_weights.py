@@ -27,10 +27,10 @@ class ForeignWeights:
     """
 
     kind: Kind
-    W_enc: Float[Tensor, "d_in d_sae"]
-    b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_out"]
-    b_dec: Float[Tensor, " d_out"]
+    W_enc: Float[Tensor, "_d_in _d_sae"]
+    b_enc: Float[Tensor, " _d_sae"]
+    W_dec: Float[Tensor, "_d_sae _d_out"]
+    b_dec: Float[Tensor, " _d_out"]
     k: int | None = None
     centred: bool = True
     token_norm: bool = False
