@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int, UInt
 
 from feature_store.records import Bigram, FiringCount, RandomWindow, TokenCount, TokenFirings
 from feature_store.store import Store
@@ -36,7 +37,7 @@ def negatives(store: Store) -> list[bytes]:
     return [row[0] for row in cursor.execute("select negatives from contexts.context_pack order by feature").fetchall()]
 
 
-def counted_places(store: Store) -> tuple[np.ndarray, np.ndarray]:
+def counted_places(store: Store) -> tuple[UInt[np.ndarray, "d_sae 2 positions"], UInt[np.ndarray, "d_sae 2 formats"]]:
     """Strong firings by position [d_sae, 2, positions] and format [d_sae, 2, formats], in (explain, test) documents."""
     cursor = store.connection.cursor()
     rows = cursor.execute("select positions, formats from contexts.feature order by feature").fetchall()
@@ -44,7 +45,7 @@ def counted_places(store: Store) -> tuple[np.ndarray, np.ndarray]:
     return positions.reshape(len(rows), 2, -1), formats.reshape(len(rows), 2, -1)
 
 
-def lookups(store: Store) -> np.ndarray:
+def lookups(store: Store) -> Float[np.ndarray, "d_sae groups 5"]:
     """Sums [d_sae, groups, 5] behind the token-lookup correlation (feature_store.indexing.statistics)."""
     cursor = store.connection.cursor()
     rows = cursor.execute("select lookup from contexts.feature order by feature").fetchall()
@@ -89,7 +90,7 @@ def documents_in_test_part(store: Store) -> set[int]:
     return {r[0] for r in cursor.execute("select document from contexts.document where is_test").fetchall()}
 
 
-def nearness(store: Store) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+def nearness(store: Store) -> list[list[tuple[Int[np.ndarray, " _n"], Float[np.ndarray, " _n"]]]]:
     """Per feature its nearest features with scores: [by cosine of decoder rows, by cosine of firing]."""
     cursor = store.connection.cursor()
     rows = cursor.execute(

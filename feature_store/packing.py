@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Integer, Real, Shaped, UInt
 
 WINDOW = np.dtype(
     [
@@ -28,13 +29,13 @@ ACT_LEVELS = 65535
 class Pack(NamedTuple):
     """One feature's windows: records, token ids and non-zero activations, each window after the other."""
 
-    windows: np.ndarray
-    token_ids: np.ndarray
-    act_places: np.ndarray
-    act_values: np.ndarray
+    windows: Shaped[np.ndarray, " windows"]
+    token_ids: Integer[np.ndarray, " tokens"]
+    act_places: Integer[np.ndarray, " acts"]
+    act_values: Real[np.ndarray, " acts"]
 
 
-def quantise(acts: np.ndarray, max_act: float) -> np.ndarray:
+def quantise(acts: Float[np.ndarray, "*shape"], max_act: float) -> UInt[np.ndarray, "*shape"]:
     """Activations as uint16 shares of the feature's maximum, with an error of at most max_act / 131070."""
     return np.rint(acts / max_act * ACT_LEVELS).clip(1, ACT_LEVELS).astype("<u2")
 
@@ -56,7 +57,7 @@ def unpack_columns(columns: tuple[bytes, ...], id_bytes: int, max_act: float) ->
     return Pack(np.frombuffer(windows, WINDOW), np.frombuffer(ids, f"<u{id_bytes}"), np.frombuffer(places, "<u1"), acts)
 
 
-def dense_acts(pack: Pack) -> np.ndarray:
+def dense_acts(pack: Pack) -> Float[np.ndarray, " tokens"]:
     """Activations of all windows in a row, aligned with `token_ids`, zeros included."""
     starts = np.cumsum(pack.windows["length"], dtype=np.int64) - pack.windows["length"]
     acts = np.zeros(len(pack.token_ids), np.float32)
@@ -64,7 +65,7 @@ def dense_acts(pack: Pack) -> np.ndarray:
     return acts
 
 
-def dense_windows(pack: Pack) -> list[tuple[np.ndarray, np.ndarray]]:
+def dense_windows(pack: Pack) -> list[tuple[Integer[np.ndarray, " _n"], Float[np.ndarray, " _n"]]]:
     """(token ids, activations) of every window, both as long as the window."""
     ends = np.cumsum(pack.windows["length"], dtype=np.int64)[:-1]
     if not len(pack.windows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from feature_store.packing import Pack, dense_windows, unpack_columns
 from feature_store.records import (
@@ -289,7 +290,7 @@ def document(store: Store, number: int) -> Document | None:
     return Document(name, [ActiveFeature(*row) for row in zip(*(c.tolist() for c in columns), strict=True)])
 
 
-def densities(store: Store) -> np.ndarray:
+def densities(store: Store) -> Float[np.ndarray, " d_sae"]:
     """Density of every feature, by id."""
     cursor = store.connection.cursor()
     return np.array([r[0] for r in cursor.execute("select density from contexts.feature order by feature").fetchall()])

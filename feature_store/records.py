@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Integer
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,10 @@ class RandomWindow(NamedTuple):
     """
 
     document: int
-    token_ids: np.ndarray
+    token_ids: Integer[np.ndarray, " tokens"]
     peak: int
     place: int
-    latents: np.ndarray
+    latents: Integer[np.ndarray, " latents"]
 
 
 class TokenFirings(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from feature_store import frames
@@ -38,8 +39,8 @@ class TextActivations(NamedTuple):
     """
 
     tokens: list[str]
-    x: Tensor
-    is_read: Tensor
+    x: Float[Tensor, "tokens d"]
+    is_read: Bool[Tensor, " tokens"]
 
 
 def train(config: TrainConfig | str | Path, quiet: bool = False) -> RunSummary:

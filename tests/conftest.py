@@ -16,6 +16,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["NUMBA_NUM_THREADS"] = "2"
 
+import shape_checks
+
+shape_checks.install()  # before sae is imported
+
 from fixtures import (
     Script,
     chromium,

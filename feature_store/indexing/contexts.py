@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, Integer, UInt
 from numba import get_num_threads, njit, prange
 
 N_BINS = 32
@@ -34,19 +35,19 @@ class Collected:
     """
 
     n_tokens: int
-    log2_edges: np.ndarray
-    n_fired: np.ndarray
-    total: np.ndarray
-    maximum: np.ndarray
-    histogram: np.ndarray
-    top_act: np.ndarray
-    top_context: np.ndarray
-    top_position: np.ndarray
-    top_copies: np.ndarray
-    stratum_act: np.ndarray
-    stratum_context: np.ndarray
-    stratum_position: np.ndarray
-    stratum_contexts: np.ndarray
+    log2_edges: Float[np.ndarray, " edges"]
+    n_fired: Int[np.ndarray, " d_sae"]
+    total: Float[np.ndarray, " d_sae"]
+    maximum: Float[np.ndarray, " d_sae"]
+    histogram: Int[np.ndarray, "d_sae bins"]
+    top_act: Float[np.ndarray, "d_sae n_top"]
+    top_context: UInt[np.ndarray, "d_sae n_top"]
+    top_position: UInt[np.ndarray, "d_sae n_top"]
+    top_copies: UInt[np.ndarray, "d_sae n_top"]
+    stratum_act: Float[np.ndarray, "d_sae strata n"]
+    stratum_context: UInt[np.ndarray, "d_sae strata n"]
+    stratum_position: UInt[np.ndarray, "d_sae strata n"]
+    stratum_contexts: Int[np.ndarray, "d_sae strata"]
 
 
 @njit(cache=True)
@@ -185,7 +186,7 @@ class ContextCollector:
     Memory: d_sae * (n_top * 23 + 8 * n_per_stratum * 18 + 180) bytes.
     """
 
-    def __init__(self, d_sae: int, limits: ContextLimits, pilot_acts: np.ndarray, seed: int = 0):
+    def __init__(self, d_sae: int, limits: ContextLimits, pilot_acts: Float[np.ndarray, " pilots"], seed: int = 0):
         low, high = np.log2(np.quantile(pilot_acts, [0.001, 1.0])) if pilot_acts.size else (0.0, 1.0)
         self._low, self._width = float(low), max(float(high - low) * 1.05, 1e-3) / N_BINS
         self._seed = seed
@@ -203,7 +204,13 @@ class ContextCollector:
         shape = (d_sae, N_STRATA, limits.n_per_stratum)
         self._sample = (*_empty_slots(shape), np.full(shape, np.iinfo(np.uint64).max, np.uint64))
 
-    def add(self, ids: np.ndarray, indices: np.ndarray, acts: np.ndarray, first_context: int) -> None:
+    def add(
+        self,
+        ids: Integer[np.ndarray, "contexts ctx_len"],
+        indices: Integer[np.ndarray, "contexts ctx_len k"],
+        acts: Float[np.ndarray, "contexts ctx_len k"],
+        first_context: int,
+    ) -> None:
         """Token ids [contexts, ctx_len], latents and activations [contexts, ctx_len, k] of consecutive contexts.
 
         Positions that the dictionary does not read carry zeros.

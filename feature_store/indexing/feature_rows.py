@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from feature_store.indexing.contexts import Collected
 from feature_store.indexing.negatives import hard_negatives
@@ -25,16 +26,16 @@ class Writer(Protocol):
 class Directions(NamedTuple):
     """What the decoder rows alone say, [d_sae, n] each: tokens with logits, nearest features with cosines."""
 
-    promoted: np.ndarray
-    promoted_logits: np.ndarray
-    suppressed: np.ndarray
-    suppressed_logits: np.ndarray
-    neighbours: np.ndarray
-    neighbour_cosines: np.ndarray
+    promoted: Int[np.ndarray, "d_sae n"]
+    promoted_logits: Float[np.ndarray, "d_sae n"]
+    suppressed: Int[np.ndarray, "d_sae n"]
+    suppressed_logits: Float[np.ndarray, "d_sae n"]
+    neighbours: Int[np.ndarray, "d_sae n_nearest"]
+    neighbour_cosines: Float[np.ndarray, "d_sae n_nearest"]
 
 
 def write_feature_rows(
-    writer: Writer, codes: Codes, collected: Collected, counted: Tables, *, n_documents: np.ndarray, directions: Directions,
+    writer: Writer, codes: Codes, collected: Collected, counted: Tables, *, n_documents: Int[np.ndarray, " d_sae"], directions: Directions,
     features: slice,
 ) -> None:  # fmt: skip
     """Writes the rows of `features`; `counted` is about these features, all else about every feature."""

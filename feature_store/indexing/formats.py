@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Bool, Int, Integer
 
 CLASSES = (
     "line breaks", "spaces", "numbers", "punctuation", "words in capitals", "capitalised words", "words",
@@ -32,7 +35,7 @@ def _class_of(token: bytes) -> int:
     return 6 if text[0].isspace() else 7
 
 
-def classes_of(vocabulary: list[bytes]) -> np.ndarray:
+def classes_of(vocabulary: list[bytes]) -> Int[np.ndarray, " vocabulary"]:
     """Index into `CLASSES` of every token id; a word without a space before it counts as part of a word."""
     return np.array([_class_of(token) for token in vocabulary], np.int64)
 
@@ -44,24 +47,29 @@ def normal_text(token: bytes) -> str:
     return shown or text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
 
 
-def first_of_same_text(vocabulary: list[bytes]) -> np.ndarray:
+def first_of_same_text(vocabulary: list[bytes]) -> Int[np.ndarray, " vocabulary"]:
     """For every token id, the smallest id with the same normal text."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(normal_text(token), number) for number, token in enumerate(vocabulary)], np.int64)
 
 
-def breaks_line(vocabulary: list[bytes]) -> np.ndarray:
+def breaks_line(vocabulary: list[bytes]) -> Bool[np.ndarray, " vocabulary"]:
     """Whether a line begins after a token: its bytes end with a line break and perhaps spaces."""
     return np.array([token.rstrip(b" \t").endswith((b"\n", b"\r")) for token in vocabulary])
 
 
-def formats_of(ids: np.ndarray, places: np.ndarray, classes: np.ndarray, breaks: np.ndarray) -> np.ndarray:
+def formats_of(
+    ids: Integer[np.ndarray, " tokens"],
+    places: Int[np.ndarray, " tokens"],
+    classes: Int[np.ndarray, " vocabulary"],
+    breaks: Bool[np.ndarray, " vocabulary"],
+) -> Int[np.ndarray, " tokens"]:
     """Index into `FORMATS` of every token of a stream; `places` counts tokens from the start of the document."""
     after_break = np.concatenate([[True], breaks[ids[:-1]]]) | (places == 0)
     return classes[ids] + len(CLASSES) * after_break
 
 
-def places_of(documents: np.ndarray) -> np.ndarray:
+def places_of(documents: Integer[np.ndarray, "contexts ctx_len"]) -> Int[np.ndarray, " tokens"]:
     """Tokens since the start of the document or of the context, flat, of documents [contexts, ctx_len]."""
     starts = np.ones(documents.shape, bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -69,7 +77,7 @@ def places_of(documents: np.ndarray) -> np.ndarray:
     return flat - np.maximum.accumulate(np.where(starts.reshape(-1), flat, 0))
 
 
-def position_bin(places: np.ndarray) -> np.ndarray:
+def position_bin(places: Int[np.ndarray, "*places"]) -> Int[Any, "*places"]:
     """Index of the range of `POSITION_EDGES` that contains a place."""
     return np.searchsorted(POSITION_EDGES, places, side="right") - 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from jaxtyping import Float, Integer, Shaped, UInt
 from numba import njit
 
 from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT
@@ -62,9 +63,9 @@ def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_
 
 
 def hard_negatives(
-    sources: np.ndarray, top_context: np.ndarray, top_position: np.ndarray, indices: np.ndarray, *, acts: np.ndarray,
+    sources: Integer[np.ndarray, "features kinds n"], top_context: UInt[np.ndarray, "d_sae n_top"], top_position: UInt[np.ndarray, "d_sae n_top"], indices: Integer[np.ndarray, "contexts ctx_len k"], *, acts: Float[np.ndarray, "contexts ctx_len k"],
     start: int = 0,
-) -> list[np.ndarray]:  # fmt: skip
+) -> list[Shaped[np.ndarray, " _windows"]]:  # fmt: skip
     """Per feature a record array of `NEGATIVE`: windows of other features in which this feature does not fire.
 
     `sources` [features, kinds, n] are the nearest features of the features from `start` on, by each kind of nearness.

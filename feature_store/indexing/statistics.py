@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, UInt
 from numba import njit
 
 from feature_store.indexing.formats import FORMATS, N_POSITIONS
@@ -22,17 +23,17 @@ class Stream(NamedTuple):
     a context begins there.
     """
 
-    ids: np.ndarray
-    normal: np.ndarray
-    owner: np.ndarray
-    is_test: np.ndarray
-    group: np.ndarray
-    position: np.ndarray
-    format: np.ndarray
-    starts: np.ndarray
+    ids: Integer[np.ndarray, " tokens"]
+    normal: Int[np.ndarray, " tokens"]
+    owner: Integer[np.ndarray, " tokens"]
+    is_test: Bool[np.ndarray, " tokens"]
+    group: UInt[np.ndarray, " tokens"]
+    position: Int[np.ndarray, " tokens"]
+    format: Int[np.ndarray, " tokens"]
+    starts: Bool[np.ndarray, " tokens"]
     size: int
 
-    def in_test_part(self) -> np.ndarray:
+    def in_test_part(self) -> Bool[np.ndarray, " documents"]:
         """Which documents are for testing."""
         is_test = np.zeros(int(self.owner[-1]) + 1, bool)
         is_test[self.owner] = self.is_test
@@ -46,9 +47,9 @@ class Totals(NamedTuple):
     documents; pairs: all pairs of neighbours in explain and in test documents, sorted.
     """
 
-    n_explain: np.ndarray
-    n_test: np.ndarray
-    pairs: tuple[np.ndarray, np.ndarray]
+    n_explain: Int[np.ndarray, " vocabulary"]
+    n_test: Int[np.ndarray, "groups vocabulary"]
+    pairs: tuple[Int[np.ndarray, " explain_pairs"], Int[np.ndarray, " test_pairs"]]
 
 
 def totals_of(stream: Stream) -> Totals:
@@ -78,12 +79,12 @@ class Statistics(NamedTuple):
     coactive [d_sae, n]: features that fire with it, and n_both / sqrt(n_one n_other).
     """
 
-    position: np.ndarray
-    format: np.ndarray
-    bigrams: np.ndarray
-    lookup: np.ndarray
-    coactive: np.ndarray
-    coactive_scores: np.ndarray
+    position: UInt[np.ndarray, "d_sae 2 positions"]
+    format: UInt[np.ndarray, "d_sae 2 formats"]
+    bigrams: Int[np.ndarray, "rows 7"]
+    lookup: Float[np.ndarray, "d_sae groups 5"]
+    coactive: UInt[np.ndarray, "d_sae n"]
+    coactive_scores: Float[np.ndarray, "d_sae n"]
 
 
 @njit(nogil=True, cache=True)
@@ -203,12 +204,12 @@ def _coactive(first, offsets, firings, indices, acts, n_fired, keep, most):  # p
 def gather(
     stream: Stream,
     totals: Totals,
-    strong: tuple[np.ndarray, np.ndarray],
-    fired: tuple[np.ndarray, np.ndarray, np.ndarray],
+    strong: tuple[Int[np.ndarray, " offsets"], UInt[np.ndarray, " strong"]],
+    fired: tuple[Int[np.ndarray, " offsets"], UInt[np.ndarray, " fired"], Float[np.ndarray, " fired"]],
     *,
-    codes: tuple[np.ndarray, np.ndarray],
+    codes: tuple[Integer[np.ndarray, "tokens k"], Float[np.ndarray, "tokens k"]],
     first: int,
-    n_fired: np.ndarray,
+    n_fired: Int[np.ndarray, " d_sae"],
     n_coactive: int,
 ) -> Statistics:
     """All counts of consecutive features, starting with the feature `first`.

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, UInt
 from numba import get_num_threads, njit
 
 from feature_store.indexing.formats import (
@@ -29,18 +30,18 @@ BYTES_PER_FIRING = 24  # place and activation of a firing, again if it is strong
 class Codes(NamedTuple):
     """A stream of contexts and its sparse codes: ids [contexts, ctx_len], latents and acts [contexts, ctx_len, k]."""
 
-    ids: np.ndarray
-    documents: np.ndarray
-    indices: np.ndarray
-    acts: np.ndarray
+    ids: Integer[np.ndarray, "contexts ctx_len"]
+    documents: Integer[np.ndarray, "contexts ctx_len"]
+    indices: Integer[np.ndarray, "contexts ctx_len k"]
+    acts: Float[np.ndarray, "contexts ctx_len k"]
 
 
-def in_test_part(n_documents: int) -> np.ndarray:
+def in_test_part(n_documents: int) -> Bool[np.ndarray, " documents"]:
     """Which documents test explanations: half of them, by a hash of their index."""
     return (mixed(np.arange(n_documents)) & np.uint64(1)).astype(bool)
 
 
-def mixed(numbers: np.ndarray) -> np.ndarray:
+def mixed(numbers: Integer[np.ndarray, "*shape"]) -> UInt[np.ndarray, "*shape"]:
     """A 64-bit hash of every number (the finaliser of splitmix64)."""
     x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -180,25 +181,25 @@ def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (c
 class Tables(NamedTuple):
     """Counts of one pass over the codes."""
 
-    n_strong: np.ndarray
-    n_strong_test: np.ndarray
-    n_documents_strong_test: np.ndarray
-    current: np.ndarray
-    following: np.ndarray
-    preceding: np.ndarray
+    n_strong: Int[np.ndarray, " features"]
+    n_strong_test: Int[np.ndarray, " features"]
+    n_documents_strong_test: Int[np.ndarray, " features"]
+    current: Int[np.ndarray, "rows 4"]
+    following: Int[np.ndarray, "rows 4"]
+    preceding: Int[np.ndarray, "rows 4"]
     statistics: Statistics
 
 
 class Documents(NamedTuple):
     """In how many documents every feature fires, and rows (document, feature) with their means and maxima."""
 
-    n_documents: np.ndarray
-    rows: np.ndarray
-    means: np.ndarray
-    maxima: np.ndarray
+    n_documents: Int[np.ndarray, " d_sae"]
+    rows: UInt[np.ndarray, "rows 2"]
+    means: Float[np.ndarray, " rows"]
+    maxima: Float[np.ndarray, " rows"]
 
 
-def stream_of(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> Stream:
+def stream_of(codes: Codes, vocabulary: list[bytes], is_test: Bool[np.ndarray, " documents"]) -> Stream:
     """The tokens of the codes with their documents, positions and formats; `is_test` [documents]."""
     ids = np.ascontiguousarray(codes.ids).reshape(-1)
     owner = np.ascontiguousarray(codes.documents).reshape(-1)
@@ -219,7 +220,7 @@ def stream_of(codes: Codes, vocabulary: list[bytes], is_test: np.ndarray) -> Str
     )
 
 
-def ranges(n_fired: np.ndarray, most: int) -> list[slice]:
+def ranges(n_fired: Int[np.ndarray, " features"], most: int) -> list[slice]:
     """Consecutive features that fire at most `most` times together, at least one at a time."""
     ends, slices, start = np.cumsum(n_fired), [], 0
     while start < len(n_fired):
@@ -231,7 +232,7 @@ def ranges(n_fired: np.ndarray, most: int) -> list[slice]:
 
 
 def count(
-    codes: Codes, stream: Stream, n_fired: np.ndarray, maximum: np.ndarray, *, promoted: np.ndarray, n_coactive: int,
+    codes: Codes, stream: Stream, n_fired: Int[np.ndarray, " d_sae"], maximum: Float[np.ndarray, " d_sae"], *, promoted: Integer[np.ndarray, "d_sae n"], n_coactive: int,
     memory_bytes: int, features: slice | None = None,
 ) -> Tables:  # fmt: skip
     """Token tables and statistics of the firings of `features` (default: all), on all cores.

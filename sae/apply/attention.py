@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures import SparseAutoencoder
@@ -17,7 +18,7 @@ from sae.model.language_model import LanguageModel
 TRACED = "saedex_traced"
 
 
-def head_shares(sae: SparseAutoencoder, n_heads: int) -> Tensor:
+def head_shares(sae: SparseAutoencoder, n_heads: int) -> Float[Tensor, "d_sae heads"]:
     """Share of every head in every latent's decoder row, [d_sae, heads]; rows sum to 1.
 
     h_ik = ||d_i^k|| / sum_j ||d_i^j|| with d_i^k the block of head k (Kissane et al. 2024, arXiv 2406.17759).
@@ -33,9 +34,9 @@ class Attribution(NamedTuple):
     pre-activation without its bias terms, <z[t], W_enc[:, i]>, which is `total` [ctx_len].
     """
 
-    by_source: Tensor
-    by_head: Tensor
-    total: Tensor
+    by_source: Float[Tensor, "ctx_len ctx_len"]
+    by_head: Float[Tensor, "ctx_len heads"]
+    total: Float[Tensor, " ctx_len"]
 
 
 class _Traced(NamedTuple):
@@ -99,7 +100,7 @@ def _attention_of(lm: LanguageModel, layer: int) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def attribute(lm: LanguageModel, sae: SparseAutoencoder, latent: int, ids: Tensor) -> Attribution:
+def attribute(lm: LanguageModel, sae: SparseAutoencoder, latent: int, ids: Int[Tensor, " ctx_len"]) -> Attribution:
     """Which source positions and heads a latent's pre-activation comes from, for one context `ids` [ctx_len].
 
     DFA_i[t, s] = sum_k A^k[t, s] <v^k[s], W_enc^k_i>; by head <z^k[t], W_enc^k_i> (Kissane et al. 2024,

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from sae.architectures import SparseAutoencoder
 from sae.architectures.settings import batch_of
@@ -72,7 +73,9 @@ class ConceptByExample:
 
 
 @torch.no_grad()
-def strongest(sae: SparseAutoencoder, harvester: Harvester, ctx_len: int, texts: list[str]) -> np.ndarray:
+def strongest(
+    sae: SparseAutoencoder, harvester: Harvester, ctx_len: int, texts: list[str]
+) -> Float[np.ndarray, "texts d_sae"]:
     """Maximum activation of every latent over the tokens of each text that the dictionary reads, [texts, d_sae]."""
     lm = harvester.lm
     bos = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
@@ -105,8 +108,8 @@ def strongest(sae: SparseAutoencoder, harvester: Harvester, ctx_len: int, texts:
 
 def learn(
     name: str,
-    positive: np.ndarray,
-    negative: np.ndarray,
+    positive: Float[np.ndarray, "n d_sae"],
+    negative: Float[np.ndarray, "m d_sae"],
     method: Method = "difference",
     *,
     k: int = MOST_FEATURES,

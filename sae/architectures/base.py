@@ -7,6 +7,7 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, SelectionInput, TrainingPass
@@ -30,7 +31,15 @@ def _random_rows(rows: Tensor, first: int, total: int, generator: torch.Generato
             rows[begin - first : end - first].copy_(F.normalize(block[begin - start : end - start], dim=1))
 
 
-def aux_of(centred: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, *, w_dec: Tensor, count: int) -> Tensor:
+def aux_of(
+    centred: Float[Tensor, "tokens d_in"],
+    error: Float[Tensor, "tokens d_out"],
+    w_enc: Float[Tensor, "d_in dead"],
+    b_enc: Float[Tensor, " dead"],
+    *,
+    w_dec: Float[Tensor, "dead d_out"],
+    count: int,
+) -> Float[Tensor, ""]:
     """AuxK of dead latents with these weights; see `SparseAutoencoder.aux_loss`."""
     pre_acts = centred @ w_enc + b_enc
     top = pre_acts.topk(min(count, len(b_enc)), dim=1, sorted=False)
@@ -42,9 +51,9 @@ def aux_of(centred: Tensor, error: Tensor, w_enc: Tensor, b_enc: Tensor, *, w_de
 class PreparedTokens(NamedTuple):
     """Rows [n, d_in] for the encoder, and the mean and deviation [n, 1] that were taken out of each token, if any."""
 
-    x: Tensor
-    mean: Tensor | None
-    deviation: Tensor | None
+    x: Float[Tensor, "n d_in"]
+    mean: Float[Tensor, "n 1"] | None
+    deviation: Float[Tensor, "n 1"] | None
 
 
 class SparseAutoencoder(nn.Module, ABC, Generic[C]):
@@ -95,7 +104,9 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator, centre: Tensor, first: int = 0, total: int | None = None) -> None:
+    def initialise(
+        self, generator: torch.Generator, centre: Float[Tensor, " d_out"], first: int = 0, total: int | None = None
+    ) -> None:
         """Random unit decoder rows, encoder tied to them, zero b_enc, b_dec at `centre`.
 
         If the latents are spread over processes, this module holds those from number `first` on, out of `total`.
@@ -128,7 +139,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return self.config.reads == self.config.writes
 
     @final
-    def prepared(self, x: Tensor) -> PreparedTokens:
+    def prepared(self, x: Float[Tensor, "tokens d_in"]) -> PreparedTokens:
         """The rows that the encoder reads: each token normalised if `token_norm`, else x itself."""
         if not self.config.token_norm:
             return PreparedTokens(x, None, None)
@@ -137,25 +148,27 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return PreparedTokens((x - mean) / deviation, mean, deviation)
 
     @final
-    def centre(self, x: Tensor) -> Tensor:
+    def centre(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
         """x - b_dec if the dictionary is `centred`, else x."""
         return x - self.b_dec if self.centred else x
 
     @final
     @torch.no_grad()
-    def pre_acts(self, centred: Tensor) -> Tensor:
+    def pre_acts(self, centred: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
         """centred W_enc + b_enc [tokens, d_sae] in `selection_dtype`; not differentiated."""
         dtype = self.selection_dtype
         return torch.addmm(self.b_enc.to(dtype), centred.to(dtype), self.W_enc.to(dtype))
 
     @abstractmethod
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Latents [tokens, width] to keep, of all pre-activations [tokens, d_sae].
 
         A `ragged` architecture pads the rows of tokens that keep fewer latents with -1.
         """
 
-    def activate(self, values: Tensor, indices: Tensor) -> Tensor:
+    def activate(
+        self, values: Float[Tensor, "tokens width"], indices: Int[Tensor, "tokens width"]
+    ) -> Float[Tensor, "tokens width"]:
         """Activations [tokens, width] of the selected latents from their pre-activations; ReLU by default."""
         return F.relu(values)
 
@@ -174,13 +187,15 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return Encoding(self.activate(values, latents), latents), values
 
     @final
-    def encode(self, x: Tensor, gradient: Tensor | None = None) -> Encoding:
+    def encode(self, x: Float[Tensor, "tokens d_in"], gradient: Float[Tensor, "tokens d_in"] | None = None) -> Encoding:
         """Sparse code of activations x [tokens, d_in]; `gradient` is for architectures that select by it."""
         x, mean, deviation = self.prepared(x)
         return self._code(x, gradient)[0]._replace(mean=mean, deviation=deviation)
 
     @final
-    def decode(self, encoding: Encoding, x: Tensor | None = None) -> Tensor:
+    def decode(
+        self, encoding: Encoding, x: Float[Tensor, "tokens d_in"] | None = None
+    ) -> Float[Tensor, "tokens d_out"]:
         """Reconstruction x_hat [tokens, d_out]; a dictionary with a skip connection needs its input x too."""
         x_hat = gather_sum(encoding.top_acts, self.W_dec, encoding.top_indices) + self.b_dec
         if self.W_skip is not None:
@@ -192,12 +207,14 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return x_hat
 
     @final
-    def forward(self, x: Tensor, gradient: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "tokens d_in"], gradient: Float[Tensor, "tokens d_in"] | None = None
+    ) -> Float[Tensor, "tokens d_out"]:
         """decode(encode(x))."""
         return self.decode(self.encode(x, gradient), x)
 
     @final
-    def losses(self, batch: Batch, variance: Tensor, tokens_seen: int = 0) -> Losses:
+    def losses(self, batch: Batch, variance: Float[Tensor, ""], tokens_seen: int = 0) -> Losses:
         """mean ||y - y_hat||^2 / variance + aux_coefficient * AuxK + extra_loss, on a training batch.
 
         `variance` is mean ||y - mean y||^2 of a sample, so that the first term is an estimate of fvu. With
@@ -218,7 +235,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
         return Losses(total if extra is None else total + extra, aux, training_pass)
 
-    def extra_loss(self, training_pass: TrainingPass) -> Tensor | None:
+    def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""] | None:
         """A further term of the loss; none by default."""
         return None
 
@@ -226,12 +243,12 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         """Lets an architecture keep a running figure over training passes; nothing by default."""
 
     @final
-    def dead(self) -> Tensor:
+    def dead(self) -> Bool[Tensor, " d_sae"]:
         """Which latents [d_sae] have been silent for `dead_after_tokens`."""
         return self.tokens_since_fired >= self.config.dead_after_tokens
 
     @final
-    def aux_loss(self, x: Tensor, error: Tensor) -> Tensor:
+    def aux_loss(self, x: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:
         """AuxK: share of the detached error that the strongest dead latents leave; 0 when none is dead.
 
         ||e - e_hat||^2 / ||e - mean e||^2 with e_hat decoded without b_dec (Gao et al. 2024, arXiv 2406.04093,
@@ -270,7 +287,9 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     @torch.no_grad()
-    def fold_scale(self, scale_in: Tensor | float, scale_out: Tensor | float | None = None) -> None:
+    def fold_scale(
+        self, scale_in: Float[Tensor, " d_in"] | float, scale_out: Float[Tensor, " d_out"] | float | None = None
+    ) -> None:
         """Turns a dictionary of scale_in * x -> scale_out * y into the same dictionary of x -> y.
 
         Scales are numbers, or one number per column. Activations are divided by c, the mean of scale_out: W_enc' =

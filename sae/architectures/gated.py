@@ -6,6 +6,7 @@ from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -49,16 +50,18 @@ class Gated(SparseAutoencoder[GatedConfig]):
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
 
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Every latent whose gate is open."""
         return selection_for(pre_acts).above(pre_acts, 0.0)
 
-    def activate(self, values: Tensor, indices: Tensor) -> Tensor:
+    def activate(
+        self, values: Float[Tensor, "tokens width"], indices: Int[Tensor, "tokens width"]
+    ) -> Float[Tensor, "tokens width"]:
         """The magnitudes of open gates."""
         magnitude = pick(self.r_mag, indices).exp() * (values - pick(self.b_enc, indices)) + pick(self.b_mag, indices)
         return F.relu(magnitude) * (values > 0)
 
-    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
         """The gate's penalty and its own reconstruction."""
         gate = F.relu(training_pass.values)
         y_hat = gather_sum(gate, self.W_dec.detach(), training_pass.encoding.top_indices) + self.b_dec.detach()

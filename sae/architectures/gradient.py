@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, final
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -57,13 +58,13 @@ class Gradient(SparseAutoencoder[GradientConfig]):
 
     config_class = GradientConfig
     computes_as = "topk"
-    gradient_norm: Tensor
+    gradient_norm: Float[Tensor, ""]
 
     def __init__(self, config: GradientConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
         self.register_buffer("gradient_norm", torch.ones(()))
 
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens k"]:
         """The k largest scores; without a gradient the k largest pre-activations."""
         score, beta = pre_acts, self.config.beta
         if beta > 0 and selection.gradient is not None:

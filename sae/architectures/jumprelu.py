@@ -6,6 +6,7 @@ from statistics import NormalDist
 from typing import Any, ClassVar, Literal, final
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -48,13 +49,17 @@ class _Jump(torch.autograd.Function):
     """z 1[z > t]; d/dz = 1[z > t], d/dt = -(t / width) 1[|z - t| < width / 2]."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, t: Tensor, width: float) -> Tensor:
+    def forward(
+        ctx: Any, z: Float[Tensor, "tokens width"], t: Float[Tensor, "tokens width"], width: float
+    ) -> Float[Tensor, "tokens width"]:
         ctx.save_for_backward(z, t)
         ctx.width = width
         return z * (z > t)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, *grads: Float[Tensor, "tokens width"]
+    ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"], None]:
         z, t = ctx.saved_tensors
         near = ((z - t).abs() < ctx.width / 2).to(z.dtype)
         return grads[0] * (z > t), -grads[0] * (t / ctx.width) * near, None
@@ -64,13 +69,15 @@ class _Step(torch.autograd.Function):
     """1[z > t]; d/dz = 0, d/dt = -(1 / width) 1[|z - t| < width / 2]."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, t: Tensor, width: float) -> Tensor:
+    def forward(
+        ctx: Any, z: Float[Tensor, "tokens width"], t: Float[Tensor, "tokens width"], width: float
+    ) -> Float[Tensor, "tokens width"]:
         ctx.save_for_backward(z, t)
         ctx.width = width
         return (z > t).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *grads: Float[Tensor, "tokens width"]) -> tuple[None, Float[Tensor, "tokens width"], None]:
         z, t = ctx.saved_tensors
         near = ((z - t).abs() < ctx.width / 2).to(z.dtype)
         return None, -grads[0] / ctx.width * near, None
@@ -111,17 +118,19 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
         """Keeps thresholds positive after an update; below 0 a threshold would never feel a gradient again."""
         self.threshold.clamp_(min=LEAST)
 
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Latents above their threshold; in training also latents within half a bandwidth below it."""
         reach = self.config.bandwidth / 2 if self.training else 0.0
         return selection_for(pre_acts).above(pre_acts, self.threshold.detach() - reach)
 
-    def activate(self, values: Tensor, indices: Tensor) -> Tensor:
+    def activate(
+        self, values: Float[Tensor, "tokens width"], indices: Int[Tensor, "tokens width"]
+    ) -> Float[Tensor, "tokens width"]:
         """z if it is above the threshold, else 0."""
         threshold = pick(self.threshold, indices)
         return _Jump.apply(values, threshold, self.config.bandwidth)  # pyright: ignore[reportReturnType]
 
-    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
         """The penalty, risen so far."""
         threshold = pick(self.threshold, training_pass.encoding.top_indices)
         fired: Tensor = _Step.apply(training_pass.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
@@ -19,6 +20,6 @@ class KLargest(SparseAutoencoder[K]):
     selects = "k_per_token"
     computes_as = "topk"
 
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens k"]:
         """Indices of the k largest pre-activations."""
         return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)

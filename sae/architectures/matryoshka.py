@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Literal, final
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class Matryoshka(BatchSelected[MatryoshkaConfig]):
     config_class = MatryoshkaConfig
     extra_loss_terms = "prefixes"
 
-    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
         """The same loss for all prefixes but the last, which is the whole dictionary."""
         acts, indices = training_pass.encoding.top_acts, training_pass.encoding.top_indices
         total = acts.new_zeros(())

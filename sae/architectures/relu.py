@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -35,11 +36,11 @@ class Relu(SparseAutoencoder[ReluConfig]):
     ragged = True
     computes_as = "relu"
 
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Every latent above zero."""
         return selection_for(pre_acts).above(pre_acts, 0.0)
 
-    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
         """The penalty, risen so far."""
         return (
             self.config.l1_coefficient

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Generic, TypeVar, final
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -39,14 +40,14 @@ class BatchSelected(SparseAutoencoder[B], Generic[B]):
     computes_as = "jumprelu"
     foreign_tensors = ("threshold",)
     in_units_of_activation = ("threshold",)
-    threshold: Tensor
+    threshold: Float[Tensor, ""]
 
     def __init__(self, config: B, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
         self.register_buffer("threshold", torch.zeros(()))
 
     @final
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """The largest of the batch in training, else those above the threshold."""
         kernels = selection_for(pre_acts)
         if self.training:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
@@ -117,25 +118,25 @@ class Encoding(NamedTuple):
     latents; with `token_norm` also the mean and the deviation [tokens, 1] that decoding puts back.
     """
 
-    top_acts: Tensor
-    top_indices: Tensor
-    mean: Tensor | None = None
-    deviation: Tensor | None = None
+    top_acts: Float[Tensor, "tokens width"]
+    top_indices: Int[Tensor, "tokens width"]
+    mean: Float[Tensor, "tokens 1"] | None = None
+    deviation: Float[Tensor, "tokens 1"] | None = None
 
 
 class Batch(NamedTuple):
     """Rows to train on: input x [tokens, d_in], target y [tokens, d_out], coefficients of the loss [tokens, d_in]."""
 
-    x: Tensor
-    y: Tensor
-    gradient: Tensor | None = None
+    x: Float[Tensor, "tokens d_in"]
+    y: Float[Tensor, "tokens d_out"]
+    gradient: Float[Tensor, "tokens d_in"] | None = None
 
 
 class SelectionInput(NamedTuple):
     """What a selection may look at besides the pre-activations: the centred input, and coefficients of the loss."""
 
-    centred: Tensor
-    gradient: Tensor | None
+    centred: Float[Tensor, "tokens d_in"]
+    gradient: Float[Tensor, "tokens d_in"] | None
 
 
 class TrainingPass(NamedTuple):
@@ -146,23 +147,25 @@ class TrainingPass(NamedTuple):
     """
 
     batch: Batch
-    values: Tensor
+    values: Float[Tensor, "tokens width"]
     encoding: Encoding
-    x_hat: Tensor
-    variance: Tensor
+    x_hat: Float[Tensor, "tokens d_out"]
+    variance: Float[Tensor, ""]
     tokens_seen: int
 
 
 class Losses(NamedTuple):
     """Terms of the loss: the total (to differentiate), AuxK, and the pass that they come from."""
 
-    total: Tensor
-    aux: Tensor
+    total: Float[Tensor, ""]
+    aux: Float[Tensor, ""]
     training_pass: TrainingPass
 
 
 def batch_of(
-    config: ArchitectureConfig, rows: dict[Channel, Tensor], dtype: torch.dtype | None = torch.float32
+    config: ArchitectureConfig,
+    rows: dict[Channel, Float[Tensor, "tokens _width"]],
+    dtype: torch.dtype | None = torch.float32,
 ) -> Batch:
     """The rows of every channel [tokens, width] joined as a dictionary reads and writes them, in `dtype` (None: as is)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, final
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -52,17 +53,17 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
     lost_in_foreign_form = "k(x) of top-AFA became one threshold with the same mean l0"
     extra_loss_terms = "code"
     in_units_of_activation = ("threshold",)
-    threshold: Tensor  # one threshold with the same mean l0, for formats that know no k(x)
+    threshold: Float[Tensor, ""]  # one threshold with the same mean l0, for formats that know no k(x)
 
     def __init__(self, config: TopAfaConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
         self.register_buffer("threshold", torch.zeros(()))
 
-    def select(self, pre_acts: Tensor, selection: SelectionInput) -> Tensor:
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """The k(x) largest pre-activations; all positive ones if their norm stays below the input's."""
         return selection_for(pre_acts).norm_crossing(pre_acts, selection.centred.norm(dim=1))
 
-    def extra_loss(self, training_pass: TrainingPass) -> Tensor:
+    def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
         """afa_coefficient * mean (||a|| - norm)^2."""
         x = training_pass.batch.x
         aim = x - self.b_dec.detach() if self.config.afa_norm == "centred" else x

@@ -6,6 +6,7 @@ from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class TopK(KLargest[TopKConfig]):
         """The squared error alone, unless `multi_topk` adds a second one."""
         return None if self.config.multi_topk else "error"
 
-    def extra_loss(self, training_pass: TrainingPass) -> Tensor | None:
+    def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""] | None:
         """fvu with 4k latents, times 1/8, if `multi_topk`."""
         if not self.config.multi_topk:
             return None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures.topk import TopKConfig
@@ -25,7 +26,9 @@ GPU_SHAPES = Shape(768, 24_576, 32, 8192), Shape(576, 36_864, 32, 8192), Shape(2
 CPU_SHAPES = (Shape(256, 4096, 32, 2048),)
 
 
-def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype, processes: Processes = ALONE, **train: Any) -> Step:
+def saedex(
+    shape: Shape, rows: Float[Tensor, "tokens width"], dtype: torch.dtype, processes: Processes = ALONE, **train: Any
+) -> Step:
     """Our step: selection in `dtype`; `rows` are those of this process; `train` are settings of the config's section."""
     config = TopKConfig(name="x", hook=HOOK, d_sae=shape.latents, k=shape.k)
     centre = rows.float().mean(0)
@@ -53,7 +56,7 @@ def saedex(shape: Shape, rows: Tensor, dtype: torch.dtype, processes: Processes 
     return step
 
 
-def sparsify(shape: Shape, rows: Tensor) -> Step:
+def sparsify(shape: Shape, rows: Float[Tensor, "tokens width"]) -> Step:
     """eai-sparsify's step with its own kernels and fused Adam."""
     from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
 
@@ -72,7 +75,7 @@ def sparsify(shape: Shape, rows: Tensor) -> Step:
     return step
 
 
-def dictionary_learning(shape: Shape, rows: Tensor) -> Step:
+def dictionary_learning(shape: Shape, rows: Float[Tensor, "tokens width"]) -> Step:
     """dictionary-learning's step, in bfloat16 autocast on a GPU."""
     from dictionary_learning.trainers.top_k import TopKTrainer  # pyright: ignore[reportMissingImports]
 
@@ -89,7 +92,7 @@ def dictionary_learning(shape: Shape, rows: Tensor) -> Step:
     return step
 
 
-def saelens(shape: Shape, rows: Tensor) -> Step:
+def saelens(shape: Shape, rows: Float[Tensor, "tokens width"]) -> Step:
     """sae-lens' step, in bfloat16 autocast on a GPU."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # pyright: ignore[reportMissingImports]
     from sae_lens.saes.sae import TrainStepInput  # pyright: ignore[reportMissingImports]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from sae.foundation.downloads import PackagePart, cache_dir, open_members
 
@@ -23,9 +24,9 @@ class TextSet(NamedTuple):
 
     name: str
     train: list[str]
-    train_labels: np.ndarray
+    train_labels: Int[np.ndarray, " train"]
     test: list[str]
-    test_labels: np.ndarray
+    test_labels: Int[np.ndarray, " test"]
 
 
 def _unpacked() -> list[Path]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures import SparseAutoencoder
@@ -15,11 +16,11 @@ from sae.evaluation.measures.stability import matched_cosines
 class World(NamedTuple):
     """Unit directions [features, width] and how often each is active; x = sum of active ones times 1 to 2, plus a bias."""
 
-    directions: Tensor
+    directions: Float[Tensor, "features width"]
     frequency: float
-    bias: Tensor
+    bias: Float[Tensor, " width"]
 
-    def sample(self, rows: int, generator: torch.Generator) -> Tensor:
+    def sample(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows width"]:
         """Rows [rows, width]."""
         n = len(self.directions)
         active = torch.rand(rows, n, generator=generator) < self.frequency

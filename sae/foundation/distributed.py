@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numba
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 from sae.errors import LostProcess, SaedexError, StoppedByPeer
@@ -44,19 +45,19 @@ class Processes:
         """This process's share of n items in a row: shares are nearly equal and follow the ranks."""
         return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The sum over all processes, in place."""
         if self.world_size > 1:
             _exchange(dist.all_reduce, tensor)
         return tensor
 
-    def all_reduce_min(self, tensor: Tensor) -> Tensor:
+    def all_reduce_min(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The element-wise minimum over all processes, in place."""
         if self.world_size > 1:
             _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MIN)
         return tensor
 
-    def reduce_scatter(self, rows: Tensor) -> Tensor:
+    def reduce_scatter(self, rows: Shaped[Tensor, " n *shape"]) -> Shaped[Tensor, " share *shape"]:
         """This process's `share` of the sum of `rows` [n, ...] over all processes; n is a multiple of the world size."""
         if self.world_size == 1:
             return rows
@@ -64,13 +65,13 @@ class Processes:
         _exchange(_collective("reduce_scatter_single", "reduce_scatter_tensor"), out, rows)
         return out
 
-    def all_gather_shares(self, rows: Tensor) -> Tensor:
+    def all_gather_shares(self, rows: Shaped[Tensor, " n *shape"]) -> Shaped[Tensor, " n *shape"]:
         """Fills `rows` [n, ...] in place with every process's `share` of it; n is a multiple of the world size."""
         if self.world_size > 1:
             _exchange(_collective("all_gather_single", "all_gather_into_tensor"), rows, rows[self.share(len(rows))])
         return rows
 
-    def all_gather_columns(self, tensor: Tensor) -> Tensor:
+    def all_gather_columns(self, tensor: Shaped[Tensor, "n k"]) -> Shaped[Tensor, "n columns"]:
         """The tensors [n, k] of all processes side by side, [n, world_size * k]."""
         if self.world_size == 1:
             return tensor
@@ -78,7 +79,7 @@ class Processes:
         out[self.rank] = tensor
         return self.all_gather_shares(out).movedim(0, 1).flatten(1)
 
-    def all_gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
+    def all_gather_rows(self, rows: Shaped[Tensor, " own *shape"], counts: list[int]) -> Shaped[Tensor, " rows *shape"]:
         """The rows of all processes one after another; rank r has `counts[r]` of them."""
         if self.world_size == 1:
             return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 
@@ -21,12 +22,14 @@ class FvuMeter:
         self.rows = 0
 
     @torch.no_grad()
-    def add(self, x: Tensor, x_hat: Tensor) -> None:
+    def add(self, x: Float[Tensor, "rows d_model"], x_hat: Float[Tensor, "rows d_model"]) -> None:
         """Adds rows x [rows, d_model] and their reconstruction."""
         self.add_sums(*batch_sums(x, x_hat), len(x))
 
     @torch.no_grad()
-    def add_sums(self, error: Tensor, square: Tensor, total: Tensor, rows: int) -> None:
+    def add_sums(
+        self, error: Float[Tensor, ""], square: Float[Tensor, ""], total: Float[Tensor, " d_model"], rows: int
+    ) -> None:
         """Adds what `batch_sums` gives of a batch."""
         self.error += error
         self.square += square
@@ -42,29 +45,29 @@ class FvuMeter:
 class BatchSums(NamedTuple):
     """Sums over the rows of a batch, in float64: ||x - x_hat||^2, ||x||^2, and the rows x [d] themselves."""
 
-    square_error: Tensor
-    square: Tensor
-    total: Tensor
+    square_error: Float[Tensor, ""]
+    square: Float[Tensor, ""]
+    total: Float[Tensor, " d"]
 
 
 @torch.no_grad()
-def batch_sums(x: Tensor, x_hat: Tensor) -> BatchSums:
+def batch_sums(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> BatchSums:
     """The sums that an fvu needs of a batch x [n, d] and its reconstruction."""
     wide = torch.float64
     return BatchSums((x - x_hat).square().sum(dtype=wide), x.square().sum(dtype=wide), x.sum(0, dtype=wide))
 
 
-def normalised_mse(x: Tensor, x_hat: Tensor) -> Tensor:
+def normalised_mse(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> Float[Tensor, " tokens"]:
     """||x - x_hat||^2 / ||x||^2 of every token, [tokens]."""
     return (x - x_hat).square().sum(1) / x.square().sum(1).clamp_min(1e-30)
 
 
-def l0(top_acts: Tensor) -> Tensor:
+def l0(top_acts: Float[Tensor, "tokens width"]) -> Float[Tensor, ""]:
     """Mean number of non-zero latents per token."""
     return (top_acts > 0).sum(1).float().mean()
 
 
-def density(fired: Tensor, n_tokens: int) -> Tensor:
+def density(fired: Int[Tensor, " d_sae"], n_tokens: int) -> Float[Tensor, " d_sae"]:
     """Fraction of tokens on which each latent's activation is above 0; densities sum to l0."""
     return fired.double() / n_tokens
 
@@ -74,14 +77,14 @@ def loss_recovered(clean: float, spliced: float, ablated: float) -> float:
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
+def spearman(a: Real[Tensor, " n"], b: Real[Tensor, " n"]) -> float:
     """Pearson correlation of the ranks of two vectors; ties share their mean rank."""
     from scipy.stats import spearmanr
 
     return float(spearmanr(a.numpy(), b.numpy())[0])  # pyright: ignore[reportArgumentType]
 
 
-def geometric_median(rows: Tensor, iterations: int = 50) -> Tensor:
+def geometric_median(rows: Float[Tensor, "n d"], iterations: int = 50) -> Float[Tensor, " d"]:
     """The point with the least sum of distances to `rows`, by Weiszfeld's iteration; outliers hardly move it."""
     centre = rows.median(dim=0).values
     for _ in range(iterations):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,17 +21,19 @@ from sae.foundation.files import temporary_of, write_folder
 class Piece(NamedTuple):
     """One process's part of a tensor: its values, the axis that is cut, and where the part begins on that axis."""
 
-    tensor: Tensor
+    tensor: Shaped[Tensor, " ..."]
     axis: int
     start: int
 
 
-def tensors_to_write(tensors: dict[str, Tensor | Piece], processes: Processes) -> dict[str, Tensor | Piece]:
+def tensors_to_write(
+    tensors: dict[str, Shaped[Tensor, " ..."] | Piece], processes: Processes
+) -> dict[str, Shaped[Tensor, " ..."] | Piece]:
     """The tensors that this process writes: its own pieces; the first process also writes everything replicated."""
     return tensors if processes.is_first else {name: t for name, t in tensors.items() if isinstance(t, Piece)}
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor | Piece]) -> str:
+def save_tensors(path: Path, tensors: dict[str, Shaped[Tensor, " ..."] | Piece]) -> str:
     """Writes tensors and pieces to one file; returns its SHA-256."""
     pieces = {name: [t.axis, t.start] for name, t in tensors.items() if isinstance(t, Piece)}
     values = {name: t.tensor if isinstance(t, Piece) else t for name, t in tensors.items()}
@@ -68,7 +71,7 @@ class TensorFiles:
         """Names of all tensors."""
         return sorted(self._locations)
 
-    def read(self, name: str, part: slice | None = None) -> Tensor:
+    def read(self, name: str, part: slice | None = None) -> Shaped[Tensor, " ..."]:
         """The tensor, or a part of it along the axis that it was cut on."""
         pieces = []
         for start, axis, path in self._locations[name]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from feature_store.dictionary_files import DictionaryCard
@@ -26,14 +27,14 @@ class ForeignWeights:
     """
 
     kind: Kind
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
+    W_enc: Float[Tensor, "_d_in _d_sae"]
+    b_enc: Float[Tensor, " _d_sae"]
+    W_dec: Float[Tensor, "_d_sae _d_out"]
+    b_dec: Float[Tensor, " _d_out"]
     k: int | None = None
     centred: bool = True
     token_norm: bool = False
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Float[Tensor, " ..."]] = field(default_factory=dict)
     lossy: str | None = None  # what this form does not keep, in words
     facts: dict[str, Any] = field(default_factory=dict)  # model, hook, ctx_len, ...
 

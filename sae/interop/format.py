@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -59,7 +60,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def named_tensors(tensors: dict[str, Any], path: Path, *names: str) -> list[Tensor]:
+def named_tensors(tensors: dict[str, Any], path: Path, *names: str) -> list[Float[Tensor, " ..."]]:
     """The tensors of these names in float32; raises `ArtefactError` with the names that are missing."""
     missing = [name for name in names if not isinstance(tensors.get(name), Tensor)]
     if missing:

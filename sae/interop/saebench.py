@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.architectures import SparseAutoencoder
@@ -38,19 +39,19 @@ class SaeBenchAdapter(nn.Module):
         )  # fmt: skip
 
     @property
-    def W_enc(self) -> Tensor:
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
         return self.sae.W_enc
 
     @property
-    def W_dec(self) -> Tensor:
+    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
         return self.sae.W_dec
 
     @property
-    def b_enc(self) -> Tensor:
+    def b_enc(self) -> Float[Tensor, " d_sae"]:
         return self.sae.b_enc
 
     @property
-    def b_dec(self) -> Tensor:
+    def b_dec(self) -> Float[Tensor, " d_in"]:
         return self.sae.b_dec
 
     @property
@@ -61,18 +62,18 @@ class SaeBenchAdapter(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.sae.b_dec.dtype
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Dense activations [..., d_sae] of x [..., d_in]."""
         rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
         code = self.sae.encode(rows)
         dense = torch.zeros(len(rows), self.sae.d_sae, dtype=self.dtype, device=rows.device)
         return dense.scatter_add(1, code.top_indices, code.top_acts).reshape(*x.shape[:-1], -1)
 
-    def decode(self, acts: Tensor) -> Tensor:
+    def decode(self, acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction [..., d_in] of dense activations."""
         return acts.to(self.dtype) @ self.W_dec + self.b_dec
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """decode(encode(x))."""
         return self.decode(self.encode(x))
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from jaxtyping import Float
 
 from sae.foundation.downloads import PackagePart, cache_dir, open_members
 from sae.foundation.files import write_folder
@@ -33,7 +34,7 @@ class SentenceEncoder:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self._known: dict[str, np.ndarray] = {}
 
-    def encode(self, texts: list[str]) -> np.ndarray:
+    def encode(self, texts: list[str]) -> Float[np.ndarray, "texts width"]:
         """[texts, width] in float32; texts of a recent call are not computed again."""
         missing = sorted({t for t in texts if t not in self._known}, key=len)
         if len(self._known) + len(missing) > RECENT:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float
 
 from feature_store import evidence_queries, queries
 from feature_store.indexing.formats import CLASSES, breaks_line, classes_of, position_bin
@@ -106,7 +107,7 @@ class Events:
         return int(position_bin(np.array(event.place)))
 
 
-def activation_levels(store: Store) -> np.ndarray:
+def activation_levels(store: Store) -> Float[np.ndarray, " edges"]:
     """The nine activations between the ten global levels: deciles of all firings of all features, from histograms.
 
     RecSAE (Wang et al., arXiv 2411.06112): all positive activations of all latents are cut into 10 equal shares.
@@ -116,6 +117,6 @@ def activation_levels(store: Store) -> np.ndarray:
     return np.exp2(np.interp(np.arange(1, LEVELS) / LEVELS, shares, store.meta["log2_edges"]))
 
 
-def level_of(act: float, edges: np.ndarray) -> int:
+def level_of(act: float, edges: Float[np.ndarray, " edges"]) -> int:
     """Global activation level 1..10 of a firing, 0 of silence."""
     return 0 if act <= 0 else 1 + int(np.searchsorted(edges, act))

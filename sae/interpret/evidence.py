@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from feature_store import evidence_queries
 from feature_store.indexing.formats import normal_text
@@ -84,7 +85,7 @@ class TokenCounts(Strong):
     """Strong firings on (after, before) every token, and how often the token occurs, in one part."""
 
     hits: dict[int, int]
-    occurrences: np.ndarray
+    occurrences: Int[np.ndarray, " vocabulary"]
 
     def of(self, tokens: set[int]) -> Counts:
         """Counts of the rule "fires strongly exactly on these tokens"."""

@@ -6,6 +6,7 @@ from math import atanh, nan, sqrt, tanh
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Real
 
 Z = 1.959964
 
@@ -42,7 +43,7 @@ def balanced_accuracy(positive: Interval, negative: Interval) -> Interval:
     return Interval(value, value - below, value + above)
 
 
-def auc(positive: np.ndarray, negative: np.ndarray) -> Interval:
+def auc(positive: Real[np.ndarray, " n_positive"], negative: Real[np.ndarray, " n_negative"]) -> Interval:
     """P(score of a positive > that of a negative) + P(equal) / 2, with the interval of Newcombe 2006, method 5.
 
     The ends solve |value - t| = z sd(t) with the variance of Hanley and McNeil 1982 at n = (n_pos + n_neg) / 2.
@@ -72,7 +73,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> Interval:
     return Interval(value, end(-1), end(1))
 
 
-def best_threshold(positive: np.ndarray, negative: np.ndarray) -> float:
+def best_threshold(positive: Real[np.ndarray, " n_positive"], negative: Real[np.ndarray, " n_negative"]) -> float:
     """The threshold with the best balanced accuracy, midway between two neighbouring scores; of equally good ones the
     middle.
     """
@@ -84,7 +85,7 @@ def best_threshold(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(edges[best[len(best) // 2]])
 
 
-def jackknife(value: float, left_out: np.ndarray) -> Interval:
+def jackknife(value: float, left_out: Float[np.ndarray, " groups"]) -> Interval:
     """A value with the interval of the values that come out when each of its groups is left out in turn (Tukey 1958)."""
     from scipy.special import stdtrit
 
@@ -94,7 +95,7 @@ def jackknife(value: float, left_out: np.ndarray) -> Interval:
     return Interval(float(value), float(value) - half, float(value) + half)
 
 
-def grouped_correlation(sums: np.ndarray, sizes: np.ndarray) -> Interval:
+def grouped_correlation(sums: Float[np.ndarray, "groups 5"], sizes: Real[np.ndarray, " groups"]) -> Interval:
     """Pearson's correlation from sums [groups, 5] of a, a^2, p, p^2, a p, its interval by leaving out one group.
 
     Jackknife on Fisher's scale with Student's t of groups - 1 degrees of freedom, so that what documents share

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from sae.architectures import SparseAutoencoder
@@ -26,7 +27,9 @@ class LiveDictionary:
         return self.harvester.lm
 
     @torch.no_grad()
-    def acts(self, ids: np.ndarray, latent: int) -> tuple[Tensor, Tensor]:
+    def acts(
+        self, ids: Integer[np.ndarray, "contexts length"], latent: int
+    ) -> tuple[Float[Tensor, "contexts length"], Float[Tensor, "contexts length"]]:
         """(activations of one latent, what decoding multiplies them by), [contexts, length] each, on texts `ids`.
 
         Activations are 0 at positions that are never trained on; the factor is 1 without `token_norm`.

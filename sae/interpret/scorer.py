@@ -9,6 +9,7 @@ from math import nan
 from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
@@ -43,7 +44,7 @@ class ScoringCase:
     feature: int
     label: Label | None
     others: tuple[Label, ...]
-    levels: np.ndarray  # activations between the global levels
+    levels: Float[np.ndarray, " edges"]  # activations between the global levels
     seed: int
     live_dictionary: Callable[[], LiveDictionary]  # the dictionary and its language model, loaded when first asked for
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
 
@@ -24,7 +25,9 @@ def _gather_dot(rows, table, indices, out):  # pragma: no cover (compiled)
             out[n, j] = total
 
 
-def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_dot(
+    rows: Float[Tensor, "tokens width"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens k"]:
     """See `reference.gather_dot`."""
     out = rows.new_empty(indices.shape)
     a, b, i = (t.detach().contiguous().numpy() for t in (rows, table, indices))
@@ -32,13 +35,20 @@ def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     return out
 
 
-def gather_sum(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_sum(
+    weights: Float[Tensor, "tokens k"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens width"]:
     """See `reference.gather_sum`."""
     with torch.no_grad():
         return F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
 
 
-def scatter_rows(weights: Tensor, rows: Tensor, indices: Tensor, n_latents: int) -> Tensor:
+def scatter_rows(
+    weights: Float[Tensor, "tokens k"],
+    rows: Float[Tensor, "tokens width"],
+    indices: Int[Tensor, "tokens k"],
+    n_latents: int,
+) -> Float[Tensor, "latents width"]:
     """See `reference.scatter_rows`: every latent is a bag of the tokens that name it."""
     flat = indices.reshape(-1)
     order = flat.argsort(stable=True)
@@ -88,7 +98,7 @@ def _top_k(keys, k, out):  # pragma: no cover (compiled)
                 filled += 1
 
 
-def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
+def top_k_indices(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor, "tokens k"]:
     """Indices [tokens, k], ascending, of the k largest of ReLU(pre_acts); ties go to the smaller index.
 
     The bits of a float, read as a signed integer, order all positive numbers and put the negative ones below. Falls
@@ -154,7 +164,9 @@ def _fill(pre_acts, least, n_equal, out):  # pragma: no cover (compiled)
                 filled += 1
 
 
-def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
+def norm_crossing(
+    pre_acts: Float[Tensor, "tokens latents"], norm: Float[Tensor, " tokens"]
+) -> Int[Tensor, "tokens width"]:
     """See `reference.norm_crossing`; finds the crossing without sorting a row."""
     values, n = pre_acts.float().contiguous().numpy(), len(pre_acts)
     least, n_equal, counts = np.empty(n, np.float64), np.empty(n, np.int64), np.empty(n, np.int64)
@@ -183,7 +195,9 @@ def _fill_above(pre_acts, threshold, out):  # pragma: no cover (compiled)
                 filled += 1
 
 
-def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
+def above(
+    pre_acts: Float[Tensor, "tokens latents"], threshold: Float[Tensor, ""] | Float[Tensor, " latents"] | float
+) -> Int[Tensor, "tokens width"]:
     """See `reference.above`."""
     values, n = pre_acts.float().contiguous().numpy(), len(pre_acts)
     bounds = torch.as_tensor(threshold, dtype=torch.float32).expand(pre_acts.shape[1]).contiguous().numpy()
@@ -194,7 +208,7 @@ def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
     return torch.from_numpy(out)
 
 
-def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
+def batch_top_k(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor, "tokens width"]:
     """See `reference.batch_top_k`. The bound is found first; ties at it go to the smaller (token, latent)."""
     flat = pre_acts.relu().float().reshape(-1)
     wanted = min(len(pre_acts) * k, flat.numel())

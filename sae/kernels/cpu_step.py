@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
 
@@ -53,23 +54,23 @@ def widest(n_latents: int) -> int:
     return max(1, n_latents // 4)
 
 
-def numbers(n: int, device: torch.device) -> Tensor:
+def numbers(n: int, device: torch.device) -> Int[Tensor, " n"]:
     """0 .. n - 1."""
     return torch.arange(n, device=device)
 
 
-def rounded(table: Tensor, selection_dtype: torch.dtype) -> Tensor:
+def rounded(table: Float[Tensor, "m d"], selection_dtype: torch.dtype) -> Float[Tensor, "m d"]:
     """The table [m, d] as the encoder's product reads it: itself, or a copy in bfloat16."""
     return table.to(selection_dtype)
 
 
-def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> PreparedRows:
+def prepare(raw: Float[Tensor, "n d"], scale: Float[Tensor, " d"], centre: Float[Tensor, " d"]) -> PreparedRows:
     """(raw * scale, that minus `centre`, squared norms [tokens] of the first)."""
     target = raw * scale
     return PreparedRows(target, target - centre, target.square().sum(1))
 
 
-def row_times(row: Tensor, table: Tensor) -> Tensor:
+def row_times(row: Float[Tensor, " n"], table: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """row [n] times a table [n, width], in float32."""
     return row.float() @ table.float()
 
@@ -129,7 +130,7 @@ def _level_of_latent(n_latents: int, prefixes: Tensor | None) -> np.ndarray:
 
 
 def decode(
-    values: Tensor, decoding: DecodeInput, rectify: bool = True, error_dtype: torch.dtype = torch.float32
+    values: Float[Tensor, "n k"], decoding: DecodeInput, rectify: bool = True, error_dtype: torch.dtype = torch.float32
 ) -> Decoded:
     """See `cuda_step.decode`; the code is padded, and all rows count."""
     latents, table, bias, target, coefficient, _, prefixes, _ = decoding
@@ -165,12 +166,12 @@ def _sort(indices, n_latents, offsets, order):  # pragma: no cover (compiled)
 class SortedPairs:
     """The (token, latent) pairs of a batch sorted by latent; padding is named `n_latents`."""
 
-    def __init__(self, latents: Tensor, n_latents: int):
+    def __init__(self, latents: Int[Tensor, "n k"], n_latents: int):
         self.offsets, self.order = np.zeros(n_latents + 1, np.int64), np.empty(latents.numel(), np.int64)
         _sort(latents.reshape(-1).numpy(), n_latents, self.offsets, self.order)
 
 
-def sorted_pairs(latents: Tensor, n_latents: int, tokens: Tensor | None = None) -> SortedPairs:
+def sorted_pairs(latents: Int[Tensor, "n k"], n_latents: int, tokens: Int[Tensor, " p"] | None = None) -> SortedPairs:
     """The pairs sorted by latent."""
     return SortedPairs(latents, n_latents)
 
@@ -195,15 +196,15 @@ def _vector(weights, mean, square, gradient, adam):  # pragma: no cover (compile
         weights[i] -= adam[0] * m / (np.sqrt(v) * adam[1] + adam[4])
 
 
-def update_vector(state: ParameterState, gradient: Tensor, adam: AdamStep) -> None:
+def update_vector(state: ParameterState, gradient: Float[Tensor, " n"], adam: AdamStep) -> None:
     """Adam on a vector (weights and both moments), in place."""
     weights, first_moment, second_moment = (t.numpy() for t in state)
     _vector(weights, first_moment, second_moment, gradient.contiguous().numpy(), _floats(adam))
 
 
 def count_latents(
-    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, *, aux: AuxGradients | None
-) -> tuple[Tensor, None]:
+    pairs: SortedPairs, decoded: Decoded, since: Int[Tensor, " m"], adam: AdamStep, *, aux: AuxGradients | None
+) -> tuple[Float[Tensor, " m"], None]:
     """(gradient of b_enc, nothing); updates the tokens since every latent fired."""
     gradient = torch.empty(len(since))
     acts, grad_acts = (t.detach().reshape(-1).numpy() for t in (decoded.acts, decoded.grad_acts))
@@ -304,7 +305,7 @@ def update_rows(
     *,
     adam: AdamStep,
     aux: AuxGradients | None,
-    prefixes: Tensor | None = None,
+    prefixes: Int[Tensor, " l"] | None = None,
 ) -> None:
     """See `cuda_step.update_rows`."""
     terms = _row_sums(sums, aux, prefixes)
@@ -313,7 +314,9 @@ def update_rows(
             _rows(*arguments, *floats, has_unit_norm, _floats(adam))
 
 
-def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def row_gradients(
+    sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = None
+) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
     """See `cuda_step.row_gradients`."""
     n_latents = len(sums.pairs.offsets) - 1
     grad_encoder, grad_decoder = (torch.zeros(n_latents, t.shape[-1]) for t in (sums.centred, sums.decoded.error))
@@ -323,7 +326,12 @@ def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor |
 
 
 def apply_rows(
-    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, *, adam: AdamStep
+    grad_encoder: Float[Tensor, "m d"],
+    grad_decoder: Float[Tensor, "m d"],
+    encoder: WeightTable,
+    decoder: WeightTable,
+    *,
+    adam: AdamStep,
 ) -> None:
     """See `cuda_step.apply_rows`."""
     for gradients, table, has_unit_norm in ((grad_encoder, encoder, False), (grad_decoder, decoder, True)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 import triton
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.kernels import reference
@@ -33,7 +34,9 @@ def _maxima(pre_acts: Tensor) -> Tensor:
     return maxima
 
 
-def top_k(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def top_k(
+    pre_acts: Float[Tensor, "tokens latents"], k: int, maxima: Float[Tensor, "tokens groups"] | None = None
+) -> tuple[Int[Tensor, "tokens k"], Float[Tensor, "tokens k"]]:
     """(indices in int32, values in float32), [tokens, k] each, of the k largest of every row, indices ascending.
 
     Exact: every one of the k largest lies in one of the k groups with the largest maxima. Ties go to the smaller index.
@@ -61,14 +64,14 @@ def top_k(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tenso
     return indices, values
 
 
-def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
+def top_k_indices(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor, "tokens k"]:
     """See `reference.top_k_indices`; plain torch if the row is too short for groups."""
     if fits_groups(pre_acts.shape[1], k) and pre_acts.dtype in (torch.bfloat16, torch.float32):
         return top_k(pre_acts, k)[0].long()
     return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
 
 
-def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
+def batch_top_k(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor, "tokens width"]:
     """See `reference.batch_top_k`. Looks only into the groups with the largest maxima, as `top_k` does.
 
     Ties go to the smaller (token, latent).
@@ -91,7 +94,9 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
     return reference.by_token(torch.div(places, m, rounding_mode="floor"), places % m, n)
 
 
-def batch_pairs(pre_acts: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def batch_pairs(
+    pre_acts: Float[Tensor, "tokens latents"], k: int, maxima: Float[Tensor, "tokens groups"] | None = None
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token; Python waits for
     nothing.
 
@@ -122,7 +127,9 @@ def _filled(pre_acts: Tensor, bounds: Tensor, spares: Tensor | None, counts: Ten
     return out
 
 
-def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
+def above(
+    pre_acts: Float[Tensor, "tokens latents"], threshold: Float[Tensor, ""] | Float[Tensor, " latents"] | float
+) -> Int[Tensor, "tokens width"]:
     """See `reference.above`."""
     pre_acts, (n, m) = pre_acts.contiguous(), pre_acts.shape
     bounds = torch.as_tensor(threshold, dtype=torch.float32, device=pre_acts.device).expand(m).contiguous()
@@ -134,7 +141,9 @@ def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
     return _filled(pre_acts, bounds, None, counts)
 
 
-def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
+def norm_crossing(
+    pre_acts: Float[Tensor, "tokens latents"], norm: Float[Tensor, " tokens"]
+) -> Int[Tensor, "tokens width"]:
     """See `reference.norm_crossing`. Finds the crossing by bisection, with sums in float32."""
     pre_acts, (n, m) = pre_acts.contiguous(), pre_acts.shape
     if m > 1 << 17 or pre_acts.dtype not in (torch.bfloat16, torch.float32):

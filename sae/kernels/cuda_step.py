@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import triton
+from jaxtyping import Float, Int
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -39,12 +40,19 @@ def widest(n_latents: int) -> int:
     return 512
 
 
-def rounded(table: Tensor, selection_dtype: torch.dtype) -> Tensor:
+def rounded(table: Float[Tensor, "m d"], selection_dtype: torch.dtype) -> Float[Tensor, "m d"]:
     """The table [m, d] as matrix products read it."""
     return table.bfloat16()
 
 
-def values_at(pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, *, bias: Tensor) -> Tensor:
+def values_at(
+    pre_acts: Float[Tensor, "n m"],
+    indices: Int[Tensor, "n k"],
+    centred: Float[Tensor, "n d"],
+    table: Float[Tensor, "m d"],
+    *,
+    bias: Float[Tensor, " m"],
+) -> Float[Tensor, "n k"]:
     """Pre-activations [tokens, k] of the selected latents."""
     return pre_acts.gather(1, indices).float()
 
@@ -55,12 +63,12 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @cache
-def numbers(n: int, device: torch.device) -> Tensor:
+def numbers(n: int, device: torch.device) -> Int[Tensor, " n"]:
     """0 .. n - 1 in int32; kept for ever, because recorded CUDA graphs read it at its address."""
     return torch.arange(n, dtype=torch.int32, device=device)
 
 
-def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> PreparedRows:
+def prepare(raw: Float[Tensor, "n d"], scale: Float[Tensor, " d"], centre: Float[Tensor, " d"]) -> PreparedRows:
     """(raw * scale in float32, that minus `centre` in bfloat16, squared norms [tokens] of the first)."""
     target = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
     centred = torch.empty(raw.shape, dtype=torch.bfloat16, device=raw.device)
@@ -72,7 +80,9 @@ def prepare(raw: Tensor, scale: Tensor, centre: Tensor) -> PreparedRows:
     return PreparedRows(target, centred, squares)
 
 
-def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = True) -> tuple[Tensor, Tensor | None]:
+def encode(
+    centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], bias: Float[Tensor, " m"], with_maxima: bool = True
+) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n groups"] | None]:
     """(pre-activations [tokens, latents] in bfloat16, the largest of every `GROUP` latents or None).
 
     `centred` [tokens, width] and `table` [latents, width] in bfloat16, the width a multiple of 8; sums in float32.
@@ -94,7 +104,10 @@ def encode(centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = Tru
 
 
 def decode(
-    values: Tensor, decoding: DecodeInput, rectify: bool = True, error_dtype: torch.dtype = torch.bfloat16
+    values: Float[Tensor, " ..."],
+    decoding: DecodeInput,
+    rectify: bool = True,
+    error_dtype: torch.dtype = torch.bfloat16,
 ) -> Decoded:
     """Everything that the decoder says of a batch, from its selected pre-activations `values` [n, k] or [p].
 
@@ -138,21 +151,21 @@ class SortedPairs:
     Latents are [n, k], or [p] with the `tokens` [p] of a `FlatCode`. Latent i owns order[offsets[i] .. offsets[i + 1]].
     """
 
-    def __init__(self, latents: Tensor, n_latents: int, tokens: Tensor | None):
+    def __init__(self, latents: Int[Tensor, " ..."], n_latents: int, tokens: Int[Tensor, " p"] | None):
         ordered, self.order = latents.flatten().sort(stable=True)
         self.tokens, self.k = (self.order, latents.shape[1]) if tokens is None else (tokens, 0)
         self.offsets = torch.searchsorted(ordered, numbers(n_latents + 1, latents.device), out_int32=True)
         self.n_latents, self.n_parts = n_latents, 2 * len(ordered) // LONG
 
 
-def sorted_pairs(latents: Tensor, n_latents: int, tokens: Tensor | None = None) -> SortedPairs:
+def sorted_pairs(latents: Int[Tensor, " ..."], n_latents: int, tokens: Int[Tensor, " p"] | None = None) -> SortedPairs:
     """The pairs sorted by latent."""
     return SortedPairs(latents, n_latents, tokens)
 
 
 def count_latents(
-    pairs: SortedPairs, decoded: Decoded, since: Tensor, adam: AdamStep, *, aux: AuxGradients | None
-) -> tuple[Tensor, Tensor]:
+    pairs: SortedPairs, decoded: Decoded, since: Int[Tensor, " m"], adam: AdamStep, *, aux: AuxGradients | None
+) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"]]:
     """(gradient of b_enc, end of every latent's parts); updates the tokens since every latent fired."""
     n_latents = len(since)
     gradient = torch.empty(n_latents, dtype=torch.float32, device=since.device)
@@ -166,12 +179,12 @@ def count_latents(
     return gradient, n_parts.cumsum(0)
 
 
-def row_times(row: Tensor, table: Tensor) -> Tensor:
+def row_times(row: Float[Tensor, " m"], table: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
     """row [m] times a table [m, d] in bfloat16, summed in float32."""
     return torch.mm(row[None].to(table.dtype), table, out_dtype=torch.float32)[0]
 
 
-def update_vector(state: ParameterState, gradient: Tensor, adam: AdamStep) -> None:
+def update_vector(state: ParameterState, gradient: Float[Tensor, " n"], adam: AdamStep) -> None:
     """Adam on a vector (weights and both moments), in place."""
     n, size = len(gradient), 256
     programs.vector_program[(triton.cdiv(n, size),)](*state, gradient, n, *adam, SIZE=size, num_warps=2)
@@ -184,13 +197,15 @@ def update_rows(
     *,
     adam: AdamStep,
     aux: AuxGradients | None,
-    prefixes: Tensor | None = None,
+    prefixes: Int[Tensor, " l"] | None = None,
 ) -> None:
     """Both weight gradients, Adam and the unit norm of the decoder rows, in place; no gradient is ever written."""
     _launch_rows(sums, (encoder, decoder), adam, aux=aux, prefixes=prefixes, write_gradients=False)
 
 
-def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def row_gradients(
+    sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = None
+) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
     """Both weight gradients [m, d] in float32, for an update that sums them over processes."""
     grad_encoder, grad_decoder = (
         torch.empty(sums.pairs.n_latents, t.shape[-1], dtype=torch.float32, device=t.device)
@@ -204,7 +219,12 @@ def row_gradients(sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor |
 
 
 def apply_rows(
-    grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, *, adam: AdamStep
+    grad_encoder: Float[Tensor, "m d"],
+    grad_decoder: Float[Tensor, "m d"],
+    encoder: WeightTable,
+    decoder: WeightTable,
+    *,
+    adam: AdamStep,
 ) -> None:
     """Adam and the unit norm of the decoder rows, with gradients that are there already, in place."""
     width_in, width_out = grad_encoder.shape[1], grad_decoder.shape[1]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.kernels.reference import scatter_rows
 
 
-def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_dot(
+    rows: Float[Tensor, "tokens width"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens k"]:
     """See `reference.gather_dot`."""
     return (rows @ table.T).gather(1, indices)
 
 
-def gather_sum(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_sum(
+    weights: Float[Tensor, "tokens k"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens width"]:
     """See `reference.gather_sum`."""
     return weights.new_zeros(len(weights), len(table)).scatter_add_(1, indices, weights) @ table
 

@@ -9,6 +9,7 @@ is the same every time.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from sae.kernels.step_types import WeightTable
@@ -23,7 +24,7 @@ WORD = 0xFFFFFFFF
 CHUNK_NUMBERS = 1 << 20  # that are rounded at a time
 
 
-def noise(n: int, update: int, device: torch.device, first: int = 0) -> tuple[Tensor, Tensor]:
+def noise(n: int, update: int, device: torch.device, first: int = 0) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Two draws [0, 65536) for n places of a table from `first` on: the halves of a 32-bit hash of (place, update).
 
     Multiplications and shifts of Wellons' lowbias32 (2018, nullprogram.com/blog/2018/07/31).
@@ -39,7 +40,7 @@ def noise(n: int, update: int, device: torch.device, first: int = 0) -> tuple[Te
     return x & 0xFFFF, x >> 16
 
 
-def widened(stored: Tensor, scale: Tensor) -> Tensor:
+def widened(stored: Real[Tensor, "rows width"], scale: Float[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
     """What a stored moment [rows, width] stands for, in float32; `scale` [rows] is used by 8-bit codes alone."""
     if stored.dtype not in LEVELS:
         return stored.float()
@@ -48,7 +49,12 @@ def widened(stored: Tensor, scale: Tensor) -> Tensor:
     return share.copysign(stored.float()) * scale[:, None]
 
 
-def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
+def narrow(
+    value: Float[Tensor, "rows width"],
+    stored: Real[Tensor, "rows width"],
+    scale: Float[Tensor, " rows"],
+    draw: Int[Tensor, "rows width"],
+) -> None:
     """Rounds a moment [rows, width] in float32 into `stored`; for 8-bit codes `scale` gets the largest number of every
     row.
 
@@ -69,13 +75,13 @@ def narrow(value: Tensor, stored: Tensor, scale: Tensor, draw: Tensor) -> None:
         stored.copy_(code.copysign(value))
 
 
-def both_widened(table: WeightTable) -> tuple[Tensor, Tensor]:
+def both_widened(table: WeightTable) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
     """Both moments of a table, in float32; no copy if they are stored so."""
     scales = _scales(table)
     return widened(table.first_moment, scales[:, 0]), widened(table.second_moment, scales[:, 1])
 
 
-def narrow_both(mean: Tensor, square: Tensor, table: WeightTable, update: int) -> None:
+def narrow_both(mean: Float[Tensor, "m d"], square: Float[Tensor, "m d"], table: WeightTable, update: int) -> None:
     """Rounds both moments in float32 into a table, at update number `update`."""
     if table.first_moment.dtype == torch.float32:
         return

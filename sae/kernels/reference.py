@@ -12,6 +12,7 @@ The gradient of each is another of the three.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CHUNK_NUMBERS = 1 << 26
@@ -22,7 +23,9 @@ def _chunks(indices: Tensor, width: int) -> range:
     return range(0, len(indices), max(1, CHUNK_NUMBERS // (indices.shape[1] * width)))
 
 
-def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_dot(
+    rows: Float[Tensor, "tokens width"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens k"]:
     """Inner products [tokens, k] of every token's row with the table rows it names."""
     out = rows.new_empty(indices.shape)
     steps = _chunks(indices, rows.shape[1])
@@ -32,7 +35,9 @@ def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     return out
 
 
-def gather_sum(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_sum(
+    weights: Float[Tensor, "tokens k"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens width"]:
     """Weighted sums [tokens, width] of the table rows that every token names."""
     out = table.new_empty(len(indices), table.shape[1])
     steps = _chunks(indices, table.shape[1])
@@ -42,24 +47,31 @@ def gather_sum(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     return out
 
 
-def scatter_rows(weights: Tensor, rows: Tensor, indices: Tensor, n_latents: int) -> Tensor:
+def scatter_rows(
+    weights: Float[Tensor, "tokens k"],
+    rows: Float[Tensor, "tokens width"],
+    indices: Int[Tensor, "tokens k"],
+    n_latents: int,
+) -> Float[Tensor, "latents width"]:
     """For every latent the weighted sum [latents, width] of the rows of the tokens that name it."""
     dense = rows.new_zeros(len(rows), n_latents).scatter_add_(1, indices, weights)
     return dense.T @ rows
 
 
-def top_k_indices(pre_acts: Tensor, k: int) -> Tensor:
+def top_k_indices(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor, "tokens k"]:
     """Indices [tokens, k], ascending, of the k largest pre-activations of every token."""
     return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
 
 
-def ragged(mask: Tensor) -> Tensor:
+def ragged(mask: Bool[Tensor, "tokens latents"]) -> Int[Tensor, "tokens width"]:
     """Indices [tokens, width] of the True entries of every row of `mask`, ascending, padded with -1."""
     tokens, latents = mask.nonzero(as_tuple=True)
     return by_token(tokens, latents, len(mask))
 
 
-def by_token(tokens: Tensor, latents: Tensor, n_tokens: int) -> Tensor:
+def by_token(
+    tokens: Int[Tensor, " pairs"], latents: Int[Tensor, " pairs"], n_tokens: int
+) -> Int[Tensor, "n_tokens width"]:
     """Pairs sorted by token as indices [n_tokens, width], padded with -1."""
     counts = torch.bincount(tokens, minlength=n_tokens)
     width = int(counts.max()) if len(counts) else 0
@@ -68,12 +80,14 @@ def by_token(tokens: Tensor, latents: Tensor, n_tokens: int) -> Tensor:
     return out
 
 
-def above(pre_acts: Tensor, threshold: Tensor | float) -> Tensor:
+def above(
+    pre_acts: Float[Tensor, "tokens latents"], threshold: Float[Tensor, ""] | Float[Tensor, " latents"] | float
+) -> Int[Tensor, "tokens width"]:
     """Latents [tokens, width] with a pre-activation above the threshold (one, or one per latent), padded with -1."""
     return ragged(pre_acts.float() > threshold)
 
 
-def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
+def batch_top_k(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor, "tokens width"]:
     """Latents [tokens, width] of the tokens * k largest positive pre-activations of the whole batch, padded with -1."""
     flat = pre_acts.relu().reshape(-1)
     top = flat.topk(min(len(pre_acts) * k, flat.numel()), sorted=False)
@@ -81,7 +95,9 @@ def batch_top_k(pre_acts: Tensor, k: int) -> Tensor:
     return ragged(mask.view_as(pre_acts))
 
 
-def norm_crossing(pre_acts: Tensor, norm: Tensor) -> Tensor:
+def norm_crossing(
+    pre_acts: Float[Tensor, "tokens latents"], norm: Float[Tensor, " tokens"]
+) -> Int[Tensor, "tokens width"]:
     """Latents [tokens, width] of every token's k(x) largest pre-activations, padded with -1.
 
     k(x) = 1 + argmin_j | sqrt(c_j) - norm | with c_j the sum of the j largest ReLU(pre_acts)^2. Ties in the argmin go

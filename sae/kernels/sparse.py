@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.kernels import dense, reference
@@ -15,7 +16,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 DENSE_SHARE = {"cpu": 0.25, "cuda": 0.012}  # a token that keeps more of the latents is multiplied densely
 
 
-def selection_for(tensor: Tensor) -> ModuleType:
+def selection_for(tensor: Float[Tensor, "tokens latents"]) -> ModuleType:
     """The module of selections for these pre-activations: numba on a CPU, Triton on a GPU, else plain torch."""
     if tensor.device.type == "cuda" and HAS_TRITON:
         from sae.kernels import cuda_selection
@@ -28,7 +29,7 @@ def selection_for(tensor: Tensor) -> ModuleType:
     return reference
 
 
-def products_for(table: Tensor, indices: Tensor) -> ModuleType:
+def products_for(table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]) -> ModuleType:
     """The module of sparse products for a table [latents, width] and the latents [tokens, k] of every token."""
     if indices.shape[1] > DENSE_SHARE.get(table.device.type, 1.0) * len(table):
         return dense
@@ -41,12 +42,19 @@ def products_for(table: Tensor, indices: Tensor) -> ModuleType:
 
 class _GatherDot(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Float[Tensor, "tokens width"],
+        table: Float[Tensor, "latents width"],
+        indices: Int[Tensor, "tokens k"],
+    ) -> Float[Tensor, "tokens k"]:
         ctx.save_for_backward(rows, table, indices)
         return products_for(table, indices).gather_dot(rows, table, indices)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, *grads: Float[Tensor, "tokens k"]
+    ) -> tuple[Float[Tensor, "tokens width"] | None, Float[Tensor, "latents width"] | None, None]:
         rows, table, indices = ctx.saved_tensors
         use = products_for(table, indices)
         grad = grads[0].contiguous()
@@ -57,12 +65,19 @@ class _GatherDot(torch.autograd.Function):
 
 class _GatherSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        weights: Float[Tensor, "tokens k"],
+        table: Float[Tensor, "latents width"],
+        indices: Int[Tensor, "tokens k"],
+    ) -> Float[Tensor, "tokens width"]:
         ctx.save_for_backward(weights, table, indices)
         return products_for(table, indices).gather_sum(weights, table, indices)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, *grads: Float[Tensor, "tokens width"]
+    ) -> tuple[Float[Tensor, "tokens k"] | None, Float[Tensor, "latents width"] | None, None]:
         weights, table, indices = ctx.saved_tensors
         use = products_for(table, indices)
         grad = grads[0].contiguous()
@@ -73,13 +88,15 @@ class _GatherSum(torch.autograd.Function):
 
 class _Pick(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vector: Tensor, indices: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, vector: Float[Tensor, " latents"], indices: Int[Tensor, "tokens k"]
+    ) -> Float[Tensor, "tokens k"]:
         ctx.save_for_backward(indices)
         ctx.length = len(vector)
         return vector[indices]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Float[Tensor, "tokens k"]) -> tuple[Float[Tensor, " latents"], None]:
         (indices,) = ctx.saved_tensors
         grad = grads[0]
         # The gradient of plain indexing adds duplicates one by one: 200 ms an update, where thousands of tokens name a
@@ -91,16 +108,20 @@ class _Pick(torch.autograd.Function):
         return summed, None
 
 
-def pick(vector: Tensor, indices: Tensor) -> Tensor:
+def pick(vector: Float[Tensor, " latents"], indices: Int[Tensor, "tokens k"]) -> Float[Tensor, "tokens k"]:
     """vector[indices] [tokens, k]; its gradient stays fast if many tokens name the same latent."""
     return _Pick.apply(vector, indices)  # pyright: ignore[reportReturnType]
 
 
-def gather_dot(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_dot(
+    rows: Float[Tensor, "tokens width"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens k"]:
     """Inner products [tokens, k] of every token's row with the table rows it names; gradients to both."""
     return _GatherDot.apply(rows, table, indices)  # pyright: ignore[reportReturnType]
 
 
-def gather_sum(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+def gather_sum(
+    weights: Float[Tensor, "tokens k"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens width"]:
     """Weighted sums [tokens, width] of the table rows that every token names; gradients to both."""
     return _GatherSum.apply(weights, table, indices)  # pyright: ignore[reportReturnType]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float, Int, Real, Shaped
 from torch import Tensor
 
 
@@ -19,19 +20,19 @@ class WeightTable(NamedTuple):
     the precision that matrix products read.
     """
 
-    weights: Tensor
-    first_moment: Tensor
-    second_moment: Tensor
-    moment_scales: Tensor
-    rounded: Tensor
+    weights: Float[Tensor, "m d"]
+    first_moment: Real[Tensor, "m d"]
+    second_moment: Real[Tensor, "m d"]
+    moment_scales: Float[Tensor, "rows 2"]
+    rounded: Float[Tensor, "m d"]
 
 
 class ParameterState(NamedTuple):
     """A parameter, or this process's part of it, with Adam's two moments, all of one shape."""
 
-    weights: Tensor
-    first_moment: Tensor
-    second_moment: Tensor
+    weights: Float[Tensor, " ..."]
+    first_moment: Real[Tensor, " ..."]
+    second_moment: Real[Tensor, " ..."]
 
 
 class PreparedRows(NamedTuple):
@@ -40,9 +41,9 @@ class PreparedRows(NamedTuple):
     target [n, d]; `centred` [n, d] is target - b_dec as it is stored; `target_squares` [n] are squared norms.
     """
 
-    target: Tensor
-    centred: Tensor
-    target_squares: Tensor
+    target: Float[Tensor, "n d"]
+    centred: Float[Tensor, "n d"]
+    target_squares: Float[Tensor, " n"]
 
 
 class FlatCode(NamedTuple):
@@ -52,29 +53,29 @@ class FlatCode(NamedTuple):
     a padded one [n, width], `shape` is that and `places` [p] says where in it each pair was.
     """
 
-    tokens: Tensor
-    starts: Tensor
+    tokens: Int[Tensor, " p"]
+    starts: Int[Tensor, " starts"]
     shape: tuple[int, int]
-    places: Tensor | None = None
+    places: Int[Tensor, " p"] | None = None
 
     @classmethod
-    def from_padded(cls, indices: Tensor) -> FlatCode:
+    def from_padded(cls, indices: Int[Tensor, "n width"]) -> FlatCode:
         """From latents [n, width] in which -1 marks padding."""
         n, width = indices.shape
         places = (indices.flatten() >= 0).nonzero()[:, 0]
         return cls.from_tokens(places // width, n)._replace(shape=(n, width), places=places)
 
     @classmethod
-    def from_tokens(cls, tokens: Tensor, n: int) -> FlatCode:
+    def from_tokens(cls, tokens: Int[Tensor, " p"], n: int) -> FlatCode:
         """From the token of every pair (ascending), of `n` tokens in all."""
         starts = torch.searchsorted(tokens, torch.arange(n + 1, device=tokens.device), out_int32=True)
         return cls(tokens.int(), starts, (n, 0))
 
-    def gather(self, padded: Tensor) -> Tensor:
+    def gather(self, padded: Shaped[Tensor, "n width"]) -> Shaped[Tensor, " p"]:
         """The values [p] of the pairs, out of a padded tensor [n, width]."""
         return padded.flatten()[self.places]
 
-    def scatter(self, values: Tensor, padding: float) -> Tensor:
+    def scatter(self, values: Shaped[Tensor, " p"], padding: float) -> Shaped[Tensor, "n width"]:
         """A padded tensor [n, width] with the values [p] of the pairs."""
         out = values.new_full(self.shape, padding)
         out.view(-1)[self.places] = values
@@ -88,18 +89,18 @@ class AdamStep(NamedTuple):
     1 / sqrt(1 - beta2^t), tokens of the batch in all processes, tokens of it in this process, t].
     """
 
-    numbers: Tensor
+    numbers: Float[Tensor, " 5"]
     beta1: float
     beta2: float
     eps: float
 
     @property
-    def n_tokens(self) -> Tensor:
+    def n_tokens(self) -> Float[Tensor, ""]:
         """Tokens of the batch in all processes."""
         return self.numbers[2]
 
     @property
-    def n_own_tokens(self) -> Tensor:
+    def n_own_tokens(self) -> Float[Tensor, ""]:
         """Tokens of the batch in this process."""
         return self.numbers[3]
 
@@ -116,19 +117,19 @@ class Decoded(NamedTuple):
     [3, n]: the squared error, its sum over the prefixes, the number of active latents.
     """
 
-    acts: Tensor
-    grad_acts: Tensor
-    error: Tensor
-    by_token: Tensor
+    acts: Float[Tensor, " ..."]
+    grad_acts: Float[Tensor, " ..."]
+    error: Float[Tensor, "l n d"]
+    by_token: Float[Tensor, "3 n"]
 
 
 class AuxGradients(NamedTuple):
     """Gradients of AuxK. `slots` [m] is the row of every dead latent in the other three, or -1."""
 
-    slots: Tensor
-    w_enc: Tensor
-    w_dec: Tensor
-    b_enc: Tensor
+    slots: Int[Tensor, " m"]
+    w_enc: Float[Tensor, "slots d"]
+    w_dec: Float[Tensor, "slots d"]
+    b_enc: Float[Tensor, " slots"]
 
 
 class DecodeInput(NamedTuple):
@@ -138,14 +139,14 @@ class DecodeInput(NamedTuple):
     `n_counted` on are padding; prefixes [l] or None; `starts` [n + 1] for a `FlatCode`.
     """
 
-    latents: Tensor
-    table: Tensor
-    bias: Tensor
-    target: Tensor
-    coefficient: Tensor
-    n_counted: Tensor
-    prefixes: Tensor | None
-    starts: Tensor | None
+    latents: Int[Tensor, " ..."]
+    table: Float[Tensor, "m d"]
+    bias: Float[Tensor, " d"]
+    target: Float[Tensor, "n d"]
+    coefficient: Float[Tensor, ""]
+    n_counted: Float[Tensor, ""]
+    prefixes: Int[Tensor, " l"] | None
+    starts: Int[Tensor, " starts"] | None
 
 
 class RowSums(NamedTuple):
@@ -153,8 +154,8 @@ class RowSums(NamedTuple):
 
     pairs: Any  # the kernels' own SortedPairs
     decoded: Decoded
-    centred: Tensor
-    coefficient: Tensor
+    centred: Float[Tensor, "n d"]
+    coefficient: Float[Tensor, ""]
     ends: Any  # the kernels' own
 
 
@@ -173,21 +174,27 @@ class StepKernels(Protocol):
         """The most latents per token for which these kernels beat dense products."""
         ...
 
-    def numbers(self, n: int, device: torch.device) -> Tensor:
+    def numbers(self, n: int, device: torch.device) -> Int[Tensor, " n"]:
         """0 .. n - 1."""
         ...
 
-    def rounded(self, table: Tensor, selection_dtype: torch.dtype) -> Tensor:
+    def rounded(self, table: Float[Tensor, "m d"], selection_dtype: torch.dtype) -> Float[Tensor, "m d"]:
         """A weight table as the encoder's product reads it."""
         ...
 
-    def prepare(self, raw: Tensor, scale: Tensor, centre: Tensor) -> PreparedRows:
+    def prepare(
+        self, raw: Float[Tensor, "n d"], scale: Float[Tensor, " d"], centre: Float[Tensor, " d"]
+    ) -> PreparedRows:
         """(raw * scale; that minus `centre`; squared norms [n] of the first)."""
         ...
 
     def encode(
-        self, centred: Tensor, table: Tensor, bias: Tensor, with_maxima: bool = ...
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        centred: Float[Tensor, "n d"],
+        table: Float[Tensor, "m d"],
+        bias: Float[Tensor, " m"],
+        with_maxima: bool = ...,
+    ) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n groups"] | None]:
         """(pre-activations [n, m]; maxima of groups of latents, or None)."""
         ...
 
@@ -195,39 +202,51 @@ class StepKernels(Protocol):
         """Whether `top_k` can look for the k largest among the maxima of groups."""
         ...
 
-    def top_k(self, pre_acts: Tensor, k: int, maxima: Tensor | None = ...) -> tuple[Tensor, Tensor]:
+    def top_k(
+        self, pre_acts: Float[Tensor, "n m"], k: int, maxima: Float[Tensor, "n groups"] | None = ...
+    ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
         """(latents in int32, values in float32), [n, k] each, of the k largest per token."""
         ...
 
-    def batch_pairs(self, pre_acts: Tensor, k: int, maxima: Tensor | None = ...) -> tuple[Tensor, Tensor]:
+    def batch_pairs(
+        self, pre_acts: Float[Tensor, "n m"], k: int, maxima: Float[Tensor, "n groups"] | None = ...
+    ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
         """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token."""
         ...
 
-    def values_at(self, pre_acts: Tensor, indices: Tensor, centred: Tensor, table: Tensor, *, bias: Tensor) -> Tensor:
+    def values_at(
+        self,
+        pre_acts: Float[Tensor, "n m"],
+        indices: Int[Tensor, "n k"],
+        centred: Float[Tensor, "n d"],
+        table: Float[Tensor, "m d"],
+        *,
+        bias: Float[Tensor, " m"],
+    ) -> Float[Tensor, "n k"]:
         """Pre-activations [n, k] of the selected latents in float32."""
         ...
 
-    def row_times(self, row: Tensor, table: Tensor) -> Tensor:
+    def row_times(self, row: Float[Tensor, " n"], table: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
         """row [n] times a table [n, d], in float32."""
         ...
 
     def decode(
-        self, values: Tensor, decoding: DecodeInput, rectify: bool = ..., error_dtype: torch.dtype = ...
+        self, values: Float[Tensor, " ..."], decoding: DecodeInput, rectify: bool = ..., error_dtype: torch.dtype = ...
     ) -> Decoded:
         """Activations, errors, gradients of the activations."""
         ...
 
-    def sorted_pairs(self, latents: Tensor, n_latents: int, tokens: Tensor | None = ...) -> Any:
+    def sorted_pairs(self, latents: Int[Tensor, " ..."], n_latents: int, tokens: Int[Tensor, " p"] | None = ...) -> Any:
         """The pairs sorted by latent."""
         ...
 
     def count_latents(
-        self, pairs: Any, decoded: Decoded, since: Tensor, adam: AdamStep, *, aux: AuxGradients | None
-    ) -> tuple[Tensor, Any]:
+        self, pairs: Any, decoded: Decoded, since: Int[Tensor, " m"], adam: AdamStep, *, aux: AuxGradients | None
+    ) -> tuple[Float[Tensor, " m"], Any]:
         """(gradient of b_enc; what `RowSums.ends` wants); updates the tokens since every latent fired."""
         ...
 
-    def update_vector(self, state: ParameterState, gradient: Tensor, adam: AdamStep) -> None:
+    def update_vector(self, state: ParameterState, gradient: Float[Tensor, " n"], adam: AdamStep) -> None:
         """Adam on a vector (weights and both moments), in place."""
         ...
 
@@ -239,19 +258,25 @@ class StepKernels(Protocol):
         *,
         adam: AdamStep,
         aux: AuxGradients | None,
-        prefixes: Tensor | None = ...,
+        prefixes: Int[Tensor, " l"] | None = ...,
     ) -> None:
         """Both weight gradients, Adam, and the unit norm of the decoder rows, in place."""
         ...
 
     def row_gradients(
-        self, sums: RowSums, *, aux: AuxGradients | None, prefixes: Tensor | None = ...
-    ) -> tuple[Tensor, Tensor]:
+        self, sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = ...
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
         """Both weight gradients [m, d] in float32, to be summed over processes."""
         ...
 
     def apply_rows(
-        self, grad_encoder: Tensor, grad_decoder: Tensor, encoder: WeightTable, decoder: WeightTable, *, adam: AdamStep
+        self,
+        grad_encoder: Float[Tensor, "m d"],
+        grad_decoder: Float[Tensor, "m d"],
+        encoder: WeightTable,
+        decoder: WeightTable,
+        *,
+        adam: AdamStep,
     ) -> None:
         """Adam and the unit norm of the decoder rows, with gradients that are there already."""
         ...

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.model.hookpoints import Place, blocks
@@ -41,6 +42,8 @@ class CompiledBlocks:
                 del block.forward
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+def next_token_loss(
+    logits: Float[Tensor, "contexts length vocabulary"], tokens: Int[Tensor, "contexts length"]
+) -> Float[Tensor, ""]:
     """Cross-entropy of every next token, summed: logits [contexts, length, vocabulary], tokens [contexts, length]."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
+from jaxtyping import Float
 from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ class Place:
     name: str
     side: Literal["input", "output"]
 
-    def watch(self, see: Callable[[Tensor], Tensor | None]) -> Any:
+    def watch(self, see: Callable[[Float[Tensor, " ..."]], Float[Tensor, " ..."] | None]) -> Any:
         """Calls `see` with the activations on every forward pass; a returned tensor replaces them."""
         if self.side == "output":
             return self.module.register_forward_hook(lambda _m, _a, output: _replaced(output, see(_tensor(output))))
@@ -168,7 +169,7 @@ class _BlockProbe:
             self.before, self.args = kwargs.pop("hidden_states"), ()
             self.kwargs = kwargs
 
-    def run(self, hidden: Tensor) -> tuple[Tensor, list[_Seen]]:
+    def run(self, hidden: Float[Tensor, " ..."]) -> tuple[Float[Tensor, " ..."], list[_Seen]]:
         """(block output, what every module inside saw) for the block input `hidden`."""
         seen: list[_Seen] = []
 

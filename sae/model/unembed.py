@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.errors import ConfigError
@@ -17,10 +18,10 @@ ROWS = 256
 class Logits(NamedTuple):
     """Tokens and logit differences from the mean token, [d_sae, n] each."""
 
-    promoted: Tensor
-    promoted_logits: Tensor
-    suppressed: Tensor
-    suppressed_logits: Tensor
+    promoted: Int[Tensor, "d_sae n"]
+    promoted_logits: Float[Tensor, "d_sae n"]
+    suppressed: Int[Tensor, "d_sae n"]
+    suppressed_logits: Float[Tensor, "d_sae n"]
 
 
 def final_norm(lm: LanguageModel) -> nn.Module:
@@ -46,7 +47,9 @@ def final_norm(lm: LanguageModel) -> nn.Module:
     return last[-1]
 
 
-def residual_directions(lm: LanguageModel, hook: HookPoint, rows: Tensor) -> Tensor:
+def residual_directions(
+    lm: LanguageModel, hook: HookPoint, rows: Float[Tensor, "rows width"]
+) -> Float[Tensor, "rows d_model"]:
     """What decoder rows add to the residual stream: themselves, or their image under the sub-layer's last linear map."""
     if hook.site not in ("attn_z", "mlp_hidden"):
         return rows
@@ -55,7 +58,7 @@ def residual_directions(lm: LanguageModel, hook: HookPoint, rows: Tensor) -> Ten
 
 
 @torch.no_grad()
-def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Tensor, n: int) -> Logits:
+def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Float[Tensor, "d_sae width"], n: int) -> Logits:
     """The `n` tokens each latent promotes and suppresses most.
 
     logits = U norm(d) minus their mean over the vocabulary, with d the unit decoder row: the norm's own scaling
@@ -81,7 +84,7 @@ def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Tensor, n: int) -> L
 
 
 @torch.no_grad()
-def nearest(w_dec: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def nearest(w_dec: Float[Tensor, "d_sae width"], n: int) -> tuple[Int[Tensor, "d_sae n"], Float[Tensor, "d_sae n"]]:
     """(latents, cosines), [d_sae, n] each: the nearest other decoder rows, blockwise."""
     rows = torch.nn.functional.normalize(w_dec, dim=1)
     indices, cosines = [], []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -51,7 +52,7 @@ def publish_shards(
     sae: SparseAutoencoder,
     config: ArchitectureConfig,
     *,
-    tensors: dict[str, Tensor | Piece],
+    tensors: dict[str, Shaped[Tensor, " ..."] | Piece],
     provenance: Provenance,
     processes: Processes,
 ) -> None:

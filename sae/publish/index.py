@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Integer
 from pydantic import Field
 
 from feature_store.indexing.budget import budget
@@ -75,7 +76,12 @@ class _CodeFiles:
         for name in ("indices", "acts"):
             (self.folder / f"{name}-{before}.bin").unlink(missing_ok=True)
 
-    def write(self, rows: np.ndarray, indices: np.ndarray, acts: np.ndarray) -> None:
+    def write(
+        self,
+        rows: Int[np.ndarray, " tokens"],
+        indices: Integer[np.ndarray, "tokens width"],
+        acts: Float[np.ndarray, "tokens width"],
+    ) -> None:
         """Puts the codes of some tokens in their places."""
         if acts.shape[1] > self.width:
             self._widen(acts.shape[1] if self.width == 0 else int(acts.shape[1] * 1.2))

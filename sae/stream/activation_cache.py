@@ -21,6 +21,7 @@ import torch
 import transformers
 import xxhash
 from filelock import FileLock, Timeout
+from jaxtyping import Float, Int, Integer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,7 +36,9 @@ from sae.stream.packed_rows import PackedRows
 
 FORMAT = 1
 FACTS = "facts.json"
-Rows = tuple[dict[Channel, Tensor], Tensor]  # [rows, width] of every channel; the rows' places in the range [rows]
+Rows = tuple[
+    dict[Channel, Float[Tensor, "rows _width"]], Int[Tensor, " rows"]
+]  # [rows, width] of every channel; the rows' places in the range [rows]
 
 
 @dataclass
@@ -67,14 +70,21 @@ class ActivationCache:
                 write_json(cache.folder / FACTS, facts)
         return cache
 
-    def path(self, ids: np.ndarray, documents: np.ndarray) -> Path:
+    def path(
+        self, ids: Integer[np.ndarray, "contexts ctx_len"], documents: Integer[np.ndarray, "contexts ctx_len"]
+    ) -> Path:
         """The file of a range of contexts, named by their content."""
         digest = xxhash.xxh3_128(f"{ids.shape} {ids.dtype} ".encode())
         digest.update(np.ascontiguousarray(ids).data)
         digest.update(np.ascontiguousarray(documents).data)
         return self.folder / f"contexts-{digest.hexdigest()}.safetensors"
 
-    def rows(self, ids: np.ndarray, documents: np.ndarray, harvest: Callable[[], Rows]) -> Rows:
+    def rows(
+        self,
+        ids: Integer[np.ndarray, "contexts ctx_len"],
+        documents: Integer[np.ndarray, "contexts ctx_len"],
+        harvest: Callable[[], Rows],
+    ) -> Rows:
         """The rows of these contexts; `harvest` is called if they are not stored."""
         path = self.path(ids, documents)
         lock = FileLock(path.with_suffix(".lock"))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.errors import DataError
@@ -29,15 +30,15 @@ SAMPLE_ROWS = 8192  # rows that scale, centre and variance are estimated from, b
 class Segment(NamedTuple):
     """x[channel] [rows, width] in bfloat16 and the rows' places in the token stream [rows]."""
 
-    x: dict[Channel, Tensor]
-    positions: Tensor
+    x: dict[Channel, Float[Tensor, "rows _width"]]
+    positions: Int[Tensor, " rows"]
 
-    def rows(self, hooks: tuple[HookPoint, ...]) -> Tensor:
+    def rows(self, hooks: tuple[HookPoint, ...]) -> Float[Tensor, "rows width"]:
         """Activations of hook points side by side, [rows, sum of widths]."""
         parts = [self.x[Channel(hook)] for hook in hooks]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def select(self, inside: Tensor) -> Segment:
+    def select(self, inside: Bool[Tensor, " rows"]) -> Segment:
         """The rows that a boolean tensor [rows] marks."""
         return Segment({c: x[inside] for c, x in self.x.items()}, self.positions[inside.cpu()])
 
@@ -101,7 +102,7 @@ class Activations:
         filtered = self.harvester.config.max_norm_multiple is not None
         return segment.select(self.within_norm(segment.x)) if filtered else segment
 
-    def within_norm(self, x: dict[Channel, Tensor]) -> Tensor:
+    def within_norm(self, x: dict[Channel, Float[Tensor, "*shape _width"]]) -> Bool[Tensor, "*shape"]:
         """Which rows [...] of x[channel] [..., width] pass the norm filter; all of them without one."""
         first = next(iter(x.values()))
         inside = torch.ones(first.shape[:-1], dtype=torch.bool, device=first.device)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 from pydantic import Field
 from torch import Tensor
 
@@ -79,8 +80,8 @@ class HarvestConfig(Section):
 class ActivationBatch:
     """Whole contexts: x[channel] is [contexts, ctx_len, width]; `keep` marks the positions to use."""
 
-    x: dict[Channel, Tensor]
-    keep: Tensor
+    x: dict[Channel, Float[Tensor, "contexts ctx_len _width"]]
+    keep: Bool[Tensor, "contexts ctx_len"]
 
 
 class _Reached(Exception):
@@ -122,7 +123,9 @@ class Harvester:
         return self.lm.d_model
 
     @torch.no_grad()
-    def harvest(self, ids: np.ndarray, documents: np.ndarray) -> ActivationBatch:
+    def harvest(
+        self, ids: Integer[np.ndarray, "contexts ctx_len"], documents: Integer[np.ndarray, "contexts ctx_len"]
+    ) -> ActivationBatch:
         """All channels of the contexts `ids` [contexts, ctx_len], in the model's own dtype."""
         outputs: dict[Channel, Tensor] = {}
         keeps = []
@@ -170,7 +173,7 @@ class Harvester:
             if difference > 0.05:
                 raise ConfigError("text.packing: this model ignores the mask of 'separate' packing. Use 'joined'.")
 
-    def keep(self, tokens: Tensor) -> Tensor:
+    def keep(self, tokens: Int[Tensor, "contexts ctx_len"]) -> Bool[Tensor, "contexts ctx_len"]:
         """Which positions of `tokens` [contexts, ctx_len] are trained on, as a boolean mask. Position 0 is dropped
         here.
         """
@@ -260,7 +263,9 @@ def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarr
     return ids, documents
 
 
-def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> dict[str, Tensor]:
+def attention_inputs(
+    documents: Integer[np.ndarray, "contexts ctx_len"], packing: str, lm: LanguageModel
+) -> dict[str, Shaped[Tensor, " ..."]]:
     """Extra inputs of the forward pass: for `separate` packing a block-diagonal causal mask and restarted positions."""
     if packing == "joined":
         return {}
@@ -277,7 +282,7 @@ def attention_inputs(documents: np.ndarray, packing: str, lm: LanguageModel) -> 
     return {"attention_mask": mask, "position_ids": torch.arange(length, device=owner.device) - first}
 
 
-def choose_dtype(lm: LanguageModel, setting: str, ids: np.ndarray) -> torch.dtype:
+def choose_dtype(lm: LanguageModel, setting: str, ids: Integer[np.ndarray, "contexts ctx_len"]) -> torch.dtype:
     """The dtype that the config names; for auto bfloat16 on a GPU, and the faster of two timed passes on a CPU."""
     if setting != "auto":
         return getattr(torch, setting)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -64,12 +65,12 @@ class ShufflePlan:
         """Segments that are in the ring during a cycle."""
         return range(max(0, cycle - self.slots + 1), min(cycle + 1, self.n_segments))
 
-    def emitted(self, segment: int, cycle: int, n_rows: int) -> Tensor:
+    def emitted(self, segment: int, cycle: int, n_rows: int) -> Int[Tensor, " emitted"]:
         """Rows of one segment that a cycle emits: part `age % SPREAD` of the permutation of this use."""
         use, part = divmod(cycle - segment, SPREAD)
         return self.permutation(n_rows, 1, segment, use)[part::SPREAD]
 
-    def permutation(self, n: int, *stream: int) -> Tensor:
+    def permutation(self, n: int, *stream: int) -> Int[Tensor, " n"]:
         """A random order of n things that depends on the seed and the place `stream` alone."""
         # Drawn on the ring's device: drawn on the CPU, it left a GPU idle for 20 to 30 ms per segment.
         return torch.randperm(n, generator=_generator(self.seed, self.device, *stream), device=self.device)
@@ -95,7 +96,7 @@ class RingBuffer:
         self.held: list[int | None] = [None] * slots
         self.counts: dict[int, list[int]] = {}  # rows of every segment that is here, by process
 
-    def put(self, segment: int, x: dict[Channel, Tensor], counts: list[int]) -> None:
+    def put(self, segment: int, x: dict[Channel, Float[Tensor, "rows _width"]], counts: list[int]) -> None:
         """Writes this process's rows of a segment into their slot, over the oldest segment; `counts` are those of all
         processes.
         """
@@ -110,7 +111,7 @@ class RingBuffer:
         self.counts[segment] = counts
         self.held[slot] = segment
 
-    def cycle_order(self, plan: ShufflePlan, cycle: int) -> tuple[Tensor, Tensor]:
+    def cycle_order(self, plan: ShufflePlan, cycle: int) -> tuple[Int[Tensor, " emitted"], Int[Tensor, " emitted"]]:
         """(places in the ring of its process, process) of everything that a cycle emits, in the order of emission.
 
         Depends on the segments' rows alone, and not on how many processes share them.
@@ -128,8 +129,12 @@ class RingBuffer:
         return places, owners
 
     def batches(
-        self, order: tuple[Tensor, Tensor], batch_tokens: int, skip: int, processes: Processes = ALONE
-    ) -> Iterator[tuple[dict[Channel, Tensor], list[int]]]:
+        self,
+        order: tuple[Int[Tensor, " emitted"], Int[Tensor, " emitted"]],
+        batch_tokens: int,
+        skip: int,
+        processes: Processes = ALONE,
+    ) -> Iterator[tuple[dict[Channel, Float[Tensor, "_rows _width"]], list[int]]]:
         """The cycle's rows in nearly equal batches of at most `batch_tokens`, without the first `skip` batches.
 
         Yields this process's rows of every batch, and the number of rows of every process.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt
 from pydantic import Field
 
 from sae.errors import DataError
@@ -54,13 +55,13 @@ class Contexts:
     n_contexts: int
 
     @property
-    def ids(self) -> np.ndarray:
+    def ids(self) -> UInt[np.ndarray, "contexts ctx_len"]:
         """Token ids, [contexts, ctx_len]."""
         shape = (self.n_contexts, self.ctx_len)
         return np.memmap(self.folder / "ids.bin", dtype=self.dtype, mode="r", shape=shape)
 
     @property
-    def documents(self) -> np.ndarray:
+    def documents(self) -> UInt[np.ndarray, "contexts ctx_len"]:
         """Index of the document of every token, [contexts, ctx_len]."""
         shape = (self.n_contexts, self.ctx_len)
         return np.memmap(self.folder / "documents.bin", dtype="<u4", mode="r", shape=shape)

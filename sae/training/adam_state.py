@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
@@ -48,14 +49,14 @@ class AdamState:
         self._n_updates += 1
         torch._foreach_add_(self._steps, 1)  # pyright: ignore[reportPrivateImportUsage]
 
-    def own_part(self, tensor: Tensor, name: str) -> Tensor:
+    def own_part(self, tensor: Shaped[Tensor, " ..."], name: str) -> Shaped[Tensor, " ..."]:
         """The part of the parameter `name`, or of a moment of it, that this process updates."""
         if tensor.ndim == 1:
             return tensor
         part = self.exchange.own_latents(self.sae.d_sae)
         return tensor[:, part] if name == "W_enc" else tensor[part]
 
-    def of(self, parameter: Tensor) -> ParameterState:
+    def of(self, parameter: Float[Tensor, " ..."]) -> ParameterState:
         """A parameter with its moments, which are created as Adam would."""
         state, weights = self.optimiser.state[parameter], self.own_part(parameter.data, self._names[parameter])
         if not state:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from sae.errors import ArtefactError
@@ -33,7 +34,7 @@ class Checkpoint(NamedTuple):
 def save(
     folder: Path,
     number: int,
-    tensors: dict[str, Tensor | Piece],
+    tensors: dict[str, Shaped[Tensor, " ..."] | Piece],
     facts: dict[str, Any],
     *,
     processes: Processes = ALONE,

@@ -6,6 +6,7 @@ from collections import deque
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
@@ -67,15 +68,15 @@ class DeadLatentCount:
 
 def revive(
     sae: SparseAutoencoder,
-    tables: tuple[Tensor, Tensor],
+    tables: tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]],
     *,
-    centred: Tensor,
-    error: Tensor,
-    is_counted: Tensor,
-    spread: Tensor,
+    centred: Float[Tensor, "n d"],
+    error: Float[Tensor, "n d"],
+    is_counted: Float[Tensor, " n"],
+    spread: Float[Tensor, ""],
     n_slots: int,
     processes: Processes = ALONE,
-) -> tuple[Tensor, AuxGradients]:
+) -> tuple[Float[Tensor, ""], AuxGradients]:
     """(AuxK, its gradients times `aux_coefficient`) for at most `n_slots` dead latents; see
     `SparseAutoencoder.aux_loss`.
 

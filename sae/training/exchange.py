@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple, final
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
@@ -36,8 +37,8 @@ class RowUpdate(NamedTuple):
     decoder: WeightTable
     adam: AdamStep
     aux: AuxGradients | None
-    prefixes: Tensor | None
-    copies: list[Tensor]
+    prefixes: Int[Tensor, " l"] | None
+    copies: list[Float[Tensor, "m d"]]
 
     def apply(self, kernels: StepKernels) -> None:
         """Updates the rows of this process from its own sums."""
@@ -51,21 +52,23 @@ class Exchange(ABC):
     pads_selection: bool = False  # whether `selection` leaves padding (-1) even if every token keeps k latents
 
     @abstractmethod
-    def selection(self, indices: Tensor, values: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def selection(
+        self, indices: Int[Tensor, "n k"], values: Float[Tensor, "n k"], keys: Float[Tensor, "n k"], k: int
+    ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
         """(latents, pre-activations) [n, k] that stay selected, given the numbers `keys` they were selected by."""
 
     @abstractmethod
-    def decode(self, kernels: StepKernels, values: Tensor, decoding: DecodeInput) -> Decoded:
+    def decode(self, kernels: StepKernels, values: Float[Tensor, " ..."], decoding: DecodeInput) -> Decoded:
         """The decoder's output, with the errors of the whole reconstruction."""
 
     @abstractmethod
-    def sum_over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
+    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
         """Sums over the tokens of the whole batch, from sums over this process's tokens."""
 
     @abstractmethod
     def sum_over_latents(
-        self, grad_b_enc: Tensor, aux_loss: Tensor, tokens_since_fired: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """(the gradient of b_enc, AuxK) of the whole batch; brings `tokens_since_fired` up to date."""
 
     @abstractmethod
@@ -84,21 +87,23 @@ class Exchange(ABC):
 class Alone(Exchange):
     """One process has everything."""
 
-    def selection(self, indices: Tensor, values: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def selection(
+        self, indices: Int[Tensor, "n k"], values: Float[Tensor, "n k"], keys: Float[Tensor, "n k"], k: int
+    ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
         """All of them."""
         return indices, values
 
-    def decode(self, kernels: StepKernels, values: Tensor, decoding: DecodeInput) -> Decoded:
+    def decode(self, kernels: StepKernels, values: Float[Tensor, " ..."], decoding: DecodeInput) -> Decoded:
         """See `Exchange`."""
         return kernels.decode(values, decoding)
 
-    def sum_over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
+    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
         """The sums as they are."""
         return sums
 
     def sum_over_latents(
-        self, grad_b_enc: Tensor, aux_loss: Tensor, tokens_since_fired: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """Both as they are."""
         return grad_b_enc, aux_loss
 
@@ -129,21 +134,23 @@ class Replicas(Exchange):
         """This process's share."""
         return self.processes.share(n_latents)
 
-    def selection(self, indices: Tensor, values: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def selection(
+        self, indices: Int[Tensor, "n k"], values: Float[Tensor, "n k"], keys: Float[Tensor, "n k"], k: int
+    ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
         """All of them: a token's latents are all here."""
         return indices, values
 
-    def decode(self, kernels: StepKernels, values: Tensor, decoding: DecodeInput) -> Decoded:
+    def decode(self, kernels: StepKernels, values: Float[Tensor, "n k"], decoding: DecodeInput) -> Decoded:
         """See `Exchange`; the rows are this process's own."""
         return kernels.decode(values, decoding)
 
-    def sum_over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
+    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
         """Summed over processes, in one exchange."""
         return self.processes.all_reduce_sum(torch.cat(sums)).split([len(s) for s in sums])
 
     def sum_over_latents(
-        self, grad_b_enc: Tensor, aux_loss: Tensor, tokens_since_fired: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """Summed over processes; a latent has fired if it fired in any of them (0 is the smallest count)."""
         self.processes.all_reduce_min(tokens_since_fired)
         both = self.processes.all_reduce_sum(torch.cat([grad_b_enc, aux_loss[None]]))
@@ -182,7 +189,9 @@ class LatentShards(Exchange):
         """For TopK with a squared error."""
         return sae.selects == "k_per_token" and sae.loss_terms == "error"
 
-    def selection(self, indices: Tensor, values: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def selection(
+        self, indices: Int[Tensor, "n k"], values: Float[Tensor, "n k"], keys: Float[Tensor, "n k"], k: int
+    ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
         """The latents among the k largest of all processes; -1 and `PADDED` in the places of the others."""
         everywhere = self.processes.all_gather_columns(keys.float())
         least = everywhere.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
@@ -194,7 +203,7 @@ class LatentShards(Exchange):
         is_own = selected[:, rank * width : (rank + 1) * width]
         return torch.where(is_own, indices, -1), values.masked_fill(~is_own, PADDED)
 
-    def decode(self, kernels: StepKernels, values: Tensor, decoding: DecodeInput) -> Decoded:
+    def decode(self, kernels: StepKernels, values: Float[Tensor, "n k"], decoding: DecodeInput) -> Decoded:
         """Decoded twice: once for the sum of all processes' reconstructions, once with the error that it leaves."""
         own_error = kernels.decode(values, decoding, error_dtype=torch.float32).error[
             0
@@ -204,7 +213,7 @@ class LatentShards(Exchange):
         target = own_error.add_(decoding.target).sub_(error)  # against this target the own part has the error of all
         return kernels.decode(values, decoding._replace(target=target))
 
-    def sum_over_tokens(self, *sums: Tensor) -> tuple[Tensor, ...]:
+    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
         """The mean over processes: each has all tokens, in sums of another order; the count of active latents adds up."""
         figures = sums[0].clone()
         figures[2] *= self.processes.world_size
@@ -212,8 +221,8 @@ class LatentShards(Exchange):
         return self.processes.all_reduce_sum(joined).split([len(s) for s in sums])
 
     def sum_over_latents(
-        self, grad_b_enc: Tensor, aux_loss: Tensor, tokens_since_fired: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """The gradient is of this process's own latents; AuxK is the same everywhere but for the order of sums."""
         return grad_b_enc, self.processes.all_reduce_sum(aux_loss / self.processes.world_size)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.errors import ConfigError
@@ -33,7 +34,7 @@ class Shape(NamedTuple):
         return shape
 
 
-def floors(shape: Shape, rows: Tensor, dtype: torch.dtype) -> dict[str, Step]:
+def floors(shape: Shape, rows: Float[Tensor, "tokens width"], dtype: torch.dtype) -> dict[str, Step]:
     """The encoder's product, and Adam on gradients that are there already: what any step that writes gradients needs."""
     device = rows.device
     inputs, table = rows.to(dtype), torch.randn(shape.latents, shape.width, device=device).to(dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
@@ -42,8 +43,8 @@ class StepFigures(NamedTuple):
     target's rows.
     """
 
-    figures: Tensor
-    target_sum: Tensor
+    figures: Float[Tensor, " 5"]
+    target_sum: Float[Tensor, " d"]
 
 
 class _Input(NamedTuple):
@@ -124,8 +125,9 @@ class FusedStep:
 
     @torch.no_grad()
     def __call__(
-        self, raw: Batch, *, scale: Tensor, variance: Tensor, lr: float, tokens_seen: int, counts: list[int]
-    ) -> StepFigures | None:
+        self, raw: Batch, *, scale: Float[Tensor, " d"], variance: Float[Tensor, ""], lr: float, tokens_seen: int,
+        counts: list[int],
+    ) -> StepFigures | None:  # fmt: skip
         """One update on rows in the language model's units; `counts` are the numbers of rows of all replicas.
 
         Returns None, with nothing changed, if tokens keep so many latents that dense products are faster.

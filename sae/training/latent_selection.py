@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
@@ -19,8 +20,8 @@ CHUNK_NUMBERS = 1 << 27  # pre-activations held at a time, if tokens select inde
 class Selection(NamedTuple):
     """Latents (int32) and their pre-activations (float32): [n, k], or [p] with the layout of a `FlatCode`."""
 
-    latents: Tensor
-    values: Tensor
+    latents: Int[Tensor, " ..."]
+    values: Float[Tensor, " ..."]
     flat: FlatCode | None = None
 
 
@@ -32,7 +33,7 @@ class LatentSelection:
         self.may_pad = sae.ragged or exchange.pads_selection
         self.is_flat_batch = sae.b_dec.device.type == "cuda" and sae.selects == "k_per_batch"
 
-    def select(self, centred: Tensor, batch: Batch, table: Tensor) -> Selection:
+    def select(self, centred: Float[Tensor, "n d"], batch: Batch, table: Float[Tensor, "m d"]) -> Selection:
         """The latents of every token, by the encoder `table` [m, d]; in chunks of tokens, if memory asks for it."""
         numbers = len(centred) * self.sae.d_sae * self.exchange.latent_processes.world_size
         n_chunks = -(-numbers // CHUNK_NUMBERS)

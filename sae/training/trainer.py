@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sae.architectures import ArchitectureConfig, Batch, SparseAutoencoder, build
@@ -139,7 +140,9 @@ class SaeTrainer:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.sae.b_dec.device)  # loss, AuxK, l0
         self.n_steps = 0
 
-    def step(self, rows: dict[Channel, Tensor], lr: float, counts: list[int] | None = None) -> None:
+    def step(
+        self, rows: dict[Channel, Float[Tensor, "tokens _width"]], lr: float, counts: list[int] | None = None
+    ) -> None:
         """One update on rows [tokens, width] of every channel, in the language model's own units.
 
         `counts` are the numbers of rows of all replicas; None if there are no others.
@@ -232,7 +235,7 @@ class SaeTrainer:
         n_own = self.sae.dead().sum()
         return int(self.processes.all_reduce_sum(n_own) if self.is_spread else n_own)
 
-    def piece(self, name: str, value: Tensor) -> Tensor | Piece:
+    def piece(self, name: str, value: Shaped[Tensor, " ..."]) -> Shaped[Tensor, " ..."] | Piece:
         """A parameter, a moment of it or a buffer; or the piece of it that this process has."""
         axis, part = LATENT_AXIS.get(name), self.part
         if self.fused_step and not self.is_spread:
@@ -244,7 +247,7 @@ class SaeTrainer:
         own_part = value if value.shape[axis] == length else value.narrow(axis, part.start, length)
         return Piece(own_part, axis, part.start)
 
-    def tensors(self) -> dict[str, Tensor | Piece]:
+    def tensors(self) -> dict[str, Shaped[Tensor, " ..."] | Piece]:
         """Everything that a resume needs, by name."""
         state = {f"sae.{name}": self.piece(name, value) for name, value in self.sae.state_dict().items()}
         state["tokens_since_fired"] = self.piece("tokens_since_fired", self.sae.tokens_since_fired)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from sae.architectures.settings import batch_of
 from sae.errors import UnavailableError
@@ -17,7 +18,9 @@ N_TRAIN, N_TEST, SETS = 200, 200, 113
 KS = (1, 2, 5, 16)
 
 
-def select_latents(latents: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+def select_latents(
+    latents: Float[np.ndarray, "texts d_sae"], labels: Int[np.ndarray, " texts"], k: int
+) -> Int[np.ndarray, " k"]:
     """The k latents with the largest difference of class means, in units of their mean activation when they fire."""
     fires = latents > 0
     scale = latents.sum(0) / np.maximum(fires.sum(0), 1)
@@ -25,7 +28,12 @@ def select_latents(latents: np.ndarray, labels: np.ndarray, k: int) -> np.ndarra
     return np.argsort(-difference, kind="stable")[:k]
 
 
-def probe_auc(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
+def probe_auc(
+    train: Float[np.ndarray, "train columns"],
+    labels: Int[np.ndarray, " train"],
+    test: Float[np.ndarray, "test columns"],
+    test_labels: Int[np.ndarray, " test"],
+) -> float:
     """Area under the ROC curve, on the test part, of an L2 logistic regression on standardised columns."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.evaluation.measure import Measure
@@ -16,7 +17,14 @@ ROWS = 4096
 PLOTTED = 1000
 
 
-def epsilon_lbo(x: Tensor, acts: Tensor, row_norms: Tensor, bias: Tensor, *, d_sae: int) -> tuple[Tensor, Tensor]:
+def epsilon_lbo(
+    x: Float[Tensor, "tokens d"],
+    acts: Float[Tensor, "tokens k"],
+    row_norms: Float[Tensor, "tokens k"],
+    bias: Float[Tensor, " d"],
+    *,
+    d_sae: int,
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
     """(epsilon_LBO, norm of the code) of every token, [tokens] each.
 
     epsilon_LBO = | ||x||^2 - ||f||^2 | / ((d_sae - 1) ||f||^2), f the activations times the norms of their decoder

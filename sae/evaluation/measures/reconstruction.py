@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.evaluation.measure import Measure
@@ -28,7 +29,15 @@ class _Totals:
         self.sums = torch.zeros(5, dtype=torch.float64, device=subject.device)
         self.counts: list[Tensor] = []
 
-    def add(self, y: Tensor, y_hat: Tensor, acts: Tensor, indices: Tensor, *, inside: Tensor) -> None:
+    def add(
+        self,
+        y: Float[Tensor, "rows d_out"],
+        y_hat: Float[Tensor, "rows d_out"],
+        acts: Float[Tensor, "rows width"],
+        indices: Int[Tensor, "rows width"],
+        *,
+        inside: Bool[Tensor, " rows"],
+    ) -> None:
         """Adds rows, their reconstruction and their code; `inside` marks the typical ones."""
         self.all_rows.add(y, y_hat)
         self.typical.add(y[inside], y_hat[inside])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from sae.architectures.settings import batch_of
@@ -16,10 +17,17 @@ from sae.foundation.metrics import loss_recovered
 from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.harvest import attention_inputs
 
-Edit = dict[HookPoint, tuple[Tensor, Tensor]]  # hook point -> (mask [contexts, ctx_len], new rows)
+Edit = dict[
+    HookPoint, tuple[Bool[Tensor, "contexts ctx_len"], Float[Tensor, "_rows _width"]]
+]  # hook point -> (mask [contexts, ctx_len], new rows)
 
 
-def log_probs(subject: Subject, ids: Tensor, documents: np.ndarray, edit: Edit) -> Tensor:
+def log_probs(
+    subject: Subject,
+    ids: Int[Tensor, "contexts ctx_len"],
+    documents: Integer[np.ndarray, "contexts ctx_len"],
+    edit: Edit,
+) -> Float[Tensor, "contexts ctx_len-1 vocabulary"]:
     """Log-probabilities [contexts, ctx_len - 1, vocabulary] of the next tokens, with rows replaced at hook points."""
     harvester = subject.held_out.harvester
 
@@ -38,7 +46,9 @@ def log_probs(subject: Subject, ids: Tensor, documents: np.ndarray, edit: Edit) 
     return logits[:, :-1].float().log_softmax(dim=-1)
 
 
-def kl(clean: Tensor, edited: Tensor) -> Tensor:
+def kl(
+    clean: Float[Tensor, "contexts positions vocabulary"], edited: Float[Tensor, "contexts positions vocabulary"]
+) -> Float[Tensor, ""]:
     """Sum over positions of KL(clean || edited), context by context so that no third copy of the logits is held."""
     parts = [(c.exp() * (c - e)).sum(dtype=torch.float64) for c, e in zip(clean, edited, strict=True)]
     return torch.stack(parts).sum()

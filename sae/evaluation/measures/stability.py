@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.evaluation.measure import Measure
@@ -14,7 +15,7 @@ from sae.evaluation.subject import Subject
 FOUND = 0.7
 
 
-def matched_cosines(a: Tensor, b: Tensor) -> Tensor:
+def matched_cosines(a: Float[Tensor, "n width"], b: Float[Tensor, "m width"]) -> Float[Tensor, " matched"]:
     """Cosines of the one-to-one matching of rows of a [n, width] and b [m, width] with the largest sum (Hungarian)."""
     from scipy.optimize import linear_sum_assignment
 

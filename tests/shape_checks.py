@@ -1,0 +1,88 @@
+"""Checks the shapes and dtypes that signatures state, while tests run: jaxtyping's import hook with beartype.
+
+`install` must be called before sae is imported. Only annotations that name a jaxtyping type are checked. Modules with
+functions that numba or Triton compiles are left out: the hook would wrap what the compiler has to read.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import jaxtyping
+from beartype import beartype
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("sae", "feature_store")
+IS_COMPILED = re.compile(r"\b(n?jit|vectorize)\b")
+checked: dict[tuple[str, str], set[str]] = {}  # (module, function) -> names of checked arguments, and "return"
+
+
+def sources(*packages: str) -> dict[str, ast.Module]:
+    """Every module of our packages, by its dotted name."""
+    paths = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    return {name: tree for name, tree in zip(names, trees, strict=True) if not name.startswith("server.ui")}
+
+
+def is_compiled(node: ast.AST) -> bool:
+    """Whether numba or Triton compiles a function."""
+    return isinstance(node, ast.FunctionDef) and any(IS_COMPILED.search(ast.unparse(d)) for d in node.decorator_list)
+
+
+def states_shape(node: ast.AST) -> bool:
+    """Whether an annotation is a jaxtyping type."""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.value, ast.Name):
+        return False
+    kind = getattr(jaxtyping, node.value.id, None)
+    return inspect.isclass(kind) and issubclass(kind, jaxtyping.AbstractDtype)
+
+
+def hooked_modules() -> list[str]:
+    """Modules that name jaxtyping's types, compile nothing and do without Triton."""
+    names = []
+    for name, tree in sources(*PACKAGES).items():
+        imports = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        imports |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+        if "jaxtyping" in imports and "triton" not in imports and not any(map(is_compiled, ast.walk(tree))):
+            names.append(name)
+    return names
+
+
+def names_array(hint: Any) -> bool:
+    """Whether a type holds a jaxtyping type somewhere inside."""
+    if isinstance(hint, list):  # the arguments of a Callable
+        return any(map(names_array, hint))
+    is_array = inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray)
+    return is_array or any(map(names_array, get_args(hint)))
+
+
+def arrays_of(hint: Any) -> Any:
+    """The type with all but its jaxtyping types widened to Any; members of a union stay, so that they pass."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is None or origin is Callable:
+        return hint
+    if origin in (Union, UnionType):
+        return Union[tuple(map(arrays_of, arguments))]  # noqa: UP007 (of types that are computed)
+    return origin[tuple(arrays_of(a) if names_array(a) or a is ... else Any for a in arguments)]
+
+
+def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
+    """beartype for the annotations that name a jaxtyping type; a function without them stays as it is."""
+    hints = {name: arrays_of(hint) for name, hint in function.__annotations__.items() if names_array(hint)}
+    if not hints:
+        return function
+    checked.setdefault((function.__module__, function.__qualname__), set()).update(hints)
+    function.__annotations__ = hints
+    return beartype(function)
+
+
+def install() -> None:
+    """Every module that is imported from now on checks what it states."""
+    jaxtyping.install_import_hook(hooked_modules(), f"{__name__}.typechecker")
