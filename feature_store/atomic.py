@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever stops the program while they are written."""
+"""Files that are there whole or not at all, even if the program stops while it writes them."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class Bigram(NamedTuple):
 
 
 class FiringCount(NamedTuple):
-    """Strong firings of a feature in all documents and in the test part, and documents of that part with one."""
+    """Strong firings of a feature in all documents and in the test part, and test documents that hold one."""
 
     feature: int
     n_strong: int

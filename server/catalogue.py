@@ -149,7 +149,7 @@ def open_catalogue(paths: list[Path]) -> dict[str, Entry]:
         except (StoreError, JsonFileError, ValueError, KeyError, OSError) as error:
             raise CatalogueError(f"{folder}: {error}") from None
         if entry.id in entries:
-            raise CatalogueError(f"{folder}: another dictionary is called {entry.id} too. Serve them apart.")
+            raise CatalogueError(f"{folder}: another dictionary has the id {entry.id} too. Serve them separately.")
         entries[entry.id] = entry
 
     return entries

@@ -70,7 +70,7 @@ class FeaturePage(BaseModel):
 
 class ExplainerItem(BaseModel):
     explainer: str
-    features: int = Field(description="Features that have their label from it.")
+    features: int = Field(description="Features whose label comes from this explainer.")
 
 
 class ExplainerList(BaseModel):
@@ -101,8 +101,8 @@ class ScoreItem(BaseModel):
     n_neg: int
     n_failed: int = Field(description="Judge answers that could not be read; they count as wrong.")
     seed: int
-    split: str = Field(description="How documents were parted into those for explaining and those for testing.")
-    judge: str | None = Field(description="Model that judged; null where none did.")
+    split: str = Field(description="How documents were divided into the explain part and the test part.")
+    judge: str | None = Field(description="Model that judged; null if none did.")
     prompt: str | None = Field(description="First 16 hex digits of the SHA-256 of the judge's instructions.")
 
 
@@ -136,7 +136,7 @@ class ContextItem(BaseModel):
     document: int
     document_name: str
     peak: int
-    copies: int = Field(description="Times this text was met while it was listed.")
+    copies: int = Field(description="How often this text occurred while it was in the list.")
     percentile: float = Field(description="Share of the feature's firings that are weaker than this peak.")
     inclusion: float = Field(description="Probability that a context of this stratum was kept.")
     tokens: list[WindowToken]
@@ -166,7 +166,7 @@ class ConceptMember(BaseModel):
 class ConceptItem(BaseModel):
     concept: int
     parent: int | None = Field(description="The concept that this one is a part of; null on the first level.")
-    name: str = Field(description="Words that stand in its members' labels more often than in others.")
+    name: str = Field(description="Words that occur in its members' labels more often than in others.")
     coverage: float = Field(description="Share of members whose label holds a word of the name.")
     purity: float = Field(description="Share of the members' affinity that stays inside the group.")
     features: list[ConceptMember]

@@ -15,7 +15,7 @@ MISSING, UNAVAILABLE = 66, 69
 
 
 def _refusal(host: str, port: int) -> str | None:
-    """Why the address cannot be listened on, or None."""
+    """Why the server cannot listen on the address, or None."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:

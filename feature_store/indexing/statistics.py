@@ -69,7 +69,7 @@ def totals_of(stream: Stream) -> Totals:
 
 
 class Statistics(NamedTuple):
-    """The first axis is the feature, but in `bigrams`.
+    """The first axis is the feature, except in `bigrams`.
 
     position [d_sae, 2, positions] and format [d_sae, 2, formats] count strong firings in (explain, test) documents.
     bigrams: rows (feature, token before, token, strong firings in explain, in test, occurrences in explain, in test);

@@ -238,7 +238,7 @@ def count(
     """Token tables and statistics of the firings of `features` (default: all), on all cores.
 
     A firing is strong if it reaches `STRONG` times the feature's `maximum` [d_sae]; `n_fired` [d_sae]. `promoted`
-    [d_sae, n] are tokens whose following-counts are always reported. Firings held at a time take at most
+    [d_sae, n] are tokens that are always counted as next tokens. Firings held at a time take at most
     `memory_bytes`, or those of one feature per core; the codes are read once for every range of features that fits.
     """
     totals, n_threads = totals_of(stream), get_num_threads()

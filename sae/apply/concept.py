@@ -100,8 +100,8 @@ def strongest(
         owner = is_read.nonzero()[:, 0].cpu().numpy()
         latents, acts = code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy()
         for place, n in enumerate(part):
-            mine = owner == place
-            np.maximum.at(maxima[n], latents[mine].reshape(-1), acts[mine].reshape(-1))
+            is_of_text = owner == place
+            np.maximum.at(maxima[n], latents[is_of_text].reshape(-1), acts[is_of_text].reshape(-1))
 
     return maxima
 

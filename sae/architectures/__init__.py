@@ -1,4 +1,4 @@
-"""Every architecture in this folder, found by looking: one file adds one."""
+"""Finds every architecture in this folder; one new file adds an architecture."""
 
 from __future__ import annotations
 

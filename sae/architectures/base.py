@@ -65,7 +65,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     architecture may select over the whole batch; in evaluation mode a token's code depends on that token alone.
     """
 
-    # What an architecture is able to do stands here, on its class; no other file names architectures.
+    # An architecture states its abilities here, on its class; no other file names architectures.
     config_class: ClassVar[type[ArchitectureConfig]]
     ragged: ClassVar[bool] = False  # whether `select` keeps a different number of latents per token
     selects: ClassVar[Literal["k_per_token", "k_per_batch"] | None] = (

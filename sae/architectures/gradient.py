@@ -32,7 +32,7 @@ class GradientConfig(KeepsK):
     @model_validator(mode="after")
     def _no_token_norm(self) -> GradientConfig:
         if self.token_norm:
-            raise ValueError("token_norm is not for gradient SAEs: the gradient is that of the activations as they are")
+            raise ValueError("gradient SAEs need token_norm: false; their gradient is that of unnormalised activations")
         return self
 
     @property

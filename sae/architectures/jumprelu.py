@@ -24,13 +24,13 @@ class JumpReluConfig(Penalised):
     architecture: Literal["jumprelu"] = Field(
         default="jumprelu", description="Activations above a threshold of their own, driven to a target l0."
     )
-    target_l0: float = Field(default=32.0, gt=0, description="Mean latents per token to arrive at.")
+    target_l0: float = Field(default=32.0, gt=0, description="Mean number of latents per token that training aims at.")
     l0_coefficient: float = Field(default=1.0, ge=0, description="Weight of (l0 / target_l0 - 1)^2.")
     bandwidth: float = Field(
-        default=0.5, gt=0, description="Width of the window around a threshold in which it feels a gradient."
+        default=0.5, gt=0, description="Width of the interval around a threshold that gives the threshold a gradient."
     )
     initial_threshold: float | None = Field(
-        default=None, gt=0, description="Where every threshold begins; none: where about target_l0 latents fire."
+        default=None, gt=0, description="First value of every threshold; none: about target_l0 latents fire at it."
     )
 
     @model_validator(mode="after")
@@ -88,7 +88,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
     """JumpReLU sparse autoencoder: a_i = z_i 1[z_i > threshold_i], loss + l0_coefficient * (l0 / target_l0 - 1)^2.
 
     Thresholds are float32 and positive. Latents within half a bandwidth below their threshold take part in training
-    with activation 0, because their thresholds feel a gradient.
+    with activation 0, because their thresholds get a gradient.
 
     Paper: Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders, Rajamanoharan et al.
     2024, arXiv 2407.14435, equations 9 to 12.
@@ -115,7 +115,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
 
     @torch.no_grad()
     def observe(self, training_pass: TrainingPass) -> None:
-        """Keeps thresholds positive after an update; below 0 a threshold would never feel a gradient again."""
+        """Keeps thresholds positive after an update; below 0 a threshold would never get a gradient again."""
         self.threshold.clamp_(min=LEAST)
 
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
@@ -131,7 +131,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
         return _Jump.apply(values, threshold, self.config.bandwidth)  # pyright: ignore[reportReturnType]
 
     def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
-        """The penalty, risen so far."""
+        """The penalty, at the weight to which it has risen."""
         threshold = pick(self.threshold, training_pass.encoding.top_indices)
         fired: Tensor = _Step.apply(training_pass.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
         l0 = fired.sum(1).mean()

@@ -37,7 +37,7 @@ class MatryoshkaConfig(BatchKeepsK):
     @model_validator(mode="after")
     def _groups_fit(self) -> MatryoshkaConfig:
         if abs(sum(self.groups) - 1) > 1e-6 or any(share <= 0 for share in self.groups):
-            raise ValueError(f"groups sum to {sum(self.groups):g}, they have to be positive and sum to 1")
+            raise ValueError(f"groups sum to {sum(self.groups):g}, they must be positive and sum to 1")
         if len(set(self.prefixes)) < len(self.prefixes) or self.prefixes[0] == 0:
             raise ValueError(f"groups give nested sizes {self.prefixes}: one holds no latent; use a larger d_sae")
         return self

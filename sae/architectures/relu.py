@@ -41,7 +41,7 @@ class Relu(SparseAutoencoder[ReluConfig]):
         return selection_for(pre_acts).above(pre_acts, 0.0)
 
     def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
-        """The penalty, risen so far."""
+        """The penalty, at the weight to which it has risen."""
         return (
             self.config.l1_coefficient
             * self.config.risen(training_pass.tokens_seen)

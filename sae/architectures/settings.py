@@ -35,14 +35,14 @@ class ArchitectureConfig(Section):
         default="geometric_median", description="Where b_dec begins: a point that outliers hardly move, or the mean."
     )
     token_norm: bool = Field(
-        default=False, description="Give every token zero mean and unit variance first, undone after decoding."
+        default=False, description="Normalise every token to mean 0 and variance 1; decoding undoes it."
     )
     k_aux: Count = Field(
         default=256, ge=0, description="Dead latents that the auxiliary loss may use per token; 0: no AuxK."
     )
     aux_coefficient: float = Field(default=1 / 32, ge=0, description="Weight of the auxiliary loss.")
     dead_after_tokens: Count = Field(
-        default=10_000_000, ge=1, description="A latent silent for so many tokens is dead."
+        default=10_000_000, ge=1, description="A latent that is silent for this many tokens is dead."
     )
 
     @property
@@ -57,7 +57,7 @@ class ArchitectureConfig(Section):
 
     @property
     def gradient(self) -> Channel | None:
-        """The channel of coefficients that selection looks at, if it does."""
+        """The channel of coefficients that the selection reads; None if it reads none."""
         return None
 
     @property

@@ -40,8 +40,8 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
     arXiv 2503.24277: ||a|| approximates the norm of what the code stands for (AFA), sections 3 and 5.
     The two readings: the theorem bounds the norm of W a by ||a||, and W a stands for x - b_dec; the released code
     selects by ||x - b_dec|| but its loss aims at ||x||. Aiming at two different norms asks for codes that the
-    selection then cuts, so `afa_norm: centred` (one norm) is the default and `input` is the code's.
-    Differs from the paper: b_enc is used (the code keeps one and ignores it); the token normalisation of the code
+    selection then cuts, so `afa_norm: centred` (one norm) is the default and `input` is the released code's.
+    Differs from the paper: b_enc is used (the released code has one and ignores it); its token normalisation
     is `token_norm: true`; the decoder has unit norm after every update, so no decoder norms enter; the AuxK target
     is detached.
     """

@@ -24,7 +24,7 @@ class TopKConfig(KeepsK):
 
     architecture: Literal["topk"] = Field(default="topk", description="Keep the k largest activations of every token.")
     multi_topk: bool = Field(
-        default=False, description="Also train the code of 4k latents (weight 1/8), so that other k work afterwards."
+        default=False, description="Also train the code of 4k latents (weight 1/8), so that it also works with other k."
     )
 
 

@@ -75,9 +75,9 @@ def break_even(harvest: float, keep: float, read: float) -> int | None:
 
 def sentence(seconds: dict[str, float]) -> str:
     """When a cache pays, in words."""
-    said = []
+    sentences = []
     for kind in ("bfloat16", "int8"):
         harvest = seconds["harvest alone"]
         first = break_even(harvest, seconds[f"harvest and keep, {kind}"], seconds[f"read from disk, {kind}"])
-        said.append(f"{kind}: {'never' if first is None else f'from run {first} on'}")
-    return f"- a shared cache saves time on the same activations, {'; '.join(said)}"
+        sentences.append(f"{kind}: {'never' if first is None else f'from run {first} on'}")
+    return f"- a shared cache saves time on the same activations, {'; '.join(sentences)}"

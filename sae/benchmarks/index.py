@@ -129,5 +129,5 @@ def table(measured: dict[str, Any]) -> str:
             f"| {run['peak_bytes'] / 2**20:,.0f} | {run['stated_bytes'] / 2**20:,.0f} | {run['store_bytes'] / 2**20:.0f} |"
         )
 
-    grown = (runs[-1]["whole_s"] / runs[0]["whole_s"]) / (runs[-1]["tokens"] / runs[0]["tokens"])
-    return "\n".join([*lines, "", f"time per token, the last over the first: {grown:.2f} (1 is a straight line)"])
+    time_growth = (runs[-1]["whole_s"] / runs[0]["whole_s"]) / (runs[-1]["tokens"] / runs[0]["tokens"])
+    return "\n".join([*lines, "", f"time per token, the last over the first: {time_growth:.2f} (1 is a straight line)"])

@@ -58,8 +58,8 @@ def _streams(processes: Processes, device: torch.device, size: Size) -> dict[str
             if way == "latents":
                 size = size._replace(batch_tokens=size.batch_tokens // processes.world_size)
             folder = Path(own_folder if group is ALONE else shared) / name
-            few = size._replace(tokens=min(size.tokens, 1 << 21))
-            Stream(few, device, folder, group, parallel=way).end_to_end()  # compiled by now
+            warmup_size = size._replace(tokens=min(size.tokens, 1 << 21))
+            Stream(warmup_size, device, folder, group, parallel=way).end_to_end()  # compiled by now
             stream = Stream(size, device, folder, group, parallel=way)
             processes.barrier()
             seconds[name] = max(processes.all_gather_objects(stream.end_to_end()))

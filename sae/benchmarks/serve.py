@@ -82,15 +82,17 @@ def measure(path: Path) -> dict[str, Any]:
                 break
             except OSError:
                 if server.poll() is not None or time.monotonic() - started > PATIENCE_S:
-                    said = server.stderr.read().decode() if server.poll() is not None and server.stderr else "no answer"
-                    raise SaedexError(f"sae bench serve: the server did not start: {said.strip()}") from None
+                    server_message = (
+                        server.stderr.read().decode() if server.poll() is not None and server.stderr else "no answer"
+                    )
+                    raise SaedexError(f"sae bench serve: the server did not start: {server_message.strip()}") from None
                 time.sleep(0.1)
         home, n_features = f"/api/v1/dictionaries/{quote(listed[0]['id'], safe='')}", listed[0]["features"]
-        some = [f * n_features // 256 for f in range(min(256, n_features))]
+        sampled_features = [f * n_features // 256 for f in range(min(256, n_features))]
         routes = {
             "the explorer's page (a file)": ["/"],
-            "one feature, all of 256 in turn": [f"{home}/features/{f}" for f in some],
-            "a page of features": [f"{home}/features?limit=50&offset={f}" for f in some[:16]],
+            "one feature, all of 256 in turn": [f"{home}/features/{f}" for f in sampled_features],
+            "a page of features": [f"{home}/features?limit=50&offset={f}" for f in sampled_features[:16]],
             "a search by token": [f"{home}/search?q=the&kind=current"],
         }
         return {"clients": CLIENTS, "routes": {label: _load(port, paths) for label, paths in routes.items()}}

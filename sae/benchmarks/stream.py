@@ -61,9 +61,9 @@ class Size(NamedTuple):
     def gradient_harvest(self) -> float:
         """FLOPs of harvesting a token's gradient, over the FLOPs of harvesting its activation.
 
-        Counts the whole forward pass with the head, and the way back through the head and the blocks above the hook
-        point; no weight gradients. Of attention the causal half is counted, and its way back as 2.5 times its way
-        there.
+        Counts the whole forward pass with the head, and the backward pass through head and blocks above the hook
+        point; no weight gradients. Of attention the causal half is counted, its backward pass as 2.5 times its forward
+        pass.
         """
         linear = 2 * self.width * (2 * self.width + 2 * 64 * self.key_heads + 3 * self.hidden)
         attention = 2 * self.ctx_len * self.width

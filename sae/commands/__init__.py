@@ -1,4 +1,4 @@
-"""The commands of `sae`, one file per verb, found by looking."""
+"""Finds the commands of `sae` in this folder, one file per command."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Concept(Command):
         add.add_argument(
             "--method", default="difference", help="difference (of means; default), top (one feature) or tree"
         )
-        add.add_argument("--k", type=int, default=16, help="most features (default: 16)")
+        add.add_argument("--k", type=int, default=16, help="largest number of features (default: 16)")
         add.add_argument("--seed", type=int, default=0, help="seed that halves the texts (default: 0)")
         add.add_argument("--run", type=Path, help="run whose model to use, for an imported dictionary")
         add.set_defaults(work=_add)
@@ -104,7 +104,7 @@ def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None
             (texts.positive if row["label"] else texts.negative).append(row["text"])
         except (ValueError, KeyError, TypeError):
             raise DataError(
-                f'{labelled}: line {number} is no object with a "text" and a "label" (true or false).'
+                f'{labelled}: line {number} is not an object with a "text" and a "label" (true or false).'
             ) from None
 
     return texts
@@ -139,9 +139,11 @@ def add_concept(
 
     # A text that occurs twice could be chosen on in one half and tested on in the other.
     positive, negative = (list(dict.fromkeys(part)) for part in texts)
-    both = set(positive) & set(negative)
-    if both:
-        raise DataError(f"concept {name}: {len(both)} texts are in both files, such as {sorted(both)[0]!r}.")
+    repeated_texts = set(positive) & set(negative)
+    if repeated_texts:
+        raise DataError(
+            f"concept {name}: {len(repeated_texts)} texts are in both files, such as {sorted(repeated_texts)[0]!r}."
+        )
 
     harvester = harvester_of(config, home, sae.config.channels, screen)
     sae.to(harvester.lm.device)

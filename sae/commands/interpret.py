@@ -43,8 +43,8 @@ class Interpret(Command):
     def run(self, arguments: Namespace) -> int:
         """Labels every dictionary and prints the figures."""
         for name, summary in label_dictionaries(arguments.path, arguments.features, _settings(arguments)):
-            beating = summary.share_beating_null
-            null = "" if beating is None else f", {beating:.1%} beat the shuffled null"
+            share_beating_null = summary.share_beating_null
+            null = "" if share_beating_null is None else f", {share_beating_null:.1%} beat the shuffled null"
             print(f"{name}: labelled {summary.features_labelled} of {summary.features_alive} live features{null}")
             if cost := summary.judge:
                 print(
@@ -84,7 +84,7 @@ def _add_judge_arguments(parser: ArgumentParser) -> None:
         help="price of a million tokens read and written, to see the cost",
     )
     judge.add_argument(
-        "--unstructured", action="store_true", help="for servers that cannot hold answers to a JSON schema"
+        "--unstructured", action="store_true", help="for servers that cannot force answers into a JSON schema"
     )
 
 
@@ -131,12 +131,12 @@ def label_dictionaries(path: Path, features: str | None, settings: InterpretConf
     from sae.pipeline.stage import Run, perform
     from sae.pipeline.stages.label import Label
 
-    chosen = _feature_range(features)
+    feature_range = _feature_range(features)
     summaries = []
 
     for folder in dictionaries_in(path.resolve()):
         with owned(folder):
-            perform([Label(folder, settings, chosen)], Run(folder.parent.parent, Screen()))
+            perform([Label(folder, settings, feature_range)], Run(folder.parent.parent, Screen()))
         summaries.append((folder.name, LabelSummary.read(folder)))
 
     return summaries
@@ -149,5 +149,5 @@ def _feature_range(text: str | None) -> range | None:
         return None
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if not match or (match[2] and int(match[2]) < int(match[1])):
-        raise ConfigError(f"--features: {text!r} is no range. Write one feature, such as 7, or first-last: 0-999")
+        raise ConfigError(f"--features: {text!r} is not a range. Write one feature, such as 7, or first-last: 0-999")
     return range(int(match[1]), int(match[2] or match[1]) + 1)

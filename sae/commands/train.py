@@ -69,7 +69,7 @@ def _print_metrics(metrics: Metrics) -> None:
 
 
 def _print_labels(labels: LabelSummary) -> None:
-    median, beating = labels.median_balanced_accuracy, labels.share_beating_null
+    median, share_beating_null = labels.median_balanced_accuracy, labels.share_beating_null
     scores = f", median held-out balanced accuracy {median:.3f} (chance {labels.chance})" if median else ""
-    scores += "" if beating is None else f", {beating:.1%} beat the shuffled null at 95 %"
+    scores += "" if share_beating_null is None else f", {share_beating_null:.1%} beat the shuffled null at 95 %"
     print(f"    labelled        {labels.features_labelled} of {labels.features_alive} live features{scores}")

@@ -19,9 +19,9 @@ from sae.stream.activations import Activations
 
 def known_measures(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, if each is a measure; otherwise raises `ValueError` with the measures that exist."""
-    wrong = [name for name in names if name not in MEASURES]
-    if wrong:
-        raise ValueError(f"no measure {wrong[0]!r}; allowed measures are {', '.join(MEASURES)}")
+    unknown_measures = [name for name in names if name not in MEASURES]
+    if unknown_measures:
+        raise ValueError(f"no measure {unknown_measures[0]!r}; allowed measures are {', '.join(MEASURES)}")
     return names
 
 
@@ -74,7 +74,7 @@ def evaluate(subject: Subject, names: tuple[str, ...], title: str) -> Metrics:
     for name in names:
         measure = MEASURES[name]
         if not measure.applies(subject):
-            subject.progress.say(f"{name}: says nothing about this dictionary ({measure.applies.__doc__})")
+            subject.progress.say(f"{name}: skipped, it works only {measure.applies.__doc__}")
             continue
         figures = measure.measure(subject)
         metrics = metrics.with_figures(name, figures)

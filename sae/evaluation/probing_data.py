@@ -31,12 +31,12 @@ class TextSet(NamedTuple):
 
 def _unpacked() -> list[Path]:
     folder = cache_dir() / "probing" / PART.archive_sha256
-    done = folder / "complete"
-    if not done.exists():
+    completion_marker = folder / "complete"
+    if not completion_marker.exists():
         folder.mkdir(parents=True, exist_ok=True)
         for name, stream in open_members(PART):
             (folder / Path(name).name).write_bytes(stream.read())
-        done.touch()
+        completion_marker.touch()
     return sorted(folder.glob("*.csv.zst"))
 
 

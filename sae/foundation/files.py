@@ -34,11 +34,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 os.fsync(file.fileno())
 
     if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
+        replaced_folder = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(replaced_folder, ignore_errors=True)
+        folder.rename(replaced_folder)
         temporary.rename(folder)
-        shutil.rmtree(old)
+        shutil.rmtree(replaced_folder)
     else:
         temporary.rename(folder)
 
@@ -65,8 +65,10 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = owner.read_text().strip() if owner.exists() else "another process"
-        raise LockedError(f"{folder}: in use by {who}. Wait for it, stop it, or choose another `name`.") from None
+        owner_name = owner.read_text().strip() if owner.exists() else "another process"
+        raise LockedError(
+            f"{folder}: in use by {owner_name}. Wait for it, stop it, or choose another `name`."
+        ) from None
 
     try:
         owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")

@@ -68,7 +68,7 @@ def l0(top_acts: Float[Tensor, "tokens width"]) -> Float[Tensor, ""]:
 
 
 def density(fired: Int[Tensor, " d_sae"], n_tokens: int) -> Float[Tensor, " d_sae"]:
-    """Fraction of tokens on which each latent's activation is above 0; densities sum to l0."""
+    """Share of tokens on which each latent's activation is above 0; densities sum to l0."""
     return fired.double() / n_tokens
 
 

@@ -82,7 +82,7 @@ class Screen:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def silent_progress(self) -> Progress:
-        """Progress without a bar: what it says is printed, how far it is is not."""
+        """Progress without a bar: it prints messages only."""
         return _Lines(self)
 
     @contextmanager

@@ -96,9 +96,9 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[st
             continue  # too short only because its entries were refused
         key = ".".join(str(part) for part in location if part not in tags) or "config"
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(model, location)
-            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            allowed_keys = _known_keys(model, location)
+            near = difflib.get_close_matches(str(location[-1]), allowed_keys, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(allowed_keys)}"
             lines.append(f"{key}: unknown key; {hint}")
         elif problem["type"].startswith("union_tag"):
             lines.append(_about_tag(key, problem.get("ctx")))
@@ -107,7 +107,7 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[st
         else:
             message = problem["msg"].removeprefix("Value error, ")
             value = problem.get("input")
-            shown = "" if isinstance(value, dict | list | tuple | BaseModel) else f" (given: {value!r})"
-            lines.append(f"{key}: {message[0].lower() + message[1:]}{shown}")
+            given_value_note = "" if isinstance(value, dict | list | tuple | BaseModel) else f" (given: {value!r})"
+            lines.append(f"{key}: {message[0].lower() + message[1:]}{given_value_note}")
 
     return lines

@@ -1,4 +1,4 @@
-"""A dictionary in the form that foreign files hold, whatever they call its parts."""
+"""A dictionary in the form of foreign files, with the same names for all libraries."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
 
     for key, tensor in tensors.items():
         if key not in state or state[key].shape != tensor.shape:
-            wanted = tuple(state[key].shape) if key in state else "absent"
-            raise ArtefactError(f"{key} has shape {tuple(tensor.shape)}, the other tensors ask for {wanted}.")
+            expected_shape = tuple(state[key].shape) if key in state else "absent"
+            raise ArtefactError(f"{key} has shape {tuple(tensor.shape)}, the other tensors need {expected_shape}.")
 
     sae.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
 
@@ -143,7 +143,7 @@ def largest_difference(a: SparseAutoencoder, b: SparseAutoencoder, spread: float
     at_the_edge = (torch.minimum(*dense) == 0) & (larger > 0) & ((larger - bound).abs() <= 1e-4 * (bound.abs() + 1e-6))
     acts = ((dense[0] - dense[1]).abs() * ~at_the_edge).max() / larger.max().clamp_min(1e-30)
     x_hats = [sae.decode(code, x) for sae, code in zip((a, b), codes, strict=True)]
-    whole = ~at_the_edge.any(1)
-    decoded = (x_hats[0] - x_hats[1])[whole].abs().max() / x_hats[0].abs().max().clamp_min(1e-30)
+    is_comparable_row = ~at_the_edge.any(1)
+    decoded = (x_hats[0] - x_hats[1])[is_comparable_row].abs().max() / x_hats[0].abs().max().clamp_min(1e-30)
 
     return float(torch.maximum(acts, decoded))

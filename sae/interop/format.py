@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(value, dict):
-        raise ArtefactError(f"{path}: a JSON object is wanted.")
+        raise ArtefactError(f"{path}: expected a JSON object.")
     return value
 
 
@@ -55,14 +55,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise ArtefactError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}).") from None
 
     if not isinstance(tensors, dict):
-        raise ArtefactError(f"{path}: holds a {type(tensors).__name__}, a table of named tensors is wanted.")
+        raise ArtefactError(f"{path}: holds a {type(tensors).__name__}, expected a table of named tensors.")
 
     return tensors
 
 
 def named_tensors(tensors: dict[str, Any], path: Path, *names: str) -> list[Float[Tensor, " ..."]]:
     """The tensors of these names in float32; raises `ArtefactError` with the names that are missing."""
-    missing = [name for name in names if not isinstance(tensors.get(name), Tensor)]
-    if missing:
-        raise ArtefactError(f"{path}: no tensor {', '.join(missing)}; it holds {', '.join(sorted(tensors))}.")
+    missing_names = [name for name in names if not isinstance(tensors.get(name), Tensor)]
+    if missing_names:
+        raise ArtefactError(f"{path}: no tensor {', '.join(missing_names)}; it holds {', '.join(sorted(tensors))}.")
     return [tensors[name].float() for name in names]

@@ -37,8 +37,8 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
     """
     form = format_called(to)
     if not form.writes:
-        able = ", ".join(name for name, other in FORMATS.items() if other.writes)
-        raise ConfigError(f"saedex does not write {to}; it writes {able}.")
+        writable_formats = ", ".join(name for name, other in FORMATS.items() if other.writes)
+        raise ConfigError(f"saedex does not write {to}; it writes {writable_formats}.")
 
     if target.exists():
         raise ConfigError(f"{target}: exists already. Give a new folder.")

@@ -50,8 +50,10 @@ def _shared_documents(store: Store, d_sae: int, rows: np.ndarray, columns: np.nd
     held = np.concatenate(documents) if documents else np.empty(0, np.int64)
     incidence = csr_matrix((np.ones(len(held)), (held, owner)), shape=(d_sae, max(len(documents), 1)))
     norms = np.sqrt(np.asarray(incidence.sum(1)).ravel())
-    both = np.asarray(incidence[rows].multiply(incidence[columns]).sum(1)).ravel() if len(rows) else np.empty(0)
-    return both / np.maximum(norms[rows] * norms[columns], 1)
+    n_shared_documents = (
+        np.asarray(incidence[rows].multiply(incidence[columns]).sum(1)).ravel() if len(rows) else np.empty(0)
+    )
+    return n_shared_documents / np.maximum(norms[rows] * norms[columns], 1)
 
 
 def terms(label: Label) -> set[str]:

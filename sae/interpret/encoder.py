@@ -36,12 +36,12 @@ class SentenceEncoder:
 
     def encode(self, texts: list[str]) -> Float[np.ndarray, "texts width"]:
         """[texts, width] in float32; texts of a recent call are not computed again."""
-        missing = sorted({t for t in texts if t not in self._known}, key=len)
-        if len(self._known) + len(missing) > RECENT:
+        uncached_texts = sorted({t for t in texts if t not in self._known}, key=len)
+        if len(self._known) + len(uncached_texts) > RECENT:
             self._known.clear()
-            missing = sorted(set(texts), key=len)
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
+            uncached_texts = sorted(set(texts), key=len)
+        for start in range(0, len(uncached_texts), BATCH):
+            part = uncached_texts[start : start + BATCH]
             self._known |= dict(zip(part, self._vectors(part), strict=True))
         return np.stack([self._known[t] for t in texts])
 

@@ -94,8 +94,8 @@ class Events:
         return self._text(event.ids)
 
     def _decode(self, ids: tuple[int, ...]) -> str:
-        known = self.store.token_bytes
-        return b"".join(known.get(token, b"") for token in ids).decode("utf-8", "replace")
+        token_bytes = self.store.token_bytes
+        return b"".join(token_bytes.get(token, b"") for token in ids).decode("utf-8", "replace")
 
     def format_of(self, event: Event) -> int:
         """Index into `FORMATS` of the event's token."""

@@ -14,7 +14,7 @@ WORTH = 0.05  # share by which a further string must raise F2 to be taken
 
 
 class Proposal(NamedTuple):
-    """A text; its rule, of whose items an event must have one; how the rule does on the explain part and on the test
+    """A text; its rule, a set of items (an event must have one); the rule's counts on the explain part and on the test
     part.
     """
 
@@ -66,11 +66,13 @@ def quoted(texts: Iterable[str]) -> str:
 def token_proposal(evidence: Evidence, feature: int, kind: str, prefix: str) -> Proposal | None:
     """A proposal by the tokens under ("current"), after ("next") or before ("previous") the feature's firings."""
     explain, test = evidence.counts(feature, kind)
-    known = evidence.tokens_by_text
-    chosen = best_of({evidence.normal(token) for token in explain.hits}, lambda texts: explain.of(joined(known, texts)))
+    tokens_by_text = evidence.tokens_by_text
+    chosen = best_of(
+        {evidence.normal(token) for token in explain.hits}, lambda texts: explain.of(joined(tokens_by_text, texts))
+    )
     if not chosen:
         return None
-    tokens = joined(known, chosen)
+    tokens = joined(tokens_by_text, chosen)
     return Proposal(prefix + quoted(chosen), frozenset(chosen), explain.of(tokens), test.of(tokens))
 
 

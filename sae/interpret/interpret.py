@@ -44,7 +44,7 @@ class InterpretConfig(Section):
     )
     scorers: tuple[str, ...] | None = Field(
         default=None,
-        description="Scorers to run; none: those that need the store only, detection and judged_confidence with a judge.",
+        description="Scorers to run; none: those that need only the store; a judge adds detection, judged_confidence.",
     )
     judge: JudgeConfig | None = Field(
         default=None, description="A language model that explains and scores; none: no model."

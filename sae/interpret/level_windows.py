@@ -1,4 +1,4 @@
-"""RecSAE's windows by global activation level, and the figures that its confidence consists of, whatever predicts."""
+"""RecSAE's windows by global activation level, and the figures that its confidence consists of, for any predictor."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class LiveDictionary:
     def acts(
         self, ids: Integer[np.ndarray, "contexts length"], latent: int
     ) -> tuple[Float[Tensor, "contexts length"], Float[Tensor, "contexts length"]]:
-        """(activations of one latent, what decoding multiplies them by), [contexts, length] each, on texts `ids`.
+        """(activations of one latent, the factors of decoding), [contexts, length] each, on texts `ids`.
 
         Activations are 0 at positions that are never trained on; the factor is 1 without `token_norm`.
         """

@@ -1,1 +1,1 @@
-"""The language model: loaded, its hook points found, its tokens spelled out, its gradients changed by rules."""
+"""The language model: loads it, finds its hook points, spells out its tokens, and changes its gradients by rules."""

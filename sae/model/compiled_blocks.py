@@ -1,4 +1,4 @@
-"""The language model's blocks compiled for the time of a pass, except those that a hook looks into."""
+"""Compiles the language model's blocks for the duration of a pass, except blocks with a hook inside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CompiledBlocks:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The model's blocks run compiled inside the `with`; everyone else finds them as they were."""
+        """Runs the model's blocks compiled inside the `with`; afterwards they are as before."""
         for block, forward in self._forwards:
             block.forward = forward  # hides the class's method; calling the block still runs its hooks around it
         try:

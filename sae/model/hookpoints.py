@@ -260,7 +260,7 @@ def _attention_first(probe: _BlockProbe, seen: list[_Seen], pair: tuple[int, int
     """`pair` as (attention, MLP): the attention is the one that depends on other positions, or that runs first.
 
     The block is run again on an input with another first position. An MLP that reads the block's own input keeps its
-    other outputs; one that reads what the attention wrote does not, but then it runs second.
+    other outputs. An MLP that reads the attention's output changes them, but such an MLP runs second.
     """
     nudged = probe.before.clone()
     nudged[:, 0] += probe.before[:, 1]
@@ -272,7 +272,7 @@ def _attention_first(probe: _BlockProbe, seen: list[_Seen], pair: tuple[int, int
 
 
 def resolve(lm: LanguageModel, hook: HookPoint) -> Place:
-    """`Place` of a hook point; raises `ConfigError` with what the model offers."""
+    """`Place` of a hook point; raises `ConfigError` that lists the sites of the model."""
     if not 0 <= hook.layer < lm.n_layers:
         raise ConfigError(f"hook point '{hook}': the model has layers 0..{lm.n_layers - 1}. Choose one of them.")
     places = find_places(lm, hook.layer)

@@ -66,7 +66,7 @@ class PackageModel(_Common):
     format: Literal["gguf"] = Field(default="gguf", description="Format of the joined file.")
     licence: str = Field(description="Licence of the weights, shown and written into the dictionary's card.")
     accept_licence: bool = Field(
-        default=False, description="You accept a licence with use restrictions (Gemma and the like)."
+        default=False, description="Confirm that you accept a licence that restricts use (such as Gemma's)."
     )
 
     @model_validator(mode="after")
@@ -139,7 +139,7 @@ def locate(config: HubModel | FolderModel | PackageModel) -> ModelFiles:
     """The model's files, downloaded and converted where needed."""
     if isinstance(config, FolderModel):
         if not (config.path / "config.json").is_file():
-            raise ArtefactError(f"model.path {config.path}: no config.json there. Give a folder of save_pretrained.")
+            raise ArtefactError(f"model.path {config.path}: no config.json there. Give a save_pretrained folder.")
         for name, expected in config.sha256.items():
             check_sha256(config.path / name, expected)
         return ModelFiles(config.path, config.path.name, "not stated")
@@ -155,7 +155,7 @@ def locate(config: HubModel | FolderModel | PackageModel) -> ModelFiles:
     try:
         folder = snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns)
     except Exception as error:  # the hub client has no common base class for its network errors
-        raise ArtefactError(f"model.repo {config.repo!r}: the hub did not give it ({error}). Check name and network.")
+        raise ArtefactError(f"model.repo {config.repo!r}: the download failed ({error}). Check name and network.")
 
     return ModelFiles(Path(folder), config.repo, "see the model's page")
 

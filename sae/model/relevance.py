@@ -16,7 +16,7 @@ STABILISER = 1e-6
 
 
 def _frozen_ratio(x: Tensor, y: Tensor) -> Tensor:
-    """y, as x times a constant: the identity rule."""
+    """The value y with the gradient of x times a constant, y / x: the identity rule."""
     ratio = y.detach() / torch.where(x.abs() < STABILISER, STABILISER, x.detach())
     return y.detach() + ratio * (x - x.detach())
 
@@ -68,7 +68,7 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 class RelevanceRules:
-    """The hooks of one language model; `active()` puts them on for a block."""
+    """The hooks of one language model; `active()` applies them inside a `with` block."""
 
     def __init__(self, lm: LanguageModel):
         modules = list(lm.body.modules())

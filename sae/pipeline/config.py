@@ -132,7 +132,7 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         elif isinstance(node, dict):
             node = node.setdefault(key, {})
         else:
-            raise ConfigError(f"--set {assignment!r}: there is no {key!r} to go into")
+            raise ConfigError(f"--set {assignment!r}: there is no section {key!r}")
 
     if isinstance(node, list) and keys[-1].isdigit() and int(keys[-1]) < len(node):
         node[int(keys[-1])] = _parse(text, f"--set {assignment}")

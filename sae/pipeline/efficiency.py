@@ -32,7 +32,7 @@ def rates(
     """The rate of every stage that took time worth showing.
 
     The floor of harvest is its matrix products (2 FLOPs per weight of the blocks that a token passes, and of the head
-    and the way back if gradients are harvested), at the rate of one large product measured now. The floor of training
+    and the backward pass for harvested gradients), at the rate of one large product measured now. The floor of training
     is the encoder's product and Adam alone, measured now with every dictionary's sizes. Processes divide the floors.
     """
     n_tokens = sources.train.contexts.n_contexts * config.text.ctx_len

@@ -79,7 +79,7 @@ def _owned_by_first(folder: Path, processes: Processes) -> Iterator[None]:
 
 
 def _begin(config: TrainConfig, screen: Screen) -> RunSummary | None:
-    """Checks that the folder is of this config, and reads what is known; the summary if the run is complete."""
+    """Checks that the folder belongs to this config and reads its timings; returns the summary of a complete run."""
     folder = config.folder
     _check_same_config(config, folder)
     seconds_file = folder / "seconds.json"
@@ -98,9 +98,11 @@ def _check_same_config(config: TrainConfig, folder: Path) -> None:
         write_bytes(path, yaml.safe_dump(new, sort_keys=False).encode())
         return
 
-    old = yaml.safe_load(path.read_text())
+    stored_config = yaml.safe_load(path.read_text())
     free = ("log", "runs_dir")  # may change between two starts of one run
-    differing = sorted(key for key in {*new, *old} if new.get(key) != old.get(key) and key not in free)
+    differing = sorted(
+        key for key in {*new, *stored_config} if new.get(key) != stored_config.get(key) and key not in free
+    )
     if differing:
         raise ConfigError(
             f"{folder}: begun with another config; these sections differ: {', '.join(differing)}. "

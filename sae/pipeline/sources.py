@@ -94,7 +94,7 @@ def harvester_of(config: TrainConfig, folder: Path, channels: tuple[Channel, ...
     """A finished run's model in the precision it was trained in, ready to harvest texts that people bring."""
     path = folder / "dtype.json"
     if not path.exists():
-        raise ConfigError(f"{folder}: this run has not got as far as its model. Run sae-train to its end first.")
+        raise ConfigError(f"{folder}: this run has not loaded its model yet. Let sae-train finish it first.")
     lm = _load_model(config, screen)
     lm.cast(getattr(torch, json.loads(path.read_text())))
     return Harvester(lm, channels, config.harvest, config.text.packing)
@@ -133,7 +133,7 @@ def _cache(
     if not settings.caches(harvester.lm.device):
         if is_int8:
             raise ConfigError(
-                "harvest.cache_dtype: int8 is what a cache keeps, and none is kept here (cache: auto keeps none on a "
+                "harvest.cache_dtype: int8 needs a cache, and this run keeps none (cache: auto keeps none on a "
                 "GPU). Set harvest.cache: shared or true, or leave cache_dtype out."
             )
         return None

@@ -40,7 +40,7 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
-        """The settings of the run; raises `ConfigError` if the folder is none."""
+        """The settings of the run; raises `ConfigError` if the folder is not a run."""
         if self.settings is None:
             self.settings = config_of_run(self.folder, "Say which run's model and text to use: --run RUN")
         return self.settings
@@ -79,7 +79,7 @@ class Stage(ABC):
 
     title: ClassVar[str]
     needs: ClassVar[tuple[type[Stage], ...]] = ()  # stages whose result this one reads
-    workers: ClassVar[Literal["first", "all"]] = "first"  # which processes of a run on several do the work
+    workers: ClassVar[Literal["first", "all"]] = "first"  # which processes do the work, if a run has several
 
     @abstractmethod
     def done(self, run: Run) -> bool:

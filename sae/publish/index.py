@@ -48,7 +48,7 @@ class IndexConfig(Section):
     memory_bytes: Count = Field(
         default=2_000_000_000,
         ge=1_000_000,
-        description="Memory for the firings that are counted at a time; less reads the codes more often.",
+        description="Memory for the firings that are counted at a time; with less, the codes are read more often.",
     )
     token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
 
@@ -165,8 +165,8 @@ def index(
     both.
     """
     contexts = activations.contexts
-    wanted = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
-    n_contexts = min(wanted, contexts.n_contexts)
+    n_contexts_to_index = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
+    n_contexts = min(n_contexts_to_index, contexts.n_contexts)
     progress.say(
         f"index: {budget(n_contexts * contexts.ctx_len, sae.config.expected_l0, sae.d_sae, config.memory_bytes)}"
     )

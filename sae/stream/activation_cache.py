@@ -43,7 +43,7 @@ Rows = tuple[
 
 @dataclass
 class Traffic:
-    """Positions that were read from a cache and written to it, and the seconds that took."""
+    """Positions read from a cache, positions written to it, and the seconds that both took."""
 
     read: int = 0
     written: int = 0
@@ -162,7 +162,7 @@ class ActivationCache:
         return self.is_int8 and channel.kind == "activation"
 
     def missing_bytes(self, paths: Iterable[tuple[Path, int]]) -> int:
-        """Bytes that the files among `paths` (with their positions) will take which are not stored yet."""
+        """Bytes of those files of `paths` (path, positions) that are not stored yet."""
         return sum(positions for path, positions in paths if not path.exists()) * self._bytes_per_position()
 
     def check_disk_space(self, missing: int) -> None:
@@ -206,8 +206,8 @@ def remove(name: str) -> int:
     if name != "all" and name not in caches:
         raise ConfigError(f"no shared cache {name!r}; there are: {', '.join(caches) or 'none'}.")
 
-    chosen = list(caches.values()) if name == "all" else [caches[name]]
-    for cache in chosen:
+    caches_to_remove = list(caches.values()) if name == "all" else [caches[name]]
+    for cache in caches_to_remove:
         for path in cache.folder.glob("*.lock"):
             try:
                 FileLock(path).acquire(timeout=0).lock.release()
@@ -217,7 +217,7 @@ def remove(name: str) -> int:
                 ) from None
         shutil.rmtree(cache.folder)
 
-    return sum(cache.n_bytes for cache in chosen)
+    return sum(cache.n_bytes for cache in caches_to_remove)
 
 
 def _home() -> Path:

@@ -67,7 +67,7 @@ class Activations:
     """A stream of contexts as segments of activations; a segment has the same bits every time.
 
     `folder` keeps the statistics, `cache` the segments. If several processes share the stream, each has a part of the
-    contexts of every segment, and statistics are over all of them. `training` is the stream whose statistics hold.
+    contexts of every segment, and statistics are over all of them. `training` is the stream whose statistics are used.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Activations:
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
         self.harvest_s = 0.0
         self._statistics: dict[HookPoint, ActivationStatistics] = {}
-        self._training = training  # the stream whose statistics hold; none: this one's own
+        self._training = training  # the stream whose statistics are used; None: this one's own
         self._mean_norms: dict[Channel, float] = {}
         self._last: tuple[int, Segment] | None = None
         if folder is not None:
@@ -127,7 +127,7 @@ class Activations:
     def _harvest(self, part: slice) -> tuple[dict[Channel, Tensor], Tensor]:
         """(the rows of these contexts that pass the position filters, their places among the contexts' tokens)."""
         start = time.perf_counter()
-        none = part.start == part.stop  # more processes than contexts: one is read, and nothing of it kept
+        none = part.start == part.stop  # more processes than contexts: this one reads a context and drops it
         batch = self.harvester.harvest(*self._read_of(slice(0, 1) if none else part))
         batch.keep[part.stop - part.start :] = False
         positions = batch.keep.reshape(-1).nonzero()[:, 0]

@@ -29,7 +29,7 @@ from sae.model.relevance import RelevanceRules
 
 SHORT = 6  # tokens of a document in the check that packed documents do not see each other
 LOGITS = 1 << 25  # numbers; above this the memory for them costs a CPU more time than the model
-LOGIT_BYTES = 24  # that a logit takes on a GPU on the way there and back
+LOGIT_BYTES = 24  # memory of one logit on a GPU, forward and backward pass together
 GPU_TOKENS = 1 << 16  # tokens of a forward pass that keep a GPU busy
 
 
@@ -47,7 +47,7 @@ class HarvestConfig(Section):
     drop_positions: Count = Field(
         default=1,
         ge=0,
-        description="Leading positions of every context left out: the first token often holds a huge norm.",
+        description="Positions to leave out at the start of a context: the first token often has a huge norm.",
     )
     drop_special: bool = Field(default=True, description="Leave out special tokens (BOS, EOS, padding).")
     max_norm_multiple: float | None = Field(
@@ -63,8 +63,8 @@ class HarvestConfig(Section):
     )
     cache_dtype: Literal["bfloat16", "int8"] = Field(
         default="bfloat16",
-        description="What a cache keeps: 2 bytes a number, or 8-bit codes of activations, which are then trained on and "
-        "indexed (held-out activations stay exact).",
+        description="How a cache stores numbers: in 2 bytes or, rounded, in 1 byte; training and the index then "
+        "read the rounded numbers (held-out activations stay exact).",
     )
 
     def contexts_per_pass(self, ctx_len: int, device: torch.device) -> int:
@@ -142,7 +142,7 @@ class Harvester:
                 if channel not in outputs:
                     outputs[channel] = x.new_empty((len(ids), *x.shape[1:]))
                 outputs[channel][start : start + n] = x[:n]
-                finite &= torch.isfinite(x).all()  # looked at once for all passes, so that no pass is waited for
+                finite &= torch.isfinite(x).all()  # read once after all passes, so that no pass is waited for
             keeps.append(self.keep(tokens[:n]))
             if self._after_pass is not None:
                 self._after_pass(tokens[:n].numel())
@@ -228,11 +228,11 @@ class Harvester:
         """
         tensors: dict[Channel, Tensor] = {}
         live: dict[HookPoint, Tensor] = {}
-        wanted = {c.hook for c in self.channels if c.kind == kind}
+        hooks_with_coefficients = {c.hook for c in self.channels if c.kind == kind}
 
         def take(hook: HookPoint, x: Tensor) -> Tensor:
-            if hook in wanted:
-                x = x if x.requires_grad else x.detach().requires_grad_()  # the way back ends at the first
+            if hook in hooks_with_coefficients:
+                x = x if x.requires_grad else x.detach().requires_grad_()  # the backward pass ends at the first one
                 live[hook] = x
             tensors[Channel(hook)] = x.detach().reshape(*tokens.shape, -1)
             return x
@@ -256,10 +256,10 @@ class Harvester:
 
 def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Both arrays with their last row repeated up to `rows`, so that every forward pass has one shape."""
-    missing = rows - len(ids)
-    if missing <= 0:
+    n_padding_rows = rows - len(ids)
+    if n_padding_rows <= 0:
         return np.asarray(ids), np.asarray(documents)
-    ids, documents = (np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in (ids, documents))
+    ids, documents = (np.concatenate([a, np.repeat(a[-1:], n_padding_rows, axis=0)]) for a in (ids, documents))
     return ids, documents
 
 

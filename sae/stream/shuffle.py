@@ -112,7 +112,7 @@ class RingBuffer:
         self.held[slot] = segment
 
     def cycle_order(self, plan: ShufflePlan, cycle: int) -> tuple[Int[Tensor, " emitted"], Int[Tensor, " emitted"]]:
-        """(places in the ring of its process, process) of everything that a cycle emits, in the order of emission.
+        """(place in its process's ring, process) of every row that a cycle emits, in the order of emission.
 
         Depends on the segments' rows alone, and not on how many processes share them.
         """
@@ -151,7 +151,7 @@ class RingBuffer:
             flat = torch.bincount(batch * processes.world_size + owners, minlength=n_batches * processes.world_size)
             counts = flat.view(n_batches, processes.world_size).tolist()
             n_own = sum(count[processes.rank] for count in counts)
-            places = places[torch.argsort(owners != processes.rank, stable=True)[:n_own]]  # waits for no size
+            places = places[torch.argsort(owners != processes.rank, stable=True)[:n_own]]  # a mask would sync the GPU
 
         parts = places.split([count[processes.rank] for count in counts])
         for part, count in list(zip(parts, counts, strict=True))[skip:]:

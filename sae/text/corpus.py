@@ -40,7 +40,7 @@ class DatasetText(_Weighted):
     data_files: tuple[str, ...] | None = Field(
         default=None, description="Local files or globs, for the four file formats."
     )
-    name: str | None = Field(default=None, description="Configuration of the data set, where it has several.")
+    name: str | None = Field(default=None, description="Configuration of the data set, if it has several.")
     split: str = Field(default="train", description="Split to read.")
     revision: str | None = Field(default=None, description="Commit that pins a hub data set.")
     column: str = Field(default="text", description="Column that holds the text.")
@@ -107,14 +107,14 @@ def _dataset_documents(source: DatasetText, skip: int) -> Iterator[Document]:
 
     while (row := _next_row(rows, source.path)) is not None:
         if source.column not in row:
-            known = ", ".join(row)
-            raise DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {known}.")
+            column_names = ", ".join(row)
+            raise DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {column_names}.")
         yield Document(f"{source.path}#{number}", row[source.column] or "")
         number += 1
 
 
 def _next_row(rows: Iterator[Any], path: str) -> Any:
-    """The next row, or None at the end; what `datasets` cannot read becomes a `DataError`."""
+    """The next row, or None at the end; raises `DataError` if `datasets` cannot read it."""
     try:
         return next(rows, None)
     except (OSError, ValueError, RuntimeError) as error:
@@ -122,7 +122,7 @@ def _next_row(rows: Iterator[Any], path: str) -> Any:
 
 
 class Mixture:
-    """Documents of several sources, each drawn when it lags most behind its weight; the position resumes.
+    """Documents of several sources, mixed by weight; a stopped run resumes at the same position.
 
     The next document comes from the source with the smallest `tokens taken / weight`, so the order is a
     function of the sources alone. `taken` (documents) and `tokens` per source are the whole position.
@@ -138,11 +138,11 @@ class Mixture:
     def next_document(self) -> tuple[int, Document] | None:
         """(index of the source, document), or None at the end of every source."""
         while self._live:
-            chosen = min(self._live, key=lambda i: (self.tokens[i] / self.sources[i].weight, i))
-            document = next(self._streams[chosen], None)
+            source_index = min(self._live, key=lambda i: (self.tokens[i] / self.sources[i].weight, i))
+            document = next(self._streams[source_index], None)
             if document is None:
-                self._live.discard(chosen)
+                self._live.discard(source_index)
                 continue
-            self.taken[chosen] += 1
-            return chosen, document
+            self.taken[source_index] += 1
+            return source_index, document
         return None

@@ -33,14 +33,14 @@ class TextConfig(Section):
         default="joined", description="joined: documents share attention in a context; separate: each sees only itself."
     )
     held_out_fraction: float = Field(
-        default=0.05, gt=0, lt=0.5, description="Share of documents, by hash, never trained on."
+        default=0.05, gt=0, lt=0.5, description="Share of documents held out from training, chosen by hash."
     )
     held_out_tokens: Count = Field(
         default=65_536, ge=2, description="Tokens of the held-out stream used for evaluation."
     )
     on_end: Literal["fail", "stop"] = Field(
         default="fail",
-        description="What happens if the text ends before train.tokens are reached: fail, or train on what there is.",
+        description="If the text is shorter than train.tokens: fail raises an error, stop trains on what there is.",
     )
 
 
@@ -98,21 +98,21 @@ class _ContextWriter:
             self.state["names_bytes"] += self._names.write((json.dumps(name) + "\n").encode())
             self.state["n_documents"] += 1
 
-        whole = len(ids) // self.width
-        cut = whole * self.width
-        block = np.asarray(ids[:cut], dtype=self.dtype).reshape(whole, self.width)
-        owner_block = np.asarray(owners[:cut], dtype="<u4").reshape(whole, self.width)
+        n_full_contexts = len(ids) // self.width
+        cut = n_full_contexts * self.width
+        block = np.asarray(ids[:cut], dtype=self.dtype).reshape(n_full_contexts, self.width)
+        owner_block = np.asarray(owners[:cut], dtype="<u4").reshape(n_full_contexts, self.width)
         if self.bos is not None:
             block = np.insert(block, 0, self.bos, axis=1)
             owner_block = np.concatenate([owner_block[:, :1], owner_block], axis=1)
 
         self._ids.write(block.tobytes())
         self._documents.write(owner_block.tobytes())
-        self.state["n_contexts"] += whole
+        self.state["n_contexts"] += n_full_contexts
         self.state["tail"], self.state["tail_documents"] = ids[cut:], owners[cut:]
 
     def close(self) -> None:
-        """Closes the files; what was not committed is cut off when they are opened again."""
+        """Closes the files; the next opening cuts off everything that was not committed."""
         for file in (self._ids, self._documents, self._names):
             file.close()
 
@@ -154,13 +154,16 @@ def build(
     bos = tokenizer.bos_token_id if prepend_bos else None
     position_file = folder / "position.json"
     position = json.loads(position_file.read_text()) if position_file.exists() else {}
-    wanted = {"train": -(-n_tokens // config.ctx_len), "held_out": -(-config.held_out_tokens // config.ctx_len)}
+    needed_contexts = {
+        "train": -(-n_tokens // config.ctx_len),
+        "held_out": -(-config.held_out_tokens // config.ctx_len),
+    }
     with ExitStack() as stack:
         writers = {
             name: _ContextWriter(
                 folder / name, config.ctx_len, bos, tokenizer.eos_token_id, dtype=dtype, state=position.get(name, {})
             )
-            for name in wanted
+            for name in needed_contexts
         }
         for writer in writers.values():
             stack.callback(writer.close)
@@ -168,7 +171,7 @@ def build(
         digest = position.get("sha256", "")
 
         def short(name: str) -> bool:
-            return writers[name].state["n_contexts"] < wanted[name]
+            return writers[name].state["n_contexts"] < needed_contexts[name]
 
         while (short("train") or short("held_out")) and (batch := _next_batch(mixture, tokenizer)):
             for name, writer in writers.items():
@@ -185,14 +188,16 @@ def build(
             write_json(position_file, position)
             progress.update(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
-    n_contexts = {name: min(writers[name].state["n_contexts"], wanted[name]) for name in wanted}
-    for name in wanted:
-        if n_contexts[name] < (wanted[name] if config.on_end == "fail" else 1):
-            needed, got = wanted[name] * config.ctx_len, n_contexts[name] * config.ctx_len
+    n_contexts = {name: min(writers[name].state["n_contexts"], needed_contexts[name]) for name in needed_contexts}
+    for name in needed_contexts:
+        if n_contexts[name] < (needed_contexts[name] if config.on_end == "fail" else 1):
+            needed, n_tokens_read = needed_contexts[name] * config.ctx_len, n_contexts[name] * config.ctx_len
             advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
-            raise DataError(f"text: the config needs {needed:,} {name} tokens, the sources gave {got:,}. {advice}")
+            raise DataError(
+                f"text: the config needs {needed:,} {name} tokens, the sources gave {n_tokens_read:,}. {advice}"
+            )
     train, held_out = (
-        Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts=n_contexts[n]) for n in wanted
+        Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts=n_contexts[n]) for n in needed_contexts
     )
     return train, held_out
 

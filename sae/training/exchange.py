@@ -1,6 +1,6 @@
 """What the processes of a run tell each other inside an update: nothing, gradients, or selections.
 
-`FusedStep` is written for one process. Where a run on several must exchange something, it asks one of these parts:
+`FusedStep` is written for one process. If a run has several processes, it asks one of these classes:
 
     Alone         one process has the dictionary and the batch
     Replicas      every process has the whole dictionary and a share of the batch's rows
@@ -90,7 +90,7 @@ class Alone(Exchange):
     def selection(
         self, indices: Int[Tensor, "n k"], values: Float[Tensor, "n k"], keys: Float[Tensor, "n k"], k: int
     ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-        """All of them."""
+        """Returns the selection unchanged: one process has all latents."""
         return indices, values
 
     def decode(self, kernels: StepKernels, values: Float[Tensor, " ..."], decoding: DecodeInput) -> Decoded:
@@ -104,7 +104,7 @@ class Alone(Exchange):
     def sum_over_latents(
         self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
-        """Both as they are."""
+        """Returns both sums unchanged."""
         return grad_b_enc, aux_loss
 
     def update_rows(self, kernels: StepKernels, update: RowUpdate) -> None:
@@ -127,7 +127,7 @@ class Replicas(Exchange):
 
     @staticmethod
     def fits(sae: SparseAutoencoder, processes: Processes) -> bool:
-        """If every token keeps the same number of latents and the loss is a squared error."""
+        """Whether every token keeps the same number of latents and the loss is a squared error."""
         return not sae.ragged and sae.loss_terms != "code" and sae.d_sae % processes.world_size == 0
 
     def own_latents(self, n_latents: int) -> slice:
@@ -137,7 +137,7 @@ class Replicas(Exchange):
     def selection(
         self, indices: Int[Tensor, "n k"], values: Float[Tensor, "n k"], keys: Float[Tensor, "n k"], k: int
     ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-        """All of them: a token's latents are all here."""
+        """Returns the selection unchanged: every process has all latents of its tokens."""
         return indices, values
 
     def decode(self, kernels: StepKernels, values: Float[Tensor, "n k"], decoding: DecodeInput) -> Decoded:
@@ -153,8 +153,8 @@ class Replicas(Exchange):
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """Summed over processes; a latent has fired if it fired in any of them (0 is the smallest count)."""
         self.processes.all_reduce_min(tokens_since_fired)
-        both = self.processes.all_reduce_sum(torch.cat([grad_b_enc, aux_loss[None]]))
-        return both[:-1], both[-1]
+        bias_gradient_and_aux = self.processes.all_reduce_sum(torch.cat([grad_b_enc, aux_loss[None]]))
+        return bias_gradient_and_aux[:-1], bias_gradient_and_aux[-1]
 
     def update_rows(self, kernels: StepKernels, update: RowUpdate) -> None:
         """Gradients are written, summed over processes, and applied to this process's share."""
@@ -186,7 +186,7 @@ class LatentShards(Exchange):
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
-        """For TopK with a squared error."""
+        """Whether the dictionary is a TopK with a squared error."""
         return sae.selects == "k_per_token" and sae.loss_terms == "error"
 
     def selection(
@@ -227,5 +227,5 @@ class LatentShards(Exchange):
         return grad_b_enc, self.processes.all_reduce_sum(aux_loss / self.processes.world_size)
 
     def update_rows(self, kernels: StepKernels, update: RowUpdate) -> None:
-        """As alone: the rows are all here."""
+        """As in `Alone`: this process has all rows of the batch."""
         update.apply(kernels)

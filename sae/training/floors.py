@@ -1,4 +1,4 @@
-"""What a training step cannot do without on this machine: the floor that its speed is compared with."""
+"""The floor of a training step on this machine: the time of work that no step can avoid."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Shape(NamedTuple):
         except (ValueError, TypeError):
             raise ConfigError(f"--shape: {text!r} is not width,latents,k,tokens, such as 768,24576,32,8192") from None
         if min(shape) < 1 or shape.k > shape.latents:
-            raise ConfigError(f"--shape: {text!r}: numbers from 1 up, and no more k than latents")
+            raise ConfigError(f"--shape: {text!r}: all numbers must be at least 1, and k at most latents")
         return shape
 
 
 def floors(shape: Shape, rows: Float[Tensor, "tokens width"], dtype: torch.dtype) -> dict[str, Step]:
-    """The encoder's product, and Adam on gradients that are there already: what any step that writes gradients needs."""
+    """The encoder's product, and Adam on gradients that exist already: what any step that writes gradients needs."""
     device = rows.device
     inputs, table = rows.to(dtype), torch.randn(shape.latents, shape.width, device=device).to(dtype)
     weights = [torch.randn(shape.latents, shape.width, device=device, requires_grad=True) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""One update of a dictionary without autograd: every gradient by hand, and never written to memory where it is large.
+"""One update of a dictionary without autograd: its gradients are hand-written, and large ones never go to memory.
 
 `FusedStep._update` is the whole update in order: prepare, select, decode, sum over processes, AuxK, gradients and Adam,
 figures. Shapes: n tokens, k latents per token (or p pairs of a `FlatCode`), m latents, d numbers per activation, l
@@ -37,7 +37,7 @@ def _kernels_for(device: torch.device) -> StepKernels:
 
 
 class StepFigures(NamedTuple):
-    """What an update came to, as tensors, so that a GPU is not waited for.
+    """The figures of an update, as tensors, so that Python does not wait for the GPU.
 
     figures [5]: loss, AuxK, mean l0, sum of squared errors, sum of the target's squares; target_sum [d]: the sum of the
     target's rows.

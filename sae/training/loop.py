@@ -87,7 +87,7 @@ class TrainingLoop:
         processes = self.processes
         if self.config.batch_tokens < FEWEST_ROWS * processes.world_size:
             fewest = FEWEST_ROWS * processes.world_size
-            raise ConfigError(f"train.batch_tokens: {processes.world_size} processes want at least {fewest}.")
+            raise ConfigError(f"train.batch_tokens: {processes.world_size} processes need at least {fewest}.")
 
         if processes.world_size > 1 and self.config.parallel == "dictionaries":
             if len(saes) < processes.world_size:

@@ -24,7 +24,7 @@ class OptimiserConfig(Section):
     decay_tokens: Count | None = Field(
         default=None,
         ge=0,
-        description="Activations over which it falls to 0 at the end; none: the last fifth of training.",
+        description="Activations over which the learning rate falls to 0 at the end; none: the last fifth of training.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -40,13 +40,13 @@ class OptimiserConfig(Section):
     )
     moments: Literal["float32", "bfloat16", "int8"] = Field(
         default="float32",
-        description="What Adam's two moments of the weights are kept in: 8, 4 or 2 bytes a weight beside its own 4. Fewer are "
+        description="Number format of Adam's two moments: 8, 4 or 2 bytes a weight beside its own 4. Shorter ones are "
         "rounded at random, so that their means are right. Saves memory on a GPU; on a CPU only in checkpoints, and costs time.",
     )
     log_tokens: Count | None = Field(
         default=None,
         ge=1,
-        description="Activations between two lines of metrics; none: 20,000, or a 500th of training where that is more.",
+        description="Activations between two lines of metrics; none: 20,000, or a 500th of training if that is more.",
     )
 
 

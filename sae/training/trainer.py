@@ -173,7 +173,7 @@ class SaeTrainer:
         self.tokens_seen += n_tokens
 
     def _autograd_step(self, raw: Batch, n_tokens: int) -> StepFigures:
-        """The definition of an update: what `FusedStep` is held to."""
+        """The definition of an update; `FusedStep` is tested against it."""
         x = raw.x * self.scale_in
         gradient = None if raw.gradient is None else raw.gradient.float()
         batch = Batch(x, x if raw.y is raw.x else raw.y * self.scale_out, gradient)

@@ -1,4 +1,4 @@
-"""Every measure in this folder, found by looking: one file adds one."""
+"""Finds every measure in this folder; one new file adds a measure."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ class Attribution(Measure):
             x, gradient, relp = (harvested.x[channel][0].float() for channel in channels)
             code = sae.encode(x)
             fires = ((code.top_acts > 0) & harvested.keep[0][:, None]).nonzero()
-            chosen = fires[torch.randperm(len(fires), generator=generator)[:PER_CONTEXT].to(fires.device)]
-            positions, latents = chosen[:, 0], code.top_indices[chosen[:, 0], chosen[:, 1]]
-            parts = code.top_acts[chosen[:, 0], chosen[:, 1]][:, None] * sae.W_dec[latents]
+            sampled_firings = fires[torch.randperm(len(fires), generator=generator)[:PER_CONTEXT].to(fires.device)]
+            positions, latents = sampled_firings[:, 0], code.top_indices[sampled_firings[:, 0], sampled_firings[:, 1]]
+            parts = code.top_acts[sampled_firings[:, 0], sampled_firings[:, 1]][:, None] * sae.W_dec[latents]
             if code.deviation is not None:  # back from the token's normalised space
                 parts = parts * code.deviation[positions]
             true = self._change(subject, ids, documents, positions, parts=parts)

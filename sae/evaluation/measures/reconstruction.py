@@ -67,7 +67,7 @@ class Reconstruction(Measure):
         "relative_bias": "E ||x_hat||^2 / E <x, x_hat>: below 1 it shrinks",
         "l0": "mean number of latents that fire on a token",
         "silent_on_held_out": "latents that fire on no held-out token",
-        "with_gradient.fvu": "fvu where latents are selected by the gradient, as in training",
+        "with_gradient.fvu": "fvu if latents are selected by the gradient, as in training",
     }
 
     @torch.no_grad()

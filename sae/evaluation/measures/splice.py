@@ -69,7 +69,7 @@ class Splice(Measure):
         "loss_recovered.zero": "the same, ablation by zero",
         "kl.spliced": "KL(clean || spliced), nats per token",
         "ce.clean": "cross-entropy of the untouched model, nats per token",
-        "with_gradient_ce_increase": "ce_increase where latents are selected by the gradient, as in training",
+        "with_gradient_ce_increase": "ce_increase if latents are selected by the gradient, as in training",
     }
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Every foreign format in this folder, found by looking: one file adds one, and its name is the format's."""
+"""Finds every foreign format in this folder; one new file adds a format, which is called like the file."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Sparsify(Format):
             )
 
         if not weights.centred and weights.W_enc.shape[0] != weights.W_dec.shape[1]:
-            raise ConfigError("sparsify wants input and output of one width.")
+            raise ConfigError("sparsify needs input and output of the same width.")
 
         d_in, d_sae = weights.W_enc.shape
         tensors = {

@@ -1,4 +1,4 @@
-"""Every explainer in this folder, found by looking: one file adds one."""
+"""Finds every explainer in this folder; one new file adds an explainer."""
 
 from __future__ import annotations
 

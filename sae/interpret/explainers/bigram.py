@@ -34,11 +34,11 @@ class Bigram(Explainer):
         if not chosen:
             return None
 
-        shown = ", ".join(
+        pair_texts = ", ".join(
             f"{quoted([text.split(chr(0))[1]])} after {quoted([text.split(chr(0))[0]])}" for text in chosen
         )
 
-        return Proposal(shown, frozenset(chosen), counted(chosen, 0), counted(chosen, 1))
+        return Proposal(pair_texts, frozenset(chosen), counted(chosen, 0), counted(chosen, 1))
 
     @staticmethod
     def _text(evidence: Evidence, first: int, second: int) -> str:

@@ -1,4 +1,4 @@
-"""Explains a feature by what the tokens look like that it fires on: numbers, line breaks, capitals, ..."""
+"""Explains a feature by the look of the tokens on which it fires: numbers, line breaks, capitals, ..."""
 
 from __future__ import annotations
 

@@ -69,9 +69,9 @@ class Keyphrase(Explainer):
         if not chosen:
             return None
 
-        both = counts(chosen, explain, silent[0]), counts(chosen, test, silent[1])
+        part_counts = counts(chosen, explain, silent[0]), counts(chosen, test, silent[1])
 
-        return Proposal("about " + quoted(chosen), frozenset(chosen), *both)
+        return Proposal("about " + quoted(chosen), frozenset(chosen), *part_counts)
 
     @staticmethod
     def _words(evidence: Evidence, event: Event) -> frozenset[str]:

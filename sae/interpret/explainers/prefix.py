@@ -1,4 +1,4 @@
-"""Explains a feature by how the words begin that it fires on."""
+"""Explains a feature by the first letters of the words on which it fires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks a judge what the tokens share that a feature fires on, without their contexts."""
+"""Asks a judge what the tokens on which a feature fires have in common, without their contexts."""
 
 from __future__ import annotations
 

@@ -20,16 +20,20 @@ ANSWER = schema(name={"type": "string", "maxLength": LONGEST_NAME})
 def named_by(judge: Judge, concepts: list[Concept], labels: dict[int, str], by_judge: set[int]) -> list[Concept]:
     """The concepts, each named by the judge, with its key words in brackets; without an answer the key words alone.
 
-    Only concepts most of whose members have a label by the judge (`by_judge`) are named: there the judge's texts held
-    up. Coverage continues to be that of the key words.
+    The judge names a concept only if it wrote the labels of most members (`by_judge`), because its texts have held
+    up there. Coverage still counts the key words.
     """
     members = [[labels[f] for f in c.features if f in labels] for c in concepts]
     held_up = [2 * len(by_judge.intersection(c.features)) > len(c.features) for c in concepts]
-    chosen = [(i, _spread(found)) for i, found in enumerate(members) if found and held_up[i]]
-    answers = judge.ask([Prompt(SYSTEM, as_data(descriptions=found), ANSWER) for _, found in chosen])
+    concepts_to_name = [
+        (i, _spread(member_labels)) for i, member_labels in enumerate(members) if member_labels and held_up[i]
+    ]
+    answers = judge.ask(
+        [Prompt(SYSTEM, as_data(descriptions=member_labels), ANSWER) for _, member_labels in concepts_to_name]
+    )
     renamed = list(concepts)
 
-    for (i, _), answer in zip(chosen, answers, strict=True):
+    for (i, _), answer in zip(concepts_to_name, answers, strict=True):
         name = _name(answer.value)
         if name:
             renamed[i] = replace(renamed[i], name=f"{name} ({renamed[i].name})")

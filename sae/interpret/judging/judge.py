@@ -32,14 +32,14 @@ class JudgeConfig(Section):
     )
     concurrency: Count = Field(default=8, ge=1, le=256, description="Requests under way at once.")
     timeout_s: float = Field(default=60.0, gt=0, description="Seconds until an answer counts as lost.")
-    retries: Count = Field(default=5, ge=0, le=100, description="Further attempts after errors that may pass.")
+    retries: Count = Field(default=5, ge=0, le=100, description="Further attempts after temporary errors.")
     max_tokens: Count = Field(default=300, ge=16, description="Longest answer, in tokens.")
     structured: bool = Field(
-        default=True, description="Have the server hold the answer to a JSON schema; false where it cannot."
+        default=True, description="Ask the server to force answers into a JSON schema; false if it cannot."
     )
     logprobs: bool = Field(
         default=False,
-        description="Ask how likely every yes and no was; where the server tells, yes-or-no scorers add an AUC.",
+        description="Ask for the probability of every yes and no; yes-or-no scorers add an AUC if the server gives it.",
     )
     price_read: float | None = Field(default=None, ge=0, description="Price of a million tokens read; shown as cost.")
     price_written: float | None = Field(default=None, ge=0, description="Price of a million tokens written.")
@@ -101,7 +101,7 @@ class Judge:
         return (self.spent.prompt_tokens * (prices[0] or 0) + self.spent.answer_tokens * (prices[1] or 0)) / 1e6
 
     def ask(self, prompts: list[Prompt], report: Callable[[int, Spent], None] = lambda n, s: None) -> list[Answer]:
-        """One answer for every prompt, in order; `shown` is called with (prompts done, what was spent so far).
+        """One answer for every prompt, in order; `report` is called with (prompts done, what was spent so far).
 
         Raises `ConfigError` if the server refuses the request itself, `UnavailableError` if nothing but failures comes
         back.
@@ -113,10 +113,10 @@ class Judge:
                 answers[number] = read(stored[0])._replace(chances=stored[1])
                 self._count(cached=1, failed=int(answers[number].failure is not None))
 
-        missing = [n for n in range(len(prompts)) if n not in answers]
+        uncached_prompts = [n for n in range(len(prompts)) if n not in answers]
         report(len(answers), self.spent)
-        if missing:
-            asyncio.run(self._ask_all([(n, prompts[n]) for n in missing], answers, report))
+        if uncached_prompts:
+            asyncio.run(self._ask_all([(n, prompts[n]) for n in uncached_prompts], answers, report))
 
         return [answers[n] for n in range(len(prompts))]
 

@@ -40,11 +40,11 @@ def judge_features(
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
-        shown = _JudgeProgress(first, len(cases), judge, progress)
-        texts = _explain(table, part, explainers, judge, shown=shown)
+        judge_progress = _JudgeProgress(first, len(cases), judge, progress)
+        texts = _explain(table, part, explainers, judge, shown=judge_progress)
         for scorer in scorers:
             scored = texts if scorer.about_label else [JudgedText(case) for case in part]
-            _score(table, scorer, scored, judge, shown=shown)
+            _score(table, scorer, scored, judge, shown=judge_progress)
 
     progress.update(len(cases), len(cases))
 

@@ -79,10 +79,10 @@ class YesNoScorer(JudgedScorer):
 
     def score(self, trials: list[Trial], answers: list[Answer]) -> list[Figure]:
         """balanced_accuracy, and auc if the judge tells its probabilities; both have chance 0.5."""
-        said = [flags(a.value, "matches", len(t.truth)) for t, a in zip(trials, answers, strict=True)]
+        yes_no_answers = [flags(a.value, "matches", len(t.truth)) for t, a in zip(trials, answers, strict=True)]
         if not trials:
             return []
-        return [classified(trials, said), *ranked(trials, said, [a.chances for a in answers])]
+        return [classified(trials, yes_no_answers), *ranked(trials, yes_no_answers, [a.chances for a in answers])]
 
 
 def copied_marks(pattern: set[int], event: Event) -> set[int]:
@@ -164,7 +164,9 @@ def classified(trials: list[Trial], said: list[list[bool] | None]) -> Figure:
     )
 
 
-def ranked(trials: list[Trial], said: list[list[bool] | None], told: list[list[float] | None]) -> list[Figure]:
+def ranked(
+    trials: list[Trial], said: list[list[bool] | None], yes_probabilities: list[list[float] | None]
+) -> list[Figure]:
     """AUC of the probabilities of yes; nothing if a readable answer came without them.
 
     An unreadable answer counts as certain of the wrong class. More than a tenth of unreadable answers voids the figure.
@@ -172,7 +174,7 @@ def ranked(trials: list[Trial], said: list[list[bool] | None], told: list[list[f
     sides: tuple[list[float], list[float]] = ([], [])
     failed = 0
 
-    for trial, answer, chance in zip(trials, said, told, strict=True):
+    for trial, answer, chance in zip(trials, said, yes_probabilities, strict=True):
         if answer is not None and (chance is None or len(chance) != len(answer)):
             return []
         failed += len(trial.truth) if answer is None else 0

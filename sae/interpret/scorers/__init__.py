@@ -1,4 +1,4 @@
-"""Every scorer in this folder, found by looking: one file adds one."""
+"""Finds every scorer in this folder; one new file adds a scorer."""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ class Intruder(JudgedScorer):
         """accuracy, chance 0.2."""
         if not trials:
             return []
-        said = [a.value.get("odd") if isinstance(a.value, dict) else None for a in answers]
-        failed = sum(not isinstance(odd, int) or not 1 <= odd <= TEXTS for odd in said)
-        hits = sum(odd == trial.truth[0] for odd, trial in zip(said, trials, strict=True))
+        guessed_numbers = [a.value.get("odd") if isinstance(a.value, dict) else None for a in answers]
+        failed = sum(not isinstance(odd, int) or not 1 <= odd <= TEXTS for odd in guessed_numbers)
+        hits = sum(odd == trial.truth[0] for odd, trial in zip(guessed_numbers, trials, strict=True))
         n = len(trials)
         value = NOTHING if failed > MOST_FAILED * n else proportion(hits, n)
         return [Figure("accuracy", value, 1 / TEXTS, n * (TEXTS - 1), n_neg=n, n_failed=failed)]

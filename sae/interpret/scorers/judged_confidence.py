@@ -60,12 +60,12 @@ class JudgedConfidence(JudgedScorer):
             sums = counted[trial.baseline[0]]
             for place, truth in enumerate(trial.truth):
                 active = levels is not None and levels[place] > THRESHOLD
-                wrong = levels is None
+                is_unreadable = levels is None
                 sums[0] += truth and active
                 sums[1] += truth
-                sums[2] += not truth and (active or wrong)
+                sums[2] += not truth and (active or is_unreadable)
                 sums[3] += not truth
-                sums[4] += wrong
+                sums[4] += is_unreadable
 
         hits, m, false, n, failed = counted[0]
         if not trials or failed > MOST_FAILED * (m + n):
@@ -82,5 +82,5 @@ def _levels(value: Any, n: int) -> list[int] | None:
     levels = value.get("levels") if isinstance(value, dict) else None
     if not isinstance(levels, list) or len(levels) != n:
         return None
-    whole = all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 10 for x in levels)
-    return levels if whole else None
+    are_levels = all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 10 for x in levels)
+    return levels if are_levels else None

@@ -57,13 +57,13 @@ class Train(Stage):
         )
 
     def _resume(self, run: Run, loop: TrainingLoop, progress: Progress) -> None:
-        done = loop.resume(progress)
-        if done:
-            progress.say(f"resuming after {done:,} of {loop.total:,} activations")
+        n_trained = loop.resume(progress)
+        if n_trained:
+            progress.say(f"resuming after {n_trained:,} of {loop.total:,} activations")
         if _logs(run) and run.log is not None:
             for trainer in loop.trainers:
                 truncate_log(run.log.path(trainer.config.name), trainer.tokens_seen)
-        progress.update(done, loop.total)
+        progress.update(n_trained, loop.total)
 
     def _train(self, run: Run, loop: TrainingLoop, progress: Progress) -> None:
         n_harvested = 0
@@ -83,7 +83,7 @@ class Train(Stage):
 
 
 def _logs(run: Run) -> bool:
-    """Whether this process has metrics that the first one does not have, or is the first."""
+    """Whether this process is the first, or has metrics that the first one does not have."""
     return run.processes.is_first or run.config.train.parallel == "dictionaries"
 
 
