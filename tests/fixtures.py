@@ -273,7 +273,7 @@ def ids(n=6, length=16):
 def harvested(lm, hooks, tokens, documents=None, packing="joined", **config):
     """Hook point -> activations [contexts, ctx_len, width]."""
     harvester = Harvester(lm, tuple(map(Channel, hooks)), HarvestConfig(**config), packing)
-    made = harvester.harvest(tokens, np.zeros(tokens.shape) if documents is None else documents)
+    made = harvester.harvest(tokens, np.zeros(tokens.shape, np.int64) if documents is None else documents)
     return {channel.hook: x for channel, x in made.x.items()}
 
 

@@ -17,7 +17,7 @@ HOOK = HookPoint("resid_post", 1)
 
 def harvest(lm, kinds=("activation", "gradient"), n=6, **config):
     channels = tuple(Channel(HOOK, kind) for kind in kinds)
-    return Harvester(lm, channels, HarvestConfig(**config), "joined").harvest(ids(n), np.zeros((n, 16)))
+    return Harvester(lm, channels, HarvestConfig(**config), "joined").harvest(ids(n), np.zeros((n, 16), np.int64))
 
 
 def loss_with(lm, tokens, change):
@@ -52,7 +52,7 @@ def test_hook_points_side_by_side_in_one_block_each_get_their_gradient():
     """In a block whose attention and MLP run beside each other the later hook point does not depend on the first."""
     lm, hooks = small_model("GPTNeoX"), (HookPoint("attn_out", 1), HookPoint("mlp_out", 1))
     channels = tuple(Channel(hook, kind) for hook in hooks for kind in ("activation", "gradient"))
-    made = Harvester(lm, channels, HarvestConfig(), "joined").harvest(ids(2), np.zeros((2, 16)))
+    made = Harvester(lm, channels, HarvestConfig(), "joined").harvest(ids(2), np.zeros((2, 16), np.int64))
     first, second = (made.x[Channel(hook, "gradient")] for hook in hooks)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)  # both are added to the same sum
     assert first.abs().sum() > 0

@@ -121,7 +121,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused(monkeypatch):
 
 
 def test_joined_packing_gives_the_model_nothing_extra():
-    assert attention_inputs(np.zeros((1, 4)), "joined", small_model("Llama")) == {}
+    assert attention_inputs(np.zeros((1, 4), np.int64), "joined", small_model("Llama")) == {}
 
 
 def test_wrong_hook_points_name_what_there_is():

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fixtures import no_model
 
@@ -20,7 +21,7 @@ from sae.errors import ConfigError, UnavailableError
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.judging.answer_cache import AnswerCache
 from sae.interpret.judging.concept_names import named_by
-from sae.interpret.judging.judge import Judge, JudgeConfig, Prompt, chances, read
+from sae.interpret.judging.judge import Judge, JudgeConfig, Prompt, read, yes_probabilities
 from sae.interpret.judging.judged_scorer import Trial, ranked
 from sae.interpret.judging.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
 
@@ -280,7 +281,7 @@ def test_marks_stand_at_the_same_places_in_both_classes(planted, tmp_path, judge
     from sae.interpret.scorers import JUDGED_SCORERS, ScoringCase
 
     evidence = Evidence(planted[1])
-    case = ScoringCase(evidence, 0, None, (), [], 0, no_model)
+    case = ScoringCase(evidence, 0, None, (), levels=np.array([]), seed=0, live_dictionary=no_model)
     places = {True: Counter(), False: Counter()}
     for trial in JUDGED_SCORERS["fuzzing"].trials(case, "x"):
         for text, truth in zip(json.loads(trial.prompt.user)["texts"], trial.truth, strict=True):
@@ -319,7 +320,7 @@ def test_chances_are_of_yes_among_yes_and_no():
         return SimpleNamespace(token=text, logprob=top[0].logprob if top else 0.0, top_logprobs=top)
 
     tokens = [token("{"), token(" true", **{" true": 0.6, "false": 0.2, "x": 0.2}), token("false,", **{"false,": 0.5})]
-    assert chances(tokens) == [pytest.approx(0.75), 0.0]
+    assert yes_probabilities(tokens) == [pytest.approx(0.75), 0.0]
 
 
 def test_an_unreadable_answer_ranks_last():
@@ -377,7 +378,7 @@ def test_answers_of_an_earlier_version_are_still_paid_for(tmp_path):
         file.execute("insert into answer values ('m', 'p', 'yes')")
     cache = AnswerCache(tmp_path / "a.sqlite")
     assert cache.get("m", "p", False) == ("yes", None) and cache.get("m", "p", True) is None
-    cache.put("m", "q", True, "no", chances=[0.5])
+    cache.put("m", "q", True, "no", yes_probabilities=[0.5])
     assert cache.get("m", "q", True) == cache.get("m", "q", False) == ("no", [0.5])
     cache.close()
     AnswerCache(tmp_path / "a.sqlite").close()

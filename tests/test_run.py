@@ -175,7 +175,7 @@ WRONG_INPUTS = [
     ({"model__path": "/nowhere/model"}, 66, "no config.json there"),
     ({"model__sha256": {"model.safetensors": "0" * 64}}, 66, "the config pins 0000"),
     ({"text__sources__0__data_files": ["/nowhere/x.jsonl"]}, 65, "datasets cannot open it"),
-    ({"train__tokens": 10**8}, 65, "were asked, the sources gave"),
+    ({"train__tokens": 10**8}, 65, "train tokens, the sources gave"),
     ({"device": "cuda"}, 69, "torch sees no GPU"),
 ]
 

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int, Integer, UInt
 from numba import get_num_threads, njit, prange
 
 N_BINS = 32
-N_STRATA = 8
+N_STRATA = 8  # of a feature's activations, each of N_BINS / 8 bins
 BLOCK_BITS = 6  # 64 features in a row belong to one thread, so that no two write to one cache line
-BEFORE, AFTER = 20, 11
-HASH_BEFORE, HASH_AFTER = 8, 3
+BEFORE, AFTER = 20, 11  # tokens of a window before and after its peak: 32 with it
+HASH_BEFORE, HASH_AFTER = 8, 3  # tokens around the peak; contexts that have them in common count as the same text
 NO_CONTEXT = np.uint32(0xFFFFFFFF)
 
 
@@ -30,7 +30,8 @@ class Collected:
     """The result of the pass. The first axis is the feature; `NO_CONTEXT` marks an empty slot.
 
     Top contexts are ordered by falling activation, then by place in the stream, with one per different text around the
-    peak; `top_copies` counts how often that text occurred while it was listed. Stratum slots are a uniform sample
+    peak; `top_copies` counts how often that text occurred, strongly enough for the list, since it
+    was listed. Stratum slots are a uniform sample
     without replacement of the contexts whose peak lies in the stratum; `stratum_contexts` counts those contexts.
     """
 

@@ -31,7 +31,7 @@ def _random_rows(rows: Tensor, first: int, total: int, generator: torch.Generato
             rows[begin - first : end - first].copy_(F.normalize(block[begin - start : end - start], dim=1))
 
 
-def aux_of(
+def aux_k(
     centred: Float[Tensor, "tokens d_in"],
     error: Float[Tensor, "tokens d_out"],
     w_enc: Float[Tensor, "d_in dead"],
@@ -249,7 +249,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     def aux_loss(self, x: Float[Tensor, "tokens d_in"], error: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:
-        """AuxK: share of the detached error that the strongest dead latents leave; 0 when none is dead.
+        """AuxK: the share of the detached error that the `k_aux` strongest dead latents of a token leave; 0 if none is dead.
 
         ||e - e_hat||^2 / ||e - mean e||^2 with e_hat decoded without b_dec (Gao et al. 2024, arXiv 2406.04093,
         section A.2; the released code adds b_dec to both sides, which is the same).
@@ -258,12 +258,12 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         count = min(self.config.k_aux, len(dead))
         if count == 0 or self.config.aux_coefficient == 0:
             return x.new_zeros(())
-        return aux_of(self.centre(x), error, self.W_enc[:, dead], self.b_enc[dead], w_dec=self.W_dec[dead], count=count)
+        return aux_k(self.centre(x), error, self.W_enc[:, dead], self.b_enc[dead], w_dec=self.W_dec[dead], count=count)
 
     @final
     @torch.no_grad()
     def count_firings(self, encoding: Encoding, n_tokens: int | None = None) -> None:
-        """Advances `tokens_since_fired` by the code's tokens, or by `n_tokens`; a selected latent at 0 has not fired."""
+        """Advances `tokens_since_fired` by the code's tokens, or by `n_tokens`; a latent selected with 0 has not fired."""
         acts, latents = encoding.top_acts.flatten(), encoding.top_indices.flatten().long()
         most = torch.zeros_like(self.tokens_since_fired, dtype=acts.dtype).scatter_reduce_(
             0, latents, acts.detach(), "amax"

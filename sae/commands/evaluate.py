@@ -10,7 +10,7 @@ from typing import final
 
 from sae.commands.command import Command, plugin_names
 
-MEASURES = "sae.evaluation.measures"
+MEASURES_PACKAGE = "sae.evaluation.measures"
 
 
 @final
@@ -29,7 +29,7 @@ class Evaluate(Command):
         )
         parser.add_argument(
             "--measures",
-            help=f"comma-separated: {', '.join(plugin_names(MEASURES))} (default: those of the run's config)",
+            help=f"comma-separated: {', '.join(plugin_names(MEASURES_PACKAGE))} (default: those of the run's config)",
         )
         parser.add_argument(
             "--against",

@@ -1,4 +1,4 @@
-"""The rows of an explanation generation while it is built, and their publication."""
+"""An explanation generation while it is built: its rows, the choice of the label among rules, and its publication."""
 
 from __future__ import annotations
 

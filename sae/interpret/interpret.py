@@ -1,4 +1,4 @@
-"""Explains and scores features, without a language model or with a judge, and publishes an explanation generation."""
+"""Explains and scores features from the store, with the language model or with a judge, and publishes the results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InterpretConfig(Section):
     explainers: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Explainers to run; none: all without a judge, and max_activation with one.",
+        description="Explainers to run; none: all that need no judge; a judge adds max_activation.",
     )
     scorers: tuple[str, ...] | None = Field(
         default=None,
@@ -98,12 +98,12 @@ def interpret(
     progress = progress or Progress()
     with closing(Store(folder / "store")) as store:
         evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
-        all_alive = evidence.alive()
-        alive = all_alive if features is None else [f for f in all_alive if f in features]
+        live_features = evidence.alive()
+        features_to_label = live_features if features is None else [f for f in live_features if f in features]
         if features is not None:
             table.keep(queries.interpretation(store), features)
 
-        own_features = alive[processes.share(len(alive))]
+        own_features = features_to_label[processes.share(len(features_to_label))]
         labels = _explain(evidence, table, own_features, config, processes=processes, progress=progress)
         levels, rules = activation_levels(store), table.rules()
 
@@ -128,14 +128,14 @@ def interpret(
 
         def group_and_judge() -> JudgeCost | None:
             best_rules = {label.feature: label for label in table.rules()}
-            table.concepts = concepts_of(store, best_rules, all_alive, table.seed)
+            table.concepts = concepts_of(store, best_rules, live_features, table.seed)
             if config.judge is None:
                 return None
             with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
-                return _judge(table, [case(feature) for feature in alive], config, judge, progress=progress)
+                return _judge(table, [case(feature) for feature in features_to_label], config, judge, progress=progress)
 
         cost = processes.on_first(group_and_judge)
-    return processes.on_first(lambda: _publish(folder, table, len(all_alive), cost))
+    return processes.on_first(lambda: _publish(folder, table, len(live_features), cost))
 
 
 def _publish(folder: Path, table: ExplanationTable, n_alive: int, cost: JudgeCost | None) -> LabelSummary:

@@ -202,7 +202,7 @@ def update_vector(state: ParameterState, gradient: Float[Tensor, " n"], adam: Ad
     _vector(weights, first_moment, second_moment, gradient.contiguous().numpy(), _floats(adam))
 
 
-def count_latents(
+def bias_gradient_and_firings(
     pairs: SortedPairs, decoded: Decoded, since: Int[Tensor, " m"], adam: AdamStep, *, aux: AuxGradients | None
 ) -> tuple[Float[Tensor, " m"], None]:
     """(gradient of b_enc, nothing); updates the tokens since every latent fired."""
@@ -235,7 +235,7 @@ def _add_row(grad, i, offsets, order, k, weights_of_pairs, source, levels, facto
 
 @njit(cache=True)
 def _update_row(grad, w, m, v, unit, adam):  # pragma: no cover (compiled)
-    """AdamStep on one row w with moments m and v, and its unit norm; `grad` is overwritten."""
+    """Adam on one row w with moments m and v, then its unit norm; `grad` is overwritten."""
     if unit:
         along = _dot(grad, w)
         for d in range(len(w)):
@@ -340,7 +340,7 @@ def apply_rows(
 
 
 __all__ = [
-    "DTYPE", "apply_rows", "batch_pairs", "count_latents", "decode", "encode", "fits_groups", "numbers", "prepare",
+    "DTYPE", "apply_rows", "batch_pairs", "bias_gradient_and_firings", "decode", "encode", "fits_groups", "numbers", "prepare",
     "rounded", "row_gradients", "row_times", "sorted_pairs", "top_k", "update_rows", "update_vector", "values_at",
     "widest",
 ]  # fmt: skip

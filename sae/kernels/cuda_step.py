@@ -163,7 +163,7 @@ def sorted_pairs(latents: Int[Tensor, " ..."], n_latents: int, tokens: Int[Tenso
     return SortedPairs(latents, n_latents, tokens)
 
 
-def count_latents(
+def bias_gradient_and_firings(
     pairs: SortedPairs, decoded: Decoded, since: Int[Tensor, " m"], adam: AdamStep, *, aux: AuxGradients | None
 ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"]]:
     """(gradient of b_enc, end of every latent's parts); updates the tokens since every latent fired."""
@@ -277,7 +277,7 @@ def _launch_rows(
 
 
 __all__ = [
-    "DTYPE", "apply_rows", "batch_pairs", "count_latents", "decode", "encode", "fits_groups", "numbers", "prepare",
+    "DTYPE", "apply_rows", "batch_pairs", "bias_gradient_and_firings", "decode", "encode", "fits_groups", "numbers", "prepare",
     "rounded", "row_gradients", "row_times", "sorted_pairs", "top_k", "update_rows", "update_vector", "values_at",
     "widest",
 ]  # fmt: skip

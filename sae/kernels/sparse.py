@@ -55,6 +55,7 @@ class _GatherDot(torch.autograd.Function):
     def backward(
         ctx: Any, *grads: Float[Tensor, "tokens k"]
     ) -> tuple[Float[Tensor, "tokens width"] | None, Float[Tensor, "latents width"] | None, None]:
+        """The gradients of both floating inputs."""
         rows, table, indices = ctx.saved_tensors
         use = products_for(table, indices)
         grad = grads[0].contiguous()
@@ -78,6 +79,7 @@ class _GatherSum(torch.autograd.Function):
     def backward(
         ctx: Any, *grads: Float[Tensor, "tokens width"]
     ) -> tuple[Float[Tensor, "tokens k"] | None, Float[Tensor, "latents width"] | None, None]:
+        """The gradients of both floating inputs."""
         weights, table, indices = ctx.saved_tensors
         use = products_for(table, indices)
         grad = grads[0].contiguous()
@@ -97,6 +99,7 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Float[Tensor, "tokens k"]) -> tuple[Float[Tensor, " latents"], None]:
+        """The gradient of the vector."""
         (indices,) = ctx.saved_tensors
         grad = grads[0]
         # The gradient of plain indexing adds duplicates one by one: 200 ms an update, where thousands of tokens name a

@@ -156,7 +156,7 @@ class RowSums(NamedTuple):
     decoded: Decoded
     centred: Float[Tensor, "n d"]
     coefficient: Float[Tensor, ""]
-    ends: Any  # the kernels' own
+    ends: Any  # on a GPU the running count of the parts that long latents are split into; None on a CPU
 
 
 class StepKernels(Protocol):
@@ -240,7 +240,7 @@ class StepKernels(Protocol):
         """The pairs sorted by latent."""
         ...
 
-    def count_latents(
+    def bias_gradient_and_firings(
         self, pairs: Any, decoded: Decoded, since: Int[Tensor, " m"], adam: AdamStep, *, aux: AuxGradients | None
     ) -> tuple[Float[Tensor, " m"], Any]:
         """(gradient of b_enc; what `RowSums.ends` wants); updates the tokens since every latent fired."""

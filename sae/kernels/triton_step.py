@@ -224,7 +224,7 @@ def latents_program(
 
 @triton.jit
 def vector_program(bias, mean, square, gradient, n, numbers, beta1, beta2, eps, SIZE: tl.constexpr):
-    """AdamStep on SIZE numbers."""
+    """Adam on SIZE numbers."""
     place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     ok = place < n
     grad = tl.load(gradient + place, ok, 0.0)
@@ -263,7 +263,7 @@ def _update_rows(
     numbers, beta1, beta2, eps,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """AdamStep on both rows of a latent, the unit norm of its decoder row, and the weights in bfloat16."""
+    """Adam on both rows of a latent, the unit norm of its decoder row, and the weights in bfloat16."""
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
     in_ok, out_ok = into < WIDTH_IN, out < WIDTH_OUT
     place, scale = latent * WIDTH_IN + into, encoder_scales + 2 * latent

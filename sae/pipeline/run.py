@@ -1,6 +1,6 @@
 """A whole run, from a config to published, labelled dictionaries: its stages in order.
 
-Every stage leaves its result on disk, so the same command resumes where it stopped. `sae eval` and `sae interpret`
+Every stage but `Prepare`, which fills memory, leaves its result on disk: the same command resumes where it stopped. `sae eval` and `sae interpret`
 perform parts of the same list.
 """
 

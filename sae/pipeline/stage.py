@@ -1,4 +1,6 @@
-"""What a run is while it works, what a stage is, and how a list of stages is performed."""
+"""`Run`: what the stages share. `Stage`: one step, and whether it is done. `perform`: passes over what is done, which is
+how a killed run resumes.
+"""
 
 from __future__ import annotations
 
@@ -107,9 +109,10 @@ class DictionaryStage(Stage):
 
 
 def perform(stages: Iterable[Stage], run: Run) -> None:
-    """Performs the stages in order, passing over those that are done; a requested stop ends between two of them."""
+    """Performs the stages in order, passing over those that are done; a requested stop takes effect between two stages."""
     on_first = run.processes.on_first
     for stage in stages:
+        # The first process decides, so that all agree on what the disk holds.
         if on_first(lambda stage=stage: stage.done(run)):
             continue
         for needed in stage.needed():

@@ -1,6 +1,7 @@
 """From contexts to activations at several hook points, in one forward pass that stops at the deepest of them.
 
-Position 0 and special tokens are dropped here (`Harvester.keep`): no dictionary is trained on them.
+`Harvester.keep` drops the first `drop_positions` positions (1: position 0) and special tokens: no dictionary is trained
+on them. Activations whose norm is too large are left out later (`Activations.within_norm`).
 
 If a dictionary wants coefficients of the loss, the pass continues to the head, and back to the first hook point that
 wants them; no gradient of a weight is ever computed.
@@ -174,9 +175,7 @@ class Harvester:
                 raise ConfigError("text.packing: this model ignores the mask of 'separate' packing. Use 'joined'.")
 
     def keep(self, tokens: Int[Tensor, "contexts ctx_len"]) -> Bool[Tensor, "contexts ctx_len"]:
-        """Which positions of `tokens` [contexts, ctx_len] are trained on, as a boolean mask. Position 0 is dropped
-        here.
-        """
+        """Which positions are trained on: not the first `drop_positions` (by default position 0), not special tokens."""
         mask = torch.ones_like(tokens, dtype=torch.bool)
         mask[:, : self.config.drop_positions] = False
         if self.kinds:

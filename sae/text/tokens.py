@@ -180,26 +180,29 @@ def build(
                 if picked and short(name):
                     writer.add([d.name for d in picked], [d.token_ids for d in picked])
                 writer.commit()
-            digest = hashlib.sha256(
-                (digest + "".join(document.text for document in batch)).encode("utf-8", "replace")
-            ).hexdigest()
+            text = "".join(document.text for document in batch)
+            digest = hashlib.sha256((digest + text).encode("utf-8", "replace")).hexdigest()
             position = {name: writer.state for name, writer in writers.items()}
             position |= {"taken": mixture.taken, "tokens": mixture.tokens, "sha256": digest}
             write_json(position_file, position)
             progress.update(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
     n_contexts = {name: min(writers[name].state["n_contexts"], needed_contexts[name]) for name in needed_contexts}
-    for name in needed_contexts:
-        if n_contexts[name] < (needed_contexts[name] if config.on_end == "fail" else 1):
-            needed, n_tokens_read = needed_contexts[name] * config.ctx_len, n_contexts[name] * config.ctx_len
-            advice = "Add text, ask for fewer tokens, or set text.on_end: stop."
-            raise DataError(
-                f"text: the config needs {needed:,} {name} tokens, the sources gave {n_tokens_read:,}. {advice}"
-            )
+    _check_enough(config, needed_contexts, n_contexts)
     train, held_out = (
         Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts=n_contexts[n]) for n in needed_contexts
     )
     return train, held_out
+
+
+def _check_enough(config: TextConfig, needed_contexts: dict[str, int], n_contexts: dict[str, int]) -> None:
+    for name, n_needed in needed_contexts.items():
+        if n_contexts[name] < (n_needed if config.on_end == "fail" else 1):
+            n_tokens, n_tokens_read = n_needed * config.ctx_len, n_contexts[name] * config.ctx_len
+            raise DataError(
+                f"text: the config needs {n_tokens:,} {name} tokens, the sources gave {n_tokens_read:,}. "
+                "Add text, lower train.tokens or text.held_out_tokens, or set text.on_end: stop."
+            )
 
 
 class TokenizedDocument(NamedTuple):

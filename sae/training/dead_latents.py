@@ -66,7 +66,7 @@ class DeadLatentCount:
         self._requested.append((on_host, arrived))
 
 
-def revive(
+def aux_loss_and_gradients(
     sae: SparseAutoencoder,
     tables: tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]],
     *,

@@ -5,6 +5,9 @@
     Alone         one process has the dictionary and the batch
     Replicas      every process has the whole dictionary and a share of the batch's rows
     LatentShards  every process has a share of the latents and all rows of the batch
+
+A dictionary that is trained by autograd does not come here: `SaeTrainer` all-reduces its gradients. With `parallel:
+dictionaries` every process is `Alone`.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Exchange(ABC):
     """How the processes of one update share it."""
 
     latent_processes: Processes = ALONE  # the processes that the latents are spread over
-    pads_selection: bool = False  # whether `selection` leaves padding (-1) even if every token keeps k latents
+    pads_selection: bool = False  # whether a token may keep fewer than k latents in this process; -1 fills up
 
     @abstractmethod
     def selection(
@@ -66,7 +69,7 @@ class Exchange(ABC):
         """Sums over the tokens of the whole batch, from sums over this process's tokens."""
 
     @abstractmethod
-    def sum_over_latents(
+    def finish_latent_sums(
         self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """(the gradient of b_enc, AuxK) of the whole batch; brings `tokens_since_fired` up to date."""
@@ -101,7 +104,7 @@ class Alone(Exchange):
         """The sums as they are."""
         return sums
 
-    def sum_over_latents(
+    def finish_latent_sums(
         self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """Returns both sums unchanged."""
@@ -148,10 +151,10 @@ class Replicas(Exchange):
         """Summed over processes, in one exchange."""
         return self.processes.all_reduce_sum(torch.cat(sums)).split([len(s) for s in sums])
 
-    def sum_over_latents(
+    def finish_latent_sums(
         self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
-        """Summed over processes; a latent has fired if it fired in any of them (0 is the smallest count)."""
+        """Summed over processes; a latent has fired if it fired in any of them, so the minimum of the counts is taken."""
         self.processes.all_reduce_min(tokens_since_fired)
         bias_gradient_and_aux = self.processes.all_reduce_sum(torch.cat([grad_b_enc, aux_loss[None]]))
         return bias_gradient_and_aux[:-1], bias_gradient_and_aux[-1]
@@ -205,22 +208,24 @@ class LatentShards(Exchange):
 
     def decode(self, kernels: StepKernels, values: Float[Tensor, "n k"], decoding: DecodeInput) -> Decoded:
         """Decoded twice: once for the sum of all processes' reconstructions, once with the error that it leaves."""
-        own_error = kernels.decode(values, decoding, error_dtype=torch.float32).error[
-            0
-        ]  # own part of x_hat + b_dec - y
+        # This process's part of x_hat, plus b_dec - y.
+        own_error = kernels.decode(values, decoding, error_dtype=torch.float32).error[0]
         error = self.processes.all_reduce_sum(own_error.clone())  # holds b_dec - y once per process
         error.add_(decoding.target - decoding.bias, alpha=self.processes.world_size - 1)
         target = own_error.add_(decoding.target).sub_(error)  # against this target the own part has the error of all
         return kernels.decode(values, decoding._replace(target=target))
 
     def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
-        """The mean over processes: each has all tokens, in sums of another order; the count of active latents adds up."""
+        """The mean over processes, so that all have the same bits; only the number of active latents (figure 2) adds up.
+
+        Every process has all tokens, so its sums are those of the others but for the order of additions.
+        """
         figures = sums[0].clone()
         figures[2] *= self.processes.world_size
         joined = torch.cat([figures, *sums[1:]]) / self.processes.world_size
         return self.processes.all_reduce_sum(joined).split([len(s) for s in sums])
 
-    def sum_over_latents(
+    def finish_latent_sums(
         self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """The gradient is of this process's own latents; AuxK is the same everywhere but for the order of sums."""

@@ -19,7 +19,7 @@ from sae.kernels.sparse import HAS_TRITON
 from sae.kernels.step_types import AdamStep, AuxGradients, Decoded, DecodeInput, RowSums, StepKernels
 from sae.training.adam_state import AdamState
 from sae.training.cuda_graphs import CudaGraphs
-from sae.training.dead_latents import DeadLatentCount, revive
+from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients
 from sae.training.exchange import Alone, Exchange, RowUpdate
 from sae.training.latent_selection import TILE, LatentSelection, Selection
 
@@ -110,9 +110,9 @@ class FusedStep:
         if sae.loss_terms is None or len(sae.config.reads) > 1 or not sae.centred:
             return False
         if device.type == "cuda":
-            is_fast = HAS_TRITON and torch.cuda.get_device_capability(device) >= (9, 0)
-            has_sizes = sae.d_in % 16 == 0 == sae.d_out % 16 and sae.d_sae % 8 == 0
-            if not is_fast or not has_sizes or sae.selection_dtype != torch.bfloat16:
+            is_supported = HAS_TRITON and torch.cuda.get_device_capability(device) >= (9, 0)
+            has_sizes = sae.d_in % 16 == 0 and sae.d_out % 16 == 0 and sae.d_sae % 8 == 0
+            if not is_supported or not has_sizes or sae.selection_dtype != torch.bfloat16:
                 return False
 
         return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels_for(device).widest(sae.d_sae)
@@ -136,7 +136,8 @@ class FusedStep:
         adam = self.adam.step(lr, n_tokens, len(raw.x))
         n_dead_slots = self._dead_count.slots(n_tokens, tokens_seen)
 
-        # A flat code has no padding rows: it is recorded only if the batch has a size that recordings are made for.
+        # BatchTopK takes its n * k pairs from all rows, so padding rows would win some: it is recorded only if none are
+        # needed.
         if not self.is_recorded or (self.selection.is_flat_batch and n_tokens % TILE):
             figures = self._update(raw, scale, variance, adam, n_dead_slots=n_dead_slots, tokens_seen=tokens_seen)
         else:
@@ -157,7 +158,8 @@ class FusedStep:
     def _update(
         self, raw: Batch, scale: Tensor, variance: Tensor, adam: AdamStep, *, n_dead_slots: int, tokens_seen: int
     ) -> StepFigures | None:
-        sae, kernels, n_tokens = self.sae, self.kernels, adam.n_tokens
+        sae, kernels = self.sae, self.kernels
+        n_tokens = adam.n_tokens  # a tensor: a recorded graph must read the size of the batch from the device
 
         # 1. The batch in the dictionary's units. Rows beyond this process's own are padding and count as 0.
         is_counted = (kernels.numbers(len(raw.x), self.device) < adam.n_own_tokens).to(kernels.DTYPE)
@@ -173,7 +175,8 @@ class FusedStep:
         code = self._decode(batch, selection, coefficient, adam, variance=variance, tokens_seen=tokens_seen)
         decoded = code.decoded
 
-        # 4. Sums over the tokens of all processes. The first level of the error is that of all prefixes together.
+        # 4. Sums over the tokens of all processes. error[0] is x_hat - y summed over all prefixes (for b_dec's gradient),
+        # error[-1] that of the whole dictionary (for AuxK); without prefixes they are one.
         last_error = kernels.row_times(is_counted, decoded.error[-1])
         first_error = last_error if len(decoded.error) == 1 else kernels.row_times(is_counted, decoded.error[0])
         sums, first_error, last_error, target_sum = self.exchange.sum_over_tokens(
@@ -187,12 +190,13 @@ class FusedStep:
         # 5. AuxK: its loss, and gradients in rows of their own for the dead latents.
         aux_loss, aux = torch.zeros_like(variance), None
         if n_dead_slots:
-            aux_loss, aux = revive(
+            aux_loss, aux = aux_loss_and_gradients(
                 sae,
                 (self.adam.tables[0], self.adam.tables[1]),
                 centred=centred,
                 error=decoded.error[-1],
                 is_counted=is_counted.float(),
+                # ||e - mean e||^2 of the batch, from sums that exist already
                 spread=(square_error - last_error.square().sum() / n_tokens).clamp_min(1e-30),
                 n_slots=n_dead_slots,
                 processes=self.exchange.latent_processes,
@@ -200,13 +204,14 @@ class FusedStep:
 
         # 6. Gradients and Adam.
         pairs = self.selection.sorted_pairs(selection)
-        grad_b_enc, ends = kernels.count_latents(pairs, decoded, sae.tokens_since_fired, adam, aux=aux)
-        grad_b_enc, aux_loss = self.exchange.sum_over_latents(grad_b_enc, aux_loss, sae.tokens_since_fired)
+        grad_b_enc, ends = kernels.bias_gradient_and_firings(pairs, decoded, sae.tokens_since_fired, adam, aux=aux)
+        grad_b_enc, aux_loss = self.exchange.finish_latent_sums(grad_b_enc, aux_loss, sae.tokens_since_fired)
         row_sums = RowSums(pairs, decoded, centred, coefficient, ends=ends)
         self._apply(row_sums, adam, aux, grad_b_enc=grad_b_enc, grad_output=first_error * coefficient, code=code)
 
         # 7. Figures.
         self._observe(batch, selection, code, variance=variance, tokens_seen=tokens_seen)
+        # coefficient is 2 / (n variance), as gradients need it; the loss has 1 / (n variance).
         loss = prefix_error * (coefficient / 2) + sae.config.aux_coefficient * aux_loss + code.extra_loss
         figures = torch.stack([loss, aux_loss, n_active / n_tokens, square_error, target_square])
         return StepFigures(figures, target_sum)
@@ -237,14 +242,9 @@ class FusedStep:
 
         update_vector(self.adam.of(sae.b_enc), grad_b_enc, adam)
         update = RowUpdate(
-            sums,
-            encoder=self.adam.encoder(),
-            decoder=self.adam.decoder(),
-            adam=adam,
-            aux=aux,
-            prefixes=self.prefixes,
+            sums, encoder=self.adam.encoder(), decoder=self.adam.decoder(), adam=adam, aux=aux, prefixes=self.prefixes,
             copies=[*self.adam.rounded, *self.adam.tables],
-        )
+        )  # fmt: skip
         self.exchange.update_rows(self.kernels, update)
         update_vector(self.adam.of(sae.b_dec), grad_b_dec, adam)
         for name, gradient in code.extra_gradients.items():
@@ -252,7 +252,10 @@ class FusedStep:
             update_vector(self.adam.of(sae.get_parameter(name)), gradient, faster)
 
     def _static_batch(self, raw: Batch, size: int) -> Batch:
-        """The rows copied into tensors that stay where they are (a CUDA graph reads those), padded to `size`."""
+        """The rows copied into tensors that stay where they are (a CUDA graph reads those), made for `size` rows.
+
+        Rows beyond those of `raw` still hold an earlier batch: `is_counted` and `n_own_tokens` leave them out.
+        """
         if size not in self._static_batches:
             x = raw.x.new_zeros(size, raw.x.shape[1])
             gradient = None if raw.gradient is None else raw.gradient.new_zeros(size, raw.gradient.shape[1])
@@ -272,7 +275,7 @@ class FusedStep:
         else:
             y = sae.prepared(raw.x * scale).x
             centred, target_squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
-            variance = torch.full_like(variance, sae.d_out)
+            variance = torch.full_like(variance, sae.d_out)  # as in `SparseAutoencoder.losses`
         return _Input(Batch(y, y, raw.gradient), centred, target_squares, variance)
 
     def _decode(
@@ -285,6 +288,7 @@ class FusedStep:
         variance: Tensor,
         tokens_seen: int,
     ) -> _Code:
+        # -1 cannot be an index. The value of padding is PADDED, so latent 0 gets no activation from it.
         latents = selection.latents.clamp_min(0) if self.selection.has_padding(selection) else selection.latents
         decoding = DecodeInput(
             latents,
@@ -318,6 +322,7 @@ class FusedStep:
             acts = sae.activate(values, latents)
 
         stored_acts = acts.detach() if flat is None else flat.gather(acts.detach())
+        # Not through `exchange`: neither Replicas nor LatentShards takes a loss of the code, so this process is alone.
         decoded = self.kernels.decode(stored_acts, decoding, rectify=False)
         grad_acts = decoded.grad_acts if flat is None else flat.scatter(decoded.grad_acts, 0.0)
 

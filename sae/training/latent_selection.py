@@ -1,4 +1,4 @@
-"""Which latents every token keeps, in the hand-written update: where top-k is chosen, on a CPU and on a GPU."""
+"""Which latents every token keeps in the hand-written update; `cpu_selection` and `cuda_selection` choose them."""
 
 from __future__ import annotations
 

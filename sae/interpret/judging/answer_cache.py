@@ -35,10 +35,10 @@ class AnswerCache:
             ).fetchone()
         return None if row is None else (row[0], json.loads(row[1]))
 
-    def put(self, model: str, prompt: str, logprobs: bool, text: str, *, chances: list[float] | None) -> None:
+    def put(self, model: str, prompt: str, logprobs: bool, text: str, *, yes_probabilities: list[float] | None) -> None:
         """Keeps an answer."""
         with self._file:
             self._file.execute(
                 "insert or replace into said values (?, ?, ?, ?, ?)",
-                (model, prompt, logprobs, text, json.dumps(chances)),
+                (model, prompt, logprobs, text, json.dumps(yes_probabilities)),
             )

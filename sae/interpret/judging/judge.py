@@ -61,14 +61,14 @@ class Prompt(NamedTuple):
 class Answer(NamedTuple):
     """The judge's JSON value, or None with the reason; and the tokens that were paid for now.
 
-    `chances` holds the probability of yes at every yes or no of the answer, in order, if the server tells it.
+    `yes_probabilities` holds the probability of yes at every yes or no of the answer, in order, if the server tells it.
     """
 
     value: Any
     failure: str | None = None
     prompt_tokens: int = 0
     answer_tokens: int = 0
-    chances: list[float] | None = None
+    yes_probabilities: list[float] | None = None
 
 
 class Spent(NamedTuple):
@@ -110,7 +110,7 @@ class Judge:
         for number, prompt in enumerate(prompts):
             stored = self._cache.get(self.config.model, prompt.digest, self.config.logprobs)
             if stored is not None:
-                answers[number] = read(stored[0])._replace(chances=stored[1])
+                answers[number] = read(stored[0])._replace(yes_probabilities=stored[1])
                 self._count(cached=1, failed=int(answers[number].failure is not None))
 
         uncached_prompts = [n for n in range(len(prompts)) if n not in answers]
@@ -188,7 +188,7 @@ class Judge:
             )
             choice = completion.choices[0]
             text, whole, usage = choice.message.content or "", choice.finish_reason != "length", completion.usage
-            probabilities = chances(choice.logprobs.content or []) if choice.logprobs else None
+            probabilities = yes_probabilities(choice.logprobs.content or []) if choice.logprobs else None
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
@@ -208,16 +208,18 @@ class Judge:
             return Answer(None, f"no answer in the form of a chat completion ({type(error).__name__})")
 
         if whole:
-            self._cache.put(self.config.model, prompt.digest, self.config.logprobs, text, chances=probabilities)
+            self._cache.put(
+                self.config.model, prompt.digest, self.config.logprobs, text, yes_probabilities=probabilities
+            )
 
         return read(text)._replace(
             prompt_tokens=usage.prompt_tokens if usage else 0,
             answer_tokens=usage.completion_tokens if usage else 0,
-            chances=probabilities,
+            yes_probabilities=probabilities,
         )
 
 
-def chances(tokens: list[Any]) -> list[float]:
+def yes_probabilities(tokens: list[Any]) -> list[float]:
     """P(yes) / (P(yes) + P(no)) at every yes or no of an answer, among its likeliest alternatives."""
     probabilities = []
     for token in tokens:

@@ -1,4 +1,7 @@
-"""Explanations and scores that a judge gives, a few features at a time, so that a stop loses little."""
+"""Explanations and scores that a judge gives, and whether its text replaces the rule as the label.
+
+A few features are done at a time, so that a stop loses little.
+"""
 
 from __future__ import annotations
 

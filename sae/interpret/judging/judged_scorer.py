@@ -82,7 +82,10 @@ class YesNoScorer(JudgedScorer):
         yes_no_answers = [flags(a.value, "matches", len(t.truth)) for t, a in zip(trials, answers, strict=True)]
         if not trials:
             return []
-        return [classified(trials, yes_no_answers), *ranked(trials, yes_no_answers, [a.chances for a in answers])]
+        return [
+            classified(trials, yes_no_answers),
+            *ranked(trials, yes_no_answers, [a.yes_probabilities for a in answers]),
+        ]
 
 
 def copied_marks(pattern: set[int], event: Event) -> set[int]:

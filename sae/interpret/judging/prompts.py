@@ -1,4 +1,5 @@
-"""How windows are shown to a judge, and which of its words are kept."""
+"""What all prompts share: how windows are shown, and which words of an answer are kept. The prompt itself stands as
+`SYSTEM` in the file of its explainer or scorer."""
 
 from __future__ import annotations
 
