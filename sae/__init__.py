@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae.api import (
+        RunConfig,
         SparseAutoencoder,
         TextActivations,
-        TrainConfig,
         contexts,
         features,
         harvest,
@@ -20,8 +20,16 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "SparseAutoencoder", "TextActivations", "TrainConfig", "contexts", "features", "harvest", "load", "load_config",
-    "scores", "train",
+    "RunConfig",
+    "SparseAutoencoder",
+    "TextActivations",
+    "contexts",
+    "features",
+    "harvest",
+    "load",
+    "load_config",
+    "scores",
+    "train",
 ]  # fmt: skip
 
 

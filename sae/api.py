@@ -16,7 +16,7 @@ from sae.architectures.base import SparseAutoencoder
 from sae.foundation.screen import Screen
 from sae.model.hookpoints import Channel, HookPoint
 from sae.model.vocabulary import token_bytes
-from sae.pipeline.config import TrainConfig, config_of_run, load_config
+from sae.pipeline.config import RunConfig, config_of_run, load_config
 from sae.pipeline.run import run
 from sae.pipeline.sources import harvester_of
 from sae.pipeline.summary import RunSummary
@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 __all__ = [
-    "SparseAutoencoder", "TextActivations", "TrainConfig", "contexts", "features", "harvest", "load", "load_config",
-    "scores", "train",
+    "RunConfig",
+    "SparseAutoencoder",
+    "TextActivations",
+    "contexts",
+    "features",
+    "harvest",
+    "load",
+    "load_config",
+    "scores",
+    "train",
 ]  # fmt: skip
 
 
@@ -43,12 +51,12 @@ class TextActivations(NamedTuple):
     is_read: Bool[Tensor, " tokens"]
 
 
-def train(config: TrainConfig | str | Path, quiet: bool = False) -> RunSummary:
+def train(config: RunConfig | str | Path, quiet: bool = False) -> RunSummary:
     """Performs a whole run, as `sae-train` does, and returns its figures. A run that was begun before goes on.
 
     `config` is a value of `load_config` or the path of a YAML file.
     """
-    settings = config if isinstance(config, TrainConfig) else load_config(Path(config))
+    settings = config if isinstance(config, RunConfig) else load_config(Path(config))
     return run(settings, Screen(quiet=quiet))
 
 

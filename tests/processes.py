@@ -20,7 +20,7 @@ from sae.publish import dictionary
 from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint
 from sae.training.exchange import LatentShards, Replicas
-from sae.training.optimiser import OptimiserConfig
+from sae.training.optimiser import TrainConfig
 from sae.training.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)
@@ -44,7 +44,7 @@ def trainer(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     options: dict[str, Any] = {}
     if processes is not None:
-        options = {"processes": processes, "train": OptimiserConfig.model_validate({"parallel": parallel})}
+        options = {"processes": processes, "train": TrainConfig.model_validate({"parallel": parallel})}
     return SaeTrainer(config, statistics, seed=0, dtype=dtype, device=device, **options)
 
 

@@ -8,7 +8,7 @@ import pytest
 from fixtures import run_here, write_config
 
 from sae.errors import ConfigError
-from sae.pipeline.config import TrainConfig, explain, load_config
+from sae.pipeline.config import RunConfig, explain, load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "training_configs").glob("*.yaml"))
 
@@ -134,7 +134,7 @@ def test_command_line_refuses_without_writing(tmp_path, tree):
 
 
 def test_every_field_has_a_description_and_is_explained():
-    rows = explain(TrainConfig)
+    rows = explain(RunConfig)
     assert len(rows) > 60
     assert all(text.strip() for _, _, text in rows)
     sections = {key.split(".")[0] for key, _, _ in rows if "." in key}

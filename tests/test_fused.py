@@ -16,7 +16,7 @@ from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint
 from sae.training.fused_step import FusedStep
-from sae.training.optimiser import OptimiserConfig
+from sae.training.optimiser import TrainConfig
 from sae.training.trainer import SaeTrainer
 
 on_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and HAS_TRITON), reason="needs a GPU with Triton")
@@ -32,7 +32,7 @@ def made(architecture, width, latents, device="cuda", dtype=None, moments="float
     centre = torch.randn(width, generator=torch.Generator().manual_seed(1)).mul(0.3).tolist()
     statistics = {HOOK: ActivationStatistics(width**0.5, scale, centre, centre, 20.0, None)}
     norm = 1.0 if architecture == "gradient" else None
-    train = OptimiserConfig.model_validate({"moments": moments})
+    train = TrainConfig.model_validate({"moments": moments})
     return SaeTrainer(
         config, statistics, seed=0, dtype=dtype or SELECTION[device], device=device, gradient_norm=norm, train=train
     )

@@ -16,7 +16,7 @@ from sae.foundation.timing import of_peer, timed
 from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activations import ActivationStatistics
 from sae.training.floors import Shape, Step, floors
-from sae.training.optimiser import OptimiserConfig
+from sae.training.optimiser import TrainConfig
 from sae.training.trainer import SaeTrainer
 
 HOOK = HookPoint("resid_post", 0)
@@ -41,7 +41,7 @@ def saedex(
         variance=float((rows.float() - centre).square().sum(1).mean()),
         max_norm=None,
     )
-    settings = OptimiserConfig(**train)
+    settings = TrainConfig(**train)
     trainer = SaeTrainer(
         config, {HOOK: statistics}, seed=0, dtype=dtype, device=rows.device, processes=processes, train=settings
     )

@@ -29,7 +29,7 @@ from sae.stream.harvest import HarvestConfig, Harvester
 from sae.stream.shuffle import ShuffleConfig
 from sae.text.tokens import Contexts
 from sae.training.loop import TrainingLoop
-from sae.training.optimiser import OptimiserConfig
+from sae.training.optimiser import TrainConfig
 from sae.training.trainer import SaeTrainer
 
 
@@ -124,7 +124,7 @@ class Stream:
         self.hook = HookPoint("resid_post", size.layer)
         ring = 1_000_000_000 if device.type == "cuda" else 50_000_000
         self.shuffle = ShuffleConfig(buffer_bytes=ring * processes.world_size)  # as much in every process
-        self.train = OptimiserConfig.model_validate(
+        self.train = TrainConfig.model_validate(
             {"tokens": size.tokens, "batch_tokens": size.batch_tokens * processes.world_size, "parallel": parallel}
         )
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -180,7 +180,7 @@ class Stream:
     def sparsify(self) -> float:
         """Seconds of sparsify's own trainer on the same model, layer and tokens."""
         from datasets import Dataset
-        from sparsify import SparseCoderConfig, TrainConfig, Trainer  # pyright: ignore[reportMissingImports]
+        from sparsify import RunConfig, SparseCoderConfig, Trainer  # pyright: ignore[reportMissingImports]
 
         per_batch = self.size.batch_tokens // self.size.ctx_len
         coder = SparseCoderConfig(num_latents=self.size.latents, k=self.size.k)
@@ -188,7 +188,7 @@ class Stream:
         def trainer(n_contexts: int) -> Any:
             ids = torch.from_numpy(self.contexts.ids[:n_contexts].astype(np.int64))
             rows = Dataset.from_dict({"input_ids": ids.numpy()}).with_format("torch")
-            config = TrainConfig(
+            config = RunConfig(
                 coder, batch_size=per_batch, hookpoints=[f"layers.{self.size.layer}"], optimizer="adam",
                 log_to_wandb=False, save_dir=str(self.folder), run_name="peer", save_every=1 << 30,
             )  # fmt: skip

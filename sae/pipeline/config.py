@@ -23,12 +23,12 @@ from sae.publish.index import IndexConfig
 from sae.stream.harvest import HarvestConfig
 from sae.stream.shuffle import ShuffleConfig
 from sae.text.tokens import TextConfig
-from sae.training.optimiser import OptimiserConfig
+from sae.training.optimiser import TrainConfig
 
 MAX_BYTES = 1 << 20
 
 
-class TrainConfig(Section):
+class RunConfig(Section):
     """A complete run: from a model and a text to published dictionaries."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
@@ -45,7 +45,7 @@ class TrainConfig(Section):
     text: TextConfig = Field(description="The text.")
     harvest: HarvestConfig = Field(default_factory=HarvestConfig, description="Activations.")
     shuffle: ShuffleConfig = Field(default_factory=ShuffleConfig, description="Mixing.")
-    train: OptimiserConfig = Field(default_factory=OptimiserConfig, description="Optimisation.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="Optimisation.")
     sae: Annotated[tuple[SaeConfig, ...], BeforeValidator(expand)] = Field(  # pyright: ignore[reportInvalidTypeForm]
         min_length=1, description="Dictionaries, or grids of them; all train on the same harvest."
     )
@@ -55,7 +55,7 @@ class TrainConfig(Section):
     log: LogConfig = Field(default_factory=LogConfig, description="Logging.")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> TrainConfig:
+    def _fits_together(self) -> RunConfig:
         problems = []
         names = [sae.name for sae in self.sae]
         for name in sorted({n for n in names if names.count(n) > 1}):
@@ -142,7 +142,7 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment!r}: there is no such entry")
 
 
-def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """The configuration in a YAML file; raises `ConfigError` with every problem at once."""
     path = Path(path)
     try:
@@ -164,13 +164,13 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> TrainConfi
         _override(tree, assignment)
 
     try:
-        return TrainConfig.model_validate(tree)
+        return RunConfig.model_validate(tree)
     except ValidationError as error:
-        lines = describe_problems(error, TrainConfig)
+        lines = describe_problems(error, RunConfig)
         raise ConfigError(f"{path}: {len(lines)} problem{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from None
 
 
-def config_of_run(home: Path, hint: str) -> TrainConfig:
+def config_of_run(home: Path, hint: str) -> RunConfig:
     """The settings that a run folder was begun with; otherwise raises `ConfigError`, which ends with `hint`."""
     if not (home / "config.yaml").exists():
         raise ConfigError(f"{home}: no config.yaml of a run there. {hint}")
@@ -185,7 +185,7 @@ class Setting(NamedTuple):
     meaning: str
 
 
-def explain(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[Setting]:
+def explain(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[Setting]:
     """Every setting of the config, in order."""
     rows: list[Setting] = []
     for name, field in model.model_fields.items():

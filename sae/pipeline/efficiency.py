@@ -10,7 +10,7 @@ from sae.foundation.device import peak_process_bytes
 from sae.foundation.timing import timed
 from sae.model.hookpoints import blocks
 from sae.model.language_model import LanguageModel
-from sae.pipeline.config import TrainConfig
+from sae.pipeline.config import RunConfig
 from sae.pipeline.sources import Sources
 from sae.training.floors import Shape, floors
 
@@ -27,7 +27,7 @@ class Rate(Facts):
 
 
 def rates(
-    config: TrainConfig, sources: Sources, seconds: dict[str, float], n_activations: int, *, n_processes: int = 1
+    config: RunConfig, sources: Sources, seconds: dict[str, float], n_activations: int, *, n_processes: int = 1
 ) -> dict[str, Rate]:
     """The rate of every stage that took time worth showing.
 

@@ -18,22 +18,22 @@ from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.files import owned, write_bytes, write_json
 from sae.foundation.screen import Screen
 from sae.foundation.stop import StopRequest
-from sae.pipeline.config import TrainConfig
+from sae.pipeline.config import RunConfig
 from sae.pipeline.run_log import LogConfig, MetricsLog
 from sae.pipeline.stage import Run, Stage, perform
 from sae.pipeline.stages.evaluate import Evaluate
-from sae.pipeline.stages.export import Export
 from sae.pipeline.stages.index import Index
 from sae.pipeline.stages.label import Label
 from sae.pipeline.stages.prepare import Prepare
 from sae.pipeline.stages.summarise import Summarise
 from sae.pipeline.stages.train import Train
+from sae.pipeline.stages.write_parquet import WriteParquet
 from sae.pipeline.summary import RunSummary
 
-DICTIONARY_STAGES = (Evaluate, Index, Label, Export)
+DICTIONARY_STAGES = (Evaluate, Index, Label, WriteParquet)
 
 
-def stages_of(config: TrainConfig) -> list[Stage]:
+def stages_of(config: RunConfig) -> list[Stage]:
     """The table of contents of a run."""
     stages: list[Stage] = [
         Prepare(),  # the model, the tokens, and activations that are harvested when a later stage asks for them
@@ -44,7 +44,7 @@ def stages_of(config: TrainConfig) -> list[Stage]:
     return [*stages, Summarise()]
 
 
-def run(config: TrainConfig, screen: Screen, processes: Processes = ALONE) -> RunSummary:
+def run(config: RunConfig, screen: Screen, processes: Processes = ALONE) -> RunSummary:
     """Performs all stages and returns the summary; the processes share the run folder and the work."""
     folder = config.folder
     with _owned_by_first(folder, processes), StopRequest().listening() as stop:
@@ -78,7 +78,7 @@ def _owned_by_first(folder: Path, processes: Processes) -> Iterator[None]:
             ownership.__exit__(None, None, None)
 
 
-def _begin(config: TrainConfig, screen: Screen) -> RunSummary | None:
+def _begin(config: RunConfig, screen: Screen) -> RunSummary | None:
     """Checks that the folder belongs to this config and reads its timings; returns the summary of a complete run."""
     folder = config.folder
     _check_same_config(config, folder)
@@ -90,7 +90,7 @@ def _begin(config: TrainConfig, screen: Screen) -> RunSummary | None:
     return RunSummary.read(folder)
 
 
-def _check_same_config(config: TrainConfig, folder: Path) -> None:
+def _check_same_config(config: RunConfig, folder: Path) -> None:
     """Writes config.yaml, or compares the config with the one that the folder was begun with."""
     path = folder / "config.yaml"
     new = config.model_dump(mode="json")
@@ -110,7 +110,7 @@ def _check_same_config(config: TrainConfig, folder: Path) -> None:
         )
 
 
-def _metrics_log(config: TrainConfig, processes: Processes) -> MetricsLog:
+def _metrics_log(config: RunConfig, processes: Processes) -> MetricsLog:
     """The log of this process. A process other than the first logs only if it has dictionaries of its own."""
     logs = processes.is_first or config.train.parallel == "dictionaries"
     part = "" if processes.is_first else f"-{processes.rank}"

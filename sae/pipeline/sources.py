@@ -16,7 +16,7 @@ from sae.foundation.screen import Screen
 from sae.model import language_model
 from sae.model.hookpoints import Channel, check_hook_points
 from sae.model.language_model import LanguageModel
-from sae.pipeline.config import TrainConfig
+from sae.pipeline.config import RunConfig
 from sae.stream.activation_cache import ActivationCache
 from sae.stream.activations import Activations, segment_size
 from sae.stream.harvest import HarvestConfig, Harvester, choose_dtype
@@ -35,7 +35,7 @@ class Sources:
 
 
 def prepare(
-    config: TrainConfig,
+    config: RunConfig,
     folder: Path,
     screen: Screen,
     *,
@@ -90,7 +90,7 @@ def prepare(
     return Sources(lm, dtype, train, held_out_stream)
 
 
-def harvester_of(config: TrainConfig, folder: Path, channels: tuple[Channel, ...], screen: Screen) -> Harvester:
+def harvester_of(config: RunConfig, folder: Path, channels: tuple[Channel, ...], screen: Screen) -> Harvester:
     """A finished run's model in the precision it was trained in, ready to harvest texts that people bring."""
     path = folder / "dtype.json"
     if not path.exists():
@@ -100,7 +100,7 @@ def harvester_of(config: TrainConfig, folder: Path, channels: tuple[Channel, ...
     return Harvester(lm, channels, config.harvest, config.text.packing)
 
 
-def _load_model(config: TrainConfig, screen: Screen) -> LanguageModel:
+def _load_model(config: RunConfig, screen: Screen) -> LanguageModel:
     language_model.set_quiet()
     with screen.progress("model", 1, "model") as progress:
         lm = language_model.load(config.model, device_called(config.device, "device:"))
@@ -108,13 +108,13 @@ def _load_model(config: TrainConfig, screen: Screen) -> LanguageModel:
     return lm
 
 
-def _check_context_length(config: TrainConfig, lm: LanguageModel) -> None:
+def _check_context_length(config: RunConfig, lm: LanguageModel) -> None:
     limit = getattr(lm.text_config, "max_position_embeddings", None)
     if limit is not None and config.text.ctx_len > limit:
         raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
 
 
-def _dtype_of_run(config: TrainConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
+def _dtype_of_run(config: RunConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
     """The precision of the forward pass, measured once and remembered, so that a resumed run computes the same bits."""
     path = folder / "dtype.json"
     if not path.exists():
@@ -125,7 +125,7 @@ def _dtype_of_run(config: TrainConfig, folder: Path, lm: LanguageModel, contexts
 
 
 def _cache(
-    config: TrainConfig, harvester: Harvester, home: Path, screen: Screen, *, may_share: bool
+    config: RunConfig, harvester: Harvester, home: Path, screen: Screen, *, may_share: bool
 ) -> ActivationCache | None:
     """The store of the training stream's activations, if the config keeps them."""
     settings: HarvestConfig = config.harvest

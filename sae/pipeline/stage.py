@@ -16,7 +16,7 @@ from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.screen import Screen
 from sae.foundation.stop import StopRequest
 from sae.interpret.live_dictionary import LiveDictionary
-from sae.pipeline.config import TrainConfig, config_of_run
+from sae.pipeline.config import RunConfig, config_of_run
 from sae.pipeline.run_log import MetricsLog
 from sae.pipeline.sources import Sources, harvester_of
 from sae.publish import dictionary
@@ -33,7 +33,7 @@ class Run:
 
     folder: Path
     screen: Screen
-    settings: TrainConfig | None = None
+    settings: RunConfig | None = None
     processes: Processes = ALONE
     stop: StopRequest = field(default_factory=StopRequest)
     log: MetricsLog | None = None
@@ -41,7 +41,7 @@ class Run:
     _loaded: tuple[Path, SparseAutoencoder] | None = None
 
     @property
-    def config(self) -> TrainConfig:
+    def config(self) -> RunConfig:
         """The settings of the run; raises `ConfigError` if the folder is not a run."""
         if self.settings is None:
             self.settings = config_of_run(self.folder, "Say which run's model and text to use: --run RUN")

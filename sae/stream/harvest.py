@@ -58,9 +58,10 @@ class HarvestConfig(Section):
     )
     cache: Literal["auto", "shared"] | bool = Field(
         default="auto",
-        description="Keep harvested activations on disk until the run ends, for the index and a resumed run; auto: not on a "
-        "GPU, which is faster than most disks; shared: for other runs with the same model, text, filters, shuffle, length and "
-        "number of processes too, until `sae cache` removes them.",
+        description="Whether harvested activations are kept on disk. true: until the run ends, for the index and a resumed "
+        "run. false: they are harvested again. auto: true on a CPU, false on a GPU, which is faster than most disks. "
+        "shared: until `sae cache` removes them, also for other runs with the same model, text, filters, shuffle, length "
+        "and number of processes.",
     )
     cache_dtype: Literal["bfloat16", "int8"] = Field(
         default="bfloat16",

@@ -23,7 +23,7 @@ from sae.model.hookpoints import Channel
 from sae.stream.activations import Activations
 from sae.stream.shuffle import RingBuffer, ShuffleConfig, ShufflePlan
 from sae.training import checkpoint
-from sae.training.optimiser import OptimiserConfig, learning_rate
+from sae.training.optimiser import TrainConfig, learning_rate
 from sae.training.trainer import SaeTrainer
 
 FEWEST_LOG_TOKENS = 20_000  # between two log lines: reading a figure makes the GPU wait
@@ -50,7 +50,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        config: OptimiserConfig,
+        config: TrainConfig,
         shuffle: ShuffleConfig,
         saes: tuple[ArchitectureConfig, ...],
         activations: Activations,

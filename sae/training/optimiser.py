@@ -10,7 +10,7 @@ from sae.architectures import ArchitectureConfig
 from sae.foundation.section import Count, Section
 
 
-class OptimiserConfig(Section):
+class TrainConfig(Section):
     """Length of training and the optimiser; every schedule is in tokens."""
 
     tokens: Count = Field(default=2_000_000, ge=2, description="Tokens read from the text for training.")
@@ -35,8 +35,8 @@ class OptimiserConfig(Section):
     )
     parallel: Literal["replicas", "latents", "dictionaries"] = Field(
         default="replicas",
-        description="How several processes (torchrun) share training. replicas: each has every dictionary and a part of every "
-        "batch; latents: each has a part of the latents; dictionaries: each has some of the dictionaries.",
+        description="How several processes (torchrun) share training. replicas: each has all dictionaries and a part of "
+        "every batch. latents: each has a part of the latents and all rows. dictionaries: each has some dictionaries.",
     )
     moments: Literal["float32", "bfloat16", "int8"] = Field(
         default="float32",
@@ -50,7 +50,7 @@ class OptimiserConfig(Section):
     )
 
 
-def learning_rate(config: OptimiserConfig, sae: ArchitectureConfig, tokens_seen: int, total_tokens: int) -> float:
+def learning_rate(config: TrainConfig, sae: ArchitectureConfig, tokens_seen: int, total_tokens: int) -> float:
     """Linear warm-up, constant, linear decay to 0: as a function of activations trained on."""
     peak = sae.lr or config.lr or 2e-4 / (sae.d_sae / 2**14) ** 0.5
     decay = total_tokens // 5 if config.decay_tokens is None else config.decay_tokens

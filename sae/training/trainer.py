@@ -18,7 +18,7 @@ from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activations import Activations, ActivationStatistics
 from sae.training.exchange import Exchange, LatentShards, Replicas
 from sae.training.fused_step import FusedStep, StepFigures
-from sae.training.optimiser import OptimiserConfig
+from sae.training.optimiser import TrainConfig
 
 # The axis along which latents are counted; tensors that are not named here have none.
 LATENT_AXIS = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "tokens_since_fired": 0, "scales": 0}
@@ -40,9 +40,9 @@ class SaeTrainer:
         device: torch.device | str,
         gradient_norm: float | None = None,
         processes: Processes = ALONE,
-        train: OptimiserConfig | None = None,
+        train: TrainConfig | None = None,
     ):
-        train = train or OptimiserConfig()
+        train = train or TrainConfig()
         self.processes, self.is_spread = processes, processes.world_size > 1 and train.parallel == "latents"
         self.part = processes.share(config.d_sae) if self.is_spread else slice(0, config.d_sae)
         self.config, self.statistics = config, statistics[config.hook]
@@ -73,7 +73,7 @@ class SaeTrainer:
         seed: int,
         dtype: torch.dtype,
         processes: Processes = ALONE,
-        train: OptimiserConfig | None = None,
+        train: TrainConfig | None = None,
     ) -> SaeTrainer:
         """A trainer for the rows of `activations`, with their statistics."""
         statistics = {hook: activations.statistics(hook) for hook in (*config.reads, *config.writes)}

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 
 from sae.foundation.screen import Progress
-from sae.pipeline.card import provenance_of
+from sae.pipeline.provenance import provenance_of
 from sae.pipeline.stage import Run, Stage
 from sae.pipeline.stages.prepare import Prepare
 from sae.publish import dictionary

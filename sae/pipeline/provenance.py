@@ -1,4 +1,4 @@
-"""Where a trained dictionary comes from, for its card."""
+"""The provenance of a trained dictionary, for its card; `feature_store.dictionary_files` has the card's type."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from sae.publish import parquet
 
 
 @final
-class Export(DictionaryStage):
-    """contexts.parquet."""
+class WriteParquet(DictionaryStage):
+    """Writes contexts.parquet."""
 
     title = "export"
     needs = (Index,)
