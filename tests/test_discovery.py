@@ -74,6 +74,7 @@ def calls(kind, tmp_path, tree, finished):
             lambda _: (
                 set(json.loads((folder / "labels.json").read_text())["labels_by_explainer"]) >= {"half"}
                 and labels_of(folder) == {("half", "half")}
+                and explainers_of(folder) == ["half"]
             ),
         )
     if kind == "scorer":
@@ -104,6 +105,19 @@ def labels_of(folder):
     labels = {(row.explainer, row.text) for row in interpretation(store).labels}
     store.close()
     return labels
+
+
+def explainers_of(folder):
+    """Explainers that the API offers for the explorer's filter; the server does not have the plug-in."""
+    from starlette.testclient import TestClient
+
+    from server.app import create_app
+    from server.catalogue import open_catalogue
+
+    with TestClient(create_app(open_catalogue([folder]))) as client:
+        (dictionary,) = client.get("/api/v1/dictionaries").json()
+        answer = client.get(f"/api/v1/dictionaries/{dictionary['id']}/explainers").json()
+    return [item["explainer"] for item in answer["items"]]
 
 
 def figures_of(folder, scorer):

@@ -65,6 +65,18 @@ def test_table_sorts_filters_and_pages(page):
     page.get_by_text(re.compile(r"51.\d+ of")).wait_for()
 
 
+def test_the_filter_offers_the_explainers_of_the_dictionary(page, server):
+    items = httpx.get(f"{server}/api/v1/dictionaries/{DICTIONARY}/explainers").raise_for_status().json()["items"]
+    page.goto(f"/#/{DICTIONARY}/features")
+    choice = page.locator("label", has_text="explainer").locator("select")
+    choice.locator("option").nth(1).wait_for(state="attached")
+    assert [o.get_attribute("value") for o in choice.locator("option").all()[1:]] == [i["explainer"] for i in items]
+    rarest = items[-1]
+    choice.select_option(rarest["explainer"])
+    page.get_by_role("status").filter(has_text=re.compile(rf"^{rarest['features']} live")).wait_for()
+    assert page.locator("tbody tr").count() == rarest["features"]
+
+
 def test_concepts_open_and_lead_to_features(page, server):
     page.goto(f"/#/{DICTIONARY}/concepts")
     page.locator("summary").first.click()
