@@ -282,7 +282,10 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     @final
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Gives every decoder row unit norm again after an update."""
+        """Gives every decoder row unit norm again after an update by autograd.
+
+        The hand-written step does so in its kernels (`StepKernels.update_rows`, `apply_rows`).
+        """
         self.W_dec.copy_(F.normalize(self.W_dec, dim=1))
 
     @final

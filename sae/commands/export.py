@@ -23,7 +23,10 @@ class Export(Command):
             "dictionary", type=Path, help="dictionary folder, for example runs/quickstart/dictionaries/resid-4096"
         )
         parser.add_argument(
-            "--to", required=True, metavar="FORMAT", help=f"the format: {', '.join(plugin_names(FORMATS))}"
+            "--to",
+            required=True,
+            metavar="FORMAT",
+            help=f"the format: {', '.join(plugin_names(FORMATS))}; some can only be imported",
         )
         parser.add_argument("target", type=Path, help="new folder to write")
 

@@ -1,4 +1,4 @@
-"""The sparse products and the top-k selection on a CPU: no dense matrix, a fixed order of sums."""
+"""The sparse products on a CPU, and the selections that `sparse` differentiates through: no dense matrix, fixed sums."""
 
 from __future__ import annotations
 

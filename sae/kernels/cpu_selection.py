@@ -1,4 +1,4 @@
-"""The selection of latents on a CPU: where top-k is chosen on a CPU. `reference` defines what it computes."""
+"""The selection of latents in the hand-written step on a CPU; `cpu.top_k_indices` is the top-k itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The selection of latents on a GPU, in Triton: where top-k is chosen on a GPU. `reference` defines what it computes."""
+"""Chooses latents on a GPU, in Triton: top-k, batch top-k, thresholds. `reference` defines what it computes."""
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
 

@@ -1,4 +1,4 @@
-"""A causal language model and its tokenizer, from the hub, a local folder or a package; loaded once."""
+"""A causal language model and its tokenizer, from the hub, a local folder or a package (its GGUF file is converted); loaded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.yaml to one frozen value. Every room owns the class of its section; this file puts them together."""
+"""config.yaml to one frozen value, `RunConfig`. Every room owns the class of its section; this file puts them together."""
 
 from __future__ import annotations
 

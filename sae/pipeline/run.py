@@ -1,7 +1,7 @@
 """A whole run, from a config to published, labelled dictionaries: its stages in order.
 
-Every stage but `Prepare`, which fills memory, leaves its result on disk: the same command resumes where it stopped. `sae eval` and `sae interpret`
-perform parts of the same list.
+Every stage but `Prepare` leaves its result on disk, so the same command resumes where it stopped. `sae eval` and
+`sae interpret` perform parts of the same list.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     Replicas      every process has the whole dictionary and a share of the batch's rows
     LatentShards  every process has a share of the latents and all rows of the batch
 
-A dictionary that is trained by autograd does not come here: `SaeTrainer` all-reduces its gradients. With `parallel:
+A dictionary that is trained by autograd does not come here: `SaeTrainer` (trainer.py) all-reduces its gradients. With `parallel:
 dictionaries` every process is `Alone`.
 """
 

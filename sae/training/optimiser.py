@@ -1,4 +1,4 @@
-"""How long a dictionary is trained and with what steps: the config's section, and the learning rate."""
+"""The config's section `train`: how long a dictionary is trained and with what steps; and the learning rate."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The routes of the API."""
+"""What each address of the API answers: one file for dictionaries, one for features."""

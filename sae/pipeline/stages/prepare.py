@@ -1,4 +1,4 @@
-"""The language model, the tokens, and activations that are harvested on first use."""
+"""Loads what a run reads (`sae.pipeline.sources`): the model, the tokens, and activations that are harvested later."""
 
 from __future__ import annotations
 

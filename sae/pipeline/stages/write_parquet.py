@@ -1,4 +1,4 @@
-"""The contexts of all features as one Parquet file, for analysts and for download."""
+"""Writes contexts.parquet: the contexts of all features in one file, for analysts and for download."""
 
 from __future__ import annotations
 
