@@ -69,12 +69,12 @@ def _recovered(reconstruct: Callable[[Tensor], Tensor], held_out: Tensor, source
         part = slice(start, start + 16)
         documents = contexts.documents[part]
         ids = torch.from_numpy(contexts.ids[part].astype("int64"))
-        made = sources.held_out.harvester.harvest(contexts.ids[part], documents)
-        x = made.x[Channel(HOOK)][made.keep].float()
+        batch = sources.held_out.harvester.harvest(contexts.ids[part], documents)
+        x = batch.x[Channel(HOOK)][batch.keep].float()
         edits = {
             "clean": {},
-            "spliced": {HOOK: (made.keep, reconstruct(x))},
-            "mean": {HOOK: (made.keep, mean.expand_as(x))},
+            "spliced": {HOOK: (batch.keep, reconstruct(x))},
+            "mean": {HOOK: (batch.keep, mean.expand_as(x))},
         }
         for name, edit in edits.items():
             ce[name] -= float(log_probs(subject, ids, documents, edit).gather(2, ids[:, 1:, None]).sum())
@@ -90,27 +90,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the initial weights")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder for harvest and results")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     config = load_config(CONFIG)
-    sources = prepare(config, asked.out, Screen())
-    train, held_out = rows_of(sources, asked.rows)
+    sources = prepare(config, arguments.out, Screen())
+    train, held_out = rows_of(sources, arguments.rows)
     rates, table = {}, {}
     for name, fit in PEERS.items():
-        if len(asked.rates) == 1:
-            rates[name] = asked.rates[0]
+        if len(arguments.rates) == 1:
+            rates[name] = arguments.rates[0]
             continue
-        tried = {lr: judged(fit(train, asked.d_sae, 32, 0, BATCH, lr), held_out, sources)["fvu"] for lr in asked.rates}
+        tried = {
+            lr: judged(fit(train, arguments.d_sae, 32, 0, BATCH, lr), held_out, sources)["fvu"]
+            for lr in arguments.rates
+        }
         rates[name] = min(tried, key=lambda lr: tried[lr])
         print(f"{name}: learning rates {tried}", flush=True)
-    for k in asked.k:
+    for k in arguments.k:
         for name, fit in PEERS.items():
             found = [
-                judged(fit(train, asked.d_sae, k, seed, BATCH, rates[name]), held_out, sources) for seed in asked.seeds
+                judged(fit(train, arguments.d_sae, k, seed, BATCH, rates[name]), held_out, sources)
+                for seed in arguments.seeds
             ]
             table[f"{name} k={k}"] = {key: [f[key] for f in found] for key in found[0]}
             shown = {key: f"{statistics.mean(v):.4f} +- {_error(v):.4f}" for key, v in table[f"{name} k={k}"].items()}
             print(f"k={k} {name:20s} {shown}", flush=True)
-            (asked.out / "results.json").write_text(json.dumps({"rates": rates, "table": table}, indent=1))
+            (arguments.out / "results.json").write_text(json.dumps({"rates": rates, "table": table}, indent=1))
 
 
 def _error(values: list[float]) -> float:

@@ -21,10 +21,10 @@ FIGURES = (
 
 
 def _value(metrics: dict[str, Any], key: str) -> float | None:
-    found: Any = metrics
+    value: Any = metrics
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def main(run: Path) -> None:
@@ -32,15 +32,15 @@ def main(run: Path) -> None:
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(run.glob("dictionaries/*/metrics.json")):
         rows[re.sub(r"-s\d+$", "", path.parent.name)].append(json.loads(path.read_text()))
-    shown = [key for key in FIGURES if any(_value(m, key) is not None for found in rows.values() for m in found)]
+    shown = [key for key in FIGURES if any(_value(m, key) is not None for seeds in rows.values() for m in seeds)]
     print("| | seeds | " + " | ".join(shown) + " |\n|" + "---|" * (len(shown) + 2))
-    for name, found in rows.items():
+    for name, seeds in rows.items():
         cells = []
         for key in shown:
-            values = [v for m in found if (v := _value(m, key)) is not None]
+            values = [v for m in seeds if (v := _value(m, key)) is not None]
             error = f" +- {statistics.stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4f}{error}" if values else "")
-        print(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
+        print(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
