@@ -34,11 +34,11 @@ CONFIG = Path(__file__).parent.parent / "training_configs" / "quickstart.yaml"
 
 def rows_of(sources: Sources, rows: int) -> tuple[Tensor, Tensor]:
     """(training rows in a fixed random order, held-out rows) of the quickstart's hook point, in float32."""
-    parts, found = [], 0
+    parts, n_rows = [], 0
     for g in range(sources.train.n_segments):
         parts.append(sources.train.segment(g).x[Channel(HOOK)])
-        found += len(parts[-1])
-        if found >= rows:
+        n_rows += len(parts[-1])
+        if n_rows >= rows:
             break
     train = torch.cat(parts)[:rows]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
@@ -107,11 +107,11 @@ def main() -> None:
         print(f"{name}: learning rates {tried}", flush=True)
     for k in arguments.k:
         for name, fit in PEERS.items():
-            found = [
+            figures = [
                 judged(fit(train, arguments.d_sae, k, seed, BATCH, rates[name]), held_out, sources)
                 for seed in arguments.seeds
             ]
-            table[f"{name} k={k}"] = {key: [f[key] for f in found] for key in found[0]}
+            table[f"{name} k={k}"] = {key: [f[key] for f in figures] for key in figures[0]}
             shown = {key: f"{statistics.mean(v):.4f} +- {_error(v):.4f}" for key, v in table[f"{name} k={k}"].items()}
             print(f"k={k} {name:20s} {shown}", flush=True)
             (arguments.out / "results.json").write_text(json.dumps({"rates": rates, "table": table}, indent=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from feature_store import queries
 from feature_store.records import FeatureRow
@@ -33,25 +33,24 @@ def scores(store: Store) -> DataFrame:
     )
 
 
-def contexts(store: Store, feature: int, group: Literal["top", "stratum", "all"] = "all") -> DataFrame:
+def contexts(store: Store, feature: int, group: queries.WindowGroup = "all") -> DataFrame:
     """One row per stored context of a feature: text before the peak, the peak, text after it; activations by token."""
     import pandas as pd
 
     rows = []
-    for window in queries.windows(store, feature):
-        if group in ("all", window.group):
-            texts = store.text_of(window.token_ids)
-            before, peak, after = texts[: window.peak], texts[window.peak], texts[window.peak + 1 :]
-            rows.append(
-                {
-                    "group": window.group,
-                    "act": window.acts[window.peak],
-                    "before": "".join(before),
-                    "peak": peak,
-                    "after": "".join(after),
-                    "document": window.document_name,
-                    "acts": window.acts,
-                }
-            )
+    for window in queries.windows(store, feature, group):
+        texts = store.text_of(window.token_ids)
+        before, peak, after = texts[: window.peak], texts[window.peak], texts[window.peak + 1 :]
+        rows.append(
+            {
+                "group": window.group,
+                "act": window.acts[window.peak],
+                "before": "".join(before),
+                "peak": peak,
+                "after": "".join(after),
+                "document": window.document_name,
+                "acts": window.acts,
+            }
+        )
 
     return pd.DataFrame(rows, columns=["group", "act", "before", "peak", "after", "document", "acts"])

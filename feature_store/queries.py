@@ -26,6 +26,7 @@ from feature_store.records import (
 from feature_store.store import Store
 
 SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "label"]
+WindowGroup = Literal["top", "stratum", "all"]
 _SORT_SQL: dict[str, str] = {
     "feature": "f.feature",
     "density": "f.density",
@@ -188,8 +189,8 @@ def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
     return [(row[0], unpack_columns(row[1:5], store.meta["id_bytes"], row[5])) for row in rows]
 
 
-def windows(store: Store, number: int) -> list[Window]:
-    """All stored windows of a feature: the top ones by rank, then the strata from the strongest down."""
+def windows(store: Store, number: int, group: WindowGroup = "all") -> list[Window]:
+    """Stored windows of a feature, of one group or of both: the top ones by rank, then the strata from the strongest down."""
     out = []
     for pack in (pack for _, pack in packs(store, number, number + 1)):
         for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
@@ -211,7 +212,10 @@ def windows(store: Store, number: int) -> list[Window]:
                 )
             )
 
-    return sorted(out, key=lambda w: (w.group == "stratum", -w.stratum if w.group == "stratum" else 0, w.rank))
+    chosen_windows = [w for w in out if group in ("all", w.group)]
+    return sorted(
+        chosen_windows, key=lambda w: (w.group == "stratum", -w.stratum if w.group == "stratum" else 0, w.rank)
+    )
 
 
 def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) -> list[tuple[FeatureRow, int]]:

@@ -69,12 +69,11 @@ def harvest(folder: str | Path, texts: list[str], hook: str) -> list[TextActivat
     channel = Channel(HookPoint.parse(hook))
     harvester = harvester_of(config, Path(folder), (channel,), Screen(quiet=True))
     lm = harvester.lm
-    beginning = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
     spelling = token_bytes(lm.tokenizer)
 
     out = []
     for text in texts:
-        ids = (beginning + lm.tokenizer(text, add_special_tokens=False).input_ids)[: config.text.ctx_len]
+        ids = lm.token_ids(text, config.text.ctx_len)
         context = np.array(ids, np.int64)[None]
         batch = harvester.harvest(context, np.zeros_like(context))
         tokens = [spelling[number].decode("utf-8", "replace") for number in ids]

@@ -77,9 +77,7 @@ def strongest(
     sae: SparseAutoencoder, harvester: Harvester, ctx_len: int, texts: list[str]
 ) -> Float[np.ndarray, "texts d_sae"]:
     """Maximum activation of every latent over the tokens of each text that the dictionary reads, [texts, d_sae]."""
-    lm = harvester.lm
-    bos = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
-    rows = [bos + lm.tokenizer(text, add_special_tokens=False).input_ids[: ctx_len - len(bos)] for text in texts]
+    rows = [harvester.lm.token_ids(text, ctx_len) for text in texts]
     empty = [n for n, row in enumerate(rows) if len(row) < 2]
     if empty:
         raise DataError(f"text {empty[0] + 1} ({texts[empty[0]]!r}) has fewer than two tokens; give longer texts.")

@@ -112,6 +112,11 @@ class LanguageModel:
         """The model without its head."""
         return self.model.base_model
 
+    def token_ids(self, text: str, most: int) -> list[int]:
+        """Token ids of a text that stands alone, as training would see it: begun as the model wants, cut at `most`."""
+        beginning = [self.tokenizer.bos_token_id] if self.prepend_bos else []
+        return (beginning + self.tokenizer(text, add_special_tokens=False).input_ids)[:most]
+
     def cast(self, dtype: torch.dtype) -> None:
         """Gives the parameters another dtype; buffers such as rotary frequencies keep theirs, as on loading."""
         for parameter in self.model.parameters():

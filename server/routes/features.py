@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from feature_store import queries
-from feature_store.queries import SortKey
+from feature_store.queries import SortKey, WindowGroup
 from feature_store.store import Store
 from server import responses
 from server.errors import ApiError
@@ -73,16 +73,13 @@ def get_feature(request: Request, dictionary: str, feature: int) -> Response:
 
 
 @router.get("/features/{feature}/contexts", response_model=responses.ContextList)
-def get_contexts(
-    request: Request, dictionary: str, feature: int, group: Literal["top", "stratum", "all"] = "all"
-) -> Response:
+def get_contexts(request: Request, dictionary: str, feature: int, group: WindowGroup = "all") -> Response:
     """Windows around the feature's peaks: the strongest, and samples of every range of activation."""
     store = entry_of(request, dictionary).store
     row = queries.feature_row(store, feature) if feature in POSSIBLE_IDS else None
     if row is None:
         raise _refused(store)
-    windows = [w for w in queries.windows(store, feature) if group in ("all", w.group)]
-    items = [responses.context(store, w) for w in windows]
+    items = [responses.context(store, w) for w in queries.windows(store, feature, group)]
     body = {"feature": feature, "max_act": row.max_act, "items": items}
     return json_response(body, store.generation, request)
 

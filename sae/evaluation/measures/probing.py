@@ -103,10 +103,9 @@ class Probing(Measure):
         """(activations, dense latents) at the last token of every text, cut to the context length."""
         lm, held_out, sae = subject.lm, subject.held_out, subject.sae
         lengths, rows = [], np.zeros((len(texts), held_out.contexts.ctx_len), np.int64)
-        bos = [lm.tokenizer.bos_token_id] if lm.prepend_bos else []
 
         for n, text in enumerate(texts):
-            ids = bos + lm.tokenizer(text, add_special_tokens=False).input_ids[: rows.shape[1] - len(bos)]
+            ids = lm.token_ids(text, rows.shape[1])
             rows[n, : len(ids)] = ids
             lengths.append(max(len(ids), 1))
 
