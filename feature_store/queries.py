@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from feature_store.packing import Pack, dense_windows, unpack_columns
+from feature_store.packing import GROUPS, Pack, dense_windows, unpack_columns
 from feature_store.records import (
     ActiveFeature,
     Concept,
@@ -190,14 +190,19 @@ def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
 
 
 def windows(store: Store, number: int, group: WindowGroup = "all") -> list[Window]:
-    """Stored windows of a feature, of one group or of both: the top ones by rank, then the strata from the strongest down."""
+    """Stored windows of a feature, of one group or of both: the top ones by rank, then the strata from the strongest down.
+
+    The windows of uniform draws, which scores are made of, are not among them.
+    """
     out = []
     for pack in (pack for _, pack in packs(store, number, number + 1)):
         for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
+            if w["group"] == GROUPS.index("uniform"):
+                continue
             document = int(w["document"])
             out.append(
                 Window(
-                    group="stratum" if w["is_stratum"] else "top",
+                    group=GROUPS[w["group"]],
                     rank=int(w["rank"]),
                     stratum=int(w["stratum"]),
                     document=document,
