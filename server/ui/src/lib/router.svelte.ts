@@ -1,4 +1,12 @@
 // Where the reader is, kept in the part of the address after '#', so that every view can be linked to.
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // no such page, which is said where pages are chosen
+  }
+}
+
 export class Route {
   parts = $state<string[]>([]);
   values = $state<URLSearchParams>(new URLSearchParams());
@@ -6,7 +14,7 @@ export class Route {
   constructor() {
     const read = () => {
       const [path = "", values = ""] = location.hash.replace(/^#\/?/, "").split("?");
-      this.parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+      this.parts = path.split("/").filter(Boolean).map(decoded);
       this.values = new URLSearchParams(values);
     };
     window.addEventListener("hashchange", read);
