@@ -15,9 +15,8 @@ import duckdb
 
 from feature_store.dictionary_files import DictionaryCard, JsonFileError
 from feature_store.store import StoreError
-from feature_store.writer import read_pointer
 from server.downloads import DamagedFile, Download, Downloads
-from server.edition import Edition, published_hashes, state_of
+from server.edition import Edition, published_hashes, read_generations, state_of
 from server.errors import RETRY, ApiError
 
 SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
@@ -36,7 +35,7 @@ class Entry:
     def __init__(self, folder: Path):
         self.folder = folder
         self.downloads = Downloads(folder)
-        self.downloads.check(published_hashes(DictionaryCard.read(folder), read_pointer(folder / "store")))
+        self.downloads.check(published_hashes(DictionaryCard.read(folder), read_generations(folder)))
         self._lock = threading.Lock()
         self._state = state_of(folder)
         self._edition = Edition(folder)
@@ -121,7 +120,7 @@ def dictionary_folders(path: Path) -> list[Path]:
 def _is_finished(folder: Path) -> bool:
     """Whether its store is published; a pointer that cannot be read is damaged, which is said when it is opened."""
     try:
-        return "contexts" in read_pointer(folder / "store")
+        return "contexts" in read_generations(folder)
     except UNREADABLE:
         return True
 

@@ -16,10 +16,11 @@ import numpy as np
 from feature_store import queries
 from feature_store.dictionary_files import DictionaryCard, JsonFile, LabelSummary, Metrics
 from feature_store.store import Store
+from feature_store.writer import read_pointer
 
-STORE = "store/"
+STORE, POINTER = "store/", "store/current.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-READ_FILES = ("card.json", "metrics.json", "labels.json", "training.jsonl", "store/current.json")
+READ_FILES = ("card.json", "metrics.json", "labels.json", "training.jsonl", POINTER)
 DENSITY_EDGES = np.arange(-7, 0.25, 0.25)
 F = TypeVar("F", bound=JsonFile)
 
@@ -62,14 +63,26 @@ class Edition:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def read_generations(folder: Path) -> dict[str, Any]:
+    """The pointer of the store; raises `ValueError` if it is damaged."""
+    try:
+        pointer = read_pointer(folder / "store")
+    except ValueError as error:
+        raise ValueError(f"{POINTER}: not valid JSON ({error}).") from None
+    if not isinstance(pointer, dict) or not all(isinstance(generation, dict) for generation in pointer.values()):
+        raise ValueError(f"{POINTER}: an object with the generation of each kind is wanted.")
+    return pointer
+
+
 def published_hashes(card: DictionaryCard, generations: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of the weights and of the generations, by path in the folder; raises `ValueError` if a name is a path."""
     weights = card.weights_files or {"weights.safetensors": card.weights_sha256}
-    hashes = [(generation["file"], generation["sha256"]) for generation in generations.values()]
-    for name, sha256 in (*weights.items(), *hashes):
-        if not isinstance(sha256, str) or not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
-            raise ValueError(f"card.json or store/current.json: {name!r} is no plain file name with a SHA-256")
-    return weights | {f"{STORE}{name}": sha256 for name, sha256 in hashes}
+    stores = [(generation.get("file"), generation.get("sha256")) for generation in generations.values()]
+    for source, names in (("card.json", weights.items()), (POINTER, stores)):
+        for name, sha256 in names:
+            if not isinstance(sha256, str) or not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+                raise ValueError(f"{source}: {name!r} with {sha256!r} is no plain file name with a SHA-256.")
+    return weights | {f"{STORE}{name}": sha256 for name, sha256 in stores}
 
 
 class FileState(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -10,6 +11,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import errors
+
+HOST = re.compile(r"[a-z0-9._:-]+")  # a name, or an address without its brackets
 
 
 class KnownHosts:
@@ -45,7 +48,7 @@ def host_of(header: str) -> str | None:
         is_whole = parts.netloc == header and parts.port != 0
     except ValueError:
         return None
-    return parts.hostname if is_whole and not parts.username else None
+    return parts.hostname if is_whole and HOST.fullmatch(parts.hostname or "") and parts.username is None else None
 
 
 def is_address(host: str) -> bool:
