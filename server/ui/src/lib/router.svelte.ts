@@ -1,12 +1,4 @@
 // Where the reader is, kept in the part of the address after '#', so that every view can be linked to.
-function decoded(part: string): string {
-  try {
-    return decodeURIComponent(part);
-  } catch {
-    return part; // no such page, which is said where pages are chosen
-  }
-}
-
 export class Route {
   parts = $state<string[]>([]);
   values = $state<URLSearchParams>(new URLSearchParams());
@@ -14,7 +6,11 @@ export class Route {
   constructor() {
     const read = () => {
       const [path = "", values = ""] = location.hash.replace(/^#\/?/, "").split("?");
-      this.parts = path.split("/").filter(Boolean).map(decoded);
+      try {
+        this.parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+      } catch {
+        this.parts = [path, path]; // what cannot be decoded is the address of no page
+      }
       this.values = new URLSearchParams(values);
     };
     window.addEventListener("hashchange", read);
