@@ -18,10 +18,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feature_store.atomic import write_json
-
-
-class JsonFileError(Exception):
-    """A JSON file that is missing, damaged, or of a format that this saedex does not read."""
+from feature_store.errors import JsonFileError
 
 
 class Facts(BaseModel):
@@ -57,7 +54,7 @@ class JsonFile(Facts):
         """The content of bytes that came from `where`; raises `JsonFileError`."""
         try:
             values = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JsonFileError(f"{where}: not valid JSON ({error}).") from None
 
         if not isinstance(values, dict):
@@ -205,8 +202,10 @@ class Metrics(JsonFile):
 
     def with_figures(self, measure: str, figures: dict[str, Any]) -> Metrics:
         """These metrics with the figures of one more measure."""
-        measured = sorted({*(self.measured or ()), measure})
-        return Metrics.model_validate({**self.as_json(), **figures, "measured": measured})
+        values = {**self.as_json(), **figures, "measured": sorted({*(self.measured or ()), measure})}
+        if values.get("l0") == 0:  # a dictionary that is silent is dead, also after too short a training to call it so
+            values["dead"] = values.get("d_sae")
+        return Metrics.model_validate(values)
 
 
 class JudgeCost(Facts):

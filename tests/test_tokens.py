@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import zipfile
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_empty_text_is_refused(tmp_path, tokenizer, content):
 def test_a_missing_column_is_named(text_file):
     source = DatasetText(source="datasets", path="json", data_files=(str(text_file),), column="body")
     with pytest.raises(DataError, match=r"no column 'body'. Columns: text"):
-        list(documents(source, 0))
+        list(documents(source))
 
 
 def test_files_of_every_format_read_alike_and_skip(tmp_path):
@@ -144,8 +145,7 @@ def test_files_of_every_format_read_alike_and_skip(tmp_path):
         csv.writer(file).writerows([["text"], *[[t] for t in texts]])
     for kind, name in (("json", "a.jsonl"), ("text", "a.txt"), ("parquet", "a.par*"), ("csv", "a.csv")):
         source = DatasetText(source="datasets", path=kind, data_files=(str(tmp_path / name),))
-        assert [d.text for d in documents(source, 0)] == texts
-        assert [d.text for d in documents(source, 5)] == texts[5:]
+        assert [d.text for d in documents(source)] == texts
 
 
 def test_mixtures_follow_their_weights_and_resume(tmp_path):
@@ -181,7 +181,7 @@ def make_wheel(tmp_path, members):
 def test_package_members_are_read_joined_and_checked(tmp_path):
     part = make_wheel(tmp_path, {"d/1.txt": b"one ", "d/2.txt": b"two", "e.bin": b"no"})
     source = PackageText(source="package", part=PackagePart(**part, member="d/*.txt"))
-    assert [d.text for d in documents(source, 0)] == ["one ", "two"]
+    assert [d.text for d in documents(source)] == ["one ", "two"]
     target = tmp_path / "joined"
     join_members((PackagePart(**part, member="d/*.txt"),), hashlib.sha256(b"one two").hexdigest(), target)
     assert target.read_bytes() == b"one two"
@@ -189,19 +189,19 @@ def test_package_members_are_read_joined_and_checked(tmp_path):
         join_members((PackagePart(**part, member="e.bin"),), "0" * 64, target)
     assert not target.exists()
     with pytest.raises(ArtefactError, match="no member matches 'x'"):
-        list(documents(PackageText(source="package", part=PackagePart(**part, member="x")), 0))
+        list(documents(PackageText(source="package", part=PackagePart(**part, member="x"))))
     wrong = {**part, "archive_sha256": "0" * 64}
     with pytest.raises(ArtefactError, match="the config pins 0000"):
-        list(documents(PackageText(source="package", part=PackagePart(**wrong, member="e.bin")), 0))
+        list(documents(PackageText(source="package", part=PackagePart(**wrong, member="e.bin"))))
 
 
 def test_installed_docs_are_long_different_and_ordered(tmp_path, tokenizer):
-    stream = documents(InstalledDocs(source="installed-docs"), 0)
+    stream = documents(InstalledDocs(source="installed-docs"))
     first = [next(stream) for _ in range(300)]
     assert all(len(d.text) >= 200 for d in first)
     assert len({d.text for d in first}) == 300
     assert len({d.name.split("/")[0] for d in first}) >= 4
-    again = documents(InstalledDocs(source="installed-docs"), 100)
+    again = islice(documents(InstalledDocs(source="installed-docs")), 100, None)
     assert [next(again) for _ in range(200)] == first[100:]
     text = TextConfig(sources=({"source": "installed-docs"},), ctx_len=16, held_out_tokens=160)
     build(text, tokenizer, prepend_bos=False, n_tokens=1000, folder=tmp_path, progress=Progress())

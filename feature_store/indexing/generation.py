@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from feature_store.errors import StoreError
 from feature_store.indexing import tables
 from feature_store.indexing.contexts import Collected, ContextCollector, ContextLimits
 from feature_store.indexing.feature_rows import Directions, write_feature_rows
@@ -64,6 +65,8 @@ class _Pass(NamedTuple):
 
 def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
     codes = Codes(*map(np.asarray, corpus.codes))  # memory-mapped, without the price of their class at every slice
+    _check_inside(codes.ids, len(corpus.vocabulary), "token")
+    _check_inside(codes.documents, len(corpus.document_names), "document")
     is_test = tables.in_test_part(len(corpus.document_names))
     return _Pass(
         codes,
@@ -72,6 +75,12 @@ def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
         is_test,
         documents=tables.count_documents(codes, d_sae, limits.features_per_document),
     )
+
+
+def _check_inside(numbers: np.ndarray, n: int, what: str) -> None:
+    """Compiled code does not look whether a number is inside a table: one that is not would write outside of it."""
+    if numbers.size and numbers.max() >= n:
+        raise StoreError(f"index: {what} {numbers.max()} in the text, there are {n}; the files of tokens are damaged.")
 
 
 def write_shard(

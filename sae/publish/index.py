@@ -15,7 +15,7 @@ from feature_store.indexing.contexts import ContextLimits
 from feature_store.indexing.generation import Corpus, Directions, Limits, publish, write_shard
 from feature_store.indexing.tables import Codes
 from sae.architectures import SparseAutoencoder
-from sae.errors import DataError
+from sae.foundation.files import reserve
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.model.language_model import LanguageModel
@@ -65,8 +65,11 @@ class _CodeFiles:
     def open(self, width: int, mode: Literal["w+", "r+"]) -> None:
         """Opens both files at a width; "w+" creates them without codes."""
         shape = (self.n_tokens, width)
-        self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, mode, shape=shape)
-        self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, mode, shape=shape)
+        if mode == "w+":
+            for name, itemsize in (("indices", np.dtype(self.index_type).itemsize), ("acts", 4)):
+                reserve(self.folder / f"{name}-{width}.bin", self.n_tokens * width * itemsize)
+        self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, "r+", shape=shape)
+        self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, "r+", shape=shape)
         self.width = width
 
     def _widen(self, width: int) -> None:
@@ -172,7 +175,9 @@ def index(
     )
     codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, progress=progress)
     if not (codes.acts > 0).any():
-        raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
+        progress.say(
+            f"{sae.config.name} is dead: no latent fires on the text; its store holds features without contexts"
+        )
 
     hook = sae.config.writes[0]  # of several hook points the pages show the first
     rows = sae.W_dec[:, : len(activations.statistics(hook).centre)]

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from sae.errors import DataError
+from sae.errors import DataError, UnavailableError
 from sae.foundation.downloads import PackagePart, open_members
 from sae.foundation.section import Count, Section
 from sae.text import installed_docs
+from sae.text.reread import NOTHING_READ, RereadStream
 
 
 class Document(NamedTuple):
@@ -45,6 +46,13 @@ class DatasetText(_Weighted):
     revision: str | None = Field(default=None, description="Commit that pins a hub data set.")
     column: str = Field(default="text", description="Column that holds the text.")
 
+    def absolute(self) -> DatasetText:
+        """The same settings with absolute paths; addresses stay as they are."""
+        files = self.data_files and tuple(
+            f if "://" in f else str(Path(f).expanduser().absolute()) for f in self.data_files
+        )
+        return self.model_copy(update={"data_files": files})
+
     @model_validator(mode="after")
     def _files(self) -> DatasetText:
         if self.path in ("parquet", "json", "csv", "text") and not self.data_files:
@@ -62,20 +70,14 @@ class PackageText(_Weighted):
 TextSource = Annotated[InstalledDocs | DatasetText | PackageText, Field(discriminator="source")]
 
 
-def documents(source: InstalledDocs | DatasetText | PackageText, skip: int) -> Iterator[Document]:
-    """The documents of one source in a fixed order, without the first `skip`."""
+def documents(source: InstalledDocs | DatasetText | PackageText) -> Iterator[Document]:
+    """The documents of one source in a fixed order."""
     if isinstance(source, DatasetText):
-        yield from _dataset_documents(source, skip)
-        return
-
-    if isinstance(source, InstalledDocs):
-        stream = (Document(name, text) for name, text in installed_docs.documents(source.min_chars))
+        yield from _dataset_documents(source)
+    elif isinstance(source, InstalledDocs):
+        yield from (Document(name, text) for name, text in installed_docs.documents(source.min_chars))
     else:
-        stream = _package_documents(source.part)
-
-    for number, document in enumerate(stream):
-        if number >= skip:
-            yield document
+        yield from _package_documents(source.part)
 
 
 def _package_documents(part: PackagePart) -> Iterator[Document]:
@@ -83,10 +85,10 @@ def _package_documents(part: PackagePart) -> Iterator[Document]:
         yield Document(f"{part.name}/{name}", stream.read().decode("utf-8", errors="replace"))
 
 
-def _dataset_documents(source: DatasetText, skip: int) -> Iterator[Document]:
+def _dataset_documents(source: DatasetText) -> Iterator[Document]:
     from datasets import load_dataset
 
-    files = [str(Path(f).expanduser()) for f in source.data_files] if source.data_files else None
+    files = list(source.absolute().data_files or ()) or None
 
     try:
         stream: Any = load_dataset(
@@ -99,11 +101,13 @@ def _dataset_documents(source: DatasetText, skip: int) -> Iterator[Document]:
         )
     except StopIteration:
         raise DataError(f"text source {source.path!r}: the files are empty.") from None
+    except ConnectionError as error:
+        raise UnavailableError(f"text source {source.path!r}: {error}. Check the name and the network.") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"text source {source.path!r}: datasets cannot open it: {error}") from None
 
-    rows = iter(stream.skip(skip))
-    number = skip
+    rows = iter(stream)
+    number = 0
 
     while (row := _next_row(rows, source.path)) is not None:
         if source.column not in row:
@@ -125,15 +129,28 @@ class Mixture:
     """Documents of several sources, mixed by weight; a stopped run resumes at the same position.
 
     The next document comes from the source with the smallest `tokens taken / weight`, so the order is a
-    function of the sources alone. `taken` (documents) and `tokens` per source are the whole position.
+    function of the sources alone. `taken` (documents) and `tokens` per source are the whole position; `sha256` are
+    the hashes of what was read.
     """
 
-    def __init__(self, sources: tuple[Any, ...], taken: list[int] | None = None, tokens: list[int] | None = None):
+    def __init__(
+        self,
+        sources: tuple[Any, ...],
+        taken: list[int] | None = None,
+        tokens: list[int] | None = None,
+        sha256: list[str] | None = None,
+    ):
         self.sources = sources
         self.taken = list(taken or [0] * len(sources))
         self.tokens = list(tokens or [0] * len(sources))
-        self._streams = [documents(s, skip) for s, skip in zip(sources, self.taken, strict=True)]
+        read = zip(sources, self.taken, sha256 or [NOTHING_READ if n == 0 else None for n in self.taken], strict=True)
+        self._streams = [RereadStream(f"text.sources.{i}", documents(s), n, h) for i, (s, n, h) in enumerate(read)]
         self._live = set(range(len(sources)))
+
+    @property
+    def sha256(self) -> list[str]:
+        """The hash of all documents that were read, by source."""
+        return [stream.sha256 for stream in self._streams]
 
     def next_document(self) -> tuple[int, Document] | None:
         """(index of the source, document), or None at the end of every source."""

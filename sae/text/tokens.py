@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy as np
 from jaxtyping import UInt
 from pydantic import Field
 
-from sae.errors import DataError
-from sae.foundation.files import write_json
+from sae.errors import ArtefactError, DataError
+from sae.foundation.files import read_sealed, write_sealed
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.text import installed_docs
 from sae.text.corpus import InstalledDocs, Mixture, TextSource
+from sae.text.hashed_file import HashedFile
 
 DOCUMENTS_PER_BATCH = 256
 
@@ -83,9 +83,14 @@ class _ContextWriter:
         self.width = ctx_len - (bos is not None)
         self.state = {"n_contexts": 0, "n_documents": 0, "names_bytes": 0, "tail": [], "tail_documents": [], **state}
         row_bytes = ctx_len * np.dtype(dtype).itemsize
-        self._ids = _open_at(folder / "ids.bin", self.state["n_contexts"] * row_bytes)
-        self._documents = _open_at(folder / "documents.bin", self.state["n_contexts"] * ctx_len * 4)
-        self._names = _open_at(folder / "documents.txt", self.state["names_bytes"])
+        sizes = {
+            "ids.bin": self.state["n_contexts"] * row_bytes,
+            "documents.bin": self.state["n_contexts"] * ctx_len * 4,
+            "documents.txt": self.state["names_bytes"],
+        }
+        known = self.state.get("sha256", {})
+        files = [HashedFile(folder / name, size, known.get(name)) for name, size in sizes.items()]
+        self._ids, self._documents, self._names = files
 
     def add(self, names: list[str], token_lists: list[list[int]]) -> None:
         """Appends whole documents, each followed by the end-of-sequence token if the tokenizer has one."""
@@ -118,17 +123,8 @@ class _ContextWriter:
 
     def commit(self) -> None:
         """Makes everything added so far durable."""
-        for file in (self._ids, self._documents, self._names):
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _open_at(path: Path, size: int) -> Any:
-    """`path` open for appending after its first `size` bytes; what lies beyond was never committed."""
-    file = path.open("r+b" if path.exists() else "w+b")
-    file.truncate(size)
-    file.seek(size)
-    return file
+        files = (self._ids, self._documents, self._names)
+        self.state["sha256"] = {file.path.name: file.commit() for file in files}
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -153,7 +149,7 @@ def build(
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     bos = tokenizer.bos_token_id if prepend_bos else None
     position_file = folder / "position.json"
-    position = json.loads(position_file.read_text()) if position_file.exists() else {}
+    position = _position(position_file) if position_file.exists() else {}
     needed_contexts = {
         "train": -(-n_tokens // config.ctx_len),
         "held_out": -(-config.held_out_tokens // config.ctx_len),
@@ -167,7 +163,7 @@ def build(
         }
         for writer in writers.values():
             stack.callback(writer.close)
-        mixture = Mixture(config.sources, position.get("taken"), position.get("tokens"))
+        mixture = Mixture(config.sources, position.get("taken"), position.get("tokens"), position.get("sources_sha256"))
         digest = position.get("sha256", "")
 
         def short(name: str) -> bool:
@@ -184,7 +180,8 @@ def build(
             digest = hashlib.sha256((digest + text).encode("utf-8", "replace")).hexdigest()
             position = {name: writer.state for name, writer in writers.items()}
             position |= {"taken": mixture.taken, "tokens": mixture.tokens, "sha256": digest}
-            write_json(position_file, position)
+            position |= {"sources_sha256": mixture.sha256}
+            write_sealed(position_file, position)
             progress.update(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
     n_contexts = {name: min(writers[name].state["n_contexts"], needed_contexts[name]) for name in needed_contexts}
@@ -193,6 +190,14 @@ def build(
         Contexts(folder / n, config.ctx_len, prepend_bos, dtype, n_contexts=n_contexts[n]) for n in needed_contexts
     )
     return train, held_out
+
+
+def _position(path: Path) -> dict[str, Any]:
+    """How far the text has been read; raises `ArtefactError` if the file is not that."""
+    position = read_sealed(path)
+    if not {"train", "held_out", "taken", "tokens", "sha256"} <= position.keys():
+        raise ArtefactError(f"{path}: not a position in the text; the file is damaged.")
+    return position
 
 
 def _check_enough(config: TextConfig, needed_contexts: dict[str, int], n_contexts: dict[str, int]) -> None:
@@ -236,7 +241,7 @@ def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:
     """What the corpus was: sources, hash of the text, documents per source, and versions of the packages it was read
     from.
     """
-    position = json.loads((folder / "position.json").read_text())
+    position = _position(folder / "position.json")
     about = {
         "sources": [source.model_dump(mode="json") for source in config.sources],
         "sha256": position["sha256"],
