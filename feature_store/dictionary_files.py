@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from feature_store.atomic import write_json
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-DictionaryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+DICTIONARY_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+DictionaryName = Annotated[str, StringConstraints(pattern=DICTIONARY_NAME)]
 CARD_SHA256 = "card_sha256"
 
 

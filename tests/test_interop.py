@@ -137,7 +137,7 @@ def test_pickled_objects_and_wrong_shapes_are_refused_and_write_nothing(tmp_path
         ("evil.pt", "openai", "pickled objects"),
         ("evil.npz", "gemma-npz", "pickled objects"),
         ("bad", "sparsify", "b_dec has shape"),
-        ("mine", "sparsify", "cannot be read as JSON"),
+        ("mine", "sparsify", r"cfg.json: cannot be read \(No such file"),
         ("nowhere", "saelens", "no such file"),
     ]:
         with pytest.raises(SaedexError, match=message):
