@@ -167,7 +167,7 @@ class Provenance(Facts):
 class DictionaryCard(Provenance, JsonFile):
     """card.json: what a dictionary is. `sae` holds the settings of its architecture, which each architecture owns.
 
-    The file also holds `card_sha256`: the SHA-256 of all other fields as JSON with sorted keys and no spaces. A card of
+    The file also holds `card_sha256`: the SHA-256 of all other fields as JSON with sorted keys. A card of
     which a digit has changed is refused, because it would give other results without a word. Cards without it are read.
     """
 
@@ -211,7 +211,7 @@ class DictionaryCard(Provenance, JsonFile):
 
 
 def _content_sha256(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class LossRecovered(Facts):

@@ -17,7 +17,7 @@ from feature_store.dictionary_files import (
 )
 from sae.architectures import SparseAutoencoder
 from sae.errors import ArtefactError, ConfigError
-from sae.foundation.files import write_folder
+from sae.foundation.new_folder import write_new_folder
 from sae.interop.foreign_weights import ForeignWeights, largest_difference, module_of, weights_of
 from sae.interop.format import Format
 from sae.interop.formats import FORMATS
@@ -66,8 +66,7 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
                 f"{TOLERANCE:.0e}. Nothing was written; please report this."
             )
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(target, fill)
+    write_new_folder(target, fill)
 
     return weights.lossy
 
@@ -116,7 +115,7 @@ def import_dictionary(
         training=TrainingFacts(activations_seen=None, dead_at_end=None),
         imported_from=ImportFacts(format=source, path=path.name),
     )
-    dictionary.publish(target, sae, provenance)
+    dictionary.publish(target, sae, provenance, write_new_folder)
 
     return sae
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -39,8 +40,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def publish(folder: Path, sae: SparseAutoencoder, provenance: Provenance) -> None:
-    """Writes a dictionary folder. `sae` takes activations in the language model's own units."""
+def publish(
+    folder: Path,
+    sae: SparseAutoencoder,
+    provenance: Provenance,
+    write: Callable[[Path, Callable[[Path], None]], None] = write_folder,
+) -> None:
+    """Writes a dictionary folder. `sae` takes activations in the language model's own units.
+
+    `write` decides what happens if the folder exists: by default it is replaced.
+    """
 
     def fill(target: Path) -> None:
         sha256 = save_tensors(target / WEIGHTS, dict(sae.state_dict()))
@@ -48,7 +57,7 @@ def publish(folder: Path, sae: SparseAutoencoder, provenance: Provenance) -> Non
         _card(sae, sae.config, provenance, {"weights_sha256": sha256}).write(target)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, fill)
+    write(folder, fill)
 
 
 def publish_shards(
