@@ -22,6 +22,7 @@ from sae.errors import (
     exit_code_of,
 )
 from sae.foundation.stop import StopRequest
+from sae.foundation.visible import visible
 
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
@@ -88,21 +89,26 @@ def _exit_code(command: Command, arguments: argparse.Namespace) -> int:
         # All processes find the same fault in a config; the first one says it for them.
         is_repeated = isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"
         if not isinstance(error, StoppedByPeer) and not is_repeated:
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(str(error))
         return exit_code_of(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return Interrupted.exit_code
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed. Training needs it: pip install 'saedex[train]'.", file=sys.stderr)
+        _print_error(f"{error.name} is not installed. Training needs it: pip install 'saedex[train]'.")
         return UnavailableError.exit_code
     except OSError as error:
-        print(f"error: {error}. Check the disk and the permissions.", file=sys.stderr)
+        _print_error(f"{error}. Check the disk and the permissions.")
         return exit_code_of(error)
     except Exception as error:
-        traceback.print_exc()
-        print("error: this is a bug in saedex; please report the lines above.", file=sys.stderr)
+        print(visible(traceback.format_exc()), file=sys.stderr)
+        _print_error("this is a bug in saedex; please report the lines above.")
         return exit_code_of(error)
+
+
+def _print_error(text: str) -> None:
+    """Prints an error. Its text may hold that of a file from anywhere."""
+    print(f"error: {visible(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
