@@ -11,17 +11,20 @@ of a later format is refused with one line.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from feature_store.atomic import write_json
+from feature_store.errors import JsonFileError
 
-
-class JsonFileError(Exception):
-    """A JSON file that is missing, damaged, or of a format that this saedex does not read."""
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+DICTIONARY_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+DictionaryName = Annotated[str, StringConstraints(pattern=DICTIONARY_NAME)]
+CARD_SHA256 = "card_sha256"
 
 
 class Facts(BaseModel):
@@ -39,6 +42,11 @@ class JsonFile(Facts):
     format_version: int
 
     @classmethod
+    def unsealed(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """The content without what guards it; raises `JsonFileError` if it was changed. Most files have no guard."""
+        return values
+
+    @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The content of a file of any earlier format in today's form."""
         return {"format_version": 1, **values}
@@ -49,7 +57,7 @@ class JsonFile(Facts):
         path = folder / cls.file_name
         try:
             return cls.parse(path.read_bytes(), str(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise JsonFileError(f"{folder}: no {cls.file_name} there. Give {cls.kind_of_folder}.") from None
 
     @classmethod
@@ -57,16 +65,16 @@ class JsonFile(Facts):
         """The content of bytes that came from `where`; raises `JsonFileError`."""
         try:
             values = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JsonFileError(f"{where}: not valid JSON ({error}).") from None
 
         if not isinstance(values, dict):
             raise JsonFileError(f"{where}: a JSON object is wanted, found {type(values).__name__}.")
 
-        values = cls.upgraded(values)
+        values = cls.upgraded(cls.unsealed(values, where))
         if values["format_version"] != cls.current_version:
             raise JsonFileError(
-                f"{where}: format version {values['format_version']}, this saedex reads {cls.current_version}."
+                f"{where}: format version {values['format_version']!r}, this saedex reads {cls.current_version}."
             )
 
         try:
@@ -154,20 +162,41 @@ class Provenance(Facts):
 
 
 class DictionaryCard(Provenance, JsonFile):
-    """card.json: what a dictionary is. `sae` holds the settings of its architecture, which each architecture owns."""
+    """card.json: what a dictionary is. `sae` holds the settings of its architecture, which each architecture owns.
+
+    The file also holds `card_sha256`: the SHA-256 of all other fields as JSON with sorted keys. A card of
+    which a digit has changed is refused, because it would give other results without a word. Cards without it are read.
+    """
 
     file_name: ClassVar[str] = "card.json"
     current_version: ClassVar[int] = 2
 
-    name: str
+    name: DictionaryName
     created: str
-    d_model: int
-    d_out: int
+    d_model: int = Field(ge=1)
+    d_out: int = Field(ge=1)
     sae: dict[str, Any]
-    selection_dtype: str
+    selection_dtype: Literal["float32", "bfloat16", "float16"]
     versions: dict[str, str]
-    weights_sha256: str
-    weights_files: dict[str, str] | None = None  # name to SHA-256, if the weights are in several files
+    weights_sha256: Sha256
+    weights_files: dict[str, Sha256] | None = None  # name to SHA-256, if the weights are in several files
+
+    @classmethod
+    def unsealed(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """The content without `card_sha256`; raises `JsonFileError` if the rest does not have this hash."""
+        content = {key: value for key, value in values.items() if key != CARD_SHA256}
+        if CARD_SHA256 in values and values[CARD_SHA256] != _content_sha256(content):
+            raise JsonFileError(
+                f"{where}: the card was changed after it was written ({CARD_SHA256} is {values[CARD_SHA256]!r}, the other "
+                f"fields give {_content_sha256(content)}). Take it again from where it comes; if you changed it on "
+                f"purpose, remove the line {CARD_SHA256}."
+            )
+        return content
+
+    def write(self, folder: Path) -> None:
+        """Writes the card with the hash of its content, atomically."""
+        content = self.as_json()
+        write_json(folder / self.file_name, {**content, CARD_SHA256: _content_sha256(content)})
 
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +205,10 @@ class DictionaryCard(Provenance, JsonFile):
             return {"format_version": values.get("card_version"), **values}
         values = {"d_out": values.get("d_model"), **values}
         return {"format_version": 2, **{key: value for key, value in values.items() if key != "card_version"}}
+
+
+def _content_sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class LossRecovered(Facts):
@@ -213,8 +246,10 @@ class Metrics(JsonFile):
 
     def with_figures(self, measure: str, figures: dict[str, Any]) -> Metrics:
         """These metrics with the figures of one more measure."""
-        measured = sorted({*(self.measured or ()), measure})
-        return Metrics.model_validate({**self.as_json(), **figures, "measured": measured})
+        values = {**self.as_json(), **figures, "measured": sorted({*(self.measured or ()), measure})}
+        if values.get("l0") == 0:  # a dictionary that is silent is dead, also after too short a training to call it so
+            values["dead"] = values.get("d_sae")
+        return Metrics.model_validate(values)
 
 
 class JudgeCost(Facts):

@@ -10,11 +10,8 @@ import duckdb
 
 from feature_store import schema
 from feature_store.cursors import cursor_of
-from feature_store.writer import read_pointer
-
-
-class StoreError(Exception):
-    """A store that is missing, of a newer format, or not a store."""
+from feature_store.errors import StoreError
+from feature_store.writer import read_pointer, verify
 
 
 class Store:
@@ -47,6 +44,7 @@ class Store:
         """Attaches one generation, or an empty one in memory if none of its kind is published."""
         if kind in self.pointer:
             path = self.folder / self.pointer[kind]["file"]
+            verify(path, self.pointer[kind]["sha256"])
             try:
                 self.connection.execute(f"attach '{path}' as {kind} (read_only)")
                 versions = self.connection.execute(

@@ -6,11 +6,23 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from contextlib import nullcontext
 
+from feature_store.errors import FileError
 from sae.commands import commands
+from sae.commands.command import Command
 from sae.commands.train import Train
-from sae.errors import EXIT_CODES, ConfigError, SaedexError, StoppedByPeer, UnavailableError
+from sae.errors import (
+    EXIT_CODES,
+    ConfigError,
+    Interrupted,
+    SaedexError,
+    StoppedByPeer,
+    UnavailableError,
+    exit_code_of,
+)
+from sae.foundation.stop import StopRequest
+from sae.foundation.visible import visible
 
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
@@ -18,13 +30,13 @@ EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EX
 def main(argv: list[str] | None = None) -> int:
     """`sae COMMAND ...`; returns the exit code."""
     arguments = parser().parse_args(argv)
-    return _guarded(lambda: arguments.command.run(arguments))
+    return _guarded(arguments.command, arguments)
 
 
 def train_main(argv: list[str] | None = None) -> int:
     """`sae-train config.yaml`; returns the exit code."""
     arguments = train_parser().parse_args(argv)
-    return _guarded(lambda: Train().run(arguments))
+    return _guarded(Train(), arguments)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,9 +70,9 @@ def train_parser() -> argparse.ArgumentParser:
     return program
 
 
-def _guarded(work: Callable[[], int]) -> int:
-    """Runs `work` and ends the process as torchrun wants it; without torchrun torch is not loaded for that."""
-    code = _exit_code(work)
+def _guarded(command: Command, arguments: argparse.Namespace) -> int:
+    """Runs a command and ends the process as torchrun wants it; without torchrun torch is not loaded for that."""
+    code = _exit_code(command, arguments)
     if "WORLD_SIZE" not in os.environ:
         return code
     from sae.foundation.distributed import exit_process
@@ -68,29 +80,35 @@ def _guarded(work: Callable[[], int]) -> int:
     return exit_process(code)
 
 
-def _exit_code(work: Callable[[], int]) -> int:
-    """Runs `work`. An error that saedex expects becomes one clear message and its exit code."""
+def _exit_code(command: Command, arguments: argparse.Namespace) -> int:
+    """Runs a command. An error that saedex expects becomes one clear message and its exit code."""
     try:
-        return work()
-    except SaedexError as error:
+        with nullcontext() if command.handles_signals else StopRequest().listening():
+            return command.run(arguments)
+    except (SaedexError, FileError) as error:
         # All processes find the same fault in a config; the first one says it for them.
         is_repeated = isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"
         if not isinstance(error, StoppedByPeer) and not is_repeated:
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+            _print_error(str(error))
+        return exit_code_of(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 75
+        return Interrupted.exit_code
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed. Training needs it: pip install 'saedex[train]'.", file=sys.stderr)
+        _print_error(f"{error.name} is not installed. Training needs it: pip install 'saedex[train]'.")
         return UnavailableError.exit_code
     except OSError as error:
-        print(f"error: {error}. Check the disk and the permissions.", file=sys.stderr)
-        return 74
-    except Exception:
-        traceback.print_exc()
-        print("error: this is a bug in saedex; please report the lines above.", file=sys.stderr)
-        return 70
+        _print_error(f"{error}. Check the disk and the permissions.")
+        return exit_code_of(error)
+    except Exception as error:
+        print(visible(traceback.format_exc()), file=sys.stderr)
+        _print_error("this is a bug in saedex; please report the lines above.")
+        return exit_code_of(error)
+
+
+def _print_error(text: str) -> None:
+    """Prints an error. Its text may hold that of a file from anywhere."""
+    print(f"error: {visible(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

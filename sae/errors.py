@@ -1,5 +1,7 @@
 """The exceptions that saedex raises on purpose, each with its exit code."""
 
+from feature_store.errors import FileError
+
 
 class SaedexError(Exception):
     """A problem that the user can act on. It says what happened, what was given, what is allowed, and what to do next."""
@@ -82,3 +84,12 @@ EXIT_CODES = {
     75: Interrupted.__doc__,
     76: LostProcess.__doc__,
 }
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of any exception; 70 for one that nobody foresaw."""
+    if isinstance(error, SaedexError):
+        return error.exit_code
+    if isinstance(error, FileError):
+        return ArtefactError.exit_code
+    return DiskError.exit_code if isinstance(error, OSError) else SaedexError.exit_code

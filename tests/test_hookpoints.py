@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -132,13 +134,19 @@ def test_wrong_hook_points_name_what_there_is():
         HookPoint.parse("residual.3")
 
 
-def test_casting_and_timing_leave_weights_and_rotary_frequencies_exact():
+def test_the_dtype_is_chosen_by_what_the_processor_has(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_dtype(cpu, "float32") == torch.float32 and choose_dtype(cpu, "bfloat16") == torch.bfloat16
+    assert choose_dtype(torch.device("cuda"), "auto") == torch.bfloat16
+    for flags, dtype in (("fpu avx2 avx512f", torch.float32), ("fpu avx512_bf16 sse", torch.bfloat16)):
+        cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: bf16\n"
+        monkeypatch.setattr(Path, "read_text", lambda self, cpuinfo=cpuinfo: cpuinfo)
+        assert choose_dtype(cpu, "auto") == dtype
+
+
+def test_casting_leaves_rotary_frequencies_exact():
     lm = small_model("Llama")
-    before = {n: p.clone() for n, p in lm.model.named_parameters()}
     frequencies = lm.body.rotary_emb.inv_freq.clone()
-    choose_dtype(lm, "auto", ids())
-    for name, parameter in lm.model.named_parameters():
-        assert torch.equal(parameter, before[name])
     lm.cast(torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 for p in lm.model.parameters())
     assert torch.equal(lm.body.rotary_emb.inv_freq, frequencies)

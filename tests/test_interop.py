@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from fixtures import batch, make, published, run_here
 
 from sae.architectures import ARCHITECTURES
-from sae.errors import ArtefactError, ConfigError, SaedexError
+from sae.errors import ArtefactError, ConfigError, LockedError, SaedexError
 from sae.interop.foreign_weights import largest_difference
 from sae.interop.transfer import FORMATS, export_dictionary, import_dictionary
 from sae.publish import dictionary
@@ -137,7 +139,7 @@ def test_pickled_objects_and_wrong_shapes_are_refused_and_write_nothing(tmp_path
         ("evil.pt", "openai", "pickled objects"),
         ("evil.npz", "gemma-npz", "pickled objects"),
         ("bad", "sparsify", "b_dec has shape"),
-        ("mine", "sparsify", "cannot be read as JSON"),
+        ("mine", "sparsify", r"cfg.json: cannot be read \(No such file"),
         ("nowhere", "saelens", "no such file"),
     ]:
         with pytest.raises(SaedexError, match=message):
@@ -155,3 +157,38 @@ def test_the_saebench_adapter_is_dense_and_agrees():
     acts = adapter.encode(x)
     assert acts.shape == (2, 12, 48) and adapter.cfg.hook_name == "blocks.0.hook_resid_post"
     torch.testing.assert_close(adapter(x).view(-1, 12), sae(x.view(-1, 12)))
+
+
+@pytest.mark.parametrize("verb", ["export", "import"])
+def test_of_several_that_write_one_folder_one_wins_and_the_others_say_so(tmp_path, monkeypatch, verb):
+    folder = published(tmp_path / "mine", "topk")
+    export_dictionary(folder, "saelens", tmp_path / "file")
+    gathered = threading.Barrier(4)
+
+    def attempt(_: int) -> type[Exception] | None:
+        gathered.wait()
+        try:
+            if verb == "export":
+                export_dictionary(folder, "saelens", tmp_path / "out" / "x")
+            else:
+                import_dictionary(tmp_path / "file", "saelens", tmp_path / "out" / "x", None)
+        except SaedexError as error:
+            return type(error)
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        ends = list(pool.map(attempt, range(4)))
+    assert ends.count(None) == 1 and set(ends) <= {None, LockedError, ConfigError}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["x"]
+    written = tmp_path / "out" / "x"
+    assert dictionary.load(written) if verb == "import" else FORMATS["saelens"].read(written)
+
+
+def test_what_a_killed_export_left_is_taken_over(tmp_path):
+    folder, left = published(tmp_path / "mine", "topk"), tmp_path / ".out.writing"
+    (left / "out").mkdir(parents=True)
+    (left / "junk").write_text("junk")
+    (left / ".lock").touch()
+    export_dictionary(folder, "saelens", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"cfg.json", "sae_weights.safetensors"}

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fixtures import batch, published
+from fixtures import batch, imported, published
 
 from sae.interop.transfer import export_dictionary
 from sae.publish import dictionary
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is theirs
-
-
-def imported(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if os.environ.get("SAEDEX_PEERS"):  # `make test` installs them all, so a missing one is a failure
-            return importlib.import_module(name)
-        return pytest.importorskip(name, exc_type=ImportError)
 
 
 def dense(sae, x):

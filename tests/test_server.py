@@ -19,6 +19,7 @@ from fixtures import no_model, serving
 from sae.errors import ArtefactError
 from sae.foundation.tensor_files import Piece, save_tensors
 from sae.publish import dictionary
+from sae.publish.card import joint_sha256
 from sae.training.trainer import LATENT_AXIS
 from server.app import create_app
 from server.catalogue import Catalogue
@@ -248,7 +249,8 @@ def test_weights_in_shards_are_on_offer_and_load_from_the_address(finished, tmp_
         files[name] = save_tensors(folder / name, cut | rest)
     (folder / "weights.safetensors").unlink()
     card = json.loads((folder / "card.json").read_text())
-    card |= {"weights_files": files, "weights_sha256": dictionary._joint_sha256(files)}
+    del card["card_sha256"]
+    card |= {"weights_files": files, "weights_sha256": joint_sha256(files)}
     (folder / "card.json").write_text(json.dumps(card))
     monkeypatch.setenv("SAEDEX_CACHE", str(tmp_path / "cache"))
     with serving(tmp_path / "run") as address:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt
 
+from feature_store.errors import StoreError
 from feature_store.indexing import tables
 from feature_store.indexing.contexts import Collected, ContextCollector, ContextLimits
 from feature_store.indexing.document_features import Documents, count_documents
@@ -99,12 +100,20 @@ class _Pass(NamedTuple):
 
 def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
     codes = corpus.codes
+    _check_inside(codes.ids, len(corpus.vocabulary), "token")
+    _check_inside(codes.documents, len(corpus.document_names), "document")
     return _Pass(
         codes,
         collect(codes, d_sae, limits.contexts, limits.seed, n_tokens=int(corpus.is_read.sum())),
         corpus.stream,
         documents=count_documents(codes, d_sae, limits.features_per_document),
     )
+
+
+def _check_inside(numbers: np.ndarray, n: int, what: str) -> None:
+    """Compiled code does not look whether a number is inside a table: one that is not would write outside of it."""
+    if numbers.size and numbers.max() >= n:
+        raise StoreError(f"index: {what} {numbers.max()} in the text, there are {n}; the files of tokens are damaged.")
 
 
 def write_shard(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from feature_store.dictionary_files import DictionaryName
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import Channel, HookPoint, HookPointField
 
@@ -20,9 +21,7 @@ class ArchitectureConfig(Section):
 
     example: ClassVar[dict[str, Any]] = {}  # settings without a default, as the contract tests give them
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
-        description="Name of the dictionary: its folder and its address in the explorer."
-    )
+    name: DictionaryName = Field(description="Name of the dictionary: its folder and its address in the explorer.")
     hook: HookPointField = Field(description="Hook point, for example resid_post.8.")
     d_sae: Count = Field(default=4096, ge=1, description="Number of latents.")
     lr: float | None = Field(

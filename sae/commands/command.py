@@ -19,6 +19,7 @@ class Command(ABC):
     help: ClassVar[str]
     order: ClassVar[int] = 100  # place in the help
     epilog: ClassVar[str | None] = None
+    handles_signals: ClassVar[bool] = False  # a server ends on Ctrl-C and SIGTERM by itself
 
     @abstractmethod
     def add_arguments(self, parser: ArgumentParser) -> None:

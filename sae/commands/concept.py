@@ -123,10 +123,10 @@ def add_concept(
     """Learns a concept and keeps it in concepts_by_example.json under its name."""
     from sae.apply.concept import Method, learn, strongest
     from sae.errors import ConfigError, DataError
-    from sae.foundation.files import owned, write_json
+    from sae.foundation.files import owned, read_json, write_json
     from sae.foundation.screen import Screen
     from sae.pipeline.config import config_of_run
-    from sae.pipeline.sources import harvester_of
+    from sae.pipeline.sources import check_model_of, harvester_of
     from sae.publish import dictionary
 
     if method not in get_args(Method):
@@ -146,6 +146,7 @@ def add_concept(
         )
 
     harvester = harvester_of(config, home, sae.config.channels, screen)
+    check_model_of(folder, harvester.lm)
     sae.to(harvester.lm.device)
 
     with owned(folder), screen.progress("encode", 2, "files") as progress:
@@ -155,7 +156,7 @@ def add_concept(
             progress.update(number + 1)
         concept = learn(name, maxima[0], maxima[1], method=cast(Method, method), k=k, seed=seed)
         path = folder / FILE_NAME
-        stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        stored: dict[str, Any] = read_json(path) if path.exists() else {}
         write_json(path, stored | {name: concept.as_json()})
 
     return concept

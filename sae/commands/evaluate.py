@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import final
 
 from sae.commands.command import Command, plugin_names
 
+SCRATCH = ".evaluating"  # in the run's folder, so that the next evaluation finds what a killed one left
 MEASURES_PACKAGE = "sae.evaluation.measures"
 
 
@@ -59,13 +59,15 @@ def evaluate_dictionaries(
     from sae.evaluation.evaluate import known_measures
     from sae.foundation.files import dictionaries_in, owned
     from sae.foundation.screen import Screen
+    from sae.foundation.stop import StopRequest
     from sae.pipeline.stage import Run, perform
     from sae.pipeline.stages.evaluate import Evaluate as EvaluateStage
     from sae.pipeline.stages.prepare import Prepare
     from sae.publish import dictionary
 
     folders = dictionaries_in(path.resolve())
-    run = Run(run_folder or folders[0].parent.parent, Screen())
+    run = Run((run_folder or folders[0].parent.parent).resolve(), Screen())
+    scratch = run.folder / SCRATCH
 
     try:
         names = known_measures(measures) if measures else run.config.evaluate.measures
@@ -75,10 +77,15 @@ def evaluate_dictionaries(
     configs = [dictionary.load(folder).config for folder in folders]
     channels = tuple(dict.fromkeys(channel for config in configs for channel in config.channels))
 
-    with owned(run.folder), tempfile.TemporaryDirectory() as scratch:
-        for statistics in (run.folder / "activations").glob("*.json"):  # the filters of training, not new ones
-            shutil.copy(statistics, scratch)
-        stages = [EvaluateStage(folder, names, against) for folder in folders]
-        perform([Prepare(channels, Path(scratch)), *stages], run)
+    with owned(run.folder), StopRequest().listening() as run.stop:
+        shutil.rmtree(scratch, ignore_errors=True)  # of an evaluation that was killed
+        scratch.mkdir()
+        try:
+            for statistics in (run.folder / "activations").glob("*.json"):  # the filters of training, not new ones
+                shutil.copy(statistics, scratch)
+            stages = [EvaluateStage(folder, names, against) for folder in folders]
+            perform([Prepare(channels, scratch), *stages], run)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     return folders

@@ -126,8 +126,9 @@ def settings_of(explainers: str | None, scorers: str | None, judge: dict[str, An
 def label_dictionaries(path: Path, features: str | None, settings: InterpretConfig) -> list[tuple[str, LabelSummary]]:
     """Explains and scores one dictionary or all of a run; returns (name, summary) of each."""
     from feature_store.dictionary_files import LabelSummary
-    from sae.foundation.files import dictionaries_in, owned
+    from sae.foundation.files import dictionaries_in
     from sae.foundation.screen import Screen
+    from sae.foundation.stop import StopRequest
     from sae.pipeline.stage import Run, perform
     from sae.pipeline.stages.label import Label
 
@@ -135,8 +136,8 @@ def label_dictionaries(path: Path, features: str | None, settings: InterpretConf
     summaries = []
 
     for folder in dictionaries_in(path.resolve()):
-        with owned(folder):
-            perform([Label(folder, settings, feature_range)], Run(folder.parent.parent, Screen()))
+        with StopRequest().listening() as stop:
+            perform([Label(folder, settings, feature_range)], Run(folder.parent.parent, Screen(), stop=stop))
         summaries.append((folder.name, LabelSummary.read(folder)))
 
     return summaries

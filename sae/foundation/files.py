@@ -1,19 +1,61 @@
-"""Durable writes: a file or folder is there whole or not at all; a run folder has one owner."""
+"""Durable writes: a file or folder is there whole or not at all; a run or dictionary folder has one owner."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from feature_store.atomic import sync_folder, write_bytes, write_json
-from sae.errors import ConfigError, LockedError
+from feature_store import atomic
+from feature_store.atomic import (
+    append_line,
+    read_json,
+    read_sealed,
+    reserve,
+    sync_file,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
+from sae.errors import ConfigError, DiskError, LockedError
 
-__all__ = ["dictionaries_in", "owned", "temporary_of", "write_bytes", "write_folder", "write_json"]
+__all__ = [
+    "append_line",
+    "dictionaries_in",
+    "owned",
+    "read_json",
+    "read_sealed",
+    "reserve",
+    "temporary_of",
+    "write_bytes",
+    "write_folder",
+    "write_json",
+    "write_sealed",
+    "writing",
+]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A write of the block that fails names `path`, whichever library it failed in."""
+    try:
+        with atomic.naming(path):
+            yield
+    except SafetensorError as error:
+        raise DiskError(f"{path}: {error}. Check the disk and the permissions.") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As `feature_store.atomic.writing`, also for what safetensors writes."""
+    with _naming(path), atomic.writing(path) as temporary:
+        yield temporary
 
 
 def temporary_of(folder: Path) -> Path:
@@ -22,27 +64,29 @@ def temporary_of(folder: Path) -> Path:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Calls `fill(temporary)`, syncs every file, then renames the temporary folder to `folder`, replacing it."""
+    """Calls `fill(temporary)`, syncs every file, then renames the temporary folder to `folder`, replacing it.
+
+    If that fails, `folder` stays as it was, and the temporary one is removed.
+    """
     temporary = temporary_of(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
+    with _naming(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            fill(temporary)
+            for path in (*sorted(temporary.rglob("*")), temporary):
+                (sync_folder if path.is_dir() else sync_file)(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
-    for path in sorted(temporary.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-    if folder.exists():
         replaced_folder = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            shutil.rmtree(replaced_folder, ignore_errors=True)
+            folder.rename(replaced_folder)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
         shutil.rmtree(replaced_folder, ignore_errors=True)
-        folder.rename(replaced_folder)
-        temporary.rename(folder)
-        shutil.rmtree(replaced_folder)
-    else:
-        temporary.rename(folder)
-
-    sync_folder(folder.parent)
 
 
 def dictionaries_in(path: Path) -> list[Path]:
@@ -71,7 +115,10 @@ def owned(folder: Path) -> Iterator[None]:
         ) from None
 
     try:
-        owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
+        with _naming(owner):
+            owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
         yield
     finally:
+        with suppress(OSError):  # who held the folder matters no more; the error of the block does
+            owner.unlink()
         lock.release()

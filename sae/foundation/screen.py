@@ -12,6 +12,8 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElaps
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from sae.foundation.visible import visible
+
 LINE_EVERY_S = 10.0
 
 
@@ -79,7 +81,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Prints one line that stays."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(text), highlight=False, markup=False, soft_wrap=True)
 
     def silent_progress(self) -> Progress:
         """Progress without a bar: it prints messages only."""

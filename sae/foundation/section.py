@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
@@ -14,6 +15,18 @@ class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error that names the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def absolute(self) -> Self:
+        """The same settings with absolute paths, which mean the same from every folder."""
+        return self.model_copy(update={name: _absolute(getattr(self, name)) for name in type(self).model_fields})
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.absolute()
+    if isinstance(value, Path):
+        return value.expanduser().absolute()
+    return tuple(map(_absolute, value)) if type(value) is tuple else value
 
 
 def _whole_number(value: Any) -> Any:

@@ -13,8 +13,11 @@ from feature_store.dictionary_files import DictionaryCard
 from sae.architectures import SparseAutoencoder, build
 from sae.architectures.jumprelu import JumpReluConfig
 from sae.errors import ArtefactError, ConfigError
+from sae.foundation.tensor_files import finite
 from sae.model.hookpoints import HookPoint
+from sae.publish.card import config_of
 
+SCALED_WITH_LATENTS = {"threshold", "b_mag"}  # in units of a latent's activation
 Kind = Literal["topk", "jumprelu", "relu", "gated"]
 
 
@@ -31,7 +34,7 @@ class ForeignWeights:
     b_enc: Float[Tensor, " _d_sae"]
     W_dec: Float[Tensor, "_d_sae _d_out"]
     b_dec: Float[Tensor, " _d_out"]
-    k: int | None = None
+    k: Any = None  # as the file says it; `module_of` checks it
     centred: bool = True
     token_norm: bool = False
     extra: dict[str, Float[Tensor, " ..."]] = field(default_factory=dict)
@@ -39,13 +42,49 @@ class ForeignWeights:
     facts: dict[str, Any] = field(default_factory=dict)  # model, hook, ctx_len, ...
 
     def as_centred(self, wanted: bool) -> ForeignWeights:
-        """The same map with the other convention: b_enc' = b_enc -/+ b_dec W_enc."""
+        """The same map with the other convention: b_enc' = b_enc -/+ b_dec W_enc, and so for all that read the input."""
         if wanted == self.centred:
             return self
         if self.b_dec.shape[0] != self.W_enc.shape[0]:
             raise ConfigError("a dictionary that reads one space and writes another cannot be centred by its b_dec.")
+
         shift = self.b_dec @ self.W_enc
-        return replace(self, centred=wanted, b_enc=self.b_enc + (shift if wanted else -shift))
+        shift = shift if wanted else -shift
+        extra = dict(self.extra)
+        if self.kind == "gated":  # the magnitude path reads the input times exp(r_mag)
+            extra["b_mag"] = extra["b_mag"] + extra["r_mag"].exp() * shift
+
+        return replace(self, centred=wanted, b_enc=self.b_enc + shift, extra=extra)
+
+    def with_unit_rows(self) -> ForeignWeights:
+        """The same map with decoder rows of norm 1: latents that are selected one by one take the scale themselves."""
+        norms = self.W_dec.norm(dim=1)
+        extra = {name: tensor * norms if name in SCALED_WITH_LATENTS else tensor for name, tensor in self.extra.items()}
+        return replace(
+            self, W_enc=self.W_enc * norms, b_enc=self.b_enc * norms, W_dec=self.W_dec / norms[:, None], extra=extra
+        )
+
+    def check_shapes(self) -> None:
+        """Raises `ArtefactError` with all tensors whose shapes do not fit those of W_enc and W_dec."""
+        (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[1]
+        per_latent = {name: tensor for name, tensor in self.extra.items() if name != "W_skip"}
+        wanted = {
+            "W_enc": (self.W_enc, (max(d_in, 1), max(d_sae, 1))),
+            "b_enc": (self.b_enc, (d_sae,)),
+            "W_dec": (self.W_dec, (d_sae, max(d_out, 1))),
+            "b_dec": (self.b_dec, (d_out,)),
+            **{name: (tensor, (d_sae,)) for name, tensor in per_latent.items()},
+        }
+        if "W_skip" in self.extra:
+            wanted["W_skip"] = (self.extra["W_skip"], (d_in, d_out))
+
+        wrong = [
+            f"{name} has shape {tuple(tensor.shape)}, the other tensors need {shape}"
+            for name, (tensor, shape) in wanted.items()
+            if tuple(tensor.shape) != shape
+        ]
+        if wrong:
+            raise ArtefactError(f"{'; '.join(wrong)}.")
 
 
 def weights_of(sae: SparseAutoencoder, card: DictionaryCard) -> ForeignWeights:
@@ -81,7 +120,8 @@ def weights_of(sae: SparseAutoencoder, card: DictionaryCard) -> ForeignWeights:
 
 
 def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
-    """Our module with these weights; raises `ArtefactError` if their shapes do not fit together."""
+    """Our module with these weights; raises `ArtefactError` if something in them cannot be."""
+    weights.check_shapes()
     hook = HookPoint.parse(weights.facts["hook"])
     d_in, d_sae = weights.W_enc.shape
     d_out = weights.W_dec.shape[1]
@@ -92,17 +132,12 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
     if transcodes:
         settings |= {"target": weights.facts["target"], "skip": "W_skip" in weights.extra}
     if weights.kind == "topk":
-        settings["k"] = weights.k
+        settings["k"] = _checked_k(weights.k, d_sae)
     if weights.kind == "jumprelu":
         settings["target_l0"] = min(JumpReluConfig.model_fields["target_l0"].default, d_sae)
 
-    from pydantic import TypeAdapter
-
-    from sae.architectures import SaeConfig
-
     settings["architecture"] = "transcoder" if transcodes else weights.kind
-    config: Any = TypeAdapter(SaeConfig).validate_python(settings)  # pyright: ignore[reportArgumentType]
-    sae = build(config, d_in, d_out)
+    sae = build(config_of(settings, "the settings of the dictionary"), d_in, d_out)
     converted = weights.as_centred(not transcodes)
     tensors = {
         "W_enc": converted.W_enc,
@@ -118,9 +153,17 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
             expected_shape = tuple(state[key].shape) if key in state else "absent"
             raise ArtefactError(f"{key} has shape {tuple(tensor.shape)}, the other tensors need {expected_shape}.")
 
-    sae.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    sae.load_state_dict({key: finite(tensor.float(), key) for key, tensor in tensors.items()})
 
     return sae.eval().requires_grad_(False)
+
+
+def _checked_k(k: Any, d_sae: int) -> int:
+    if k is None:
+        raise ArtefactError(f"the file has no k, the number of latents that a token keeps (1..{d_sae}).")
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= d_sae:
+        raise ArtefactError(f"k is {k!r}, allowed is 1..{d_sae}.")
+    return k
 
 
 @torch.no_grad()

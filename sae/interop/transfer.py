@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from feature_store.dictionary_files import ImportFacts, ModelFacts, Provenance, TextFacts, TrainingFacts
+from feature_store.dictionary_files import (
+    DICTIONARY_NAME,
+    ImportFacts,
+    ModelFacts,
+    Provenance,
+    TextFacts,
+    TrainingFacts,
+)
 from sae.architectures import SparseAutoencoder
 from sae.errors import ArtefactError, ConfigError
-from sae.foundation.files import write_folder
+from sae.foundation.new_folder import write_new_folder
 from sae.interop.foreign_weights import ForeignWeights, largest_difference, module_of, weights_of
 from sae.interop.format import Format
 from sae.interop.formats import FORMATS
@@ -60,8 +66,7 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
                 f"{TOLERANCE:.0e}. Nothing was written; please report this."
             )
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(target, fill)
+    write_new_folder(target, fill)
 
     return weights.lossy
 
@@ -80,32 +85,62 @@ def import_dictionary(
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder.")
 
+    name = _name_of(target)
     weights = form.read(path)
     if writes is not None or "target" in weights.facts:
         if writes is None or hook is None:
             raise ConfigError(
                 f"{path}: a transcoder. Say where it reads and writes: --hook mlp_in.8 --target mlp_out.8"
             )
-        weights = _with_facts(weights, {"target": writes})
+        weights = _with_facts(weights, {"target": _hook_point(writes, "--target")})
 
     if hook is not None:
-        weights = _with_facts(weights, {"hook": hook})
+        weights = _with_facts(weights, {"hook": _hook_point(hook, "--hook")})
+    if hook is not None and hook == writes:
+        raise ConfigError(f"--hook and --target are both {hook}; a transcoder reads one hook point and writes another.")
     if "hook" not in weights.facts:
-        raise ConfigError(f"{path}: the file does not say where it was trained. Give --hook, such as resid_post.8.")
+        said = weights.facts.get("hook_of_file")
+        reason = f"says {said!r}, which saedex does not know" if said else "does not say it"
+        raise ConfigError(f"{path}: where was it trained? The file {reason}. Give --hook, such as resid_post.8.")
 
     try:
-        HookPoint.parse(weights.facts["hook"])
-        sae = module_of(weights, target.name.lower())
-    except (ValidationError, ValueError) as error:
-        raise ArtefactError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+        sae = module_of(weights, name)
+    except ArtefactError as error:
+        raise ArtefactError(f"{path}: {error}") from None
 
     provenance = Provenance(
         run="imported",
-        model=ModelFacts(name=weights.facts.get("model", "unknown")),
-        text=TextFacts(ctx_len=weights.facts.get("ctx_len")),
+        model=ModelFacts(name=_text(weights.facts.get("model"))),
+        text=TextFacts(ctx_len=_length(weights.facts.get("ctx_len"))),
         training=TrainingFacts(activations_seen=None, dead_at_end=None),
         imported_from=ImportFacts(format=source, path=path.name),
     )
-    dictionary.publish(target, sae, provenance)
+    dictionary.publish(target, sae, provenance, write_new_folder)
 
     return sae
+
+
+def _name_of(target: Path) -> str:
+    """The dictionary's name: that of its folder in small letters; raises `ConfigError` if it cannot be one."""
+    name = target.name.lower()
+    if not re.match(DICTIONARY_NAME, name):
+        raise ConfigError(
+            f"{target}: a dictionary is called after its folder, and {target.name!r} cannot be its name: allowed are up to "
+            f"64 of the letters a-z, digits, '.', '_' and '-', of which the first is a letter or a digit. Choose another."
+        )
+    return name
+
+
+def _hook_point(text: str, option: str) -> str:
+    try:
+        return str(HookPoint.parse(text))
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and value else "unknown"
+
+
+def _length(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

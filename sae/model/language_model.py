@@ -20,12 +20,14 @@ from sae.foundation.downloads import PackagePart, Sha256, cache_dir, check_sha25
 from sae.foundation.section import Section
 
 CONVERTER_VERSION = 1
+# Weights, their index, settings, and what tokenizers are made of.
+LOADED = (".safetensors", ".bin", ".json", ".model", ".txt", ".tiktoken", ".bpe", ".jinja")
 
 
 class _Common(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Arithmetic of the forward pass; auto: bfloat16 on a GPU, the faster of the two on a CPU.",
+        description="Arithmetic of the forward pass; auto: bfloat16 on a GPU, and on a CPU that has instructions for it.",
     )
     prepend_bos: Literal["auto"] | bool = Field(
         default="auto",
@@ -143,11 +145,12 @@ class ModelFiles(NamedTuple):
 def locate(config: HubModel | FolderModel | PackageModel) -> ModelFiles:
     """The model's files, downloaded and converted where needed."""
     if isinstance(config, FolderModel):
-        if not (config.path / "config.json").is_file():
-            raise ArtefactError(f"model.path {config.path}: no config.json there. Give a save_pretrained folder.")
+        folder = config.absolute().path
+        if not (folder / "config.json").is_file():
+            raise ArtefactError(f"model.path {folder}: no config.json there. Give a save_pretrained folder.")
         for name, expected in config.sha256.items():
-            check_sha256(config.path / name, expected)
-        return ModelFiles(config.path, config.path.name, "not stated")
+            check_sha256(folder / name, expected)
+        return ModelFiles(folder, folder.name, "not stated")
 
     if isinstance(config, PackageModel):
         name = f"{config.parts[0].name}=={config.parts[0].version}"
@@ -227,12 +230,12 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """One hash over the names and hashes of the weight and tokenizer files."""
+    """One hash over the names and hashes of all files that transformers may load from the folder."""
     import hashlib
 
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".model", ".txt") and path.name != "source.json":
+        if path.suffix in LOADED and path.name != "source.json":
             digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from sae.architectures import SaeConfig
-from sae.errors import ConfigError
+from sae.errors import ArtefactError, ConfigError
 from sae.evaluation.evaluate import EvaluateConfig
 from sae.foundation.section import Count, Section, classes_in, describe_problems
 from sae.interpret.interpret import InterpretConfig
@@ -79,7 +79,7 @@ class RunConfig(Section):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.runs_dir / self.name
+        return self.runs_dir.expanduser() / self.name
 
     @property
     def dictionary_folders(self) -> dict[str, Path]:
@@ -87,8 +87,8 @@ class RunConfig(Section):
         return {sae.name: self.folder / "dictionaries" / sae.name for sae in self.sae}
 
     def sha256(self) -> str:
-        """Hash that names the run's content."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Hash of every setting that the results depend on: not of where they are written and logged."""
+        return hashlib.sha256(self.model_dump_json(exclude={"runs_dir", "log"}).encode()).hexdigest()
 
 
 class _Loader(yaml.SafeLoader):
@@ -171,10 +171,17 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
 
 def config_of_run(home: Path, hint: str) -> RunConfig:
-    """The settings that a run folder was begun with; otherwise raises `ConfigError`, which ends with `hint`."""
-    if not (home / "config.yaml").exists():
+    """The settings that a run folder was begun with.
+
+    Raises `ConfigError`, which ends with `hint`, if there are none, and `ArtefactError` if they are damaged.
+    """
+    path = home / "config.yaml"
+    if not path.exists():
         raise ConfigError(f"{home}: no config.yaml of a run there. {hint}")
-    return load_config(home / "config.yaml")
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise ArtefactError(f"{path}: not the settings that the run was begun with: {error}") from None
 
 
 class Setting(NamedTuple):

@@ -6,21 +6,20 @@ Every stage but `Prepare` leaves its result on disk, so the same command resumes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import yaml
 
 from sae.errors import ConfigError
 from sae.foundation.distributed import ALONE, Processes
-from sae.foundation.files import owned, write_bytes, write_json
+from sae.foundation.files import read_json, write_bytes, write_json
 from sae.foundation.screen import Screen
 from sae.foundation.stop import StopRequest
-from sae.pipeline.config import RunConfig
+from sae.pipeline.config import RunConfig, config_of_run
 from sae.pipeline.run_log import LogConfig, MetricsLog
-from sae.pipeline.stage import Run, Stage, perform
+from sae.pipeline.stage import Run, Stage, owned_by_first, perform
 from sae.pipeline.stages.evaluate import Evaluate
 from sae.pipeline.stages.index import Index
 from sae.pipeline.stages.label import Label
@@ -30,6 +29,7 @@ from sae.pipeline.stages.train import Train
 from sae.pipeline.stages.write_parquet import WriteParquet
 from sae.pipeline.summary import RunSummary
 
+SECONDS = "seconds.json"
 DICTIONARY_STAGES = (Evaluate, Index, Label, WriteParquet)
 
 
@@ -47,43 +47,42 @@ def stages_of(config: RunConfig) -> list[Stage]:
 def run(config: RunConfig, screen: Screen, processes: Processes = ALONE) -> RunSummary:
     """Performs all stages and returns the summary; the processes share the run folder and the work."""
     folder = config.folder
-    with _owned_by_first(folder, processes), StopRequest().listening() as stop:
+    with owned_by_first(folder, processes), StopRequest().listening() as stop:
         summary = processes.on_first(lambda: _begin(config, screen))
         if summary is not None:
             return summary
 
         work = Run(folder, screen, config, processes, stop=stop)
-        try:
-            stages = stages_of(config)
+        stages = stages_of(config)
+        with _timed(folder, screen, processes):
             perform(stages[:1], work)
-            work.log = _metrics_log(config, processes)
-            perform(stages[1:], work)
-        finally:
-            if work.log is not None:
-                work.log.close()
-            if processes.is_first:
-                write_json(folder / "seconds.json", screen.seconds)
+            with closing(_metrics_log(config, processes)) as work.log:
+                perform(stages[1:], work)
         return processes.on_first(lambda: RunSummary.read(folder))
 
 
 @contextmanager
-def _owned_by_first(folder: Path, processes: Processes) -> Iterator[None]:
-    """The first process holds the run folder during the block."""
-    ownership = owned(folder)
-    processes.on_first(ownership.__enter__)
+def _timed(folder: Path, screen: Screen, processes: Processes) -> Iterator[None]:
+    """Keeps the seconds that the stages of the block took, also of a run that stops."""
     try:
         yield
-    finally:
-        if processes.is_first:
-            ownership.__exit__(None, None, None)
+    except BaseException:
+        with suppress(OSError):  # the error that is to be told is that of the stage
+            _write_seconds(folder, screen, processes)
+        raise
+    _write_seconds(folder, screen, processes)
+
+
+def _write_seconds(folder: Path, screen: Screen, processes: Processes) -> None:
+    if processes.is_first:
+        write_json(folder / SECONDS, screen.seconds)
 
 
 def _begin(config: RunConfig, screen: Screen) -> RunSummary | None:
     """Checks that the folder belongs to this config and reads its timings; returns the summary of a complete run."""
     folder = config.folder
     _check_same_config(config, folder)
-    seconds_file = folder / "seconds.json"
-    screen.seconds = json.loads(seconds_file.read_text()) if seconds_file.exists() else {}
+    screen.seconds = read_json(folder / SECONDS) if (folder / SECONDS).exists() else {}
     if not Summarise.path(folder).exists():
         return None
     screen.say(f"{folder}: this run is complete already. Use another `name`, or remove the folder.")
@@ -93,12 +92,12 @@ def _begin(config: RunConfig, screen: Screen) -> RunSummary | None:
 def _check_same_config(config: RunConfig, folder: Path) -> None:
     """Writes config.yaml, or compares the config with the one that the folder was begun with."""
     path = folder / "config.yaml"
-    new = config.model_dump(mode="json")
+    new = config.absolute().model_dump(mode="json")
     if not path.exists():
         write_bytes(path, yaml.safe_dump(new, sort_keys=False).encode())
         return
 
-    stored_config = yaml.safe_load(path.read_text())
+    stored_config = config_of_run(folder, "").absolute().model_dump(mode="json")
     free = ("log", "runs_dir")  # may change between two starts of one run
     differing = sorted(
         key for key in {*new, *stored_config} if new.get(key) != stored_config.get(key) and key not in free

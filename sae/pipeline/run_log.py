@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sae.errors import UnavailableError
+from sae.errors import ArtefactError, UnavailableError
+from sae.foundation.files import append_line, write_bytes
 from sae.foundation.section import Section
 
 
@@ -39,8 +40,7 @@ class MetricsLog:
 
     def line(self, name: str, values: dict[str, Any], histograms: dict[str, Any]) -> None:
         """One line of figures; `histograms` (name to array) go to Weights & Biases only."""
-        with self.path(name).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        append_line(self.path(name), json.dumps(values))
         if self._run is not None:
             import wandb
 
@@ -53,9 +53,12 @@ class MetricsLog:
         return self._run is not None
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """All lines of one dictionary."""
+        """All lines of one dictionary; raises `ArtefactError` if one is damaged."""
         path = self.path(name)
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise ArtefactError(f"{path}: a line is not valid JSON ({error}); the file is damaged.") from None
 
     def finish(self, name_to_metrics: dict[str, dict[str, Any]], pictures: dict[str, Path]) -> None:
         """Sends the final metrics and pictures."""
@@ -78,7 +81,7 @@ def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str
 
     id_file = folder / f"wandb-run-id{part}.txt"
     run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex[:8]
-    id_file.write_text(run_id)
+    write_bytes(id_file, run_id.encode())
 
     try:
         return wandb.init(

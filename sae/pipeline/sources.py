@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sae.errors import ConfigError
+from sae.errors import ArtefactError, ConfigError
 from sae.foundation.device import device_called
 from sae.foundation.distributed import ALONE, Processes
-from sae.foundation.files import write_json
+from sae.foundation.files import read_json, read_sealed, write_json, write_sealed
 from sae.foundation.screen import Screen
 from sae.model import language_model
 from sae.model.hookpoints import Channel, check_hook_points
 from sae.model.language_model import LanguageModel
 from sae.pipeline.config import RunConfig
+from sae.pipeline.sizes import check_sizes
+from sae.publish.dictionary import read_card
 from sae.stream.activation_cache import ActivationCache
 from sae.stream.activations import Activations, segment_size
 from sae.stream.harvest import HarvestConfig, Harvester, choose_dtype
 from sae.text import tokens
-from sae.text.tokens import Contexts
+
+MODEL, DTYPE = "model.json", "dtype.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -50,7 +53,9 @@ def prepare(
     held-out one.
     """
     lm = _load_model(config, screen)
+    processes.on_first(lambda: _check_same_model(folder, lm))
     _check_context_length(config, lm)
+    processes.on_first(lambda: check_sizes(config, lm, folder, processes.world_size))
     if channels is None:
         channels = tuple(dict.fromkeys(channel for sae in config.sae for channel in sae.channels))
 
@@ -68,7 +73,7 @@ def prepare(
             )
         )
 
-    dtype = processes.on_first(lambda: _dtype_of_run(config, folder, lm, contexts))
+    dtype = processes.on_first(lambda: _dtype_of_run(config, folder, lm))
     lm.cast(dtype)
 
     harvester = Harvester(lm, channels, config.harvest, config.text.packing)
@@ -92,11 +97,11 @@ def prepare(
 
 def harvester_of(config: RunConfig, folder: Path, channels: tuple[Channel, ...], screen: Screen) -> Harvester:
     """A finished run's model in the precision it was trained in, ready to harvest texts that people bring."""
-    path = folder / "dtype.json"
-    if not path.exists():
+    if not (folder / DTYPE).exists():
         raise ConfigError(f"{folder}: this run has not loaded its model yet. Let sae-train finish it first.")
     lm = _load_model(config, screen)
-    lm.cast(getattr(torch, json.loads(path.read_text())))
+    _check_same_model(folder, lm)
+    lm.cast(_read_dtype(folder / DTYPE))
     return Harvester(lm, channels, config.harvest, config.text.packing)
 
 
@@ -108,20 +113,49 @@ def _load_model(config: RunConfig, screen: Screen) -> LanguageModel:
     return lm
 
 
+def _check_same_model(folder: Path, lm: LanguageModel) -> None:
+    """Writes down which model a run was begun with; raises `ArtefactError` if it is another one now."""
+    path = folder / MODEL
+    if not path.exists():
+        write_sealed(path, {"name": lm.name, "sha256": lm.sha256})
+        return
+    begun_with = read_sealed(path).get("sha256")
+    if begun_with != lm.sha256:
+        raise ArtefactError(
+            f"{lm.name}: SHA-256 of the model's files is {lm.sha256}, the run {folder} was begun with {begun_with}. "
+            "Put the model back, or use another `name`."
+        )
+
+
+def check_model_of(dictionary_folder: Path, lm: LanguageModel) -> None:
+    """Raises `ArtefactError` if a dictionary was trained on another model than this one, as far as its card says."""
+    trained_on = read_card(dictionary_folder).model.sha256
+    if trained_on not in (None, lm.sha256):
+        raise ArtefactError(
+            f"{lm.name}: SHA-256 of the model's files is {lm.sha256}, the dictionary {dictionary_folder} was trained on "
+            f"{trained_on}. Put the model back, or give the run with the right one: --run RUN."
+        )
+
+
+def _read_dtype(path: Path) -> torch.dtype:
+    name = read_json(path)
+    if name not in DTYPES:
+        raise ArtefactError(f"{path}: {name!r} is not one of {', '.join(DTYPES)}; the file is damaged.")
+    return DTYPES[name]
+
+
 def _check_context_length(config: RunConfig, lm: LanguageModel) -> None:
     limit = getattr(lm.text_config, "max_position_embeddings", None)
     if limit is not None and config.text.ctx_len > limit:
         raise ConfigError(f"text.ctx_len: {config.text.ctx_len} tokens, the model reads at most {limit}.")
 
 
-def _dtype_of_run(config: RunConfig, folder: Path, lm: LanguageModel, contexts: Contexts) -> torch.dtype:
-    """The precision of the forward pass, measured once and remembered, so that a resumed run computes the same bits."""
-    path = folder / "dtype.json"
+def _dtype_of_run(config: RunConfig, folder: Path, lm: LanguageModel) -> torch.dtype:
+    """The precision of the forward pass, chosen once and remembered, so that a run may go on on another machine."""
+    path = folder / DTYPE
     if not path.exists():
-        n_contexts = config.harvest.contexts_per_pass(contexts.ctx_len, lm.device)
-        chosen = choose_dtype(lm, config.model.dtype, contexts.ids[:n_contexts])
-        write_json(path, str(chosen).removeprefix("torch."))
-    return getattr(torch, json.loads(path.read_text()))
+        write_json(path, str(choose_dtype(lm.device, config.model.dtype)).removeprefix("torch."))
+    return _read_dtype(path)
 
 
 def _cache(

@@ -5,20 +5,23 @@ how a killed run resumes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from feature_store.writer import remove_leftovers
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError
 from sae.foundation.distributed import ALONE, Processes
+from sae.foundation.files import owned
 from sae.foundation.screen import Screen
 from sae.foundation.stop import StopRequest
 from sae.interpret.live_dictionary import LiveDictionary
 from sae.pipeline.config import RunConfig, config_of_run
 from sae.pipeline.run_log import MetricsLog
-from sae.pipeline.sources import Sources, harvester_of
+from sae.pipeline.sources import Sources, check_model_of, harvester_of
 from sae.publish import dictionary
 from sae.stream.harvest import Harvester
 
@@ -58,7 +61,10 @@ class Run:
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = folder, dictionary.load(folder)
         module = self._loaded[1]
-        return module.to(self.sources.lm.device) if self.sources else module
+        if self.sources is None:
+            return module
+        check_model_of(folder, self.sources.lm)
+        return module.to(self.sources.lm.device)
 
     def live_dictionary(self, folder: Path) -> LiveDictionary:
         """A dictionary with the language model; loads the model if `Prepare` has not done so."""
@@ -66,6 +72,7 @@ class Run:
         if self.sources is None:
             quiet = Screen(quiet=True)  # the bar of the stage stays the only one
             harvester = harvester_of(self.config, self.folder, module.config.activations, quiet)
+            check_model_of(folder, harvester.lm)
         else:  # one of its own: the harvester of training may also harvest gradients
             lm, config = self.sources.lm, self.config
             harvester = Harvester(lm, module.config.activations, config.harvest, config.text.packing)
@@ -121,11 +128,38 @@ def perform(stages: Iterable[Stage], run: Run) -> None:
                     f"{stage.title}: {_where(stage)}the stage '{needed.title}' has not been done yet. "
                     "Run sae-train with the run's config to its end first."
                 )
-        if stage.workers == "all":
-            stage.work(run)
-        else:
-            on_first(lambda stage=stage: stage.work(run))
+        with _held(stage, run):
+            if stage.workers == "all":
+                stage.work(run)
+            else:
+                on_first(lambda stage=stage: stage.work(run))
         run.stop.check()
+
+
+@contextmanager
+def owned_by_first(folder: Path, processes: Processes) -> Iterator[None]:
+    """The first process holds a folder during the block."""
+    ownership = owned(folder)
+    processes.on_first(ownership.__enter__)
+    try:
+        yield
+    finally:
+        if processes.is_first:
+            ownership.__exit__(None, None, None)
+
+
+@contextmanager
+def _held(stage: Stage, run: Run) -> Iterator[None]:
+    """A stage of a dictionary has its folder to itself, and begins without what a killed one left in the store."""
+    if not isinstance(stage, DictionaryStage):
+        yield
+        return
+
+    folder = stage.dictionary
+    with owned_by_first(folder, run.processes):
+        for name in run.processes.on_first(lambda: remove_leftovers(folder / "store")):
+            run.screen.say(f"{folder / 'store' / name}: left by a run that was stopped while it wrote; removed")
+        yield
 
 
 def _where(stage: Stage) -> str:

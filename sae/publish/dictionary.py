@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Shaped
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from feature_store.dictionary_files import DictionaryCard, JsonFileError, Provenance
-from sae.architectures import ArchitectureConfig, SaeConfig, SparseAutoencoder, build
-from sae.errors import ArtefactError, UnavailableError
+from feature_store.dictionary_files import DictionaryCard, Provenance
+from sae.architectures import ArchitectureConfig, SparseAutoencoder, build
+from sae.errors import ArtefactError
 from sae.foundation.distributed import Processes
-from sae.foundation.downloads import cache_dir, check_sha256
+from sae.foundation.downloads import sha256_of
 from sae.foundation.files import write_folder
-from sae.foundation.tensor_files import Piece, TensorFiles, save_tensors, tensors_to_write, write_folder_together
+from sae.foundation.tensor_files import (
+    Piece,
+    TensorFiles,
+    TensorForm,
+    finite,
+    save_tensors,
+    tensors_to_write,
+    write_folder_together,
+)
+from sae.publish.card import WEIGHTS, joint_sha256, module_without_weights, read_card, weights_files
+from sae.publish.download import download
 
-WEIGHTS = "weights.safetensors"
-SHARD_NAME = re.compile(r"weights-\d{5}-of-\d{5}\.safetensors")
 LARGEST_JOINED_BYTES = 8 << 30
 
 
@@ -35,8 +40,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def publish(folder: Path, sae: SparseAutoencoder, provenance: Provenance) -> None:
-    """Writes a dictionary folder. `sae` takes activations in the language model's own units."""
+def publish(
+    folder: Path,
+    sae: SparseAutoencoder,
+    provenance: Provenance,
+    write: Callable[[Path, Callable[[Path], None]], None] = write_folder,
+) -> None:
+    """Writes a dictionary folder. `sae` takes activations in the language model's own units.
+
+    `write` decides what happens if the folder exists: by default it is replaced.
+    """
 
     def fill(target: Path) -> None:
         sha256 = save_tensors(target / WEIGHTS, dict(sae.state_dict()))
@@ -44,7 +57,7 @@ def publish(folder: Path, sae: SparseAutoencoder, provenance: Provenance) -> Non
         _card(sae, sae.config, provenance, {"weights_sha256": sha256}).write(target)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, fill)
+    write(folder, fill)
 
 
 def publish_shards(
@@ -70,7 +83,7 @@ def publish_shards(
             return
 
         shards = [target / file for file in files]
-        weights: dict[str, Any] = {"weights_sha256": _joint_sha256(files), "weights_files": files}
+        weights: dict[str, Any] = {"weights_sha256": joint_sha256(files), "weights_files": files}
         if sum(path.stat().st_size for path in shards) <= LARGEST_JOINED_BYTES:
             stored = TensorFiles(shards)
             sha256 = save_tensors(target / WEIGHTS, {name: stored.read(name) for name in stored.names()})
@@ -86,10 +99,6 @@ def publish_shards(
     write_folder_together(folder, fill, processes)
 
 
-def _joint_sha256(files: dict[str, str]) -> str:
-    return hashlib.sha256("".join(sha256 for _, sha256 in sorted(files.items())).encode()).hexdigest()
-
-
 def _card(
     sae: SparseAutoencoder, config: ArchitectureConfig, provenance: Provenance, weights: dict[str, Any]
 ) -> DictionaryCard:
@@ -100,79 +109,51 @@ def _card(
         d_model=sae.d_in,
         d_out=sae.d_out,
         sae=config.model_dump(mode="json"),
-        selection_dtype=str(sae.selection_dtype).removeprefix("torch."),
+        selection_dtype=str(sae.selection_dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
         versions=versions(),
         **weights,
         **provenance.model_dump(exclude_unset=True),
     )
 
 
-def read_card(folder: Path) -> DictionaryCard:
-    """card.json of a dictionary folder; raises `ArtefactError` if there is none or its format is not known."""
-    try:
-        return DictionaryCard.read(folder)
-    except JsonFileError as error:
-        raise ArtefactError(str(error)) from None
-
-
-def _weights_files(card: DictionaryCard) -> dict[str, str]:
-    """Name and SHA-256 of every file of weights."""
-    return card.weights_files or {WEIGHTS: card.weights_sha256}
-
-
 def load(path_or_url: str | Path) -> SparseAutoencoder:
     """The module of a dictionary folder, or of a server's `/api/v1/dictionaries/{name}` address; hashes are checked."""
     text = str(path_or_url)
-    folder = _download(text) if text.startswith(("http://", "https://")) else Path(text)
+    folder = download(text) if text.lower().startswith(("http://", "https://")) else Path(text)
     card = read_card(folder)
-    files = _weights_files(card)
+    files = weights_files(card, str(folder))
     for name, sha256 in files.items():
-        check_sha256(folder / name, sha256)
+        _check_weights(folder / name, sha256)
 
+    wanted = module_without_weights(card, str(folder))
     try:
-        config: Any = TypeAdapter(SaeConfig).validate_python(card.sae)  # pyright: ignore[reportArgumentType]
-        sae = build(config, card.d_model, card.d_out, getattr(torch, card.selection_dtype))
         stored = TensorFiles([folder / name for name in files])
-        sae.load_state_dict({name: stored.read(name) for name in stored.names()})
-    except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
-        raise ArtefactError(f"{folder}: the weights do not fit the card: {error}")
+    except SafetensorError as error:
+        raise ArtefactError(f"{folder}: the weights cannot be read ({error}).") from None
+    _check_shapes(stored, wanted, folder)
+
+    sae = build(wanted.config, card.d_model, card.d_out, wanted.selection_dtype)
+    sae.load_state_dict({name: finite(stored.read(name), f"{folder}: {name}") for name in stored.names()})
 
     return sae.eval().requires_grad_(False)
 
 
-def _download(url: str) -> Path:
-    """Folder in the cache with the card and weights behind a server's dictionary address."""
-    import httpx
-
-    base = url.rstrip("/")
-
-    try:
-        with httpx.Client(timeout=60, follow_redirects=False) as client:
-            answer = client.get(f"{base}/download/card.json").raise_for_status()
-            card = DictionaryCard.parse(answer.content, url)
-            files = _weights_files(card)
-            # A card is the server's word: a name with a path in it would be written outside the cache.
-            if any(not SHARD_NAME.fullmatch(name) for name in files if name != WEIGHTS):
-                raise ArtefactError(f"{url}: its card names files that are no weights: {', '.join(files)}.")
-
-            folder = cache_dir() / "dictionaries" / card.weights_sha256
-            if not folder.is_dir():
-
-                def fill(target: Path) -> None:
-                    for name, sha256 in files.items():
-                        _fetch(client, f"{base}/download/{name}", target / name)
-                        check_sha256(target / name, sha256)
-                    card.write(target)
-
-                folder.parent.mkdir(exist_ok=True)
-                write_folder(folder, fill)
-    except (httpx.HTTPError, JsonFileError) as error:
-        raise UnavailableError(f"{url}: no dictionary could be downloaded ({error}). Is the server running?")
-
-    return folder
+def _check_weights(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise ArtefactError(f"{path}: no such file, but the card beside it names it.")
+    actual = sha256_of(path)
+    if actual != expected:
+        raise ArtefactError(
+            f"{path}: SHA-256 is {actual}, the card beside it says {expected}. The file is damaged or another's: "
+            f"remove the folder and take the dictionary again from where it comes."
+        )
 
 
-def _fetch(client: Any, url: str, path: Path) -> None:
-    with client.stream("GET", url) as part, path.open("wb") as file:
-        part.raise_for_status()
-        file.writelines(part.iter_bytes(1 << 20))
+def _check_shapes(stored: TensorFiles, wanted: SparseAutoencoder, folder: Path) -> None:
+    """Raises `ArtefactError` with all tensors that are not as the card says; nothing but headers is read."""
+    expected = {name: TensorForm(tensor.dtype, tuple(tensor.shape)) for name, tensor in wanted.state_dict().items()}
+    forms = {name: stored.form(name) for name in stored.names()}
+    if forms != expected:
+        wrong = sorted(name for name in {*forms, *expected} if forms.get(name) != expected.get(name))
+        lines = "; ".join(f"{name} is {forms.get(name, 'absent')}, not {expected.get(name, 'there')}" for name in wrong)
+        raise ArtefactError(f"{folder}: the weights do not fit the card: {lines}.")

@@ -18,7 +18,7 @@ from feature_store.indexing.contexts import ContextLimits
 from feature_store.indexing.generation import Directions, Limits, corpus_of, publish, write_shard
 from feature_store.indexing.tables import Codes
 from sae.architectures import SparseAutoencoder
-from sae.errors import DataError
+from sae.foundation.files import reserve
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import HookPoint
@@ -74,8 +74,11 @@ class _CodeFiles:
     def open(self, width: int, mode: Literal["w+", "r+"]) -> None:
         """Opens both files at a width; "w+" creates them without codes."""
         shape = (self.n_tokens, width)
-        self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, mode, shape=shape)
-        self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, mode, shape=shape)
+        if mode == "w+":
+            for name, itemsize in (("indices", np.dtype(self.index_type).itemsize), ("acts", 4)):
+                reserve(self.folder / f"{name}-{width}.bin", self.n_tokens * width * itemsize)
+        self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, "r+", shape=shape)
+        self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, "r+", shape=shape)
         self.width = width
 
     def _widen(self, width: int) -> None:
@@ -208,7 +211,9 @@ def index(
         encoders, sae.config.reads, activations, n_contexts, folder=scratch, progress=progress
     )
     if not (codes[0].acts > 0).any():
-        raise DataError(f"{sae.config.name}: no latent fires on the index corpus; nothing to index.")
+        progress.say(
+            f"{sae.config.name} is dead: no latent fires on the text; its store holds features without contexts"
+        )
 
     context_limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
     limits = Limits(context_limits, config.features_per_document, seed, config.memory_bytes)

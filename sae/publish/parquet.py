@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store import queries
+from feature_store.atomic import writing
 from feature_store.indexing.tables import Codes
 from feature_store.packing import WINDOW, Pack, dense_acts
 from feature_store.records import Concept, FeatureRow
@@ -32,14 +32,14 @@ def write_features(path: Path, store: Store) -> None:
 
     columns["neighbours"] = [[n for n, _ in f.neighbours] for f in features]
     columns["neighbour_cosines"] = [[c for _, c in f.neighbours] for f in features]
-    with _writing(path) as temporary:
+    with writing(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def write_contexts(path: Path, store: Store) -> None:
     """One row per stored window: its place, token ids and activations as lists, and its text."""
     total = queries.counts(store)["features"]
-    with _writing(path) as temporary, ExitStack() as stack:
+    with writing(path) as temporary, ExitStack() as stack:
         writer = None
         for first in range(0, total, FEATURES_PER_GROUP):
             table = _context_table(store, queries.packs(store, first, first + FEATURES_PER_GROUP))
@@ -52,7 +52,7 @@ def write_concepts(path: Path, concepts: list[Concept]) -> None:
     columns = {field.name: [getattr(c, field.name) for c in concepts] for field in fields(Concept)}
     types = {"parent": pa.uint32(), "features": pa.list_(pa.uint32())}
     arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
-    with _writing(path) as temporary:
+    with writing(path) as temporary:
         pq.write_table(pa.table(arrays), temporary, compression="zstd")
 
 
@@ -73,21 +73,13 @@ def _context_table(store: Store, packs: list[tuple[int, Pack]]) -> pa.Table:
     return pa.table(columns)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A name to write to; it becomes `path` when the block ends well."""
-    temporary = path.with_suffix(".writing")
-    yield temporary
-    temporary.replace(path)
-
-
 def write_token_latents(path: Path, codes: Codes) -> None:
     """Every token's latents and activations as Parquet: context, position, token, latents[], acts[]."""
     schema = pa.schema([
         ("context", pa.uint32()), ("position", pa.uint32()), ("token", pa.uint32()),
         ("latents", pa.list_(pa.uint32())), ("acts", pa.list_(pa.float32())),
     ])  # fmt: skip
-    with _writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for c in range(len(codes.ids)):
             fired = [acts > 0 for acts in codes.acts[c]]
             writer.write_table(pa.table({

@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from feature_store.errors import JsonFileError
 from sae.errors import ConfigError
 from sae.foundation.downloads import cache_dir
-from sae.foundation.files import write_json
+from sae.foundation.files import read_json, write_json, writing
 from sae.foundation.screen import Progress
 from sae.model.hookpoints import Channel
 from sae.stream.harvest import Harvester
@@ -142,12 +144,8 @@ class ActivationCache:
             tensors |= {name: part.contiguous().cpu() for name, part in parts.items()}
             stored_rows[channel] = rows if packed is None else packed.rows()
 
-        temporary = path.with_suffix(".writing")
-        try:
+        with writing(path) as temporary:
             save_file(tensors, temporary, metadata={"xxh3_128": _digest(tensors)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
         return stored_rows, positions
 
@@ -170,7 +168,7 @@ class ActivationCache:
         free = shutil.disk_usage(self.folder).free
         if missing > free:
             raise ConfigError(
-                f"harvest.cache: {missing / 1e9:.1f} GB of activations would be kept in {self.folder}, where {free / 1e9:.1f} GB "
+                f"harvest.cache: {missing:,} bytes of activations would be kept in {self.folder}, where {free:,} bytes "
                 f"are free. Set harvest.cache: false, or cache_dtype: int8; SAEDEX_CACHE moves the shared cache."
             )
         if missing > 1e8:
@@ -178,7 +176,10 @@ class ActivationCache:
 
 
 class SharedCache(NamedTuple):
-    """A cache that runs share: where it is, what it takes, when it was last used, what its numbers depend on."""
+    """A cache that runs share: where it is, what it takes, when it was last used, what its numbers depend on.
+
+    `facts` is empty if no run got as far as writing them, or if they are damaged.
+    """
 
     folder: Path
     n_bytes: int
@@ -192,7 +193,9 @@ def shared_caches() -> list[SharedCache]:
     for folder in filter(Path.is_dir, _home().glob("*")):
         files = [path.stat() for path in folder.glob("contexts-*.safetensors")]
         last_used = max((file.st_mtime for file in files), default=folder.stat().st_mtime)
-        facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else {}
+        facts: dict[str, Any] = {}
+        with suppress(JsonFileError):  # a cache with damaged facts can still be removed
+            facts = read_json(folder / FACTS)
         caches.append(SharedCache(folder, sum(file.st_size for file in files), last_used, facts))
     return sorted(caches, key=lambda cache: cache.last_used)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.errors import DataError
+from sae.errors import ArtefactError, DataError
 from sae.foundation.distributed import ALONE, Processes
-from sae.foundation.files import write_json
+from sae.foundation.files import read_sealed, write_sealed
 from sae.foundation.metrics import geometric_median
 from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activation_cache import ActivationCache
@@ -176,16 +175,14 @@ class Activations:
             path = self.folder / f"{hook}.json" if self.folder is not None else None
 
             def stored() -> ActivationStatistics | None:
-                return (
-                    ActivationStatistics(**json.loads(path.read_text())) if path is not None and path.exists() else None
-                )
+                return _stored(path) if path is not None and path.exists() else None
 
             statistics = self.processes.on_first(stored)
             if statistics is None:
                 rows = self._first(Channel(hook))
                 statistics = self.processes.on_first(lambda: _measure(rows, self.harvester.config.max_norm_multiple))
                 if path is not None and self.processes.is_first:
-                    write_json(path, vars(statistics))
+                    write_sealed(path, vars(statistics))
             self._statistics[hook] = statistics
 
         return self._statistics[hook]
@@ -222,6 +219,13 @@ class Activations:
         if channel not in self._mean_norms:
             self._mean_norms[channel] = float(self._first(channel).float().norm(dim=1).mean())
         return self._mean_norms[channel]
+
+
+def _stored(path: Path) -> ActivationStatistics:
+    try:
+        return ActivationStatistics(**read_sealed(path))
+    except TypeError as error:
+        raise ArtefactError(f"{path}: not statistics of activations ({error}); the file is damaged.") from None
 
 
 def _measure(x: Tensor, max_norm_multiple: float | None) -> ActivationStatistics:

@@ -9,7 +9,6 @@ wants them; no gradient of a weight is ever computed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.errors import ConfigError, NumericError
+from sae.foundation.device import has_bfloat16_products
 from sae.foundation.section import Count, Section
 from sae.model.compiled_blocks import IGNORED, CompiledBlocks, next_token_loss
 from sae.model.hookpoints import Channel, HookPoint, Place, resolve, run_order
@@ -310,26 +310,8 @@ def attention_inputs(
     return {"attention_mask": mask, "position_ids": positions}
 
 
-def choose_dtype(lm: LanguageModel, setting: str, ids: Integer[np.ndarray, "contexts ctx_len"]) -> torch.dtype:
-    """The dtype that the config names; for auto bfloat16 on a GPU, and the faster of two timed passes on a CPU."""
+def choose_dtype(device: torch.device, setting: str) -> torch.dtype:
+    """The dtype that the config names; for auto bfloat16 where the GPU or CPU has instructions for it, else float32."""
     if setting != "auto":
         return getattr(torch, setting)
-    if lm.device.type == "cuda":
-        return torch.bfloat16
-
-    block_count = min(4, lm.n_layers)
-    exact = [parameter.data for parameter in lm.model.parameters()]
-    seconds = {}
-
-    for dtype in (torch.float32, torch.bfloat16):
-        lm.cast(dtype)
-        probe = Harvester(lm, (Channel(HookPoint("resid_post", block_count - 1)),), HarvestConfig(), "joined")
-        probe.harvest(ids, ids)
-        start = time.perf_counter()
-        probe.harvest(ids, ids)
-        seconds[dtype] = time.perf_counter() - start
-
-    for parameter, data in zip(lm.model.parameters(), exact, strict=True):
-        parameter.data = data
-
-    return min(seconds, key=lambda d: seconds[d])
+    return torch.bfloat16 if device.type == "cuda" or has_bfloat16_products() else torch.float32

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from sae.errors import DataError
+from sae.errors import DataError, UnavailableError
 from sae.foundation.downloads import PackagePart, open_members
 from sae.foundation.section import Count, Section
 from sae.text import installed_docs
@@ -57,6 +57,13 @@ class DatasetText(_Weighted):
         description="Column with texts, with chats (lists of messages with `role` and `content`, written out by the "
         "tokenizer's template) or with token ids.",
     )
+
+    def absolute(self) -> DatasetText:
+        """The same settings with absolute paths; addresses stay as they are."""
+        files = self.data_files and tuple(
+            f if "://" in f else str(Path(f).expanduser().absolute()) for f in self.data_files
+        )
+        return self.model_copy(update={"data_files": files})
 
     @model_validator(mode="after")
     def _files(self) -> DatasetText:
@@ -114,12 +121,9 @@ def _files(source: DatasetText) -> list[str | None]:
         return [None]
 
     files = []
-    for pattern in source.data_files:
-        local = Path(pattern).expanduser()
-        if "://" in pattern:
-            matches = [pattern]
-        else:
-            matches = [str(local)] if local.exists() else sorted(glob(str(local), recursive=True))
+    for pattern in source.absolute().data_files or ():
+        is_whole = "://" in pattern or Path(pattern).exists()
+        matches = [pattern] if is_whole else sorted(glob(pattern, recursive=True))
         if not matches:
             raise DataError(f"text source {source.path!r}: no file matches data_files {pattern!r}.")
         files += matches
@@ -145,6 +149,8 @@ def _tables(source: DatasetText, file: str | None) -> Iterator[Any]:
             **options,
         )
         yield from stream.with_format("arrow").iter(batch_size=ROWS)
+    except ConnectionError as error:
+        raise UnavailableError(f"text source {where!r}: {error}. Check the name and the network.") from None
     except (OSError, ValueError, RuntimeError, StopIteration) as error:
         raise DataError(f"text source {where!r}: datasets cannot read it (empty or damaged?): {error}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Int
 
 from sae.errors import DataError
 from sae.text.corpus import Content, DatasetText, Document, InstalledDocs, PackageText, documents
+from sae.text.reread import NOTHING_READ, RereadStream
 from sae.text.similarity import is_held_out, similarity_key
 
 AHEAD_DOCUMENTS = 256  # tokenized at a time
@@ -93,11 +93,20 @@ def _pieces(text: str) -> Iterator[str]:
 class TokenizedSource:
     """The documents of one source, tokenized some time ahead of their use; blank ones are passed over."""
 
-    def __init__(self, source: InstalledDocs | DatasetText | PackageText, tokenizer: Any, skip: int):
-        self.n_read = skip
-        self._parts = islice(parts(source, tokenizer), skip, None)
+    def __init__(
+        self,
+        where: str,
+        source: InstalledDocs | DatasetText | PackageText,
+        tokenizer: Any,
+        *,
+        n_read: int,
+        sha256: str | None,
+    ):
+        self.n_read, self.sha256 = n_read, sha256 or NOTHING_READ
+        expected = sha256 if n_read else NOTHING_READ
+        self._parts = RereadStream(where, parts(source, tokenizer), n_read, expected)
         self._tokenizer = tokenizer
-        self._ahead: list[Part] = []
+        self._ahead: list[tuple[Part, str]] = []  # with the hash of all that was read up to them
         self._token_ids: list[Int[np.ndarray, " tokens"]] = []
 
     def next_document(self) -> TokenizedDocument | None:
@@ -107,7 +116,7 @@ class TokenizedSource:
                 self._read_ahead()
             if not self._ahead:
                 return None
-            part, token_ids = self._ahead.pop(), self._token_ids.pop()
+            (part, self.sha256), token_ids = self._ahead.pop(), self._token_ids.pop()
             self.n_read += 1
             if part.text.strip():
                 return TokenizedDocument(part.name, part.text, part.key, token_ids)
@@ -117,12 +126,12 @@ class TokenizedSource:
         while (
             len(self._ahead) < AHEAD_DOCUMENTS and characters < AHEAD_CHARACTERS and (part := next(self._parts, None))
         ):
-            self._ahead.append(part)
+            self._ahead.append((part, self._parts.sha256))
             characters += len(part.text)
 
-        texts = [part.text for part in self._ahead if part.token_ids is None]
+        texts = [part.text for part, _ in self._ahead if part.token_ids is None]
         encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else ())
-        ids = [part.token_ids if part.token_ids is not None else next(encoded) for part in self._ahead]
+        ids = [part.token_ids if part.token_ids is not None else next(encoded) for part, _ in self._ahead]
         self._ahead.reverse()
         self._token_ids = [np.asarray(i, dtype=np.int64) for i in reversed(ids)]
 
@@ -132,7 +141,8 @@ class Mixture:
 
     The next document comes from the source with the smallest `tokens / weight`, so the order is a function of the
     sources alone. `tokens` counts documents for which `counts` is true: those of the training stream, whose shares are
-    meant. `n_read` (documents) and `tokens` per source are the whole position.
+    meant. `n_read` (documents) and `tokens` per source are the whole position; `sha256` are the hashes of
+    what was read, which a resume compares.
     """
 
     def __init__(
@@ -143,18 +153,27 @@ class Mixture:
         *,
         n_read: list[int] | None = None,
         tokens: list[int] | None = None,
+        sha256: list[str] | None = None,
     ):
         self._counts = counts
-        skips = n_read or [0] * len(sources)
         self.weights = [source.weight for source in sources]
         self.tokens = list(tokens or [0] * len(sources))
-        self._streams = [TokenizedSource(s, tokenizer, skip) for s, skip in zip(sources, skips, strict=True)]
+        places = zip(sources, n_read or [0] * len(sources), sha256 or [None] * len(sources), strict=True)
+        self._streams = [
+            TokenizedSource(f"text.sources.{number}", source, tokenizer, n_read=n, sha256=known)
+            for number, (source, n, known) in enumerate(places)
+        ]
         self.ended: list[int] = []  # sources without another document, in the order in which they ended
 
     @property
     def n_read(self) -> list[int]:
         """Documents read of every source, blank ones included."""
         return [stream.n_read for stream in self._streams]
+
+    @property
+    def sha256(self) -> list[str]:
+        """The hash of all documents that were read, by source."""
+        return [stream.sha256 for stream in self._streams]
 
     def next_document(self) -> TokenizedDocument | None:
         """The next document, or None at the end of every source."""

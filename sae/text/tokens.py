@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,16 @@ import numpy as np
 from jaxtyping import Int, UInt
 from pydantic import Field
 
-from sae.errors import DataError
-from sae.foundation.files import write_json
+from sae.errors import ArtefactError, DataError
+from sae.foundation.files import read_sealed, write_sealed
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.text import installed_docs
 from sae.text.corpus import InstalledDocs, TextSource
+from sae.text.hashed_file import HashedFile
 from sae.text.mixture import Mixture, TokenizedDocument
 
 REPLACEMENT = "\ufffd"
-
 DOCUMENTS_PER_COMMIT = 256
 TOKENS_PER_COMMIT = 1 << 20
 UNEQUAL = 0.02  # a source's share of the tokens may differ from its weight's by so much without a word
@@ -97,11 +96,15 @@ class _ContextWriter:
         self.width = ctx_len if self.is_separate else ctx_len - (bos is not None)
         self.state = {"n_contexts": 0, "n_documents": 0, "names_bytes": 0, "tail": [], "tail_documents": [], **state}
         row_bytes = ctx_len * np.dtype(self.dtype).itemsize
-        self._ids = _open_at(folder / "ids.bin", self.state["n_contexts"] * row_bytes)
-        self._documents = _open_at(folder / "documents.bin", self.state["n_contexts"] * ctx_len * 4)
-        self._names = _open_at(folder / "documents.txt", self.state["names_bytes"])
-        self._keys = _open_at(folder / "documents.keys", self.state["n_documents"] * 8)
-        self._files = (self._ids, self._documents, self._names, self._keys)
+        sizes = {
+            "ids.bin": self.state["n_contexts"] * row_bytes,
+            "documents.bin": self.state["n_contexts"] * ctx_len * 4,
+            "documents.txt": self.state["names_bytes"],
+            "documents.keys": self.state["n_documents"] * 8,
+        }
+        known = self.state.get("sha256", {})
+        self._files = [HashedFile(folder / name, size, known.get(name)) for name, size in sizes.items()]
+        self._ids, self._documents, self._names, self._keys = self._files
 
     def add(self, documents: list[TokenizedDocument]) -> None:
         """Appends whole documents, each followed by the end-of-sequence token if the tokenizer has one."""
@@ -144,17 +147,7 @@ class _ContextWriter:
 
     def commit(self) -> None:
         """Makes everything added so far durable."""
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _open_at(path: Path, size: int) -> Any:
-    """`path` open for appending after its first `size` bytes; what lies beyond was never committed."""
-    file = path.open("r+b" if path.exists() else "w+b")
-    file.truncate(size)
-    file.seek(size)
-    return file
+        self.state["sha256"] = {file.path.name: file.commit() for file in self._files}
 
 
 def id_dtype(tokenizer: Any) -> str:
@@ -185,7 +178,7 @@ def build(
     """
     bos = tokenizer.bos_token_id if prepend_bos else None
     position_file = folder / "position.json"
-    position = json.loads(position_file.read_text()) if position_file.exists() else {}
+    position = _position(position_file) if position_file.exists() else {}
     needed_contexts = {
         "train": -(-n_tokens // config.ctx_len),
         "held_out": -(-config.held_out_tokens // config.ctx_len),
@@ -207,6 +200,7 @@ def build(
             lambda document: not (short("train") and document.is_held_out(config.held_out_fraction)),
             n_read=position.get("documents_read"),
             tokens=position.get("tokens"),
+            sha256=position.get("sources_sha256"),
         )
         while (short("train") or short("held_out")) and (batch := _next_batch(mixture)):
             for name, writer in writers.items():
@@ -216,7 +210,7 @@ def build(
                     writer.add(picked)
                 writer.commit()
             position = _position_after(batch, position, mixture, writers)
-            write_json(position_file, position)
+            write_sealed(position_file, position)
             progress.update(min(writers["train"].state["n_contexts"] * config.ctx_len, n_tokens), n_tokens)
 
     _say_what_differs(config, mixture, position, progress)
@@ -227,6 +221,14 @@ def build(
         for n in needed_contexts
     )
     return train, held_out
+
+
+def _position(path: Path) -> dict[str, Any]:
+    """How far the text has been read; raises `ArtefactError` if the file is not that."""
+    position = read_sealed(path)
+    if not {"train", "held_out", "documents_read", "tokens", "sha256"} <= position.keys():
+        raise ArtefactError(f"{path}: not a position in the text; the file is damaged, or of an earlier saedex.")
+    return position
 
 
 def _position_after(
@@ -241,6 +243,7 @@ def _position_after(
     return {name: writer.state for name, writer in writers.items()} | {
         "documents_read": mixture.n_read,
         "tokens": mixture.tokens,
+        "sources_sha256": mixture.sha256,
         "sha256": digest,
         "documents_replaced": n_replaced,  # they hold U+FFFD, which stands for bytes that are not UTF-8
     }
@@ -291,7 +294,7 @@ def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:
     """What the corpus was: sources, hash of the text, documents and tokens per source, documents with bytes that are not
     UTF-8, and versions of the packages it was read from.
     """
-    position = json.loads((folder / "position.json").read_text())
+    position = _position(folder / "position.json")
     about = {
         "sources": [source.model_dump(mode="json") for source in config.sources],
         "sha256": position["sha256"],

@@ -6,7 +6,6 @@ processes can resume.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,11 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from feature_store.errors import JsonFileError
 from sae.errors import ArtefactError
 from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.downloads import sha256_of
+from sae.foundation.files import read_sealed, write_sealed
 from sae.foundation.screen import Progress
 from sae.foundation.tensor_files import Piece, TensorFiles, save_tensors, write_folder_together
 
@@ -47,7 +48,7 @@ def save(
         files = dict(processes.all_gather_objects((name, save_tensors(temporary / name, tensors))))
         if processes.is_first:
             manifest = {**facts, "files": files, "torch": torch.__version__}
-            (temporary / "state.json").write_text(json.dumps(manifest, indent=1))
+            write_sealed(temporary / "state.json", manifest)
 
     write_folder_together(target, fill, processes)
     if processes.is_first:
@@ -67,11 +68,11 @@ def newest(folder: Path, progress: Progress) -> Checkpoint | None:
     candidates = _complete(folder)
     for path in reversed(candidates):
         try:
-            facts = json.loads((path / "state.json").read_text())
+            facts = read_sealed(path / "state.json")
             if all(sha256_of(path / name) == sha256 for name, sha256 in facts["files"].items()):
                 return Checkpoint(TensorFiles([path / name for name in facts["files"]]), facts)
             progress.say(f"{path.name}: the hash differs from its manifest; trying the checkpoint before it")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, JsonFileError) as error:
             progress.say(f"{path.name}: cannot be read ({error}); trying the checkpoint before it")
 
     if candidates:

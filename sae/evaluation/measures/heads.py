@@ -9,6 +9,7 @@ import torch
 from sae.apply.attention import head_shares
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
+from sae.foundation.files import writing
 
 
 class Heads(Measure):
@@ -31,7 +32,8 @@ class Heads(Measure):
         from safetensors.torch import save_file
 
         shares = head_shares(subject.sae, subject.lm.n_heads)
-        save_file({"head_shares": shares.cpu().contiguous()}, subject.folder / "head_shares.safetensors")
+        with writing(subject.folder / "head_shares.safetensors") as path:
+            save_file({"head_shares": shares.cpu().contiguous()}, path)
         largest = shares.max(dim=1).values
         of_one = int((largest > 0.5).sum())
         return {

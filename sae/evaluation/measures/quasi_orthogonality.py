@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
+from sae.foundation.files import writing
 
 ROWS = 4096
 PLOTTED = 1000
@@ -67,7 +68,7 @@ class QuasiOrthogonality(Measure):
         epsilon, f, x = torch.cat(parts, dim=1)
         step = max(1, len(x) // PLOTTED)
 
-        with (subject.folder / "zf.csv").open("w", newline="") as file:
+        with writing(subject.folder / "zf.csv") as path, path.open("w", newline="") as file:
             csv.writer(file).writerows(
                 [("x_norm", "code_norm"), *zip(x[::step].tolist(), f[::step].tolist(), strict=True)]
             )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -10,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sae.errors import ArtefactError, ConfigError
+from sae.interop.foreign_files import ForeignTensors, read_json, read_tensors, whole_number
 from sae.interop.foreign_weights import ForeignWeights
-from sae.interop.format import Format, named_tensors, read_json, read_tensors
+from sae.interop.format import Format
 from sae.model.hookpoints import SITES
 
 
@@ -41,68 +45,106 @@ class DictionaryLearning(Format):
 
     def read(self, path: Path) -> ForeignWeights:
         """A folder with config.json and ae.pt."""
-        trainer = read_json(path / "config.json").get("trainer", {})
-        file = path / "ae.pt"
-        tensors = read_tensors(file)
-        facts = {"model": trainer.get("lm_name", "unknown"), "hook": f"{_site(trainer)}.{trainer.get('layer', 0)}"}
+        trainer = read_json(path / "config.json").get("trainer")
+        if not isinstance(trainer, dict):
+            raise ArtefactError(f"{path / 'config.json'}: no object 'trainer' with the dictionary's class.")
+
         kind = trainer.get("dict_class")
-        if kind in ("AutoEncoderTopK", "BatchTopKSAE"):
-            encoder, b_enc, decoder, b_dec = named_tensors(
-                tensors, file, "encoder.weight", "encoder.bias", "decoder.weight", "b_dec"
-            )
-            shared: Any = {"W_enc": encoder.T, "b_enc": b_enc, "W_dec": decoder.T, "b_dec": b_dec, "facts": facts}
-            if kind == "AutoEncoderTopK":
-                (k,) = named_tensors(tensors, file, "k")
-                return ForeignWeights("topk", k=int(k), **shared)
-            return ForeignWeights("jumprelu", extra={"threshold": _threshold(tensors, file, len(b_enc))}, **shared)
+        if not isinstance(kind, str) or kind not in READERS:
+            raise ArtefactError(f"{path}: dict_class {kind!r} is not known; known: {', '.join(READERS)}.")
 
-        if kind == "AutoEncoder":
-            names = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
-            encoder, b_enc, decoder, b_dec = named_tensors(tensors, file, *names)
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec, facts=facts)
+        file = path / "ae.pt"
+        tensors = ForeignTensors(read_tensors(file), file)
+        weights = READERS[kind](tensors, file)
+        tensors.check_all_taken()
+        if "k" in trainer and weights.k is not None and trainer["k"] != weights.k:
+            raise ArtefactError(f"{path}: config.json says k {trainer['k']!r}, {file.name} says {weights.k!r}.")
 
-        if kind == "AutoEncoderNew":
-            names = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
-            encoder, b_enc, decoder, b_dec = named_tensors(tensors, file, *names)
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec, centred=False, facts=facts)
-
-        if kind == "GatedAutoEncoder":
-            names = ("encoder.weight", "gate_bias", "decoder.weight", "decoder_bias", "r_mag", "mag_bias")
-            encoder, gate, decoder, b_dec, r_mag, b_mag = named_tensors(tensors, file, *names)
-            return ForeignWeights(
-                "gated", encoder.T, gate, decoder.T, b_dec=b_dec, extra={"r_mag": r_mag, "b_mag": b_mag}, facts=facts
-            )
-
-        if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
-            W_enc, b_enc, W_dec, b_dec = named_tensors(tensors, file, "W_enc", "b_enc", "W_dec", "b_dec")
-            threshold = _threshold(tensors, file, len(b_enc))
-            centred = kind == "MatryoshkaBatchTopKSAE"
-            return ForeignWeights(
-                "jumprelu",
-                W_enc,
-                b_enc,
-                W_dec,
-                b_dec=b_dec,
-                k=None,
-                centred=centred,
-                extra={"threshold": threshold},
-                facts=facts,
-            )
-
-        raise ArtefactError(f"{path}: dict_class {kind!r} is not known.")
+        return replace(weights, facts={"model": trainer.get("lm_name"), **_hook(trainer)})
 
 
-def _site(trainer: dict[str, Any]) -> str:
-    """The site that the file names, if it is one of ours; dictionary_learning itself reads everything as resid_post."""
-    name = str(trainer.get("submodule_name"))
-    return name if name in SITES else "resid_post"
+def _hook(trainer: dict[str, Any]) -> dict[str, str]:
+    """The hook point that the file names in one of the ways that are in use: `mlp_out`, `mlp_out_layer_5`, `mlp_out.5`."""
+    name, layer = str(trainer.get("submodule_name")), trainer.get("layer")
+    match = re.fullmatch(rf"({'|'.join(SITES)})(?:(?:_layer_|\.)(\d+))?", name)
+    numbers = {str(number) for number in (layer, match and match[2]) if number is not None}
+    if match and len(numbers) == 1 and (number := numbers.pop()).isdecimal():
+        return {"hook": f"{match[1]}.{number}"}
+    return {"hook_of_file": f"submodule_name {name}, layer {layer}"}
 
 
-def _threshold(tensors: dict[str, Any], file: Path, d_sae: int) -> Tensor:
-    (threshold,) = named_tensors(tensors, file, "threshold")
-    if threshold.dim() == 0 and threshold < 0:
+def _relu(tensors: ForeignTensors, file: Path) -> ForeignWeights:
+    """Their loader normalises the decoder of this class, and of no other."""
+    encoder, b_enc = tensors.matrix("encoder.weight"), tensors.vector("encoder.bias")
+    decoder, b_dec = tensors.matrix("decoder.weight"), tensors.vector("bias")
+    weights = ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec)
+    weights.check_shapes()
+    return weights.with_unit_rows()
+
+
+def _relu_uncentred(tensors: ForeignTensors, file: Path) -> ForeignWeights:
+    encoder, b_enc = tensors.matrix("encoder.weight"), tensors.vector("encoder.bias")
+    decoder, b_dec = tensors.matrix("decoder.weight"), tensors.vector("decoder.bias")
+    return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec, centred=False)
+
+
+def _gated(tensors: ForeignTensors, file: Path) -> ForeignWeights:
+    encoder, gate = tensors.matrix("encoder.weight"), tensors.vector("gate_bias")
+    decoder, b_dec = tensors.matrix("decoder.weight"), tensors.vector("decoder_bias")
+    extra = {"r_mag": tensors.vector("r_mag"), "b_mag": tensors.vector("mag_bias")}
+    return ForeignWeights("gated", encoder.T, gate, decoder.T, b_dec=b_dec, extra=extra)
+
+
+def _topk(tensors: ForeignTensors, file: Path) -> ForeignWeights:
+    encoder, b_enc = tensors.matrix("encoder.weight"), tensors.vector("encoder.bias")
+    decoder, b_dec = tensors.matrix("decoder.weight"), tensors.vector("b_dec")
+    tensors.pop("threshold")  # of another way to select, which their loader does not take
+    k = whole_number(tensors.pop("k"))
+    return ForeignWeights("topk", encoder.T, b_enc, decoder.T, b_dec=b_dec, k=k)
+
+
+def _batch_topk(tensors: ForeignTensors, file: Path) -> ForeignWeights:
+    encoder, b_enc = tensors.matrix("encoder.weight"), tensors.vector("encoder.bias")
+    decoder, b_dec = tensors.matrix("decoder.weight"), tensors.vector("b_dec")
+    extra = {"threshold": _one_threshold(tensors, file, len(b_enc))}
+    k = whole_number(tensors.pop("k"))
+    return ForeignWeights("jumprelu", encoder.T, b_enc, decoder.T, b_dec=b_dec, extra=extra, k=k)
+
+
+def _matryoshka(tensors: ForeignTensors, file: Path) -> ForeignWeights:
+    W_enc, b_enc = tensors.matrix("W_enc"), tensors.vector("b_enc")
+    W_dec, b_dec = tensors.matrix("W_dec"), tensors.vector("b_dec")
+    extra = {"threshold": _one_threshold(tensors, file, len(b_enc))}
+    k = whole_number(tensors.pop("k"))
+    tensors.pop("group_sizes")  # their loader makes all groups active
+    return ForeignWeights("jumprelu", W_enc, b_enc, W_dec, b_dec=b_dec, extra=extra, k=k)
+
+
+def _jumprelu(tensors: ForeignTensors, file: Path) -> ForeignWeights:
+    W_enc, b_enc = tensors.matrix("W_enc"), tensors.vector("b_enc")
+    W_dec, b_dec = tensors.matrix("W_dec"), tensors.vector("b_dec")
+    threshold = tensors.vector("threshold").clamp_min(0)  # theirs is ReLU(z 1[z > t]), so t < 0 does what 0 does
+    return ForeignWeights("jumprelu", W_enc, b_enc, W_dec, b_dec=b_dec, centred=False, extra={"threshold": threshold})
+
+
+def _one_threshold(tensors: ForeignTensors, file: Path, d_sae: int) -> Tensor:
+    threshold = tensors.vector_or_number("threshold")
+    if threshold.dim() != 0:
+        raise ArtefactError(f"{file}: threshold has shape {list(threshold.shape)}, expected is one number.")
+    if threshold < 0:
         raise ArtefactError(f"{file}: the inference threshold was never set, so single tokens cannot be encoded.")
     return threshold.expand(d_sae).contiguous()
+
+
+READERS: dict[str, Callable[[ForeignTensors, Path], ForeignWeights]] = {
+    "AutoEncoder": _relu,
+    "AutoEncoderNew": _relu_uncentred,
+    "AutoEncoderTopK": _topk,
+    "BatchTopKSAE": _batch_topk,
+    "GatedAutoEncoder": _gated,
+    "JumpReluAutoEncoder": _jumprelu,
+    "MatryoshkaBatchTopKSAE": _matryoshka,
+}
 
 
 def _their_tensors(weights: ForeignWeights) -> tuple[str, dict[str, Tensor]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
 
-from sae.errors import ArtefactError, ConfigError
+from sae.errors import ConfigError
+from sae.interop.foreign_files import ForeignTensors, read_arrays
 from sae.interop.foreign_weights import ForeignWeights
-from sae.interop.format import Format, named_tensors
+from sae.interop.format import Format
 
 
 @final
@@ -41,18 +41,12 @@ class GemmaNpz(Format):
     def read(self, path: Path) -> ForeignWeights:
         """A params.npz file, or the folder that holds one."""
         file = path / "params.npz" if path.is_dir() else path
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ArtefactError(f"{file}: cannot be read as npz ({error}).") from None
-        except (ValueError, TypeError):
-            raise ArtefactError(f"{file}: holds pickled objects; saedex does not run them.") from None
-
-        tensors = {name.replace("w_", "W_"): t for name, t in tensors.items()}
-        W_enc, b_enc, W_dec, b_dec, threshold = named_tensors(
-            tensors, file, "W_enc", "b_enc", "W_dec", "b_dec", "threshold"
-        )
+        arrays = {name.replace("w_", "W_"): array for name, array in read_arrays(file).items()}
+        tensors = ForeignTensors(arrays, file)
+        W_enc, b_enc = tensors.matrix("W_enc"), tensors.vector("b_enc")
+        W_dec, b_dec = tensors.matrix("W_dec"), tensors.vector("b_dec")
+        threshold = tensors.vector("threshold").clamp_min(0)  # theirs is ReLU(z) 1[z > t], so t < 0 does what 0 does
+        tensors.check_all_taken()
         return ForeignWeights(
             "jumprelu", W_enc, b_enc, W_dec, b_dec=b_dec, centred=False, extra={"threshold": threshold}
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from sae.errors import ArtefactError, ConfigError
+from sae.interop.foreign_files import ForeignTensors, check_keys, choice, read_tensors, whole_number
 from sae.interop.foreign_weights import ForeignWeights
-from sae.interop.format import Format, named_tensors, read_tensors
+from sae.interop.format import Format
 
 
 @final
@@ -22,14 +23,20 @@ class OpenAi(Format):
 
     def read(self, path: Path) -> ForeignWeights:
         """A .pt state dict."""
-        tensors = read_tensors(path)
-        names = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
-        encoder, b_enc, decoder, b_dec = named_tensors(tensors, path, *names)
-        activation = tensors.get("activation", "ReLU")
-        if activation == "ReLU":
-            return ForeignWeights("relu", encoder.T, b_enc, decoder.T, b_dec=b_dec)
-        if activation == "TopK":
-            k = int(tensors.get("activation_state_dict", {}).get("k", 0))
-            return ForeignWeights("topk", encoder.T, b_enc, decoder.T, b_dec=b_dec, k=k, token_norm=True)
+        tensors = ForeignTensors(read_tensors(path), path)
+        activation = tensors.pop("activation", "ReLU")
+        settings = tensors.pop("activation_state_dict", {})
+        tensors.pop("stats_last_nonzero")
+        encoder, b_enc = tensors.matrix("encoder.weight"), tensors.vector("latent_bias")
+        decoder, b_dec = tensors.matrix("decoder.weight"), tensors.vector("pre_bias")
+        tensors.check_all_taken()
+        shared: Any = {"W_enc": encoder.T, "b_enc": b_enc, "W_dec": decoder.T, "b_dec": b_dec}
 
-        raise ArtefactError(f"{path}: activation {activation!r}; saedex reads ReLU and TopK.")
+        if activation == "ReLU" and not settings:
+            return ForeignWeights("relu", **shared)
+        if activation == "TopK" and isinstance(settings, dict):
+            check_keys(settings, path, frozenset({"k", "postact_fn"}))
+            choice(settings, "postact_fn", path, ("ReLU",))
+            return ForeignWeights("topk", k=whole_number(settings.get("k")), token_norm=True, **shared)
+
+        raise ArtefactError(f"{path}: activation {activation!r} with {settings!r:.100}; saedex reads ReLU and TopK.")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+import torch
 from safetensors.torch import save_file
 
 from sae.errors import ArtefactError, ConfigError
+from sae.interop.foreign_files import ForeignTensors, check_keys, check_sizes, choice, read_json, read_tensors
 from sae.interop.foreign_weights import ForeignWeights, Kind
-from sae.interop.format import Format, named_tensors, read_json, read_tensors
+from sae.interop.format import Format
 
 ARCHITECTURES: dict[Kind, str] = {"topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated"}
 SITES = {
@@ -19,6 +21,36 @@ SITES = {
     "attn_z": "attn.hook_z", "mlp_out": "hook_mlp_out", "mlp_hidden": "mlp.hook_post",
     "mlp_in": "ln2.hook_normalized",
 }  # fmt: skip
+# Names of the same places in TransformerLens 3.
+SYNONYMS = {
+    "hook_in": "resid_pre", "hook_out": "resid_post", "attn.hook_out": "attn_out", "attn.o.hook_in": "attn_z",
+    "mlp.hook_out": "mlp_out", "mlp.out.hook_in": "mlp_hidden", "mlp.hook_in": "mlp_in",
+}  # fmt: skip
+DTYPES = {
+    "float32": torch.float32, "torch.float32": torch.float32, "float16": torch.float16, "torch.float16": torch.float16,
+    "bfloat16": torch.bfloat16, "torch.bfloat16": torch.bfloat16, "float64": torch.float64,
+    "torch.float64": torch.float64,
+}  # fmt: skip
+RENAMED = {
+    "hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}  # fmt: skip
+OLD_METADATA = {
+    "context_size", "dataset_path", "dataset_trust_remote_code", "hook_head_index", "hook_layer", "hook_name",
+    "model_class_name", "model_from_pretrained_kwargs", "model_name", "neuronpedia_id", "prepend_bos",
+    "sae_lens_training_version", "sae_lens_version", "seqpos_slice",
+}  # fmt: skip
+# All that decides what is computed, and what is known to be of the training alone.
+KEYS = frozenset({
+    "apply_b_dec_to_input", "architecture", "d_in", "d_sae", "device", "dtype", "finetuning_scaling_factor", "k",
+    "metadata", "normalize_activations", "rescale_acts_by_decoder_norm", "reshape_activations", "sae_lens_version",
+    "aux_loss_coefficient", "decoder_heuristic_init", "decoder_heuristic_init_norm", "decoder_init_norm",
+    "decoder_orthogonal_init", "init_encoder_as_decoder_transpose", "jumprelu_bandwidth", "jumprelu_init_threshold",
+    "jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input", "jumprelu_tanh_scale", "l0_coefficient",
+    "l0_warm_up_steps", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "matryoshka_widths", "mse_loss_normalization",
+    "noise_scale", "normalize_sae_decoder", "pre_act_loss_coefficient", "scale_sparsity_penalty_by_decoder_norm",
+    "target_l0", "topk_threshold_lr", "use_ghost_grads", "use_matryoshka_aux_loss", "use_sparse_activations",
+})  # fmt: skip
 
 
 def hook_name(hook: str) -> str:
@@ -30,7 +62,8 @@ def hook_name(hook: str) -> str:
 def our_hook(name: str) -> str | None:
     """The inverse of `hook_name`; None for a hook point that saedex does not know."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    site = next((s for s, n in SITES.items() if match and n == match[2]), None)
+    names = {name: site for site, name in SITES.items()} | SYNONYMS
+    site = names.get(match[2]) if match else None
     return None if match is None or site is None else f"{site}.{match[1]}"
 
 
@@ -77,37 +110,38 @@ class SaeLens(Format):
         (folder / "cfg.json").write_text(json.dumps(cfg, indent=1))
 
     def read(self, path: Path) -> ForeignWeights:
-        """A folder with cfg.json."""
-        cfg = read_json(path / "cfg.json")
-        kind: Kind | None = next(
-            (ours for ours, theirs in ARCHITECTURES.items() if theirs == cfg.get("architecture")), None
-        )
+        """A folder with cfg.json, of SAELens 3 to 6."""
+        config = path / "cfg.json"
+        cfg = _as_version_6(read_json(config), config)
+        check_keys(cfg, config, KEYS)
+        architecture = cfg.get("architecture")
+        kind: Kind | None = next((ours for ours, theirs in ARCHITECTURES.items() if theirs == architecture), None)
         if kind is None:
-            raise ArtefactError(
-                f"{path}: architecture {cfg.get('architecture')!r}; known: {', '.join(ARCHITECTURES.values())}."
-            )
+            raise ArtefactError(f"{config}: architecture {architecture!r}; known: {', '.join(ARCHITECTURES.values())}.")
 
-        normalised = cfg.get("normalize_activations", "none")
-        if normalised not in ("none", "layer_norm"):
-            raise ArtefactError(f"{path}: normalize_activations {normalised!r}; fold it in SAELens first.")
+        choice(cfg, "reshape_activations", config, ("none", "hook_z"))
+        normalised = choice(cfg, "normalize_activations", config, ("none", "layer_norm"))  # fold others in SAELens
+        centred = choice(cfg, "apply_b_dec_to_input", config, (True, False))
+        dtype = DTYPES[choice(cfg, "dtype", config, tuple(DTYPES))]
+        rescales = choice(cfg, "rescale_acts_by_decoder_norm", config, (False, True) if kind == "topk" else (False,))
 
         file = path / "sae_weights.safetensors"
-        tensors = read_tensors(file)
-        W_enc, W_dec, b_dec = named_tensors(tensors, file, "W_enc", "W_dec", "b_dec")
-        (b_enc,) = named_tensors(tensors, file, "b_gate" if kind == "gated" else "b_enc")
-        names = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}.get(kind, ())
-        extra = dict(zip(names, named_tensors(tensors, file, *names), strict=True))
-        if cfg.get("rescale_acts_by_decoder_norm"):
-            norms = W_dec.norm(dim=1)
-            W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+        tensors = ForeignTensors(read_tensors(file), file, dtype)
+        W_enc, W_dec = tensors.matrix("W_enc"), tensors.matrix("W_dec")
+        b_enc, b_dec = tensors.vector("b_gate" if kind == "gated" else "b_enc"), tensors.vector("b_dec")
+        extra = {
+            name: tensors.vector(name)
+            for name in {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}.get(kind, ())
+        }
+        if kind == "jumprelu":
+            extra["threshold"] = extra["threshold"].clamp_min(
+                0
+            )  # theirs is ReLU(z) 1[z > t], so t < 0 does what 0 does
+        _check_scaling(tensors, cfg, file)
+        tensors.check_all_taken()
+        check_sizes(cfg, config, {"d_in": W_enc.shape[0], "d_sae": W_enc.shape[1]})
 
-        metadata = cfg.get("metadata", {})
-        facts = {"model": metadata.get("model_name", "unknown"), "ctx_len": metadata.get("context_size")}
-        hook = our_hook(str(metadata.get("hook_name")))
-        facts |= {"hook": hook} if hook else {}
-        centred = cfg.get("apply_b_dec_to_input", True)
-
-        return ForeignWeights(
+        weights = ForeignWeights(
             kind,
             W_enc,
             b_enc,
@@ -117,6 +151,60 @@ class SaeLens(Format):
             centred=centred,
             token_norm=normalised == "layer_norm",
             extra=extra,
-            lossy=None,
-            facts=facts,
-        )  # pyright: ignore[reportArgumentType]
+            facts=_facts(cfg.get("metadata", {}), config),
+        )
+        weights.check_shapes()
+        return weights.with_unit_rows() if rescales else weights
+
+
+def _as_version_6(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config of any version in the words of version 6, as SAELens itself translates it."""
+    metadata = cfg.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise ArtefactError(f"{path}: metadata is {metadata!r:.100}, expected an object.")
+
+    version = re.match(r"(\d+)\.", str(cfg.get("sae_lens_version") or metadata.get("sae_lens_version")))
+    if version and int(version[1]) >= 6:
+        return cfg
+
+    old = {RENAMED.get(key, key): value for key, value in cfg.items()}
+    activation = old.pop("activation_fn", "relu")
+    settings = old.pop("activation_fn_kwargs", None) or {}
+    new = {"architecture": "standard", **{key: value for key, value in old.items() if key not in OLD_METADATA}}
+    new["metadata"] = {key: value for key, value in old.items() if key in OLD_METADATA} | metadata
+    if old.get("normalize_activations") in (None, False):
+        new["normalize_activations"] = "none"
+
+    if activation == "topk" and isinstance(settings, dict):
+        check_keys(settings, path, frozenset({"k"}))
+        choice(new, "architecture", path, ("standard", "topk"))
+        return {**new, "architecture": "topk", "k": settings.get("k")}
+    if activation != "relu" or settings:
+        raise ArtefactError(f"{path}: activation {activation!r} with {settings!r:.100}; saedex reads relu and topk.")
+    return new
+
+
+def _check_scaling(tensors: ForeignTensors, cfg: dict[str, Any], file: Path) -> None:
+    """Raises `ArtefactError` if activations are to be scaled before decoding, which no version after 5 does."""
+    is_scaled = bool(cfg.get("finetuning_scaling_factor"))
+    if "scaling_factor" in tensors:
+        is_scaled = bool((tensors.vector("scaling_factor") != 1).any())
+    if is_scaled:
+        raise ArtefactError(
+            f"{file}: has a finetuning_scaling_factor. Multiply the rows of W_dec by it, and remove it."
+        )
+
+
+def _facts(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Model, context length and hook point; raises `ArtefactError` if the dictionary is of a part of a hook point."""
+    name = metadata.get("hook_name")
+    if metadata.get("hook_head_index") is not None:
+        raise ArtefactError(
+            f"{path}: a dictionary of head {metadata['hook_head_index']!r} alone; saedex has all heads."
+        )
+    if metadata.get("hook_name_out") not in (None, name):
+        raise ArtefactError(f"{path}: reads {name!r} and writes {metadata['hook_name_out']!r}; saedex reads no such.")
+
+    hook = our_hook(str(name))
+    facts = {"model": metadata.get("model_name"), "ctx_len": metadata.get("context_size"), "hook_of_file": name}
+    return facts | ({"hook": hook} if hook else {})

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import final
 
 from safetensors.torch import save_file
 
 from sae.errors import ArtefactError, ConfigError
+from sae.interop.foreign_files import ForeignTensors, check_keys, check_sizes, choice, read_json, read_tensors
 from sae.interop.foreign_weights import ForeignWeights
-from sae.interop.format import Format, named_tensors, read_json, read_tensors
+from sae.interop.format import Format
+
+KEYS = frozenset({
+    "activation", "d_in", "expansion_factor", "k", "multi_topk", "normalize_decoder", "num_latents", "signed",
+    "skip_connection", "transcode",
+})  # fmt: skip
+MODULES = {None: "resid_post", "mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
 
 
 @final
@@ -44,17 +52,28 @@ class Sparsify(Format):
         (folder / "cfg.json").write_text(json.dumps(cfg, indent=1))
 
     def read(self, path: Path) -> ForeignWeights:
-        """A hook point folder."""
-        cfg = read_json(path / "cfg.json")
-        if cfg.get("activation", "topk") != "topk" or cfg.get("signed"):
-            raise ArtefactError(f"{path}: activation {cfg.get('activation')!r}; saedex reads unsigned topk.")
+        """A hook point folder, which sparsify calls after the module whose output it reconstructs."""
+        config = path / "cfg.json"
+        cfg = read_json(config)
+        check_keys(cfg, config, KEYS)
+        choice(cfg, "activation", config, ("topk",))
+        choice(cfg, "signed", config, (False,))
+        transcodes = choice(cfg, "transcode", config, (False, True))
+        skips = choice(cfg, "skip_connection", config, (False, True))
 
         file = path / "sae.safetensors"
-        tensors = read_tensors(file)
-        encoder, b_enc, W_dec, b_dec = named_tensors(tensors, file, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
-        extra = {"W_skip": tensors["W_skip"].float().T} if "W_skip" in tensors else {}
-        facts = {"target": "mlp_out.0"} if cfg.get("transcode") else {}
+        tensors = ForeignTensors(read_tensors(file), file)
+        encoder, b_enc = tensors.matrix("encoder.weight"), tensors.vector("encoder.bias")
+        W_dec, b_dec = tensors.matrix("W_dec"), tensors.vector("b_dec")
+        extra = {"W_skip": tensors.matrix("W_skip").T} if skips else {}
+        tensors.check_all_taken()
+        check_sizes(cfg, config, {"d_in": encoder.shape[1]})
+        if cfg.get("num_latents"):  # 0 means: expansion_factor times d_in
+            check_sizes(cfg, config, {"num_latents": encoder.shape[0]})
+        if skips and not transcodes:
+            raise ArtefactError(f"{config}: an autoencoder with a skip connection; saedex has it in transcoders only.")
 
+        facts = {"target": "unknown"} if transcodes else _hook_of(path.resolve().name)
         return ForeignWeights(
             "topk",
             encoder.T,
@@ -62,7 +81,14 @@ class Sparsify(Format):
             W_dec,
             b_dec=b_dec,
             k=cfg.get("k"),
-            centred=not cfg.get("transcode"),
+            centred=not transcodes,
             extra=extra,
             facts=facts,
         )
+
+
+def _hook_of(name: str) -> dict[str, str]:
+    """The hook point of a folder called like a module: a block, or the attention or MLP in it."""
+    match = re.fullmatch(r"(?:[a-z_]+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?", name)
+    site = MODULES.get(match[2]) if match else None
+    return {"hook": f"{site}.{match[1]}"} if match and site else {"hook_of_file": name}

@@ -36,7 +36,8 @@ class Coherence(Scorer):
 
         weight = _rarity(case.evidence)
         rarest = max(weight.values(), default=1.0)
-        vectors = [{w: weight.get(w, rarest) for w in words(events.text(e))} for e in positive + random]
+        # In alphabetical order: a set has another one in every process, and sums of other bits.
+        vectors = [{w: weight.get(w, rarest) for w in sorted(words(events.text(e)))} for e in positive + random]
         matrix = _cosines(vectors)
         m = len(positive)
         within, across = matrix[:m, :m].sum(1) - 1, matrix[:m, m:].mean(1)

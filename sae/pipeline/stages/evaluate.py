@@ -11,6 +11,7 @@ from feature_store.dictionary_files import Metrics
 from feature_store.writer import drop
 from sae.evaluation import plots
 from sae.evaluation.evaluate import evaluate, subject_of
+from sae.foundation.files import write_bytes
 from sae.pipeline.stage import DictionaryStage, Run
 from sae.pipeline.stages.prepare import Prepare
 from sae.publish import dictionary
@@ -59,7 +60,7 @@ class Evaluate(DictionaryStage):
         folder = self.dictionary
         drop(folder / "store", ("contexts", "explanations"))  # of an earlier dictionary in this folder
         lines = run.log.read(folder.name) if run.log else []
-        (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_bytes(folder / "training.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         plots.curves(lines, title, folder / "curves.png")
         card = dictionary.read_card(folder)
         Metrics(dead=card.training.dead_at_end, d_sae=run.sae(folder).d_sae).write(folder)

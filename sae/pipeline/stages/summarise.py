@@ -41,7 +41,7 @@ class Summarise(Stage):
         for name in RESUME_FOLDERS:
             shutil.rmtree(run.folder / name, ignore_errors=True)
 
-        for path in (run.folder / "activations").glob("contexts-*"):  # the statistics stay, for `sae eval`
+        for path in (run.folder / "activations").glob("*contexts-*"):  # the statistics stay, for `sae eval`
             path.unlink()
 
         summary.write(run.folder)

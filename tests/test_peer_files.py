@@ -1,0 +1,253 @@
+"""Files that the peers' own packages write, of random settings: read here they compute what the peer's loader makes of
+them, or they are refused. Runs where the peers are installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import batch, imported
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae.errors import ArtefactError, ConfigError
+from sae.interop.formats import saelens, sparsify
+from sae.interop.transfer import import_dictionary
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is theirs
+D_IN, D_SAE = 12, 48
+MANY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+SEEDS = st.integers(0, 10_000)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("files")
+
+
+def randomise(module: torch.nn.Module, seed: int) -> None:
+    """Other numbers in every floating tensor; thresholds on both sides of zero; decoder rows of any norm."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.4)
+
+
+def read(path: Path, form: str, **hooks: Any) -> Any:
+    """Our dictionary of a peer's file."""
+    target = path.parent / f"{path.name}-ours"
+    shutil.rmtree(target, ignore_errors=True)
+    return import_dictionary(path, form, target, hooks.get("hook", "resid_post.0"), writes=hooks.get("writes"))
+
+
+def check_equal(theirs_acts: torch.Tensor, theirs_x_hat: torch.Tensor, ours: Any, x: torch.Tensor) -> None:
+    """Codes and reconstructions equal within 1e-5 of the largest number."""
+    code = ours.encode(x)
+    acts = torch.zeros(len(x), ours.d_sae).scatter_add(1, code.top_indices, code.top_acts)
+    for theirs, mine in ((theirs_acts, acts), (theirs_x_hat, ours.decode(code, x))):
+        assert (theirs - mine).abs().max() <= 1e-5 * theirs.abs().max().clamp_min(1.0)
+
+
+@MANY
+@given(
+    SEEDS,
+    st.sampled_from(["standard", "gated", "jumprelu", "topk", "abstopk", "matching_pursuit"]),
+    st.booleans(),
+    st.sampled_from(["none", "none", "layer_norm", "expected_average_only_in", "constant_norm_rescale"]),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from(["none", "hook_z"]),
+    st.integers(1, D_SAE),
+    st.booleans(),
+)
+def test_saelens(place, seed, architecture, centred, normalised, dtype, reshaped, k, rescales):
+    imported("sae_lens")
+    from sae_lens import SAE
+    from sae_lens.registry import get_sae_class
+
+    sae_class, config_class = get_sae_class(architecture)
+    more = {"k": k, "rescale_acts_by_decoder_norm": rescales} if architecture == "topk" else {}
+    more = {"k": k} if architecture == "abstopk" else more
+    config = config_class(
+        d_in=D_IN, d_sae=D_SAE, dtype=dtype, apply_b_dec_to_input=centred, normalize_activations=normalised,
+        reshape_activations=reshaped, **more,
+    )  # fmt: skip
+    config.metadata.hook_name = "blocks.3.attn.hook_z" if reshaped == "hook_z" else "blocks.3.hook_mlp_out"
+    theirs = sae_class(config)
+    randomise(theirs, seed)
+    theirs.save_model(place / "saelens")
+
+    if architecture in ("abstopk", "matching_pursuit") or normalised not in ("none", "layer_norm"):
+        with pytest.raises(ArtefactError):
+            read(place / "saelens", "saelens", hook=None)
+        return
+    loaded = SAE.load_from_disk(place / "saelens").to(dtype=torch.float32)
+    ours = read(place / "saelens", "saelens", hook=None)
+    assert str(ours.config.hook) == ("attn_z.3" if reshaped == "hook_z" else "mlp_out.3")
+    x = batch(64, seed).x
+    loaded.turn_off_forward_pass_hook_z_reshaping()
+    with torch.no_grad():
+        acts = loaded.encode(x)
+        check_equal(acts, loaded.decode(acts), ours, x)
+
+
+@MANY
+@given(
+    SEEDS,
+    st.sampled_from(["standard", "gated", "jumprelu", "topk"]),
+    st.sampled_from(["relu", "topk", "tanh-relu", "topk_without_k"]),
+    st.sampled_from([None, False, True, "none", "layer_norm"]),
+    st.sampled_from([None, 1.0, 2.0]),
+    st.booleans(),
+    st.integers(1, D_SAE),
+)
+def test_saelens_3_to_5(place, seed, architecture, activation, normalised, scaling, centred, k):
+    """SAELens 6 is the judge; it leaves out activations that it does not know, and those are refused here."""
+    imported("sae_lens")
+    from sae_lens import SAE
+    from sae_lens.registry import get_sae_class
+    from safetensors.torch import save_file
+
+    path = place / "old"
+    path.mkdir(exist_ok=True)
+    sae_class, config_class = get_sae_class(architecture)
+    state = sae_class(config_class(d_in=D_IN, d_sae=D_SAE)).state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: torch.randn(t.shape, generator=generator) * 0.4 for name, t in state.items()}
+    config: dict[str, Any] = {
+        "architecture": architecture, "model_name": "gpt2-small", "hook_name": "blocks.2.hook_resid_pre", "hook_layer": 2,
+        "hook_head_index": None, "d_in": D_IN, "d_sae": D_SAE, "context_size": 128, "apply_b_dec_to_input": centred,
+        "dtype": "torch.float32", "device": "cpu", "dataset_path": "x", "dataset_trust_remote_code": True,
+        "normalize_activations": normalised, "prepend_bos": True, "sae_lens_training_version": "5.1.0",
+        "activation_fn_str": activation.partition("_")[0], "activation_fn_kwargs": {"k": k} if activation == "topk" else {},
+        "finetuning_scaling_factor": scaling is not None,
+    }  # fmt: skip
+    save_file(
+        state | ({} if scaling is None else {"scaling_factor": torch.full((D_SAE,), scaling)}),
+        path / "sae_weights.safetensors",
+    )
+    (path / "cfg.json").write_text(json.dumps(config))
+
+    is_topk = activation == "topk"
+    is_read = (activation == "relu" and architecture != "topk") or (is_topk and architecture in ("standard", "topk"))
+    if not is_read or normalised is True or scaling == 2.0:
+        with pytest.raises(ArtefactError):
+            read(path, "saelens", hook=None)
+        return
+    theirs, ours, x = SAE.load_from_disk(path), read(path, "saelens", hook=None), batch(64, seed).x
+    assert str(ours.config.hook) == "resid_pre.2" and (not is_topk or ours.config.k == k)
+    with torch.no_grad():
+        acts = theirs.encode(x)
+        check_equal(acts, theirs.decode(acts), ours, x)
+
+
+@MANY
+@given(
+    SEEDS,
+    st.sampled_from([
+        "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
+        "MatryoshkaBatchTopKSAE", "IdentityDict",
+    ]),
+    st.integers(1, D_SAE),
+    st.sampled_from([-1.0, 0.0, 0.3]),
+)  # fmt: skip
+def test_dictionary_learning(place, seed, name, k, threshold):
+    imported("dictionary_learning")
+    import dictionary_learning.dictionary as simple
+    from dictionary_learning import utils
+
+    path = place / "dl"
+    path.mkdir(exist_ok=True)
+    kept = {"k": k} if "TopK" in name else {}
+    groups = {"group_sizes": [10, 38]} if name.startswith("Matryoshka") else {}
+    theirs = (
+        simple.IdentityDict(D_IN) if name == "IdentityDict" else getattr(utils, name)(D_IN, D_SAE, **kept, **groups)
+    )
+    randomise(theirs, seed)
+    if kept:
+        theirs.threshold.fill_(threshold)
+    torch.save(theirs.state_dict(), path / "ae.pt")
+    trainer = {"dict_class": name, "lm_name": "m", "layer": 5, "submodule_name": "mlp_out_layer_5", "lr": 1e-3, **kept}
+    (path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
+
+    if name == "IdentityDict" or (name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE") and threshold < 0):
+        with pytest.raises(ArtefactError):
+            read(path, "dictionary_learning", hook=None)
+        return
+    loaded, _ = utils.load_dictionary(str(path), device="cpu")
+    ours, x = read(path, "dictionary_learning", hook=None), batch(64, seed).x
+    assert str(ours.config.hook) == "mlp_out.5"
+    with torch.no_grad():
+        acts = loaded.encode(x)
+        check_equal(acts, loaded.decode(acts), ours, x)
+
+
+@MANY
+@given(
+    SEEDS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(1, D_SAE),
+    st.sampled_from(["topk", "topk", "groupmax"]),
+)  # fmt: skip
+def test_sparsify(place, seed, transcodes, skips, multi, normalises, k, activation):
+    module = imported("sparsify")
+    config = module.SparseCoderConfig(
+        activation=activation, num_latents=D_SAE if seed % 2 else 0, expansion_factor=D_SAE // D_IN, k=k, multi_topk=multi,
+        normalize_decoder=normalises, skip_connection=skips, transcode=transcodes,
+    )  # fmt: skip
+    theirs = module.SparseCoder(D_IN, config)
+    randomise(theirs, seed)
+    path = place / "layers.4.mlp"
+    theirs.save_to_disk(path)
+
+    if activation == "groupmax" or (skips and not transcodes):
+        with pytest.raises(ArtefactError):
+            read(path, "sparsify")
+        return
+    hooks = {"hook": "mlp_in.4", "writes": "mlp_out.4"} if transcodes else {"hook": None}
+    loaded, ours, x = module.SparseCoder.load_from_disk(path), read(path, "sparsify", **hooks), batch(64, seed).x
+    assert str(ours.config.writes[0]) == "mlp_out.4"
+    with torch.no_grad():
+        code = loaded.encode(x)
+        acts = torch.zeros(len(x), D_SAE).scatter_add(1, code.top_indices, code.top_acts)
+        x_hat = loaded.decode(code.top_acts, code.top_indices)  # its forward() decodes 4k latents if it trains on them
+        check_equal(acts, x_hat if loaded.W_skip is None else x_hat + x @ loaded.W_skip.mT, ours, x)
+
+
+def test_all_settings_of_the_peers_configs_are_known():
+    """A setting that a new version of a peer adds is refused until somebody has seen what it does."""
+    imported("sae_lens")
+    from sae_lens.loading.pretrained_sae_loaders import LLM_METADATA_KEYS
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    read_here = {*saelens.ARCHITECTURES.values(), "batchtopk", "matryoshka_batchtopk"}
+    for registry in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY):
+        for name, (_, config_class) in registry.items():
+            assert name not in read_here or {f.name for f in fields(config_class)} <= saelens.KEYS, name
+    assert {"hook_name_out", "hook_head_index"} <= LLM_METADATA_KEYS  # read in `_facts`
+    assert {f.name for f in fields(imported("sparsify").SparseCoderConfig)} <= sparsify.KEYS
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("blocks.3.hook_resid_mid", None),
+        ("blocks.3.hook_out", "resid_post.3"),
+        ("blocks.0.ln2.hook_normalized", "mlp_in.0"),
+    ],
+)
+def test_hook_points_in_the_words_of_saelens(tmp_path, name, hook):
+    imported("sae_lens")
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    config = StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)
+    config.metadata.hook_name = name
+    StandardSAE(config).save_model(tmp_path / "x")
+    if hook:
+        assert str(read(tmp_path / "x", "saelens", hook=None).config.hook) == hook
+        return
+    with pytest.raises(ConfigError, match=r"says 'blocks\.3\.hook_resid_mid', which saedex does not know"):
+        read(tmp_path / "x", "saelens", hook=None)
