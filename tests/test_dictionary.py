@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import gzip
 import hashlib
@@ -201,6 +202,21 @@ def test_weights_are_downloaded_once(cache, folder, serve):
     assert server.asked == ["card.json", WEIGHTS, "card.json"]
     (kept,) = cache.glob("dictionaries/*/card.json")
     assert kept.parent.name == sha256(kept.read_bytes()) and kept.read_bytes() == (folder / "card.json").read_bytes()
+
+
+def test_a_dictionary_loads_where_a_loop_runs_already(cache, folder, serve):
+    async def notebook():
+        return dictionary.load(serve(files_of(folder)).url)
+
+    assert torch.equal(asyncio.run(notebook()).W_dec, dictionary.load(folder).W_dec)
+
+
+def test_weights_of_earlier_versions_are_read(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "x")
+    data = save(load_file(folder / WEIGHTS), metadata={"format": "saedex", "pieces": "{}"})
+    (tmp_path / "x" / WEIGHTS).write_bytes(data)
+    edit(tmp_path / "x", weights_sha256=sha256(data))
+    assert torch.equal(dictionary.load(tmp_path / "x").W_dec, dictionary.load(folder).W_dec)
 
 
 @pytest.mark.parametrize(

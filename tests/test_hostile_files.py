@@ -27,7 +27,7 @@ from sae.interop.transfer import export_dictionary, import_dictionary
 from sae.publish import dictionary
 
 MANY = settings(
-    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 LEAVES = (
     st.none() | st.booleans() | st.integers(-3, 300) | st.sampled_from([2**31, 2**63, 10**30, -(10**19)]) | st.floats()
@@ -274,6 +274,10 @@ def test_what_an_error_prints_commands_no_terminal_and_hides_nothing(tmp_path):
     ):
         done = run_here(*command)
         assert done.returncode == 66 and r"\u202e" in done.stderr and visible(done.stderr) == done.stderr
+
+    (tmp_path / "x" / "card.json").write_text(json.dumps({**card, CARD_SHA256: "x" * 1_000_000}))
+    done = run_here("export", tmp_path / "x", "--to", "saelens", tmp_path / "y")
+    assert done.returncode == 66 and len(done.stderr) < 11_000 and "characters" in done.stderr
 
 
 @pytest.mark.parametrize(
