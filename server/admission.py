@@ -10,7 +10,7 @@ from feature_store.cursors import Cursors
 from server import errors
 
 MOST = {
-    "requests": 64,  # what is more would wait for longer than people do
+    "requests": 32,  # what is more would wait for longer than people do
     "downloads": 16,  # each holds its files open, dictionary.zip some twenty
 }
 ANSWER_S = 20.0  # after this a query is interrupted
