@@ -6,15 +6,12 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from fixtures import run_here, save_model, write_config
 
 from feature_store import writer
@@ -23,7 +20,6 @@ from feature_store.errors import JsonFileError, StoreError
 from feature_store.store import Store
 from sae.errors import ArtefactError, ConfigError, DataError, DiskError, LockedError
 from sae.foundation.files import owned, write_folder
-from sae.foundation.screen import Progress
 from sae.text.corpus import DatasetText, Mixture
 from sae.text.hashed_file import HashedFile
 
@@ -163,11 +159,9 @@ def test_another_model_is_refused_with_both_hashes(tmp_path, copied, tree, tiny_
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    config = json.dumps({"config": str(copied / "config.yaml")})
     text = (copied / "config.yaml").read_text().replace(str(tiny_model), str(model))
     (copied / "config.yaml").write_text(text)
-    metrics = (copied / "dictionaries" / "first" / "metrics.json").read_bytes()
-    assert run_here("eval", copied, "--measures", "decoder").returncode == 0, config
+    assert run_here("eval", copied, "--measures", "decoder").returncode == 0
     metrics = (copied / "dictionaries" / "first" / "metrics.json").read_bytes()
 
     begun_with = _folder_sha256(model)
@@ -389,28 +383,21 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("verb", ["interpret", "eval", "export", "concept", "cache"])
+@pytest.mark.parametrize("verb", ["interpret", "eval", "export", "concept"])
 def test_a_stopped_command_exits_75_and_leaves_no_scratch(copied, tmp_path, number, verb):
     folder, scratch = copied / "dictionaries" / "first", tmp_path / "scratch"
     scratch.mkdir()
-    waiting = FileLock(tmp_path / "lock")
     command = {
         "interpret": ["interpret", folder],
         "eval": ["eval", folder],
         "export": ["export", folder, "--to", "saelens", tmp_path / "exported"],
         "concept": ["concept", "add", folder, "--name", "x", "--labelled", labelled(tmp_path)],
-        "cache": ["cache"],
     }[verb]
-    if verb == "cache":
-        pytest.skip("it is over before a signal can come")
-    del waiting
     program = [sys.executable, "-c", STOPPED.format(number=number), "1.0", *map(str, command)]
-    started = time.monotonic()
     done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(scratch)})
-    assert done.returncode == 75, (done.returncode, done.stderr, time.monotonic() - started)
+    assert done.returncode == 75, done.stderr
     assert "Traceback" not in done.stderr and "stopped" in done.stderr
     assert not list(scratch.iterdir()) and not (copied / ".evaluating").exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # --- bad sizes, paths ---------------------------------------------------------------------------------------------
@@ -506,5 +493,27 @@ def test_a_dictionary_that_never_fires_is_dead_and_the_others_go_on(tmp_path, tr
     assert Store(folders / "silent" / "store").meta["n_tokens"] > 0
 
 
-def test_progress_is_silent_without_a_screen():
-    Progress().say("nothing")
+def test_sums_do_not_depend_on_the_number_of_threads():
+    import torch
+
+    from sae.foundation.metrics import batch_sums
+
+    x = torch.randn(16_384, 64, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    try:
+        sums = []
+        for n_threads in (1, 2, 4):
+            torch.set_num_threads(n_threads)
+            sums.append([part.tolist() for part in batch_sums(x, x / 3)])
+    finally:
+        torch.set_num_threads(before)
+    assert sums[0] == sums[1] == sums[2]
+
+
+def test_damaged_answers_of_a_judge_are_refused_by_name(tmp_path):
+    from sae.interpret.judging.answer_cache import AnswerCache
+
+    path = tmp_path / "judge_answers.sqlite"
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(ArtefactError, match=r"judge_answers\.sqlite: .*Remove it"):
+        AnswerCache(path)

@@ -54,7 +54,12 @@ class BatchSums(NamedTuple):
 def batch_sums(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> BatchSums:
     """The sums that an fvu needs of a batch x [n, d] and its reconstruction."""
     wide = torch.float64
-    return BatchSums((x - x_hat).square().sum(dtype=wide), x.square().sum(dtype=wide), x.sum(0, dtype=wide))
+
+    def of_squares(rows: Tensor) -> Tensor:
+        # Row by row: torch splits one long sum among threads, and its last digit depends on how many there are.
+        return rows.square().sum(1, dtype=wide).sum()
+
+    return BatchSums(of_squares(x - x_hat), of_squares(x), x.sum(0, dtype=wide))
 
 
 def normalised_mse(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> Float[Tensor, " tokens"]:

@@ -7,6 +7,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from sae.errors import ArtefactError
+
 
 class AnswerCache:
     """Answers by model and hash of the prompt, each with the probabilities of its yes and no if they were requested."""
@@ -14,10 +16,14 @@ class AnswerCache:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = sqlite3.connect(path)
-        self._file.execute(
-            "create table if not exists said (model text, prompt text, logprobs bool, text text, chances text, "
-            "primary key (model, prompt, logprobs))"
-        )
+        try:
+            self._file.execute(
+                "create table if not exists said (model text, prompt text, logprobs bool, text text, chances text, "
+                "primary key (model, prompt, logprobs))"
+            )
+        except sqlite3.DatabaseError as error:
+            self._file.close()
+            raise ArtefactError(f"{path}: {error}. Remove it: the judge is then asked again.") from None
         if self._file.execute("select 1 from sqlite_master where name = 'answer'").fetchone():  # of an earlier version
             with self._file:
                 self._file.execute("insert or ignore into said select model, prompt, false, text, 'null' from answer")
