@@ -56,7 +56,7 @@ def check_equal(theirs_acts: torch.Tensor, theirs_x_hat: torch.Tensor, ours: Any
     code = ours.encode(x)
     acts = torch.zeros(len(x), ours.d_sae).scatter_add(1, code.top_indices, code.top_acts)
     for theirs, mine in ((theirs_acts, acts), (theirs_x_hat, ours.decode(code, x))):
-        assert (theirs - mine).abs().max() <= 1e-5 * theirs.abs().max().clamp_min(1.0)
+        assert (theirs - mine).abs().max() <= 1e-5 * theirs.abs().max().clamp_min(1e-30)
 
 
 @MANY
@@ -94,7 +94,7 @@ def test_saelens(place, seed, architecture, centred, normalised, dtype, reshaped
     loaded = SAE.load_from_disk(place / "saelens").to(dtype=torch.float32)
     ours = read(place / "saelens", "saelens", hook=None)
     assert str(ours.config.hook) == ("attn_z.3" if reshaped == "hook_z" else "mlp_out.3")
-    x = batch(64, seed).x
+    x = batch(64, seed).x * (1.0 if seed % 2 else 0.02)
     loaded.turn_off_forward_pass_hook_z_reshaping()
     with torch.no_grad():
         acts = loaded.encode(x)

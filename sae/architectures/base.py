@@ -144,8 +144,8 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         if not self.config.token_norm:
             return PreparedTokens(x, None, None)
         mean = x.mean(1, keepdim=True)
-        deviation = (x - mean).std(1, keepdim=True) + TOKEN_NORM_EPS
-        return PreparedTokens((x - mean) / deviation, mean, deviation)
+        deviation = (x - mean).std(1, keepdim=True)
+        return PreparedTokens((x - mean) / (deviation + TOKEN_NORM_EPS), mean, deviation)
 
     @final
     def centre(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_in"]:

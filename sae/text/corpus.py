@@ -80,6 +80,12 @@ class PackageText(_Weighted):
 
     source: Literal["package"] = Field(description="Where the text comes from.")
     part: PackagePart = Field(description="The package and the members to read.")
+    markup: Literal["none", "mediawiki"] = Field(
+        default="none",
+        description="mediawiki: the members are dumps of a wiki (XML, perhaps bz2); every article is a document without "
+        "markup. none: every member is a document.",
+    )
+    licence: str | None = Field(default=None, description="Licence of the text, for the card.")
 
 
 TextSource = Annotated[InstalledDocs | DatasetText | PackageText, Field(discriminator="source")]
@@ -104,7 +110,8 @@ def described(source: InstalledDocs | DatasetText | PackageText) -> str:
     if isinstance(source, InstalledDocs):
         return "the documentation of installed packages"
     if isinstance(source, PackageText):
-        return f"texts of the package {source.part.name}"
+        kind = "wiki articles" if source.markup == "mediawiki" else "texts"
+        return f"{kind} of the package {source.part.name}"
     return ", ".join(Path(file).name for file in source.data_files) if source.data_files else source.path
 
 
@@ -118,12 +125,17 @@ def documents(source: InstalledDocs | DatasetText | PackageText) -> Iterator[Doc
         return _dataset_documents(source)
     if isinstance(source, InstalledDocs):
         return (Document(name, text) for name, text in installed_docs.documents(source.min_chars))
-    return _package_documents(source.part)
+    return _package_documents(source)
 
 
-def _package_documents(part: PackagePart) -> Iterator[Document]:
-    for name, stream in open_members(part):
-        yield Document(f"{part.name}/{name}", stream.read().decode("utf-8", errors="replace"))
+def _package_documents(source: PackageText) -> Iterator[Document]:
+    for name, stream in open_members(source.part):
+        if source.markup == "mediawiki":
+            from sae.text.wiki import articles
+
+            yield from (Document(article.title, article.text) for article in articles(stream))
+        else:
+            yield Document(f"{source.part.name}/{name}", stream.read().decode("utf-8", errors="replace"))
 
 
 def _dataset_documents(source: DatasetText) -> Iterator[Document]:
