@@ -235,6 +235,14 @@ class Metrics(JsonFile):
     ce_increase: float | None = None
     loss_recovered: LossRecovered | None = None
     measured: list[str] | None = None
+    controls: dict[str, dict[str, Any]] | None = None  # the same figures of directions that nothing was learned for
+
+    def with_controls(self, figures: dict[str, dict[str, Any]]) -> Metrics:
+        """These metrics with further figures of controls."""
+        known = self.controls or {}
+        return self.model_copy(
+            update={"controls": {name: {**known.get(name, {}), **more} for name, more in figures.items()}}
+        )
 
     def with_figures(self, measure: str, figures: dict[str, Any]) -> Metrics:
         """These metrics with the figures of one more measure."""
@@ -255,20 +263,38 @@ class JudgeCost(Facts):
     cost: float | None = None
 
 
-class LabelSummary(JsonFile):
-    """labels.json: how many features have a label, by which explainer, and how well the labels hold up."""
+class LabelFigures(Facts):
+    """How many features have a label, by which explainer, and how well the labels hold up on the test documents.
+
+    share_beating_chance: labels whose interval of balanced accuracy is above 0.5; share_beating_control: labels whose
+    balanced accuracy is above that of 95 % of the labels of random directions.
+    """
+
+    features_alive: int
+    features_labelled: int
+    labels_by_explainer: dict[str, int]
+    median_balanced_accuracy: float | None = None
+    median_precision: float | None = None
+    median_confidence: float | None = None
+    share_beating_chance: float | None = None
+    features_tested_against_null: int
+    share_beating_null: float | None = None
+    share_beating_control: float | None = None
+
+
+class LabelSummary(LabelFigures, JsonFile):
+    """labels.json: figures of the labels, and the same of controls: directions that nothing was learned for.
+
+    floor: the balanced accuracy that 95 % of the labels of random directions do not exceed.
+    """
 
     file_name: ClassVar[str] = "labels.json"
     current_version: ClassVar[int] = 1
 
     format_version: int = 1
-    features_alive: int
-    features_labelled: int
-    labels_by_explainer: dict[str, int]
-    median_balanced_accuracy: float | None = None
     chance: float
-    features_tested_against_null: int
-    share_beating_null: float | None = None
+    floor: float | None = None
+    controls: dict[str, LabelFigures] = {}
     concepts: int
     concepts_second_level: int
     split: str

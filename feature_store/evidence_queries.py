@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from feature_store.records import Bigram, FiringCount, RandomWindow, TokenCount, TokenFirings
+from feature_store.records import Bigram, FiringCount, RandomWindow, TokenCount, TokenFirings, WordsAround
 from feature_store.store import Store
 
 
@@ -59,6 +59,24 @@ def bigrams(store: Store) -> list[Bigram]:
         "select * from contexts.feature_bigram order by feature, n_explain desc, first, second"
     ).fetchall()
     return [Bigram(*row) for row in rows]
+
+
+def words_around(store: Store) -> dict[int, WordsAround]:
+    """Words around the strong firings of every feature that has any."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute(
+        "select feature, words, word_hits, word_covered from contexts.feature where words != ''"
+    ).fetchall()
+    counts = lambda blob: np.frombuffer(blob, "<u4").reshape(2, -1)  # noqa: E731
+    return {f: WordsAround(words.split("\n"), counts(hits), counts(covered)) for f, words, hits, covered in rows}
+
+
+def activation_mass(store: Store) -> dict[int, list[int]]:
+    """The tokens that hold most of each feature's activation in explain documents, the largest share first."""
+    cursor = store.connection.cursor()
+    rows = cursor.execute("select feature, mass_tokens, mass_shares from contexts.feature").fetchall()
+    columns = ((f, np.frombuffer(tokens, "<u4"), np.frombuffer(shares, "<f4")) for f, tokens, shares in rows)
+    return {f: tokens[shares > 0].tolist() for f, tokens, shares in columns}
 
 
 def firing_counts(store: Store) -> list[FiringCount]:

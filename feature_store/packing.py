@@ -9,7 +9,7 @@ from jaxtyping import Float, Integer, Real, Shaped, UInt
 
 WINDOW = np.dtype(
     [
-        ("is_stratum", "<u1"),
+        ("group", "<u1"),
         ("rank", "<u1"),
         ("stratum", "<u1"),
         ("length", "<u1"),
@@ -24,6 +24,7 @@ WINDOW = np.dtype(
     ]
 )
 ACT_LEVELS = 65535
+GROUPS = ("top", "stratum", "uniform")  # by number in a window's record
 
 
 class Pack(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from feature_store.packing import Pack, dense_windows, unpack_columns
+from feature_store.packing import GROUPS, Pack, dense_windows, unpack_columns
 from feature_store.records import (
     ActiveFeature,
     Concept,
@@ -78,7 +78,7 @@ def features(
 
     where = " and ".join(conditions)
     order = f"{_SORT_SQL[sort]} {'desc' if descending else 'asc'} nulls last, f.feature"
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(
         f"select {_ROW} {_FROM} where {where} order by {order} limit ? offset ?", [*values, limit, offset]
     ).fetchall()
@@ -114,20 +114,20 @@ def _feature(store: Store, values: tuple[Any, ...], texts: list[Explanation], sc
 
 def feature(store: Store, number: int) -> Feature | None:
     """One feature with its histogram, logits, neighbours and explanations; None if there is no such id."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} where f.feature = ?", [number]).fetchall()
     return _feature(store, rows[0], explanations(store, number), feature_scores(store, number)) if rows else None
 
 
 def feature_row(store: Store, number: int) -> FeatureRow | None:
     """One feature as a table shows it; None if there is no such id."""
-    rows = store.connection.cursor().execute(f"select {_ROW} {_FROM} where f.feature = ?", [number]).fetchall()
+    rows = store.cursor().execute(f"select {_ROW} {_FROM} where f.feature = ?", [number]).fetchall()
     return _row(rows[0]) if rows else None
 
 
 def all_features(store: Store) -> list[Feature]:
     """Every feature in one query, without the lists of its explanations and scores."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(f"select {_ROW}, {_BLOBS} {_FROM} order by f.feature").fetchall()
     return [_feature(store, row, [], []) for row in rows]
 
@@ -138,7 +138,7 @@ _SCORE = """s.scorer, s.metric, s.value, s.low, s.high, s.chance, s.baseline, s.
 
 def feature_scores(store: Store, number: int) -> list[Score]:
     """Scores of a feature that do not depend on its label."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(
         f"select {_SCORE} from explanations.score s where feature = ? and explanation is null order by scorer, metric",
         [number],
@@ -148,7 +148,7 @@ def feature_scores(store: Store, number: int) -> list[Score]:
 
 def explanations(store: Store, number: int) -> list[Explanation]:
     """All explanations of a feature with their scores, the chosen one first."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(
         f"""select e.id, e.explainer, e.text, e.chosen, {_SCORE}
         from explanations.explanation e left join explanations.score s on s.explanation = e.id
@@ -167,7 +167,7 @@ def explanations(store: Store, number: int) -> list[Explanation]:
 
 def interpretation(store: Store) -> Interpretation:
     """All rows of the published explanations, scores and labels."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     explanations = cursor.execute("select * from explanations.explanation order by id").fetchall()
     scores = cursor.execute("select * from explanations.score order by all").fetchall()
     labels = cursor.execute("select * from explanations.label order by feature").fetchall()
@@ -180,7 +180,7 @@ def interpretation(store: Store) -> Interpretation:
 
 def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
     """(feature, pack of its windows) for the features first .. last - 1."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(
         """select feature, windows, token_ids, act_places, act_values, max_act from contexts.context_pack
         join contexts.feature using (feature) where feature >= ? and feature < ? order by feature""",
@@ -190,14 +190,19 @@ def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
 
 
 def windows(store: Store, number: int, group: WindowGroup = "all") -> list[Window]:
-    """Stored windows of a feature, of one group or of both: the top ones by rank, then the strata from the strongest down."""
+    """Stored windows of a feature, of one group or of both: the top ones by rank, then the strata from the strongest down.
+
+    The windows of uniform draws, which scores are made of, are not among them.
+    """
     out = []
     for pack in (pack for _, pack in packs(store, number, number + 1)):
         for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
+            if w["group"] == GROUPS.index("uniform"):
+                continue
             document = int(w["document"])
             out.append(
                 Window(
-                    group="stratum" if w["is_stratum"] else "top",
+                    group=GROUPS[w["group"]],
                     rank=int(w["rank"]),
                     stratum=int(w["stratum"]),
                     document=document,
@@ -223,7 +228,7 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
     if not tokens:
         return []
 
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     marks = ", ".join("?" * len(tokens))
     rows = cursor.execute(
         f"""with hits as (
@@ -240,7 +245,7 @@ def features_promoting(store: Store, tokens: list[int], limit: int) -> list[Feat
     if not tokens:
         return []
 
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     marks = ", ".join("?" * len(tokens))
     rows = cursor.execute(
         f"""with hits as (
@@ -253,7 +258,7 @@ def features_promoting(store: Store, tokens: list[int], limit: int) -> list[Feat
 
 def labels(store: Store, numbers: list[int]) -> dict[int, str]:
     """Label of each of the features that has one."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     return dict(
         cursor.execute(
             "select feature, text from explanations.label where feature in (select unnest(?::uinteger[]))", [numbers]
@@ -263,7 +268,7 @@ def labels(store: Store, numbers: list[int]) -> dict[int, str]:
 
 def concepts(store: Store) -> list[Concept]:
     """Every concept: the first level by falling size, each followed by its parts."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(
         "select concept, parent, name, coverage, purity, features from explanations.concept order by concept"
     ).fetchall()
@@ -275,7 +280,7 @@ def concepts(store: Store) -> list[Concept]:
 
 def explainers_of_labels(store: Store) -> list[tuple[str, int]]:
     """(explainer, labels from it), the one with most labels first."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     return cursor.execute(
         "select explainer, count(*) from explanations.label group by explainer order by count(*) desc, explainer"
     ).fetchall()
@@ -283,7 +288,7 @@ def explainers_of_labels(store: Store) -> list[tuple[str, int]]:
 
 def document(store: Store, number: int) -> Document | None:
     """A document with its strongest features; None where there is no such document."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     rows = cursor.execute(
         "select name, latents, means, maxima from contexts.document where document = ?", [number]
     ).fetchall()
@@ -296,13 +301,13 @@ def document(store: Store, number: int) -> Document | None:
 
 def densities(store: Store) -> Float[np.ndarray, " d_sae"]:
     """Density of every feature, by id."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     return np.array([r[0] for r in cursor.execute("select density from contexts.feature order by feature").fetchall()])
 
 
 def counts(store: Store) -> dict[str, int]:
     """Features in all, alive, and labelled."""
-    cursor = store.connection.cursor()
+    cursor = store.cursor()
     total, alive = cursor.execute("select count(*), count(*) filter (n_fired > 0) from contexts.feature").fetchall()[0]
     labelled = cursor.execute("select count(*) from explanations.label").fetchall()[0][0]
     return {"features": total, "alive": alive, "labelled": labelled}

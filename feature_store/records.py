@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,16 @@ class Document:
 
     name: str
     features: list[ActiveFeature]
+
+
+class WordsAround(NamedTuple):
+    """Words around a feature's strong firings. `hits` counts the firings, `covered` the tokens, by the subset of the words
+    (bit i: the i-th word) that their window holds, in (explain, test) documents.
+    """
+
+    words: list[str]
+    hits: UInt[np.ndarray, "2 subsets"]
+    covered: UInt[np.ndarray, "2 subsets"]
 
 
 class RandomWindow(NamedTuple):

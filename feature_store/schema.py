@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STORAGE_VERSION = "v1.2.0"  # readable by DuckDB 1.2 and everything newer
 
 META = "create table meta (key varchar primary key, value varchar not null)"
@@ -30,7 +30,12 @@ CONTEXTS = (
         coactive_scores blob not null, -- float32, n_both / sqrt(n_one n_other)
         positions blob not null,       -- uint32 [2, positions], strong firings: explain, test (feature_store.indexing.formats)
         formats blob not null,         -- uint32 [2, formats]
-        lookup blob not null           -- float64 [groups, 5], test sums of a, a^2, p, p^2, a p (statistics.py)
+        lookup blob not null,          -- float64 [groups, 5], test sums of a, a^2, p, p^2, a p (statistics.py)
+        mass_tokens blob not null,     -- uint32, tokens with most of the activation in explain documents
+        mass_shares blob not null,     -- float32, their shares of it
+        words varchar not null,        -- words around strong firings, one a line (words.py)
+        word_hits blob not null,       -- uint32 [2, subsets], strong firings by the subset of these words in the window
+        word_covered blob not null     -- uint32 [2, subsets], tokens likewise
     )""",
     """create table context_pack (
         feature uinteger primary key,

@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 
 from feature_store import schema
+from feature_store.cursors import cursor_of
 from feature_store.errors import StoreError
 from feature_store.writer import read_pointer, verify
 
@@ -58,6 +59,10 @@ class Store:
             for statement in schema.EXPLANATIONS:
                 self.connection.execute(statement)
             self.connection.execute("use memory")
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A cursor for one query after another; a request that takes too long can interrupt it."""
+        return cursor_of(self.connection)
 
     def close(self) -> None:
         """Closes the connection."""

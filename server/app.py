@@ -1,30 +1,27 @@
-"""The application: API, explorer, and the headers that keep hostile text harmless."""
+"""The application: API and explorer, behind everything that a request passes first."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from server import errors, responses
-from server.catalogue import Entry
+from server.admission import Admission, is_download
+from server.catalogue import Catalogue
 from server.errors import ApiError
+from server.headers import SafeHeaders
+from server.hosts import KnownHosts
 from server.routes import dictionaries, features
 
 STATIC = Path(__file__).parent / "static"
-HEADERS = {
-    "content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "object-src 'none'; base-uri 'none'; frame-ancestors 'self'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 NO_UI = "<!doctype html><title>saedex</title><p>The explorer was not built into this installation. The API is at <a href='api/v1/dictionaries'>api/v1/dictionaries</a>; install saedex from a wheel, or run <code>make ui</code>."
 
 
@@ -32,14 +29,14 @@ class _CompressText(GZipMiddleware):
     """Compresses answers except downloads, which keep their length, their ranges and their hash."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "/download/" in scope.get("path", ""):
+        if is_download(scope):
             await self.app(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
-def create_app(catalogue: dict[str, Entry], static: Path = STATIC) -> FastAPI:
-    """The ASGI application over opened dictionaries; it never writes."""
+def create_app(catalogue: Catalogue, static: Path = STATIC, *, host_names: Iterable[str] = ()) -> FastAPI:
+    """The ASGI application over opened dictionaries; it never writes. It answers to localhost, addresses, `host_names`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +44,7 @@ def create_app(catalogue: dict[str, Entry], static: Path = STATIC) -> FastAPI:
         for entry in catalogue.values():
             entry.close()
 
-    shape: dict[int | str, dict[str, Any]] = {status: {"model": responses.ErrorBody} for status in (404, 422)}
+    shape: dict[int | str, dict[str, Any]] = {status: {"model": responses.ErrorBody} for status in (404, 422, 503)}
     app = FastAPI(
         title="saedex",
         version="1",
@@ -59,24 +56,21 @@ def create_app(catalogue: dict[str, Entry], static: Path = STATIC) -> FastAPI:
     )
     app.state.catalogue = catalogue
     app.add_middleware(_CompressText, minimum_size=1024, compresslevel=5)
+    app.add_middleware(Admission)
+    app.add_middleware(KnownHosts, names=host_names)
+    app.add_middleware(SafeHeaders)
     errors.install(app)
     app.include_router(dictionaries.router)
     app.include_router(features.router)
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        return response
-
-    @app.get("/api/{rest:path}", include_in_schema=False)
+    @app.api_route("/api/{rest:path}", methods=["GET", "HEAD"], include_in_schema=False)
     def unknown_api(rest: str) -> Response:
         raise ApiError(404, "no such route; see /api/v1/openapi.json")
 
     if (static / "assets").is_dir():
         app.mount("/assets", StaticFiles(directory=static / "assets"), name="assets")
 
-    @app.get("/{rest:path}", include_in_schema=False)
+    @app.api_route("/{rest:path}", methods=["GET", "HEAD"], include_in_schema=False)
     def page(rest: str) -> HTMLResponse:
         index = static / "index.html"
         return HTMLResponse(index.read_text() if index.is_file() else NO_UI)

@@ -1,132 +1,109 @@
-"""The dictionaries that a server shows: found on disk, opened read-only, reopened when a new generation is published."""
+"""The dictionaries that a server shows: found on disk, checked, opened read-only, read again when they change."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
+import os
+import sys
 import threading
-import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from feature_store.dictionary_files import DictionaryCard, JsonFile, JsonFileError, LabelSummary, Metrics
-from feature_store.store import Store, StoreError
-from feature_store.writer import read_pointer
+import duckdb
 
-DOWNLOADS = {
-    "card.json": "application/json",
-    "weights.safetensors": "application/octet-stream",
-    "metrics.json": "application/json",
-    "labels.json": "application/json",
-    "training.jsonl": "application/x-ndjson",
-    "features.parquet": "application/vnd.apache.parquet",
-    "contexts.parquet": "application/vnd.apache.parquet",
-    "concepts.parquet": "application/vnd.apache.parquet",
-    "concepts.json": "application/json",
-    "token_latents.parquet": "application/vnd.apache.parquet",
-    "curves.png": "image/png",
-    "density.png": "image/png",
-    "zf.png": "image/png",
-    "zf.csv": "text/csv",
-    "head_shares.safetensors": "application/octet-stream",
-    "report.md": "text/markdown",
-}
-BUNDLE = "dictionary.zip"
-F = TypeVar("F", bound=JsonFile)
+from feature_store.dictionary_files import DictionaryCard, JsonFileError
+from feature_store.store import StoreError
+from server.downloads import DamagedFile, Download, Downloads
+from server.edition import Edition, published_hashes, read_generations, state_of
+from server.errors import RETRY, ApiError
+
+SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
+UNREADABLE = (*SELF_EXPLAINING, duckdb.Error, KeyError, TypeError, AttributeError)
+TRIES = 3
+T = TypeVar("T")
 
 
 class CatalogueError(Exception):
-    """A path that holds no dictionary that can be served."""
-
-
-@dataclass(frozen=True)
-class Download:
-    """One file that may be downloaded."""
-
-    name: str
-    path: Path
-    media_type: str
-    size_bytes: int
-    sha256: str
+    """Paths without a dictionary that can be served."""
 
 
 class Entry:
-    """One dictionary: its card, its metrics and its store."""
+    """One dictionary of the server: its id, its newest edition and its downloads."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.card = DictionaryCard.read(folder)
-        self.metrics = _read_if_there(Metrics, folder) or Metrics()
-        self.labels = _read_if_there(LabelSummary, folder)
-        self.id = f"{self.card.run}.{self.card.name}"
+        self.downloads = Downloads(folder)
+        self.downloads.check(published_hashes(DictionaryCard.read(folder), read_generations(folder)))
         self._lock = threading.Lock()
-        self._pointer = read_pointer(folder / "store")
-        self._store = Store(folder / "store")
-        self._hashes: dict[tuple[Path, int, int], str] = {}
-        self._scratch = tempfile.TemporaryDirectory(prefix="saedex-")
+        self._state = state_of(folder)
+        self._edition = Edition(folder)
+        self.id = f"{self._edition.card.run}.{self._edition.card.name}"
 
-    @property
-    def store(self) -> Store:
-        """The store of the newest published generation; requests that hold the former one finish on it."""
-        with self._lock:
-            pointer = read_pointer(self.folder / "store")
-            if pointer and pointer != self._pointer:
-                self._store, self._pointer = Store(self.folder / "store"), pointer
-            return self._store
+    def edition(self) -> Edition:
+        """The newest edition, for all that one request says. Requests that hold the former one finish on it.
 
-    def close(self) -> None:
-        """Closes the store and removes the bundles."""
-        self._store.close()
-        self._scratch.cleanup()
-
-    def training_curve(self) -> list[dict[str, Any]]:
-        """Lines of training.jsonl."""
-        path = self.folder / "training.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def downloads(self) -> list[Download]:
-        """Every file on offer, with size and SHA-256; the whole dictionary last."""
-        files = [(name, self.folder / name, kind) for name, kind in DOWNLOADS.items()]
-        files += [
-            (g["file"], self.folder / "store" / g["file"], "application/octet-stream") for g in self._pointer.values()
-        ]
-        files += [(n, self.folder / n, "application/octet-stream") for n in self.card.weights_files or {}]
-        present = [f for f in files if f[1].is_file()]
-        bundle = self._bundle([f[1] for f in present])
-        return [self._download(*f) for f in [*present, (BUNDLE, bundle, "application/zip")]]
+        While the files on disk cannot be read, the last edition that could be stays.
+        """
+        if state_of(self.folder) != self._state:
+            with self._lock:
+                self._read_again()
+        return self._edition
 
     def download(self, name: str) -> Download | None:
-        """One file on offer by its exact name; no path can be expressed."""
-        return next((d for d in self.downloads() if d.name == name), None)
+        """One file on offer by its exact name, open."""
+        return self._of_one_edition(lambda edition: self.downloads.open(edition, name))
 
-    def _download(self, name: str, path: Path, media_type: str) -> Download:
-        status = path.stat()
-        key = (path, status.st_mtime_ns, status.st_size)
-        if key not in self._hashes:
-            with path.open("rb") as file:
-                self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        return Download(name, path, media_type, status.st_size, sha256=self._hashes[key])
+    def list_downloads(self) -> list[Download]:
+        """Every file on offer, open; dictionary.zip, which holds all of them, last."""
+        return self._of_one_edition(self.downloads.open_all)
 
-    def _bundle(self, files: list[Path]) -> Path:
-        """A zip of all files, laid out as the dictionary folder, made once per state of the folder."""
-        state = hashlib.sha256(repr([(str(f), f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()[:16]
-        path = Path(self._scratch.name) / f"{state}.zip"
+    def close(self) -> None:
+        """Closes the store."""
+        self._edition.store.close()
 
-        with self._lock:
-            if not path.exists():
-                temporary = path.with_suffix(".writing")
-                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-                    for file in [*files, self.folder / "store" / "current.json"]:
-                        archive.write(file, f"{self.card.name}/{file.relative_to(self.folder)}")
-                temporary.replace(path)
+    def _read_again(self) -> None:
+        state = state_of(self.folder)
+        if state == self._state:
+            return
+        try:
+            self._edition = Edition(self.folder)
+        except UNREADABLE as error:
+            if state != state_of(self.folder):
+                return  # a publication was under way; the next request reads what came of it
+            sys.stderr.write(f"error: {self.id} is served as it was, its files cannot be read now: {error!r}\n")
+        self._state = state
 
-        return path
+    def _of_one_edition(self, read: Callable[[Edition], T]) -> T:
+        for _ in range(TRIES):
+            try:
+                return read(self.edition())
+            except FileNotFoundError:
+                continue  # a newer generation took the place of this one
+        raise ApiError(503, "the files of this dictionary are being replaced; try again in a second", RETRY)
 
 
-def _read_if_there(kind: type[F], folder: Path) -> F | None:
-    return kind.read(folder) if (folder / kind.file_name).exists() else None
+@dataclass(frozen=True)
+class Damage:
+    """A dictionary that is left out, and why."""
+
+    folder: Path
+    problem: str
+
+    @property
+    def id(self) -> str:
+        """The id that a dictionary of this run folder has."""
+        folder = self.folder.resolve()
+        return f"{folder.parent.parent.name}.{folder.name}"
+
+
+class Catalogue(dict[str, Entry]):
+    """The dictionaries of a server by id, and those that are left out because a file of theirs is damaged."""
+
+    def __init__(self, entries: list[Entry] | None = None, damage: list[Damage] | None = None):
+        super().__init__({entry.id: entry for entry in entries or []})
+        self.damage = damage or []
 
 
 def dictionary_folders(path: Path) -> list[Path]:
@@ -135,21 +112,41 @@ def dictionary_folders(path: Path) -> list[Path]:
         return [path]
     for pattern in ("dictionaries/*/card.json", "*/dictionaries/*/card.json"):
         folders = sorted(p.parent for p in path.glob(pattern) if not p.parent.name.startswith("."))
-        if finished := [folder for folder in folders if "contexts" in read_pointer(folder / "store")]:
+        if finished := [folder for folder in folders if _is_finished(folder)]:
             return finished
     raise CatalogueError(f"{path}: no finished dictionary there. Give a run folder such as runs/quickstart.")
 
 
-def open_catalogue(paths: list[Path]) -> dict[str, Entry]:
-    """Dictionaries under the paths, by id; raises `CatalogueError` with the reason if one cannot be opened."""
-    entries: dict[str, Entry] = {}
-    for folder in [f for path in paths for f in dictionary_folders(path)]:
-        try:
-            entry = Entry(folder)
-        except (StoreError, JsonFileError, ValueError, KeyError, OSError) as error:
-            raise CatalogueError(f"{folder}: {error}") from None
-        if entry.id in entries:
-            raise CatalogueError(f"{folder}: another dictionary has the id {entry.id} too. Serve them separately.")
-        entries[entry.id] = entry
+def _is_finished(folder: Path) -> bool:
+    """Whether its store is published; a pointer that cannot be read is damaged, which is said when it is opened."""
+    try:
+        return "contexts" in read_generations(folder)
+    except UNREADABLE:
+        return True
 
-    return entries
+
+def open_catalogue(paths: list[Path]) -> Catalogue:
+    """The dictionaries under the paths. One that cannot be opened is left out; `CatalogueError` if none is left."""
+    folders = [folder for path in paths for folder in dictionary_folders(path)]
+    with ThreadPoolExecutor() as threads:  # most of the time goes into hashes, which need no interpreter
+        opened = list(threads.map(_open, folders))
+
+    entries = [entry for entry in opened if isinstance(entry, Entry)]
+    damage = [one for one in opened if isinstance(one, Damage)]
+    if not entries:
+        raise CatalogueError("; ".join(f"{one.folder}: {one.problem}" for one in damage))
+
+    catalogue = Catalogue(entries, damage)
+    if len(catalogue) < len(entries):
+        ids = [entry.id for entry in entries]
+        twice = next(entry for entry in reversed(entries) if ids.count(entry.id) > 1)
+        raise CatalogueError(f"{twice.folder}: another dictionary has the id {twice.id} too. Serve them separately.")
+    return catalogue
+
+
+def _open(folder: Path) -> Entry | Damage:
+    try:
+        return Entry(folder)
+    except UNREADABLE as error:
+        problem = str(error).replace(f"{folder}{os.sep}", "")  # people on the network have no use for paths
+        return Damage(folder, problem if isinstance(error, SELF_EXPLAINING) else f"it cannot be read ({error!r})")

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import duckdb
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+
+from server.headers import HEADERS
 
 CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
     416: "range_not_satisfiable",
+    421: "unknown_host",
     422: "invalid_parameter",
+    431: "headers_too_large",
+    503: "busy",
 }
+METHODS = "GET, HEAD"  # of every route
+RETRY = {"retry-after": "1"}
 
 
 class ApiError(Exception):
-    """A refusal with a status and a message that says what is allowed."""
+    """A refusal with a status, a message that says what is allowed, and headers."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None):
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.headers = status, message, headers or {}
 
 
-def _answer(status: int, message: str) -> JSONResponse:
+def answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response of an error."""
     body = {"error": {"code": CODES.get(status, "error" if status < 500 else "internal"), "message": message}}
-    return JSONResponse(body, status)
+    return JSONResponse(body, status, headers={**HEADERS, **(headers or {})})
 
 
 def _place(problem: dict[str, Any]) -> str:
@@ -40,16 +50,22 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     def _refused(_: Request, error: ApiError) -> JSONResponse:
-        return _answer(error.status, error.message)
+        return answer(error.status, error.message, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _answer(422, "; ".join(f"{_place(p)}: {p['msg']}" for p in error.errors()))
+        return answer(422, "; ".join(f"{_place(p)}: {p['msg']}" for p in error.errors()))
 
     @app.exception_handler(HTTPException)
     def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return _answer(error.status_code, str(error.detail))
+        if error.status_code == 405:
+            return answer(405, f"this API is read only; allowed are {METHODS}", {"allow": METHODS})
+        return answer(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(duckdb.InterruptException)
+    def _interrupted(_: Request, __: duckdb.InterruptException) -> JSONResponse:
+        return answer(503, "the answer took too long and was given up; try again later", RETRY)
 
     @app.exception_handler(Exception)
     def _bug(_: Request, __: Exception) -> JSONResponse:
-        return _answer(500, "the server met a bug; its log has the details")
+        return answer(500, "the server met a bug; its log has the details")

@@ -192,8 +192,13 @@ class DocumentDetail(BaseModel):
 class DownloadItem(BaseModel):
     name: str
     size_bytes: int
-    sha256: str
+    sha256: str | None = Field(description="null for dictionary.zip, which is put together while it is sent.")
     url: str
+
+
+class DamageItem(BaseModel):
+    id: str
+    problem: str = Field(description="What is wrong, and with which file.")
 
 
 def item(row: FeatureRow) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from server.app import create_app
 from server.catalogue import CatalogueError, open_catalogue
+from server.connection import MOST_HEADER_BYTES, BoundedConnection
+from server.hosts import host_of, is_address
 
-MISSING, UNAVAILABLE = 66, 69
+WRONG, MISSING, UNAVAILABLE = 2, 66, 69
+FINISH_S = 5  # for answers that are under way when the server is stopped
 
 
 def _refusal(host: str, port: int) -> str | None:
@@ -26,25 +32,64 @@ def _refusal(host: str, port: int) -> str | None:
     return None
 
 
-def serve(paths: list[Path], host: str, port: int) -> int:
-    """Exit code of the server: 0 after a clean stop, 66 without a dictionary, 69 if the port is taken."""
+def _say(line: str) -> None:
+    """Writes a line for people; characters that steer a terminal are spelled out, because names come from files."""
+    sys.stderr.write("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) + "\n")
+
+
+def _is_loopback(host: str) -> bool:
+    return ip_address(host).is_loopback if is_address(host) else host == "localhost"
+
+
+def serve(paths: list[Path], host: str, port: int, allowed_hosts: list[str]) -> int:
+    """Exit code of the server: 0 after a clean stop, by Ctrl-C or SIGTERM; 66 without a sound dictionary; 69 if the port is
+    taken; 2 if a host name cannot be one.
+    """
+    strange = [name for name in allowed_hosts if host_of(name) is None]
+    if strange:
+        _say(f"error: --allow-host {strange[0]}: a host name is wanted, such as explorer.example.org.")
+        return WRONG
+
     refusal = _refusal(host, port)
     if refusal:
-        sys.stderr.write(f"error: {host} port {port} cannot be used ({refusal}). Choose another with --port.\n")
+        _say(f"error: {host} port {port} cannot be used ({refusal}). Choose another with --port.")
         return UNAVAILABLE
 
     try:
         catalogue = open_catalogue(paths)
     except CatalogueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _say(f"error: {error}")
         return MISSING
 
+    for damage in catalogue.damage:
+        _say(f"error: left out {damage.folder}: {damage.problem}")
     for entry in catalogue.values():
-        sys.stderr.write(f"serving {entry.id}  ({entry.folder})\n")
+        _say(f"serving {entry.id}  ({entry.folder})")
 
-    sys.stderr.write(
-        f"explorer: http://{host}:{port}/   API: http://{host}:{port}/api/v1/openapi.json   (Ctrl-C stops)\n"
-    )
-    uvicorn.run(create_app(catalogue), host=host, port=port, log_level="warning", access_log=False)
+    if not _is_loopback(host):
+        _say(
+            f"warning: {host} is not this machine alone. Whoever reaches port {port} can read these dictionaries, with "
+            "the training text in their contexts. There are no accounts and no encryption: see docs/security.md."
+        )
+    shown = f"[{host}]" if ":" in host else host
+    _say(f"explorer: http://{shown}:{port}/   API: http://{shown}:{port}/api/v1/openapi.json   (Ctrl-C stops)")
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: uvicorn finishes and returns
+    uvicorn.run(create_app(catalogue, host_names=[host, *allowed_hosts]), **settings(host, port))
 
     return 0
+
+
+def settings(host: str, port: int) -> dict[str, Any]:
+    """How uvicorn runs the application."""
+    return {
+        "host": host,
+        "port": port,
+        "http": BoundedConnection,
+        "h11_max_incomplete_event_size": MOST_HEADER_BYTES,
+        "ws": "none",
+        "proxy_headers": False,
+        "log_level": "error",  # what a stranger sends is no news
+        "access_log": False,
+        "timeout_graceful_shutdown": FINISH_S,
+    }

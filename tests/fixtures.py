@@ -35,7 +35,7 @@ from filelock import FileLock
 from feature_store.dictionary_files import FilterFacts, LabelSummary, ModelFacts, Provenance, TextFacts
 from feature_store.indexing.contexts import ContextCollector, ContextLimits
 from feature_store.indexing.formats import POSITION_EDGES
-from feature_store.indexing.generation import Corpus, Directions, Limits, publish
+from feature_store.indexing.generation import Directions, Limits, corpus_of, publish
 from feature_store.indexing.tables import Codes
 from sae.architectures import ARCHITECTURES, Batch, build
 from sae.interpret.interpret import InterpretConfig, interpret
@@ -428,11 +428,11 @@ def make_planted(folder: Path) -> tuple[LabelSummary, list[str]]:
     acts = np.stack(columns, axis=2) * rng.uniform(0.5, 1.0, (*ids.shape, len(columns)))
     indices = np.broadcast_to(np.arange(len(columns), dtype=np.uint16), acts.shape)
     documents = np.repeat(np.arange(PLANTED_CONTEXTS, dtype=np.uint32)[:, None], PLANTED_LENGTH, 1)
-    corpus = Corpus(
+    corpus = corpus_of(
         Codes(ids, documents, indices, acts.astype(np.float32)),
-        ids.size,
         words,
         [f"d{n}" for n in range(PLANTED_CONTEXTS)],
+        document_keys=np.arange(PLANTED_CONTEXTS, dtype=np.uint64),
     )
     target = next(f for f in range(len(columns)) if KINDS[f // EACH] == "next_token")
     pairs = np.tile(np.array([[first + 7 * (target % EACH) + 30, 1]]), (len(columns), 1))

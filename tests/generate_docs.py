@@ -12,6 +12,7 @@ from pathlib import Path
 from sae.cli import parser, train_parser
 from sae.pipeline.config import explain
 from server.app import create_app
+from server.catalogue import Catalogue
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sae", "feature_store", "server")
@@ -74,7 +75,7 @@ def with_verbs(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
 
 def api_page() -> str:
     """Routes with their parameters and the fields of their bodies."""
-    document = create_app({}).openapi()
+    document = create_app(Catalogue()).openapi()
     lines = ["# API", "", f'{GENERATED} Errors have one shape: `{{"error": {{"code", "message"}}}}`. A running server']
     lines += ["shows the same, to try out, at `/docs`.", ""]
     lines += ["| route | answers | parameters | body |", "|---|---|---|---|"]
@@ -115,7 +116,7 @@ PAGES = {
     "docs/config.md": config_page,
     "docs/cli.md": cli_page,
     "docs/api.md": api_page,
-    "server/ui/openapi.json": lambda: json.dumps(create_app({}).openapi(), indent=1) + "\n",
+    "server/ui/openapi.json": lambda: json.dumps(create_app(Catalogue()).openapi(), indent=1) + "\n",
 }
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def explainers_of(folder):
     from server.app import create_app
     from server.catalogue import open_catalogue
 
-    with TestClient(create_app(open_catalogue([folder]))) as client:
+    with TestClient(create_app(open_catalogue([folder])), base_url="http://localhost") as client:
         (dictionary,) = client.get("/api/v1/dictionaries").json()
         answer = client.get(f"/api/v1/dictionaries/{dictionary['id']}/explainers").json()
     return [item["explainer"] for item in answer["items"]]

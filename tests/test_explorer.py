@@ -164,8 +164,59 @@ def test_theme_can_be_switched_and_is_remembered(page):
 
 
 def test_wrong_addresses_say_so(page):
-    page.goto(f"/#/{DICTIONARY}/nonsense")
-    assert "no such page" in page.get_by_role("alert").inner_text()
+    for address in ("nonsense", "%", "features/%E0%A4%A", "%FF"):
+        page.goto(f"/#/{DICTIONARY}")
+        page.get_by_role("heading", name="tiny / first").wait_for()
+        page.goto(f"/#/{DICTIONARY}/{address}")
+        page.get_by_role("alert").filter(has_text="no such page").wait_for()
+    page.goto("/#/%")
+    page.get_by_role("alert").filter(has_text="no such page").wait_for()
+
+
+HIDDEN = [
+    0x00,
+    0x1B,
+    0x7F,
+    0x85,
+    0x9F,
+    0xAD,
+    0x61C,
+    0x200B,
+    0x200D,
+    0x200F,
+    0x2028,
+    0x2029,
+    0x202E,
+    0x2060,
+    0x2069,
+    0xFEFF,
+]
+HIDDEN += [0xFFF9, 0x3164, 0xE0001, 0xE0041, 0xE007F]
+
+
+def test_characters_without_a_shape_are_shown(page):
+    shown = "a\u00e9\u0905\u4e2d\u0601\u2764\ufe0f\U0001f600"
+    label = "".join(f"{chr(code)}{shown[i % len(shown)]}" for i, code in enumerate(HIDDEN)) + "\n\t"
+
+    def planted(route):
+        body = route.fetch().json()
+        route.fulfill(json=body | {"label": label, "explanations": []})
+
+    page.route("**/features/3", planted)
+    page.goto(f"/#/{DICTIONARY}/features/3")
+    heading = page.locator("h1")
+    heading.filter(has_text="\u21b5\u21e5").wait_for()
+    expected = "".join(f"\u00b7{shown[i % len(shown)]}" for i in range(len(HIDDEN))) + "\u21b5\u21e5"
+    assert heading.text_content() == f"3 {expected}"
+
+
+def test_a_damaged_dictionary_is_shown_as_left_out(page):
+    page.route(
+        "**/api/v1/damage", lambda route: route.fulfill(json=[{"id": "tiny.third", "problem": "card.json is cut"}])
+    )
+    page.goto("/")
+    page.get_by_role("link", name="tiny / first").wait_for()
+    assert page.get_by_role("alert").inner_text() == "tiny.third is left out: card.json is cut"
 
 
 def test_text_contrast_on_the_strongest_highlight(page):

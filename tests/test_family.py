@@ -72,7 +72,7 @@ def test_every_architecture_opens_in_the_server(family):
     from server.app import create_app
     from server.catalogue import open_catalogue
 
-    with TestClient(create_app(open_catalogue([family]))) as client:
+    with TestClient(create_app(open_catalogue([family])), base_url="http://localhost") as client:
         listed = {d["architecture"]: d for d in client.get("/api/v1/dictionaries").raise_for_status().json()}
         assert set(listed) == set(ARCHITECTURES)
         assert listed["relu"]["k"] is None and listed["topk"]["k"] == 4

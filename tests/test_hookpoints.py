@@ -98,7 +98,7 @@ def test_positions_and_special_tokens_are_dropped():
     lm, tokens = small_model("Llama"), ids()
     tokens[:, 5] = 0
     keep = Harvester(lm, (Channel(HookPoint("resid_post", 0)),), HarvestConfig(drop_positions=2), "joined").keep(
-        torch.from_numpy(tokens)
+        torch.from_numpy(tokens), np.zeros_like(tokens)
     )
     expected = np.ones_like(tokens, dtype=bool)
     expected[:, [0, 1, 5]] = False

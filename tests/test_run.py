@@ -174,7 +174,7 @@ WRONG_INPUTS = [
     ({"text__ctx_len": 4096, "harvest__batch_contexts": 1}, 2, "the model reads at most 128"),
     ({"model__path": "/nowhere/model"}, 66, "no config.json there"),
     ({"model__sha256": {"model.safetensors": "0" * 64}}, 66, "the config pins 0000"),
-    ({"text__sources__0__data_files": ["/nowhere/x.jsonl"]}, 65, "datasets cannot open it"),
+    ({"text__sources__0__data_files": ["/nowhere/x.jsonl"]}, 65, "no file matches data_files"),
     ({"train__tokens": 10**8}, 65, "train tokens, the sources gave"),
     ({"device": "cuda"}, 69, "torch sees no GPU"),
 ]

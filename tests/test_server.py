@@ -22,6 +22,7 @@ from sae.publish import dictionary
 from sae.publish.card import joint_sha256
 from sae.training.trainer import LATENT_AXIS
 from server.app import create_app
+from server.catalogue import Catalogue
 
 ROOT = Path(__file__).parent.parent
 D = "/api/v1/dictionaries/tiny.first"
@@ -145,13 +146,18 @@ def test_downloads_carry_their_hash_and_ranges(client, finished):
     }
     for file in files:
         response = client.get("/" + file["url"])
-        assert hashlib.sha256(response.content).hexdigest() == file["sha256"] == response.headers["x-sha256"]
-        assert len(response.content) == file["size_bytes"]
+        assert len(response.content) == file["size_bytes"] == int(response.headers["content-length"])
+        assert file["sha256"] == response.headers.get("x-sha256")
+        assert file["sha256"] in (None, hashlib.sha256(response.content).hexdigest())
+    assert [file["name"] for file in files if file["sha256"] is None] == ["dictionary.zip"]
     part = client.get(f"{D}/download/weights.safetensors", headers={"range": "bytes=8-15"})
     whole = (finished / "dictionaries" / "first" / "weights.safetensors").read_bytes()
     assert part.status_code == 206 and part.content == whole[8:16]
     bundle = zipfile.ZipFile(io.BytesIO(client.get(f"{D}/download/dictionary.zip").content))
     assert {"first/card.json", "first/weights.safetensors", "first/store/current.json"} <= set(bundle.namelist())
+    assert bundle.testzip() is None
+    for name in bundle.namelist():
+        assert bundle.read(name) == (finished / "dictionaries" / name).read_bytes(), name
 
 
 def test_a_dictionary_loads_from_its_address(server, finished, tmp_path, monkeypatch):
@@ -191,7 +197,7 @@ def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     app = create_app(open_catalogue([run]))
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         before = client.get(f"{D}/features/3").headers["etag"]
         contexts = next((run / "dictionaries" / "first" / "store").glob("contexts-*")).read_bytes()
         interpret(run / "dictionaries" / "first", InterpretConfig(explainers=("output",)), no_model)
@@ -224,7 +230,7 @@ def test_serving_imports_neither_torch_nor_the_training_side():
 
 def test_the_committed_openapi_document_is_current():
     committed = json.loads((ROOT / "server" / "ui" / "openapi.json").read_text())
-    assert committed == create_app({}).openapi(), "run `make docs`"
+    assert committed == create_app(Catalogue()).openapi(), "run `make docs`"
 
 
 def test_weights_in_shards_are_on_offer_and_load_from_the_address(finished, tmp_path, monkeypatch):

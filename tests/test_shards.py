@@ -8,7 +8,7 @@ import pytest
 
 from feature_store.indexing.budget import budget
 from feature_store.indexing.contexts import ContextLimits
-from feature_store.indexing.generation import Corpus, Directions, Limits, publish, write_shard
+from feature_store.indexing.generation import Directions, Limits, corpus_of, publish, write_shard
 from sae.benchmarks.index import Size, _directions, _vocabulary, random_codes
 from sae.foundation.device import PeakMemory
 
@@ -20,7 +20,7 @@ LIMITS = Limits(ContextLimits(5, 2), 8, 3)
 def corpus(tmp_path_factory):
     codes = random_codes(SIZE, 20_000, tmp_path_factory.mktemp("codes"))
     names = [f"document {d}" for d in range(int(codes.documents.max()) + 1)]
-    return Corpus(codes, codes.ids.size, _vocabulary(SIZE), names)
+    return corpus_of(codes, _vocabulary(SIZE), names, document_keys=np.arange(len(names), dtype=np.uint64))
 
 
 def directions() -> Directions:
@@ -55,7 +55,7 @@ def test_an_index_takes_no_more_memory_than_stated(corpus, tmp_path):
     limits = LIMITS._replace(memory_bytes=1_000_000)
     with PeakMemory() as memory:
         publish(tmp_path / "store", corpus, directions(), limits, facts={})
-    stated = budget(corpus.n_tokens, SIZE.k, SIZE.latents, limits.memory_bytes)
+    stated = budget(corpus.codes.ids.size, SIZE.k, SIZE.latents, limits.memory_bytes)
     assert memory.peak_bytes < stated.memory + 64_000_000  # libraries hold some of their own
     assert stated.codes == corpus.codes.indices.nbytes + corpus.codes.acts.nbytes
     assert "MiB of memory" in str(stated) and "GiB of codes" in str(budget(10_000_000, 32, 1 << 15, 1 << 31))

@@ -35,12 +35,12 @@ def counted():
     stream = codes(7)
     stream.documents[:] = np.arange(CONTEXTS)[:, None] * 2 + (np.arange(LENGTH) >= 12)  # two documents a context
     found = collect(stream, ContextLimits(), 60)
-    is_test = halves(int(stream.documents.max()) + 1)
+    is_test = halves(np.arange(int(stream.documents.max()) + 1))
     tokens = stream_of(stream, TOKENS, is_test)
 
     def counts(memory_bytes, features=None):
         return count(
-            stream, tokens, found.n_fired, found.maximum, promoted=np.zeros((D_SAE, 3)), n_coactive=3,
+            stream, tokens, found, promoted=np.zeros((D_SAE, 3)), n_coactive=3,
             memory_bytes=memory_bytes, features=features,
         )  # fmt: skip
 
@@ -52,7 +52,7 @@ def counted():
 
 
 def _flat(tables):
-    return [*tables[:-1], *tables.statistics]
+    return [array for part in tables for array in (part if isinstance(part, tuple) else (part,))]
 
 
 def firings(stream, maximum):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Integer, UInt
+from jaxtyping import Float, Int, Integer, Real, UInt
 from numba import get_num_threads, njit, prange
 
 N_BINS = 32
+N_LEVELS = 10
 N_STRATA = 8  # of a feature's activations, each of N_BINS / 8 bins
 BLOCK_BITS = 6  # 64 features in a row belong to one thread, so that no two write to one cache line
 BEFORE, AFTER = 20, 11  # tokens of a window before and after its peak: 32 with it
@@ -23,6 +24,17 @@ class ContextLimits:
 
     n_top: int = 20
     n_per_stratum: int = 3
+
+
+def level_edges(
+    histogram: Real[np.ndarray, " bins"], log2_edges: Float[np.ndarray, " edges"]
+) -> Float[np.ndarray, " levels"]:
+    """The nine activations between ten global levels: deciles of all firings of all features, from their histogram.
+
+    RecSAE (Wang et al., arXiv 2411.06112): all positive activations of all latents are cut into 10 equal shares.
+    """
+    shares = np.concatenate([[0], np.cumsum(histogram)]) / max(histogram.sum(), 1)
+    return np.exp2(np.interp(np.arange(1, N_LEVELS) / N_LEVELS, shares, log2_edges))
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,18 @@ class Collected:
     stratum_position: UInt[np.ndarray, "d_sae strata n"]
     stratum_contexts: Int[np.ndarray, "d_sae strata"]
 
+    def level_edges(self) -> Float[np.ndarray, " edges"]:
+        """The nine activations between the ten global levels."""
+        return level_edges(self.histogram.sum(0), self.log2_edges)
+
+    def peaks(self, features: slice) -> Float[np.ndarray, "features peaks"]:
+        """Peak activations of the contexts of some features: the top ones by rank, then stratum by stratum; 0: no slot."""
+        strata = self.stratum_act[features]
+        return np.concatenate([self.top_act[features], strata.reshape(len(strata), -1)], axis=1)
+
 
 @njit(cache=True)
-def _mix(value):  # pragma: no cover (compiled)
+def mixed_number(value):  # pragma: no cover (compiled)
     """A 64-bit hash (the finaliser of splitmix64, Steele et al. 2014)."""
     value = np.uint64(value)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -64,7 +85,7 @@ def _mix(value):  # pragma: no cover (compiled)
 def _text_hash(row, position):  # pragma: no cover (compiled)
     value = np.uint64(0x9E3779B97F4A7C15)
     for p in range(max(0, position - HASH_BEFORE), min(row.size, position + HASH_AFTER + 1)):
-        value = _mix(value + np.uint64(row[p]) + np.uint64(1))
+        value = mixed_number(value + np.uint64(row[p]) + np.uint64(1))
     return value
 
 
@@ -167,7 +188,7 @@ def _collect_share(
                 )
             s = _bin(act, low, width) * N_STRATA // N_BINS
             stratum_contexts[f, s] += 1
-            key = _mix(_mix(np.uint64(seed) + np.uint64(f)) + np.uint64(context))
+            key = mixed_number(mixed_number(np.uint64(seed) + np.uint64(f)) + np.uint64(context))
             _offer_sample(
                 act,
                 context,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from feature_store.indexing.contexts import Collected
 from feature_store.indexing.negatives import hard_negatives
 from feature_store.indexing.tables import Codes, Tables
-from feature_store.indexing.windows import windows_of
+from feature_store.indexing.windows import Peaks, windows_of
 from feature_store.packing import pack_columns
 
 FEATURES_PER_INSERT = 4096
@@ -36,10 +36,13 @@ class Directions(NamedTuple):
 
 def write_feature_rows(
     writer: Writer, codes: Codes, collected: Collected, counted: Tables, *, n_documents: Int[np.ndarray, " d_sae"], directions: Directions,
-    features: slice,
+    words: dict[int, str], features: slice,
 ) -> None:  # fmt: skip
-    """Writes the rows of `features`; `counted` is about these features, all else about every feature."""
-    _write_features(writer, collected, counted, n_documents, directions=directions, features=features)
+    """Writes the rows of `features`; `counted` is about these features, all else about every feature.
+
+    `words` are the texts of the words that `counted` numbers.
+    """
+    _write_features(writer, collected, counted, n_documents, directions=directions, words=words, features=features)
     _write_packs(writer, collected, counted, codes, directions=directions, features=features)
     for kind, rows in (("current", counted.current), ("next", counted.following), ("previous", counted.preceding)):
         columns = dict(zip(("feature", "token", "n_explain", "n_test"), rows.T, strict=True))
@@ -60,6 +63,7 @@ def _write_features(
     n_documents: np.ndarray,
     *,
     directions: Directions,
+    words: dict[int, str],
     features: slice,
 ) -> None:
     n_fired = collected.n_fired[features]
@@ -85,7 +89,17 @@ def _write_features(
         "positions": _blobs(counted.statistics.position, "<u4"),
         "formats": _blobs(counted.statistics.format, "<u4"),
         "lookup": _blobs(counted.statistics.lookup, "<f8"),
+        "mass_tokens": _blobs(counted.samples.mass_token, "<u4"),
+        "mass_shares": _blobs(counted.samples.mass_share, "<f4"),
+        "words": ["\n".join(words[number] for number in row[row >= 0].tolist()) for row in counted.words.words],
+        "word_hits": _blobs(counted.words.hits, "<u4"),
+        "word_covered": _blobs(counted.words.covered, "<u4"),
     })  # fmt: skip
+
+
+def _peaks(counted: Tables, number: int) -> Peaks:
+    samples = counted.samples
+    return Peaks(samples.weaker[number], samples.uniform[number], int(samples.available[number]))
 
 
 def _write_packs(
@@ -102,7 +116,9 @@ def _write_packs(
 
     for start in range(0, len(numbers), FEATURES_PER_INSERT):
         part = numbers[start : start + FEATURES_PER_INSERT]
-        packs = [pack_columns(windows_of(collected, codes, f), id_dtype) for f in part]
+        packs = [
+            pack_columns(windows_of(collected, codes, f, _peaks(counted, f - features.start)), id_dtype) for f in part
+        ]
         columns: dict[str, list[bytes]] = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
         columns["negatives"] = [records.tobytes() for records in negatives[start : start + len(part)]]
         writer.insert("context_pack", {"feature": np.array(part, dtype=np.uint32), **columns})

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, UInt
 
 from feature_store.errors import StoreError
 from feature_store.indexing import tables
 from feature_store.indexing.contexts import Collected, ContextCollector, ContextLimits
+from feature_store.indexing.document_features import Documents, count_documents
 from feature_store.indexing.feature_rows import Directions, write_feature_rows
 from feature_store.indexing.formats import FORMATS, N_POSITIONS
 from feature_store.indexing.shards import ShardWriter, merge
 from feature_store.indexing.statistics import GROUPS, Stream
-from feature_store.indexing.tables import Codes, Documents
+from feature_store.indexing.tables import Codes
 from feature_store.indexing.windows import random_windows
+from feature_store.indexing.words import text_of
 from feature_store.writer import GenerationWriter
 
 RANDOM_WINDOWS = 1000
@@ -26,12 +29,45 @@ MEMORY_BYTES = 2_000_000_000
 
 
 class Corpus(NamedTuple):
-    """What is indexed: codes, the number of tokens that the dictionary read, bytes of every token id, document names."""
+    """What is indexed: codes, and the text with all that does not depend on them.
+
+    is_read: the tokens that the dictionary read; is_test: the documents that test explanations.
+    """
 
     codes: Codes
-    n_tokens: int
     vocabulary: list[bytes]
     document_names: list[str]
+    is_test: Bool[np.ndarray, " documents"]
+    is_read: Bool[np.ndarray, "contexts ctx_len"]
+    stream: Stream
+
+    def with_codes(self, codes: Codes) -> Corpus:
+        """The same text with another dictionary's codes."""
+        return self._replace(codes=Codes(*map(np.asarray, codes)))
+
+
+def corpus_of(
+    codes: Codes,
+    vocabulary: list[bytes],
+    document_names: list[str],
+    *,
+    document_keys: UInt[np.ndarray, " documents"],
+    is_read: Bool[np.ndarray, "contexts ctx_len"] | None = None,
+) -> Corpus:
+    """A corpus: `vocabulary` has the bytes of every token id; documents with one similarity key are on one side of the
+    split into explain and test; `is_read` marks the tokens that the dictionary read (default: all).
+    """
+    codes = Codes(*map(np.asarray, codes))  # memory-mapped, without the price of their class at every slice
+    is_test = tables.in_test_part(document_keys)
+    is_read = np.ones(codes.ids.shape, bool) if is_read is None else is_read
+    return Corpus(
+        codes,
+        vocabulary,
+        document_names,
+        is_test,
+        is_read=is_read,
+        stream=tables.stream_of(codes, vocabulary, is_test),
+    )
 
 
 def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, *, n_tokens: int) -> Collected:
@@ -59,21 +95,18 @@ class _Pass(NamedTuple):
     codes: Codes
     collected: Collected
     stream: Stream
-    is_test: np.ndarray
     documents: Documents
 
 
 def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
-    codes = Codes(*map(np.asarray, corpus.codes))  # memory-mapped, without the price of their class at every slice
+    codes = corpus.codes
     _check_inside(codes.ids, len(corpus.vocabulary), "token")
     _check_inside(codes.documents, len(corpus.document_names), "document")
-    is_test = tables.in_test_part(len(corpus.document_names))
     return _Pass(
         codes,
-        collect(codes, d_sae, limits.contexts, limits.seed, n_tokens=corpus.n_tokens),
-        tables.stream_of(codes, corpus.vocabulary, is_test),
-        is_test,
-        documents=tables.count_documents(codes, d_sae, limits.features_per_document),
+        collect(codes, d_sae, limits.contexts, limits.seed, n_tokens=int(corpus.is_read.sum())),
+        corpus.stream,
+        documents=count_documents(codes, d_sae, limits.features_per_document),
     )
 
 
@@ -91,7 +124,8 @@ def write_shard(
     Every process makes the pass over the codes, which is short; counting and cutting windows are shared out.
     """
     read = _pass(corpus, len(directions.promoted), limits)
-    _write_features(ShardWriter(folder, number), read, directions, limits.memory_bytes, features=features)
+    writer = ShardWriter(folder, number)
+    _write_features(writer, read, directions, corpus.vocabulary, memory_bytes=limits.memory_bytes, features=features)
 
 
 def publish(
@@ -107,35 +141,50 @@ def publish(
 
     `shards` is a folder that `write_shard` filled for all features; without it the features are counted here.
     """
-    _, n_tokens, vocabulary, names = corpus
+    vocabulary, is_test = corpus.vocabulary, corpus.is_test
     read = _pass(corpus, len(directions.promoted), limits)
     codes, seed = read.codes, limits.seed
     writer = GenerationWriter(store, "contexts")
     writer.meta({
-        "id_bytes": codes.ids.dtype.itemsize, "log2_edges": read.collected.log2_edges.tolist(), "n_tokens": n_tokens,
-        "tokens_test": int(read.is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
+        "id_bytes": codes.ids.dtype.itemsize, "log2_edges": read.collected.log2_edges.tolist(), "n_tokens": int(corpus.is_read.sum()),
+        "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
         **_totals(read.stream), **facts,
     })  # fmt: skip
     if shards is None:
-        _write_features(writer, read, directions, limits.memory_bytes, features=slice(0, len(directions.promoted)))
+        every = slice(0, len(directions.promoted))
+        _write_features(writer, read, directions, vocabulary, memory_bytes=limits.memory_bytes, features=every)
     else:
         merge(writer, shards)
 
-    _write_tokens(writer, codes, vocabulary, read.is_test)
-    _write_documents(writer, codes, read.documents, names, is_test=read.is_test)
-    _write_random_windows(writer, codes, seed, f"<u{codes.ids.dtype.itemsize}")
+    _write_tokens(writer, codes, vocabulary, is_test)
+    _write_documents(writer, codes, read.documents, corpus.document_names, is_test=is_test)
+    _write_random_windows(writer, codes, corpus.is_read, seed)
 
     return writer.publish()
 
 
 def _write_features(
-    writer: GenerationWriter | ShardWriter, read: _Pass, directions: Directions, memory_bytes: int, *, features: slice
+    writer: GenerationWriter | ShardWriter,
+    read: _Pass,
+    directions: Directions,
+    vocabulary: list[bytes],
+    *,
+    memory_bytes: int,
+    features: slice,
 ) -> None:
     codes, collected = read.codes, read.collected
     counted = tables.count(
-        codes, read.stream, collected.n_fired, collected.maximum, promoted=directions.promoted, n_coactive=directions.neighbours.shape[1],
-        memory_bytes=memory_bytes, features=features,
-    )  # fmt: skip
+        codes,
+        read.stream,
+        collected,
+        promoted=directions.promoted,
+        n_coactive=directions.neighbours.shape[1],
+        memory_bytes=memory_bytes,
+        features=features,
+    )
+    stream_words, ids = read.stream.words.words, read.stream.ids
+    numbers = np.unique(counted.words.words)
+    words = {number: text_of(stream_words, number, ids, vocabulary) for number in numbers[numbers >= 0].tolist()}
     write_feature_rows(
         writer,
         codes,
@@ -143,6 +192,7 @@ def _write_features(
         counted,
         n_documents=read.documents.n_documents,
         directions=directions,
+        words=words,
         features=features,
     )
 
@@ -181,8 +231,8 @@ def _write_documents(
     })  # fmt: skip
 
 
-def _write_random_windows(writer: GenerationWriter, codes: Codes, seed: int, id_dtype: str) -> None:
-    windows = random_windows(codes, RANDOM_WINDOWS, seed)
+def _write_random_windows(writer: GenerationWriter, codes: Codes, is_read: np.ndarray, seed: int) -> None:
+    windows, id_dtype = random_windows(codes, is_read, RANDOM_WINDOWS, seed), f"<u{codes.ids.dtype.itemsize}"
     writer.insert("random_window", {
         "id": np.arange(len(windows)),
         "document": [w.document for w in windows],

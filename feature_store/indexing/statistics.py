@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Integer, UInt
 from numba import njit
 
 from feature_store.indexing.formats import FORMATS, N_POSITIONS
+from feature_store.indexing.words import StreamWords
 
 GROUPS = 10
 BIGRAMS_PER_FEATURE = 16
@@ -20,7 +21,7 @@ class Stream(NamedTuple):
 
     ids; normal: the first id of the same text; owner: the document; is_test: whether the document tests explanations;
     group: the group of documents that a jackknife leaves out; position and format: bins; starts: whether a document or
-    a context begins there.
+    a context begins there; words: the words around every token.
     """
 
     ids: Integer[np.ndarray, " tokens"]
@@ -31,6 +32,7 @@ class Stream(NamedTuple):
     position: Int[np.ndarray, " tokens"]
     format: Int[np.ndarray, " tokens"]
     starts: Bool[np.ndarray, " tokens"]
+    words: StreamWords
     size: int
 
     def in_test_part(self) -> Bool[np.ndarray, " documents"]:

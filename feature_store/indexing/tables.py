@@ -1,17 +1,18 @@
-"""Counts over sparse codes: tokens of every feature, strongest features of every document."""
+"""Counts over sparse codes: the tokens of every feature, and all else that a generation says of it."""
 
 # pyright: reportCallIssue=false
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt
 from numba import get_num_threads, njit
 
+from feature_store.indexing.contexts import Collected
+from feature_store.indexing.firing_samples import FiringSamples, sample
 from feature_store.indexing.formats import (
     breaks_line,
     classes_of,
@@ -21,6 +22,7 @@ from feature_store.indexing.formats import (
     position_bin,
 )
 from feature_store.indexing.statistics import GROUPS, Statistics, Stream, gather, totals_of
+from feature_store.indexing.words import WordCounts, count_words, stream_words
 
 TOKENS_PER_FEATURE = 64
 STRONG = 1 / 3
@@ -36,9 +38,9 @@ class Codes(NamedTuple):
     acts: Float[np.ndarray, "contexts ctx_len k"]
 
 
-def in_test_part(n_documents: int) -> Bool[np.ndarray, " documents"]:
-    """Which documents test explanations: half of them, by a hash of their index."""
-    return (mixed(np.arange(n_documents)) & np.uint64(1)).astype(bool)
+def in_test_part(keys: Integer[np.ndarray, " documents"]) -> Bool[np.ndarray, " documents"]:
+    """Which documents test explanations: half of them, by a hash of the key that near-duplicates share."""
+    return (mixed(keys) & np.uint64(1)).astype(bool)
 
 
 def mixed(numbers: Integer[np.ndarray, "*shape"]) -> UInt[np.ndarray, "*shape"]:
@@ -139,64 +141,18 @@ def _test_documents_of(offsets, firings, owner, is_test):  # pragma: no cover (c
     return counts
 
 
-@njit(nogil=True, cache=True)
-def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (compiled)
-    """(n_documents [d_sae], rows of (document, feature), their mean and maximum); `owner` only rises."""
-    total, peak = np.zeros(d_sae, np.float64), np.zeros(d_sae, np.float32)
-    touched = np.empty(d_sae, np.int64)
-    n_documents = np.zeros(d_sae, np.int64)
-    size = (np.int64(owner[-1]) - np.int64(owner[0]) + 1) * keep
-    rows, means, maxima = np.empty((size, 2), np.uint32), np.empty(size, np.float32), np.empty(size, np.float32)
-    n_rows, start = 0, 0
-
-    while start < owner.size:
-        end, n_touched = start, 0
-        while end < owner.size and owner[end] == owner[start]:
-            for j in range(indices.shape[1]):
-                act = acts[end, j]
-                if act > 0:
-                    f = indices[end, j]
-                    if total[f] == 0:
-                        touched[n_touched] = f
-                        n_touched += 1
-                    total[f] += act
-                    peak[f] = max(peak[f], act)
-            end += 1
-        seen = np.sort(touched[:n_touched])
-        order = np.argsort(-total[seen], kind="mergesort")
-        for r in range(n_touched):
-            f = seen[order[r]]
-            n_documents[f] += 1
-            if r < keep:
-                rows[n_rows, 0], rows[n_rows, 1] = owner[start], f
-                means[n_rows], maxima[n_rows] = total[f] / (end - start), peak[f]
-                n_rows += 1
-        for r in range(n_touched):
-            total[seen[r]], peak[seen[r]] = 0, 0
-        start = end
-
-    return n_documents, rows[:n_rows].copy(), means[:n_rows].copy(), maxima[:n_rows].copy()
-
-
 class Tables(NamedTuple):
     """Counts of one pass over the codes."""
 
     n_strong: Int[np.ndarray, " features"]
     n_strong_test: Int[np.ndarray, " features"]
     n_documents_strong_test: Int[np.ndarray, " features"]
+    samples: FiringSamples
     current: Int[np.ndarray, "rows 4"]
     following: Int[np.ndarray, "rows 4"]
     preceding: Int[np.ndarray, "rows 4"]
+    words: WordCounts
     statistics: Statistics
-
-
-class Documents(NamedTuple):
-    """In how many documents every feature fires, and rows (document, feature) with their means and maxima."""
-
-    n_documents: Int[np.ndarray, " d_sae"]
-    rows: UInt[np.ndarray, "rows 2"]
-    means: Float[np.ndarray, " rows"]
-    maxima: Float[np.ndarray, " rows"]
 
 
 def stream_of(codes: Codes, vocabulary: list[bytes], is_test: Bool[np.ndarray, " documents"]) -> Stream:
@@ -204,6 +160,7 @@ def stream_of(codes: Codes, vocabulary: list[bytes], is_test: Bool[np.ndarray, "
     ids = np.ascontiguousarray(codes.ids).reshape(-1)
     owner = np.ascontiguousarray(codes.documents).reshape(-1)
     places = places_of(codes.documents)
+    starts = places == 0
     formats = formats_of(ids, places, classes_of(vocabulary), breaks_line(vocabulary))
     group = ((mixed(np.arange(len(is_test))) >> np.uint64(8)) % np.uint64(GROUPS)).astype(np.uint8)
     normal = first_of_same_text(vocabulary)[ids]
@@ -215,7 +172,8 @@ def stream_of(codes: Codes, vocabulary: list[bytes], is_test: Bool[np.ndarray, "
         group=group[owner],
         position=position_bin(places),
         format=formats,
-        starts=places == 0,
+        starts=starts,
+        words=stream_words(ids, starts, is_test[owner], vocabulary),
         size=len(vocabulary),
     )
 
@@ -232,16 +190,22 @@ def ranges(n_fired: Int[np.ndarray, " features"], most: int) -> list[slice]:
 
 
 def count(
-    codes: Codes, stream: Stream, n_fired: Int[np.ndarray, " d_sae"], maximum: Float[np.ndarray, " d_sae"], *, promoted: Integer[np.ndarray, "d_sae n"], n_coactive: int,
-    memory_bytes: int, features: slice | None = None,
-) -> Tables:  # fmt: skip
+    codes: Codes,
+    stream: Stream,
+    collected: Collected,
+    *,
+    promoted: Integer[np.ndarray, "d_sae n"],
+    n_coactive: int,
+    memory_bytes: int,
+    features: slice | None = None,
+) -> Tables:
     """Token tables and statistics of the firings of `features` (default: all), on all cores.
 
-    A firing is strong if it reaches `STRONG` times the feature's `maximum` [d_sae]; `n_fired` [d_sae]. `promoted`
-    [d_sae, n] are tokens that are always counted as next tokens. Firings held at a time take at most
-    `memory_bytes`, or those of one feature per core; the codes are read once for every range of features that fits.
+    A firing is strong if it reaches `STRONG` times the feature's maximum. `promoted` [d_sae, n] are tokens that are always
+    counted as next tokens. Firings held at a time take at most `memory_bytes`, or those of one feature per core; the
+    codes are read once for every range of features that fits.
     """
-    totals, n_threads = totals_of(stream), get_num_threads()
+    totals, n_threads, n_fired = totals_of(stream), get_num_threads(), collected.n_fired
     features = features or slice(0, len(n_fired))
     firings = int(n_fired[features].sum())
     most = min(memory_bytes // (n_threads * BYTES_PER_FIRING), -(-firings // (2 * n_threads)))
@@ -252,7 +216,7 @@ def count(
     def of(part: slice) -> Tables:
         own_features = slice(features.start + part.start, features.start + part.stop)
         fired = _firings(indices, acts, own_features.start, n_fired[own_features])
-        strong = _strong(*fired, (maximum[own_features] * STRONG).astype(np.float32))
+        strong = _strong(*fired, (collected.maximum[own_features] * STRONG).astype(np.float32))
         offsets, places = strong
         is_test = np.concatenate([[0], np.cumsum(stream.is_test[places])])
         counted = []
@@ -276,8 +240,10 @@ def count(
             n_coactive=n_coactive,
         )
         documents = _test_documents_of(offsets, places, stream.owner, test_documents)
+        samples = sample(stream, fired, collected, own_features, ctx_len=ctx_len)
+        words = count_words(stream.words, strong)
 
-        return Tables(np.diff(offsets), n_test, documents, *counted, statistics)
+        return Tables(np.diff(offsets), n_test, documents, samples, *counted, words=words, statistics=statistics)
 
     # Threads of Python, not of numba: numba's own may not be started from several places, and the compiled code releases
     # the lock.
@@ -287,23 +253,10 @@ def count(
 
 def joined(parts: list[Tables]) -> Tables:
     """The tables of consecutive features one after another."""
-    *columns, statistics = zip(*parts, strict=True)
-    return Tables(*map(np.concatenate, columns), Statistics(*map(np.concatenate, zip(*statistics, strict=True))))
 
+    def column(values: tuple[Any, ...]) -> Any:
+        if isinstance(values[0], tuple):
+            return type(values[0])(*map(np.concatenate, zip(*values, strict=True)))
+        return np.concatenate(values)
 
-def count_documents(codes: Codes, d_sae: int, keep: int) -> Documents:
-    """The strongest `keep` features of every document, on all cores."""
-    owner = np.ascontiguousarray(codes.documents).reshape(-1)
-    indices, acts = (np.asarray(t).reshape(owner.size, -1) for t in (codes.indices, codes.acts))
-    n_shares = get_num_threads()
-    firsts = owner[np.arange(n_shares) * owner.size // n_shares]  # every share begins with a document
-    cuts = np.unique([0, *np.searchsorted(owner, firsts), owner.size])
-
-    def of(cut: tuple[int, int]) -> Documents:
-        part = slice(*cut)
-        return Documents(*_document_latents(indices[part], acts[part], owner[part], d_sae, keep))
-
-    with ThreadPoolExecutor(n_shares) as pool:
-        n_documents, *columns = zip(*pool.map(of, itertools.pairwise(cuts.tolist())), strict=True)
-
-    return Documents(np.sum(n_documents, axis=0), *map(np.concatenate, columns))
+    return Tables(*map(column, zip(*parts, strict=True)))

@@ -5,42 +5,55 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numba import njit
 
 from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
 from feature_store.indexing.tables import Codes
-from feature_store.packing import WINDOW, Pack, quantise
+from feature_store.packing import GROUPS, WINDOW, Pack, quantise
 from feature_store.records import RandomWindow
 
-
-def _percentiles(collected: Collected, feature: int, acts: np.ndarray) -> np.ndarray:
-    """Share of a feature's firings below each activation, by its histogram, linear inside a bin."""
-    below = np.concatenate([[0], np.cumsum(collected.histogram[feature])]) / max(collected.n_fired[feature], 1)
-    return np.interp(np.log2(np.maximum(acts, 1e-30)), collected.log2_edges, below)
+STRATUM, UNIFORM = GROUPS.index("stratum"), GROUPS.index("uniform")
 
 
-def windows_of(collected: Collected, codes: Codes, feature: int) -> Pack:
+class Peaks(NamedTuple):
+    """A feature's share of firings below each peak (top, strata, uniform), and the peaks of its uniform contexts."""
+
+    weaker: Float[np.ndarray, " peaks"]
+    uniform: Int[np.ndarray, " n"]
+    available: int
+
+
+def windows_of(collected: Collected, codes: Codes, feature: int, peaks: Peaks) -> Pack:
     """The stored windows of one feature, cut around their peaks, with the feature's activations in them."""
     slots = _filled(collected, "top", feature)
     for stratum in range(collected.stratum_act.shape[1]):
         slots += _filled(collected, "stratum", (feature, stratum))
 
+    n_top, n_per_stratum = collected.top_act.shape[1], collected.stratum_act.shape[2]
+    n_strata, length = collected.stratum_act.shape[1], codes.ids.shape[1]
+    for rank, place in enumerate(peaks.uniform[peaks.uniform >= 0].tolist()):
+        slots.append(_Slot(UNIFORM, 0, rank, context=place // length, position=place % length))
+
     windows = np.zeros(len(slots), WINDOW)
     where = np.array([(slot.context, slot.position) for slot in slots], np.int64).reshape(-1, 2)
     bounds, lengths, places, values = _cut(where, codes.documents, codes.indices, codes.acts, feature)
-    percentiles = _percentiles(collected, feature, np.array([slot.act for slot in slots]))
 
     for number, slot in enumerate(slots):
         first, start, end = bounds[number]
-        inclusion, copies = 1.0, 1
-        if slot.is_stratum:
+        inclusion, copies, peak = 1.0, 1, slot.rank
+        if slot.group == UNIFORM:
+            peak = n_top + n_strata * n_per_stratum + slot.rank
+            inclusion = min(1.0, len(peaks.uniform) / peaks.available)
+        elif slot.group == STRATUM:
+            peak = n_top + slot.stratum * n_per_stratum + slot.rank
             available = collected.stratum_contexts[feature, slot.stratum]
-            inclusion = min(1.0, collected.stratum_act.shape[2] / available)
+            inclusion = min(1.0, n_per_stratum / available)
         else:
             copies = min(int(collected.top_copies[feature, slot.rank]), 65535)
         windows[number] = (
-            slot.is_stratum, slot.rank, slot.stratum, end - start, slot.position - start, lengths[number], copies,
-            codes.documents[slot.context, slot.position], slot.context, slot.position - first, percentiles[number],
+            slot.group, slot.rank, slot.stratum, end - start, slot.position - start, lengths[number], copies,
+            codes.documents[slot.context, slot.position], slot.context, slot.position - first, peaks.weaker[peak],
             inclusion,
         )  # fmt: skip
 
@@ -94,14 +107,16 @@ def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compile
     return bounds, lengths, places[:n].copy(), values[:n].copy()
 
 
-def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow]:
-    """Windows around tokens drawn uniformly from those that the dictionary read (some latent fires on them)."""
+def random_windows(
+    codes: Codes, is_read: Bool[np.ndarray, "contexts ctx_len"], n_windows: int, seed: int
+) -> list[RandomWindow]:
+    """Windows around tokens drawn uniformly from those that the dictionary read."""
     n_contexts, ctx_len = codes.ids.shape
     windows: list[RandomWindow] = []
 
     for token in np.random.default_rng(seed).integers(0, n_contexts * ctx_len, 4 * n_windows).tolist():
         context, position = divmod(token, ctx_len)
-        if len(windows) == n_windows or not (codes.acts[context, position] > 0).any():
+        if len(windows) == n_windows or not is_read[context, position]:
             continue
         documents = codes.documents[context]
         first, start, end = _window(documents, position)
@@ -116,19 +131,18 @@ def random_windows(codes: Codes, n_windows: int, seed: int) -> list[RandomWindow
 class _Slot(NamedTuple):
     """A place in the text where a feature fires, as `ContextCollector` kept it."""
 
-    is_stratum: bool
+    group: int  # into `feature_store.packing.GROUPS`
     stratum: int
     rank: int
-    act: float
     context: int
     position: int
 
 
 def _filled(collected: Collected, kind: str, where: int | tuple[int, int]) -> list[_Slot]:
-    arrays = [getattr(collected, f"{kind}_{name}")[where] for name in ("act", "context", "position")]
-    is_stratum, stratum = kind == "stratum", where[1] if isinstance(where, tuple) else 0
-    filled = (slot for slot in zip(*arrays, strict=True) if slot[1] != NO_CONTEXT)
+    arrays = [getattr(collected, f"{kind}_{name}")[where] for name in ("context", "position")]
+    stratum = where[1] if isinstance(where, tuple) else 0
+    filled = (slot for slot in zip(*arrays, strict=True) if slot[0] != NO_CONTEXT)
     return [
-        _Slot(is_stratum, stratum, rank, float(act), context=int(context), position=int(position))
-        for rank, (act, context, position) in enumerate(filled)
+        _Slot(GROUPS.index(kind), stratum, rank, context=int(context), position=int(position))
+        for rank, (context, position) in enumerate(filled)
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from feature_store.indexing.budget import budget
 from feature_store.indexing.contexts import ContextLimits
-from feature_store.indexing.generation import MEMORY_BYTES, Corpus, Directions, Limits, collect, publish
+from feature_store.indexing.generation import MEMORY_BYTES, Directions, Limits, collect, corpus_of, publish
 from feature_store.indexing.tables import Codes
 from sae.foundation.device import PeakMemory
 
@@ -79,7 +79,7 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
             collect(codes, size.latents, limits, 0, n_tokens=codes.ids.size)
             contexts = time.perf_counter() - start
             names = [f"document {d}" for d in range(int(codes.documents.max()) + 1)]
-            corpus = Corpus(codes, codes.ids.size, _vocabulary(size), names)
+            corpus = corpus_of(codes, _vocabulary(size), names, document_keys=np.arange(len(names), dtype=np.uint64))
             start = time.perf_counter()
             with PeakMemory() as memory:
                 publish(

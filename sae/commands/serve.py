@@ -25,9 +25,16 @@ class Serve(Command):
         )
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
         parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+        parser.add_argument(
+            "--allow-host",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="answer to this host name too; localhost, addresses and --host are always answered (may be repeated)",
+        )
 
     def run(self, arguments: Namespace) -> int:
         """Runs the server until it is stopped."""
         from server.run import serve
 
-        return serve(arguments.paths, arguments.host, arguments.port)
+        return serve(arguments.paths, arguments.host, arguments.port, arguments.allow_host)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from feature_store.dictionary_files import Metrics
 from sae.architectures import SparseAutoencoder
+from sae.evaluation.measure import Measure
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.report import write_report
 from sae.evaluation.subject import Subject
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
+from sae.publish.controls import CONTROLS, control_of
 from sae.stream.activations import Activations
 
 
@@ -23,6 +26,23 @@ def known_measures(names: tuple[str, ...]) -> tuple[str, ...]:
     if unknown_measures:
         raise ValueError(f"no measure {unknown_measures[0]!r}; allowed measures are {', '.join(MEASURES)}")
     return names
+
+
+CONTROL_TOKENS = 2048  # that the splice of a control is measured on
+
+
+def _of_controls(subject: Subject, measure: Measure, metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """A measure's figures for dictionaries that learned nothing, {control: figures}."""
+    k = max(1, round(metrics.l0 or subject.sae.config.expected_l0))
+    figures = {}
+    for name in CONTROLS:
+        control = control_of(
+            subject.sae, name, subject.held_out.training or subject.held_out, k, seed=subject.seed
+        ).control
+        short = replace(subject, sae=control, splice_tokens=min(subject.splice_tokens, CONTROL_TOKENS))
+        measured = measure.measure(short)
+        figures[name] = {key: measured[key] for key in measure.control_figures}
+    return figures
 
 
 DEFAULT = tuple(name for name, measure in MEASURES.items() if measure.by_default)
@@ -78,6 +98,8 @@ def evaluate(subject: Subject, names: tuple[str, ...], title: str) -> Metrics:
             continue
         figures = measure.measure(subject)
         metrics = metrics.with_figures(name, figures)
+        if measure.control_figures and subject.sae.centred:
+            metrics = metrics.with_controls(_of_controls(subject, measure, metrics))
         measure.draw(figures, title, folder)
         metrics.write(folder)
 

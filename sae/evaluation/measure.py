@@ -14,6 +14,7 @@ class Measure(ABC):
 
     by_default: ClassVar[bool] = False  # whether every training run ends with it
     order: ClassVar[int] = 10  # place in the report
+    control_figures: ClassVar[tuple[str, ...]] = ()  # of its figures, those that controls are shown beside it with
     meanings: ClassVar[dict[str, str]] = {}  # key (dotted where nested) -> what it says, for the report
 
     def applies(self, subject: Subject) -> bool:

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from feature_store import evidence_queries, queries
+from feature_store.indexing.contexts import level_edges
 from feature_store.indexing.formats import CLASSES, breaks_line, classes_of, position_bin
 from feature_store.indexing.negatives import NEGATIVE
-from feature_store.packing import Pack, dense_windows
+from feature_store.packing import GROUPS, Pack, dense_windows
 from feature_store.store import Store
 
-LEVELS = 10
 RECENT, RECENT_SILENT = 1 << 17, 16
 
 
@@ -29,7 +29,7 @@ class Event:
     is_test: bool  # whether the document is kept for testing
     act: float
     acts: tuple[float, ...]
-    group: str  # "top", "stratum" or "random"
+    group: str  # "top", "stratum", "uniform" or "random"
     inclusion: float
 
 
@@ -61,10 +61,20 @@ class Events:
 
     def _activating(self, feature: int) -> list[Event]:
         """Windows of one feature: the top ones by rank, then its strata; one event per place in the text."""
+        return self._stored(feature, ("top", "stratum"))
+
+    def uniform(self, feature: int) -> list[Event]:
+        """Windows of test documents drawn uniformly from those in which a feature reaches a global level of 5 or more."""
+        return self._stored(feature, ("uniform",))
+
+    def _stored(self, feature: int, groups: tuple[str, ...]) -> list[Event]:
         pack = self._packs[feature]
         events, places = [], set()
 
         for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
+            group = GROUPS[w["group"]]
+            if group not in groups:
+                continue
             key = int(w["context"]), int(w["place"])
             fresh = key not in places
             places.add(key)
@@ -74,7 +84,7 @@ class Events:
             document = int(w["document"])
             events.append(Event(
                 tuple(ids.tolist()), peak, int(w["place"]), document, is_test=document in self.test_documents,
-                act=float(acts[peak]), acts=tuple(acts.tolist()), group="stratum" if w["is_stratum"] else "top", inclusion=float(w["inclusion"]),
+                act=float(acts[peak]), acts=tuple(acts.tolist()), group=group, inclusion=float(w["inclusion"]),
             ))  # fmt: skip
 
         return events
@@ -108,13 +118,9 @@ class Events:
 
 
 def activation_levels(store: Store) -> Float[np.ndarray, " edges"]:
-    """The nine activations between the ten global levels: deciles of all firings of all features, from histograms.
-
-    RecSAE (Wang et al., arXiv 2411.06112): all positive activations of all latents are cut into 10 equal shares.
-    """
-    total = np.sum([f.histogram for f in queries.all_features(store)], axis=0).astype(np.float64)
-    shares = np.concatenate([[0], np.cumsum(total)]) / max(total.sum(), 1)
-    return np.exp2(np.interp(np.arange(1, LEVELS) / LEVELS, shares, store.meta["log2_edges"]))
+    """The nine activations between the ten global levels of a store."""
+    histogram = np.sum([f.histogram for f in queries.all_features(store)], axis=0).astype(np.float64)
+    return level_edges(histogram, np.array(store.meta["log2_edges"]))
 
 
 def level_of(act: float, edges: Float[np.ndarray, " edges"]) -> int:

@@ -14,7 +14,8 @@ from feature_store.indexing.tables import STRONG
 from feature_store.store import Store
 from sae.interpret.events import Event, Events
 
-SPLIT_ID = "document-hash-half-v1"
+SPLIT_ID = "similar-documents-half-v2"
+STRONGEST = 10  # windows that a label must speak of
 PREFIX_LENGTHS = range(2, 7)
 
 
@@ -105,6 +106,8 @@ class Evidence:
         self._n_tokens = (store.meta["tokens_all"] - n_test, n_test)
         self.promoted = evidence_queries.promoted_tokens(store)
         self.positions, self.formats = evidence_queries.counted_places(store)
+        self.words_around = evidence_queries.words_around(store)
+        self.mass_tokens = evidence_queries.activation_mass(store)
         self.bigrams: dict[int, list[tuple[int, ...]]] = {}
         for feature, *row in evidence_queries.bigrams(store):
             self.bigrams.setdefault(feature, []).append(tuple(row))
@@ -157,6 +160,11 @@ class Evidence:
         if token not in self._normal:
             self._normal[token] = normal_text(self.store.token_bytes.get(token, b""))
         return self._normal[token]
+
+    def strongest(self, feature: int) -> list[Event]:
+        """The strongest windows of the explain part, as a reader of the feature's page sees them."""
+        top = [e for e in self.events.activating(feature) if e.group == "top" and not e.is_test]
+        return top[:STRONGEST]
 
     def windows(self, feature: int) -> tuple[list[Event], list[Event]]:
         """(explain windows, test windows) with a strong peak, of one feature."""

@@ -31,6 +31,7 @@ class Explainer(ABC):
     margin: ClassVar[float] = 0.0  # share of its F2 that it loses against a simpler kind
     order: ClassVar[int] = 0  # simpler kinds first
     is_baseline: ClassVar[bool] = False  # whether the rule's score is the baseline of the others
+    is_last_resort: ClassVar[bool] = False  # whether it is the label only where no other rule describes the feature
 
     @abstractmethod
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:

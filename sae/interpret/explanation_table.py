@@ -12,20 +12,32 @@ import numpy as np
 
 from feature_store.records import Concept, ExplanationRow, Interpretation, LabelRow, Score, ScoreRow
 from feature_store.writer import GenerationWriter
+from sae.interpret.events import Event
 from sae.interpret.evidence import SPLIT_ID, Counts, Evidence
 from sae.interpret.explainer import Explainer, Proposal
 from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
 from sae.interpret.scorer import Figure, Label
 
 
-def best_proposal(proposals: list[tuple[Explainer, Proposal]]) -> int | None:
+def best_proposal(
+    proposals: list[tuple[Explainer, Proposal]], evidence: Evidence, strongest: list[Event]
+) -> int | None:
     """Index of the label: the proposal with the best F2 on the explain part, after a less simple kind loses its margin.
 
-    The test part has no say in the choice, so the chosen label's test score is an honest one.
+    Its rule must match at least half of the strongest contexts, so that a reader finds it there; a last resort is taken
+    if none does. The test part has no say in the choice, so the chosen label's test score is an honest one.
     """
+
+    def describes(explainer: Explainer, proposal: Proposal) -> bool:
+        hits = sum(not proposal.rule.isdisjoint(explainer.items(evidence, event)) for event in strongest)
+        return not explainer.is_last_resort and 2 * hits >= len(strongest)
+
     scores = [proposal.explain.f2 * (1 - explainer.margin) for explainer, proposal in proposals]
     usable = [i for i, score in enumerate(scores) if not isnan(score)]
-    return max(usable, key=lambda i: scores[i]) if usable else None
+    fitting = [i for i in usable if describes(*proposals[i])]
+    last_resorts = [i for i in usable if proposals[i][0].is_last_resort]
+    candidates = fitting or last_resorts or usable
+    return max(candidates, key=lambda i: scores[i]) if candidates else None
 
 
 def rule_interval(counts: Counts, n_documents: int, n_silent_documents: int) -> Interval:
@@ -103,7 +115,7 @@ class ExplanationTable:
     def add_rules(self, evidence: Evidence, feature: int, explainers: list[Explainer]) -> ChosenLabel:
         """Adds the proposals of all explainers with their rules' scores; returns the chosen label."""
         proposals = [(e, p) for e in explainers if (p := e.explain(evidence, feature)) is not None]
-        best = best_proposal(proposals)
+        best = best_proposal(proposals, evidence, evidence.strongest(feature))
         n_documents = evidence.n_documents_fired(feature), len(evidence.events.test_documents)
         baseline = next((p.test.balanced_accuracy for e, p in proposals if e.is_baseline), nan)
 

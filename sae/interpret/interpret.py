@@ -18,6 +18,7 @@ from sae.foundation.files import write_bytes
 from sae.foundation.screen import Progress
 from sae.foundation.section import Section
 from sae.interpret.concepts import as_json, concepts_of
+from sae.interpret.control_labels import ControlLabels, control_labels, label_figures
 from sae.interpret.events import activation_levels
 from sae.interpret.evidence import SPLIT_ID, Evidence
 from sae.interpret.explainers import EXPLAINERS, JUDGED_EXPLAINERS
@@ -28,6 +29,7 @@ from sae.interpret.judging.judge_features import judge_features
 from sae.interpret.live_dictionary import LiveDictionary
 from sae.interpret.scorer import N_NULL_LABELS, Label, ScoringCase
 from sae.interpret.scorers import JUDGED_SCORERS, SCORERS
+from sae.interpret.scorers.confidence import Confidence
 from sae.publish import parquet
 
 N_DRAWN = 20 * N_NULL_LABELS  # so many draws hold enough different labels, even if many of them are the same
@@ -93,9 +95,13 @@ def interpret(
 
     If `features` is given, other features keep what the published generation holds of them. `live_dictionary` loads the
     model; it is called only if a scorer runs the model. Of several processes each has a range of the features; the
-    first one asks the judge, groups concepts and publishes.
+    first one asks the judge, groups concepts and publishes. The controls that were indexed beside the dictionary are
+    labelled by the same explainers; nothing but their figures is kept.
     """
     progress = progress or Progress()
+    controls = {
+        path.parent.name: _label_control(path, config, processes) for path in sorted(folder.glob("controls/*/store"))
+    }
     with closing(Store(folder / "store")) as store:
         evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
         live_features = evidence.alive()
@@ -103,28 +109,15 @@ def interpret(
         if features is not None:
             table.keep(queries.interpretation(store), features)
 
-        own_features = features_to_label[processes.share(len(features_to_label))]
-        labels = _explain(evidence, table, own_features, config, processes=processes, progress=progress)
-        levels, rules = activation_levels(store), table.rules()
-
-        def case(feature: int) -> ScoringCase:
-            label = labels[feature].label
-            others = _null_labels(rules, feature, label, table.seed)
-            return ScoringCase(
-                evidence,
-                feature,
-                label=label,
-                others=others,
-                levels=levels,
-                seed=table.seed,
-                live_dictionary=live_dictionary,
-            )
-
-        own_table = ExplanationTable(table.seed)
-        cases = [(case(feature), labels[feature].explanation) for feature in own_features]
-        _score(own_table, cases, [name for name in config.scorers_to_run if name in SCORERS], progress)
-        for rows in processes.all_gather_objects(own_table.scores):
-            table.scores += rows
+        cases = _label(
+            evidence,
+            table,
+            features_to_label,
+            config,
+            live_dictionary=live_dictionary,
+            processes=processes,
+            progress=progress,
+        )
 
         def group_and_judge() -> JudgeCost | None:
             best_rules = {label.feature: label for label in table.rules()}
@@ -132,20 +125,83 @@ def interpret(
             if config.judge is None:
                 return None
             with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
-                return _judge(table, [case(feature) for feature in features_to_label], config, judge, progress=progress)
+                return _judge(
+                    table, [cases(feature) for feature in features_to_label], config, judge, progress=progress
+                )
 
         cost = processes.on_first(group_and_judge)
-    return processes.on_first(lambda: _publish(folder, table, len(live_features), cost))
+
+    processes.on_first(lambda: _publish(folder, table, len(live_features)))
+    return processes.on_first(lambda: _summary(table, len(live_features), cost, controls))
 
 
-def _publish(folder: Path, table: ExplanationTable, n_alive: int, cost: JudgeCost | None) -> LabelSummary:
-    """Writes everything that people download, and returns the summary."""
+def _label_control(store_folder: Path, config: InterpretConfig, processes: Processes) -> ControlLabels:
+    """Figures of the labels of a control; only the scorer that figures are made of is run."""
+    scorers = tuple(name for name in config.scorers_to_run if name == Confidence.name)
+    without_judge = config.model_copy(update={"scorers": scorers, "judge": None})
+    with closing(Store(store_folder)) as store:
+        evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
+        features = evidence.alive()
+        _label(
+            evidence,
+            table,
+            features,
+            without_judge,
+            live_dictionary=_no_model,
+            processes=processes,
+            progress=Progress(),
+        )
+    return processes.on_first(lambda: control_labels(table, len(features)))
+
+
+def _no_model() -> LiveDictionary:
+    raise AssertionError("a control has no live dictionary; only scorers that need the store run on it")
+
+
+def _label(
+    evidence: Evidence,
+    table: ExplanationTable,
+    features: list[int],
+    config: InterpretConfig,
+    *,
+    live_dictionary: Callable[[], LiveDictionary],
+    processes: Processes,
+    progress: Progress,
+) -> Callable[[int], ScoringCase]:
+    """Adds the model-free explanations and scores of some features; returns what scorers read of a feature."""
+    own_features = features[processes.share(len(features))]
+    labels = _explain(evidence, table, own_features, config, processes=processes, progress=progress)
+    levels, rules = activation_levels(evidence.store), table.rules()
+
+    def case(feature: int) -> ScoringCase:
+        label = labels[feature].label
+        others = _null_labels(rules, feature, label, table.seed)
+        return ScoringCase(
+            evidence,
+            feature,
+            label=label,
+            others=others,
+            levels=levels,
+            seed=table.seed,
+            live_dictionary=live_dictionary,
+        )
+
+    own_table = ExplanationTable(table.seed)
+    cases = [(case(feature), labels[feature].explanation) for feature in own_features]
+    _score(own_table, cases, [name for name in config.scorers_to_run if name in SCORERS], progress)
+    for rows in processes.all_gather_objects(own_table.scores):
+        table.scores += rows
+
+    return case
+
+
+def _publish(folder: Path, table: ExplanationTable, n_alive: int) -> None:
+    """Writes everything that people download."""
     table.publish(folder / "store")
     write_bytes(folder / "concepts.json", as_json(table.concepts, n_alive).encode())
     parquet.write_concepts(folder / "concepts.parquet", table.concepts)
     with closing(Store(folder / "store")) as published:
         parquet.write_features(folder / "features.parquet", published)
-    return _summary(table, n_alive, cost)
 
 
 def _explain(
@@ -215,19 +271,15 @@ def _null_labels(rules: list[Label], feature: int, label: Label | None, seed: in
     return tuple(itertools.islice(different, N_NULL_LABELS))
 
 
-def _summary(table: ExplanationTable, n_alive: int, cost: JudgeCost | None) -> LabelSummary:
-    labels = list(table.labels.values())
-    scores = sorted(row.score for row in labels if row.score is not None)
-    null_shares = [row.score.value for row in table.scores if row.score.metric == "null_reached"]
-    explainers = [row.explainer for row in labels]
+def _summary(
+    table: ExplanationTable, n_alive: int, cost: JudgeCost | None, controls: dict[str, ControlLabels]
+) -> LabelSummary:
+    floor = controls["random"].floor if "random" in controls else None
     summary = LabelSummary(
-        features_alive=n_alive,
-        features_labelled=len(labels),
-        labels_by_explainer={name: explainers.count(name) for name in dict.fromkeys((*EXPLAINERS, *explainers))},
-        median_balanced_accuracy=scores[len(scores) // 2] if scores else None,
+        **dict(label_figures(table, n_alive, floor)),
         chance=0.5,
-        features_tested_against_null=len(null_shares),
-        share_beating_null=sum(share == 0 for share in null_shares) / len(null_shares) if null_shares else None,
+        floor=floor,
+        controls={name: control.figures for name, control in controls.items()},
         concepts=sum(concept.parent is None for concept in table.concepts),
         concepts_second_level=sum(concept.parent is not None for concept in table.concepts),
         split=SPLIT_ID,

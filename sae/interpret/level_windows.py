@@ -1,4 +1,4 @@
-"""RecSAE's windows by global activation level, and the figures that its confidence consists of, for any predictor."""
+"""Windows by global activation level, and the figures that RecSAE's confidence consists of, for any predictor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ ACTIVE_LEVEL = 5
 MOST = 20
 
 
+def uniform_windows(case: ScoringCase) -> tuple[list[Event], list[Event]]:
+    """(test windows drawn uniformly from those whose peak has a global level of 5 or more, random silent ones)."""
+    events = case.evidence.events
+    silent = case.drawn(case.part(events.random_silent(case.feature), True), MOST)
+    return events.uniform(case.feature)[:MOST], silent
+
+
 def level_windows(case: ScoringCase, test: bool = True) -> tuple[list[Event], list[Event]]:
-    """(windows of one part whose peak has a global level of 5 or more, random silent ones), at most 20 each."""
+    """(windows of one part whose peak has a global level of 5 or more, random silent ones), at most 20 each.
+
+    They are drawn from the stored windows: the strongest contexts, and as many of every stratum.
+    """
     events = case.evidence.events
     strong = [e for e in events.activating(case.feature) if level_of(e.act, case.levels) >= ACTIVE_LEVEL]
     positive = case.drawn(case.part(strong, test), MOST)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sae.model.hookpoints import Place, blocks
 from sae.model.language_model import LanguageModel
 
+IGNORED = -100  # a token that is no target of the loss
+
 
 class CompiledBlocks:
     """One compilation, shared by all blocks of a model; blocks with a hooked module inside stay as they are.
@@ -45,5 +47,9 @@ class CompiledBlocks:
 def next_token_loss(
     logits: Float[Tensor, "contexts length vocabulary"], tokens: Int[Tensor, "contexts length"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of every next token, summed: logits [contexts, length, vocabulary], tokens [contexts, length]."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")
+    """Cross-entropy of every next token, summed: logits [contexts, length, vocabulary], tokens [contexts, length].
+
+    Tokens that are `IGNORED` are no targets.
+    """
+    targets = tokens[:, 1:].flatten()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum", ignore_index=IGNORED)

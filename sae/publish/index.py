@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
 from pydantic import Field
+from torch import Tensor
 
 from feature_store.indexing.budget import budget
 from feature_store.indexing.contexts import ContextLimits
-from feature_store.indexing.generation import Corpus, Directions, Limits, publish, write_shard
+from feature_store.indexing.generation import Directions, Limits, corpus_of, publish, write_shard
 from feature_store.indexing.tables import Codes
 from sae.architectures import SparseAutoencoder
 from sae.foundation.files import reserve
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
+from sae.model.hookpoints import HookPoint
 from sae.model.language_model import LanguageModel
 from sae.model.unembed import nearest, token_logits
 from sae.model.vocabulary import token_bytes
 from sae.publish import parquet
+from sae.publish.controls import CONTROLS, ControlSample, control_of, l0_of, sampled_code
 from sae.stream.activations import Activations
 
 BATCH_ROWS = 4096
@@ -49,6 +54,10 @@ class IndexConfig(Section):
         default=2_000_000_000,
         ge=1_000_000,
         description="Memory for the firings that are counted at a time; with less, the codes are read more often.",
+    )
+    controls: bool = Field(
+        default=True,
+        description="Also index random and principal directions on the same text, so that scores can be compared.",
     )
     token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
 
@@ -92,41 +101,64 @@ class _CodeFiles:
         self.acts[rows, : acts.shape[1]] = acts
 
 
+class _Encoder(NamedTuple):
+    """A dictionary, or a control, whose code is stored: x [tokens, d_in] to (activations, latents) [tokens, width]."""
+
+    name: str
+    d_sae: int
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 def _encode_stream(
-    sae: SparseAutoencoder, activations: Activations, n_contexts: int, folder: Path, *, progress: Progress
-) -> tuple[Codes, int]:
-    """(sparse codes of the first contexts, tokens read); memory-mapped, with zeros at positions filtered out."""
-    contexts = activations.contexts
+    encoders: list[_Encoder],
+    reads: tuple[HookPoint, ...],
+    activations: Activations,
+    n_contexts: int,
+    *,
+    folder: Path,
+    progress: Progress,
+) -> tuple[list[Codes], np.ndarray]:
+    """(sparse codes of the first contexts by every encoder, which tokens were read [contexts, ctx_len]).
+
+    Codes are memory-mapped, with zeros at positions filtered out.
+    """
+    contexts, processes = activations.contexts, activations.processes
     total = n_contexts * contexts.ctx_len
-    processes = activations.processes
-    files = _CodeFiles(folder if processes.world_size == 1 else folder / str(processes.rank), total, sae.d_sae)
-    n_tokens = 0
+    home = folder if processes.world_size == 1 else folder / str(processes.rank)
+    files = [_CodeFiles(home / encoder.name, total, encoder.d_sae) for encoder in encoders]
+    is_read = np.zeros(total, bool)
 
     for g in range(activations.n_segments):
         first = g * activations.segment_contexts
         if first >= n_contexts:
             break
         segment = activations.segment(g)
-        stream = segment.rows(sae.config.reads)
+        stream = segment.rows(reads)
         for x, places in zip(stream.split(BATCH_ROWS), segment.positions.split(BATCH_ROWS), strict=True):
             inside = places < total
-            code = sae.encode(x[inside.to(x.device)].float())
-            files.write(places[inside].numpy(), code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy())
-            n_tokens += int(inside.sum())
+            if not inside.any():
+                break
+            rows, read = x[inside.to(x.device)].float(), places[inside].numpy()
+            is_read[read] = True
+            for encoder, file in zip(encoders, files, strict=True):
+                acts, indices = encoder.encode(rows)
+                file.write(read, indices.cpu().numpy(), acts.cpu().numpy())
         progress.update(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
 
     if processes.world_size > 1:
-        files = _joined(files, activations, folder)
+        files = [
+            _joined(file, activations, folder / encoder.name) for encoder, file in zip(encoders, files, strict=True)
+        ]
+        is_read = np.any(processes.all_gather_objects(is_read), axis=0)
 
-    shape = (n_contexts, contexts.ctx_len, files.width)
-    codes = Codes(
-        contexts.ids[:n_contexts],
-        contexts.documents[:n_contexts],
-        files.indices.reshape(shape),
-        files.acts.reshape(shape),
-    )
+    ids, documents = contexts.ids[:n_contexts], contexts.documents[:n_contexts]
+    shapes = [(n_contexts, contexts.ctx_len, file.width) for file in files]
+    codes = [
+        Codes(ids, documents, file.indices.reshape(shape), file.acts.reshape(shape))
+        for file, shape in zip(files, shapes, strict=True)
+    ]
 
-    return codes, sum(processes.all_gather_objects(n_tokens))
+    return codes, is_read.reshape(n_contexts, contexts.ctx_len)
 
 
 def _joined(own_files: _CodeFiles, activations: Activations, folder: Path) -> _CodeFiles:
@@ -173,21 +205,31 @@ def index(
     progress.say(
         f"index: {budget(n_contexts * contexts.ctx_len, sae.config.expected_l0, sae.d_sae, config.memory_bytes)}"
     )
-    codes, n_tokens = _encode_stream(sae, activations, n_contexts, scratch, progress=progress)
-    if not (codes.acts > 0).any():
+    samples = _controls(sae, activations, folder, seed) if config.controls else {}
+    encoders = [_encoder_of(sae), *map(_control_encoder, samples, samples.values())]
+    codes, is_read = _encode_stream(
+        encoders, sae.config.reads, activations, n_contexts, folder=scratch, progress=progress
+    )
+    if not (codes[0].acts > 0).any():
         progress.say(
             f"{sae.config.name} is dead: no latent fires on the text; its store holds features without contexts"
         )
 
-    hook = sae.config.writes[0]  # of several hook points the pages show the first
-    rows = sae.W_dec[:, : len(activations.statistics(hook).centre)]
-    logits = token_logits(lm, hook, rows, config.tokens_promoted)
-    neighbours, cosines = nearest(sae.W_dec, config.neighbours)
-    directions = Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
     context_limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
     limits = Limits(context_limits, config.features_per_document, seed, config.memory_bytes)
-    corpus = Corpus(codes, n_tokens, token_bytes(lm.tokenizer), activations.contexts.document_names())
+    names, keys = contexts.document_names(), contexts.document_keys()
+    corpus = corpus_of(codes[0], token_bytes(lm.tokenizer), names, document_keys=keys, is_read=is_read)
+    hook = sae.config.writes[0]  # of several hook points the pages show the first
+    width = len(activations.statistics(hook).centre)
+    directions = _directions(sae.W_dec, width, lm, config, hook=hook)
     processes, shards = activations.processes, None
+    for (name, sample), code in zip(samples.items(), codes[1:], strict=True):
+        rows = sample.control.W_dec[sample.features.to(sae.W_dec.device)]
+        part = _directions(rows, width, lm, config, hook=hook)
+        store = folder / "controls" / name / "store"
+        write = partial(publish, store, corpus.with_codes(code), part, limits=limits, facts=facts)
+        processes.on_first(write)
+
     if processes.world_size > 1:
         shards = scratch / "shards"
         write_shard(shards, processes.rank, corpus, directions, limits=limits, features=processes.share(sae.d_sae))
@@ -195,7 +237,40 @@ def index(
 
     def put_together() -> str:
         if config.token_latents:
-            parquet.write_token_latents(folder / "token_latents.parquet", codes)
+            parquet.write_token_latents(folder / "token_latents.parquet", codes[0])
         return publish(folder / "store", corpus, directions, limits, facts=facts, shards=shards)
 
     return processes.on_first(put_together)
+
+
+def _encoder_of(sae: SparseAutoencoder) -> _Encoder:
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        code = sae.encode(x)
+        return code.top_acts, code.top_indices
+
+    return _Encoder(".", sae.d_sae, encode)
+
+
+def _controls(sae: SparseAutoencoder, activations: Activations, folder: Path, seed: int) -> dict[str, ControlSample]:
+    k = l0_of(sae, folder)
+    return {name: control_of(sae, name, activations, k, seed=seed) for name in CONTROLS}
+
+
+def _control_encoder(name: str, sample: ControlSample) -> _Encoder:
+    """The part of a control's code that is about its sampled features, numbered anew."""
+    number = torch.full((sample.control.d_sae,), -1)
+    number[sample.features] = torch.arange(len(sample.features))
+    number = number.to(sample.control.b_dec.device)
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        code = sample.control.encode(x)
+        return sampled_code(code.top_acts, code.top_indices, number)
+
+    return _Encoder(f"control-{name}", len(sample.features), encode)
+
+
+def _directions(rows: Tensor, width: int, lm: LanguageModel, config: IndexConfig, *, hook: HookPoint) -> Directions:
+    """What decoder rows say by themselves; their first `width` numbers are what they write at the hook point."""
+    logits = token_logits(lm, hook, rows[:, :width], config.tokens_promoted)
+    neighbours, cosines = nearest(rows, config.neighbours)
+    return Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))

@@ -23,6 +23,7 @@ from sae.stream.shuffle import ShuffleConfig, segment_contexts
 from sae.text.tokens import Contexts
 
 TYPICAL_NORM_MULTIPLE = 3.0  # of the median: fvu of typical tokens leaves out the few whose norm outweighs all others
+MEAN_TOKENS = 1 << 14  # fixed, so that the mean does not depend on the size of a segment
 SAMPLE_ROWS = 8192  # rows that scale, centre and variance are estimated from, before training
 
 
@@ -86,7 +87,7 @@ class Activations:
         self.n_segments = -(-contexts.n_contexts // segment_contexts)
         self.harvest_s = 0.0
         self._statistics: dict[HookPoint, ActivationStatistics] = {}
-        self._training = training  # the stream whose statistics are used; None: this one's own
+        self.training = training  # the stream whose statistics are used; None: this one's own
         self._mean_norms: dict[Channel, float] = {}
         self._last: tuple[int, Segment] | None = None
         if folder is not None:
@@ -159,16 +160,17 @@ class Activations:
         """Rows of the whole stream that training can use, before the norm filter."""
         total = 0
         for start in range(0, self.contexts.n_contexts, 4096):
-            ids = torch.from_numpy(self.contexts.ids[start : start + 4096].astype(np.int64))
-            total += int(self.harvester.keep(ids.to(self.harvester.lm.device)).sum())
+            ids, documents = self._read_of(slice(start, start + 4096))
+            tokens = torch.from_numpy(ids.astype(np.int64)).to(self.harvester.lm.device)
+            total += int(self.harvester.keep(tokens, documents).sum())
         if total == 0:
             raise DataError("harvest: every position is filtered out. Relax harvest.drop_positions or drop_special.")
         return total
 
     def statistics(self, hook: HookPoint) -> ActivationStatistics:
         """Statistics of the training stream's first segment, computed once and stored beside the segments."""
-        if self._training is not None:
-            return self._training.statistics(hook)
+        if self.training is not None:
+            return self.training.statistics(hook)
         if hook not in self._statistics:
             path = self.folder / f"{hook}.json" if self.folder is not None else None
 
@@ -197,10 +199,23 @@ class Activations:
             if channel.kind != "activation":
                 self.mean_norm(channel)
 
+    def training_mean(self, hook: HookPoint) -> Float[Tensor, " width"]:
+        """Mean activation of a hook point over the training stream's first `MEAN_TOKENS` tokens, as far as kept."""
+        if self.training is not None:
+            return self.training.training_mean(hook)
+        rows = []
+        for number in range(self.n_segments):
+            segment = self.segment(number)
+            inside = segment.positions < MEAN_TOKENS
+            rows.append(segment.select(inside).x[Channel(hook)].float())
+            if not inside.all():
+                break
+        return torch.cat(rows).mean(0)
+
     def mean_norm(self, channel: Channel) -> float:
         """Mean norm of a channel's rows in the training stream's first segment."""
-        if self._training is not None:
-            return self._training.mean_norm(channel)
+        if self.training is not None:
+            return self.training.mean_norm(channel)
         if channel not in self._mean_norms:
             self._mean_norms[channel] = float(self._first(channel).float().norm(dim=1).mean())
         return self._mean_norms[channel]

@@ -23,7 +23,7 @@ from torch import Tensor
 from sae.errors import ConfigError, NumericError
 from sae.foundation.device import has_bfloat16_products
 from sae.foundation.section import Count, Section
-from sae.model.compiled_blocks import CompiledBlocks, next_token_loss
+from sae.model.compiled_blocks import IGNORED, CompiledBlocks, next_token_loss
 from sae.model.hookpoints import Channel, HookPoint, Place, resolve, run_order
 from sae.model.language_model import LanguageModel
 from sae.model.relevance import RelevanceRules
@@ -48,7 +48,8 @@ class HarvestConfig(Section):
     drop_positions: Count = Field(
         default=1,
         ge=0,
-        description="Positions to leave out at the start of a context: the first token often has a huge norm.",
+        description="Positions to leave out at the start of a context (of every document, with text.packing: separate): the "
+        "first token often has a huge norm.",
     )
     drop_special: bool = Field(default=True, description="Leave out special tokens (BOS, EOS, padding).")
     max_norm_multiple: float | None = Field(
@@ -145,7 +146,7 @@ class Harvester:
                     outputs[channel] = x.new_empty((len(ids), *x.shape[1:]))
                 outputs[channel][start : start + n] = x[:n]
                 finite &= torch.isfinite(x).all()  # read once after all passes, so that no pass is waited for
-            keeps.append(self.keep(tokens[:n]))
+            keeps.append(self.keep(tokens[:n], part_documents[:n]))
             if self._after_pass is not None:
                 self._after_pass(tokens[:n].numel())
 
@@ -175,15 +176,22 @@ class Harvester:
             if difference > 0.05:
                 raise ConfigError("text.packing: this model ignores the mask of 'separate' packing. Use 'joined'.")
 
-    def keep(self, tokens: Int[Tensor, "contexts ctx_len"]) -> Bool[Tensor, "contexts ctx_len"]:
-        """Which positions are trained on: not the first `drop_positions` (by default position 0), not special tokens."""
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-        mask[:, : self.config.drop_positions] = False
-        if self.kinds:
-            mask[:, -1] = False  # no token follows, so no loss depends on it
+    def keep(
+        self, tokens: Int[Tensor, "contexts ctx_len"], documents: Integer[np.ndarray, "contexts ctx_len"]
+    ) -> Bool[Tensor, "contexts ctx_len"]:
+        """Which tokens are trained on: not the first `drop_positions` positions (by default 0 alone), not special ones.
+
+        Positions are the model's own: with `separate` packing they begin anew with every document.
+        """
+        positions = positions_of(documents, self.packing)
+        mask = positions >= self.config.drop_positions
+        if self.kinds:  # where no token follows, no loss depends on it
+            mask[:, -1] = False
+            mask[:, :-1] &= positions[:, 1:] > 0
+        is_used = torch.from_numpy(mask).to(tokens.device)
         if self.config.drop_special and len(self._special):
-            mask &= ~torch.isin(tokens, self._special)
-        return mask
+            is_used &= ~torch.isin(tokens, self._special)
+        return is_used
 
     def _channels(self, tokens: Tensor, documents: np.ndarray) -> dict[Channel, Tensor]:
         tensors: dict[Channel, Tensor] = {}
@@ -222,6 +230,13 @@ class Harvester:
 
         return activations
 
+    def _targets(self, tokens: Tensor, documents: np.ndarray) -> Tensor:
+        """The tokens as targets of the loss: not the first ones of documents that do not see the one before."""
+        if self.packing == "joined":
+            return tokens
+        begins = torch.from_numpy(positions_of(documents, self.packing) == 0).to(tokens.device)
+        return tokens.masked_fill(begins, IGNORED)
+
     def _backward(self, tokens: Tensor, documents: np.ndarray, kind: str) -> dict[Channel, Tensor]:
         """Activations of every hook point, and coefficients of the summed next-token cross-entropy for those that want
         them.
@@ -245,7 +260,8 @@ class Harvester:
             stack.enter_context(torch.enable_grad())
             extra = attention_inputs(documents, self.packing, self.lm)
             logits = self.lm.model(input_ids=tokens, use_cache=False, **extra).logits
-            loss = (self.compiled.loss if self.compiled else next_token_loss)(logits, tokens)
+            targets = self._targets(tokens, documents)
+            loss = (self.compiled.loss if self.compiled else next_token_loss)(logits, targets)
             coefficients = torch.autograd.grad(loss, list(live.values()))
 
         for hook, coefficient in zip(live, coefficients, strict=True):
@@ -263,6 +279,18 @@ def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarr
     return ids, documents
 
 
+def positions_of(
+    documents: Integer[np.ndarray, "contexts ctx_len"], packing: str
+) -> Int[np.ndarray, "contexts ctx_len"]:
+    """The model's positions [contexts, ctx_len]: from the start of the context or, packed `separate`, of the document."""
+    places = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
+    if packing == "joined":
+        return places
+    begins = np.ones(documents.shape, dtype=bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+
+
 def attention_inputs(
     documents: Integer[np.ndarray, "contexts ctx_len"], packing: str, lm: LanguageModel
 ) -> dict[str, Shaped[Tensor, " ..."]]:
@@ -277,9 +305,9 @@ def attention_inputs(
     allowed = (same & causal)[:, None]
     dtype = next(lm.model.parameters()).dtype
     mask = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-    first = (owner[:, :, None] == owner[:, None, :]).int().argmax(dim=2)
+    positions = torch.from_numpy(positions_of(documents, packing)).to(lm.device)
 
-    return {"attention_mask": mask, "position_ids": torch.arange(length, device=owner.device) - first}
+    return {"attention_mask": mask, "position_ids": positions}
 
 
 def choose_dtype(device: torch.device, setting: str) -> torch.dtype:

@@ -1,8 +1,10 @@
-"""Streams of text documents from datasets, packages or the installed distributions, and mixtures of them."""
+"""Documents from datasets, packages or the installed distributions."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,18 +14,24 @@ from sae.errors import DataError, UnavailableError
 from sae.foundation.downloads import PackagePart, open_members
 from sae.foundation.section import Count, Section
 from sae.text import installed_docs
-from sae.text.reread import NOTHING_READ, RereadStream
+
+FILE_FORMATS = ("parquet", "json", "csv", "text")
+ROWS = 256  # read from a data set at a time
+
+Content = str | list[int] | list[dict[str, Any]]  # a text, its token ids, or the messages of a chat
 
 
 class Document(NamedTuple):
-    """One text and the name that a reader can find it by."""
+    """What a source holds of one document, and the name that a reader can find it by."""
 
     name: str
-    text: str
+    content: Content
 
 
 class _Weighted(Section):
-    weight: float = Field(default=1.0, gt=0, description="Share of this source's tokens in a mixture.")
+    weight: float = Field(
+        default=1.0, gt=0, description="This source's share of the tokens of a mixture, relative to the others."
+    )
 
 
 class InstalledDocs(_Weighted):
@@ -44,7 +52,11 @@ class DatasetText(_Weighted):
     name: str | None = Field(default=None, description="Configuration of the data set, if it has several.")
     split: str = Field(default="train", description="Split to read.")
     revision: str | None = Field(default=None, description="Commit that pins a hub data set.")
-    column: str = Field(default="text", description="Column that holds the text.")
+    column: str = Field(
+        default="text",
+        description="Column with texts, with chats (lists of messages with `role` and `content`, written out by the "
+        "tokenizer's template) or with token ids.",
+    )
 
     def absolute(self) -> DatasetText:
         """The same settings with absolute paths; addresses stay as they are."""
@@ -55,7 +67,7 @@ class DatasetText(_Weighted):
 
     @model_validator(mode="after")
     def _files(self) -> DatasetText:
-        if self.path in ("parquet", "json", "csv", "text") and not self.data_files:
+        if self.path in FILE_FORMATS and not self.data_files:
             raise ValueError(f"path {self.path!r} reads files: give `data_files`")
         return self
 
@@ -71,13 +83,16 @@ TextSource = Annotated[InstalledDocs | DatasetText | PackageText, Field(discrimi
 
 
 def documents(source: InstalledDocs | DatasetText | PackageText) -> Iterator[Document]:
-    """The documents of one source in a fixed order."""
+    """The documents of one source, in a fixed order.
+
+    Bytes that are not UTF-8 are read as U+FFFD. Raises `DataError` if the source cannot be read, or if a row of a data
+    set holds something else than a text, a chat or token ids.
+    """
     if isinstance(source, DatasetText):
-        yield from _dataset_documents(source)
-    elif isinstance(source, InstalledDocs):
-        yield from (Document(name, text) for name, text in installed_docs.documents(source.min_chars))
-    else:
-        yield from _package_documents(source.part)
+        return _dataset_documents(source)
+    if isinstance(source, InstalledDocs):
+        return (Document(name, text) for name, text in installed_docs.documents(source.min_chars))
+    return _package_documents(source.part)
 
 
 def _package_documents(part: PackagePart) -> Iterator[Document]:
@@ -86,80 +101,101 @@ def _package_documents(part: PackagePart) -> Iterator[Document]:
 
 
 def _dataset_documents(source: DatasetText) -> Iterator[Document]:
+    number = 0
+    for file in _files(source):
+        for table in _tables(source, file):
+            if source.column not in table.column_names:
+                columns = ", ".join(table.column_names)
+                raise DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {columns}.")
+            for value in _values(table[source.column]):
+                yield Document(f"{source.path}#{number}", _content(value, source, number))
+                number += 1
+
+
+def _files(source: DatasetText) -> list[str | None]:
+    """Every file of a source; one None for a data set that is not made of `data_files`.
+
+    Files are read one by one, so that each may have columns of its own.
+    """
+    if not source.data_files:
+        return [None]
+
+    files = []
+    for pattern in source.absolute().data_files or ():
+        is_whole = "://" in pattern or Path(pattern).exists()
+        matches = [pattern] if is_whole else sorted(glob(pattern, recursive=True))
+        if not matches:
+            raise DataError(f"text source {source.path!r}: no file matches data_files {pattern!r}.")
+        files += matches
+
+    return files
+
+
+def _tables(source: DatasetText, file: str | None) -> Iterator[Any]:
+    """The rows of a data set, or of one file of it, as Arrow tables of at most `ROWS` rows."""
     from datasets import load_dataset
 
-    files = list(source.absolute().data_files or ()) or None
+    options: dict[str, Any] = {"encoding_errors": "replace"} if source.path in ("json", "csv", "text") else {}
+    where = source.path if file is None else f"{source.path} {file}"
 
     try:
         stream: Any = load_dataset(
             source.path,
             source.name,
             split=source.split,
-            data_files=files,
+            data_files=None if file is None else [file],
             revision=source.revision,
             streaming=True,
+            **options,
         )
-    except StopIteration:
-        raise DataError(f"text source {source.path!r}: the files are empty.") from None
+        yield from stream.with_format("arrow").iter(batch_size=ROWS)
     except ConnectionError as error:
-        raise UnavailableError(f"text source {source.path!r}: {error}. Check the name and the network.") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"text source {source.path!r}: datasets cannot open it: {error}") from None
-
-    rows = iter(stream)
-    number = 0
-
-    while (row := _next_row(rows, source.path)) is not None:
-        if source.column not in row:
-            column_names = ", ".join(row)
-            raise DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {column_names}.")
-        yield Document(f"{source.path}#{number}", row[source.column] or "")
-        number += 1
+        raise UnavailableError(f"text source {where!r}: {error}. Check the name and the network.") from None
+    except (OSError, ValueError, RuntimeError, StopIteration) as error:
+        raise DataError(f"text source {where!r}: datasets cannot read it (empty or damaged?): {error}") from None
 
 
-def _next_row(rows: Iterator[Any], path: str) -> Any:
-    """The next row, or None at the end; raises `DataError` if `datasets` cannot read it."""
-    try:
-        return next(rows, None)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"text source {path!r}: datasets cannot read it (empty or damaged?): {error}") from None
+def _values(column: Any) -> Iterator[Any]:
+    """The values of an Arrow column as Python's; texts keep every byte until they are decoded."""
+    import pyarrow as pa
+
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    for value in column.to_pylist():
+        yield _from_json(value, column.type)
 
 
-class Mixture:
-    """Documents of several sources, mixed by weight; a stopped run resumes at the same position.
+def _from_json(value: Any, kind: Any) -> Any:
+    """A value of an Arrow type; `datasets` keeps values of several types in one column as JSON."""
+    import pyarrow as pa
 
-    The next document comes from the source with the smallest `tokens taken / weight`, so the order is a
-    function of the sources alone. `taken` (documents) and `tokens` per source are the whole position; `sha256` are
-    the hashes of what was read.
-    """
+    if isinstance(kind, pa.JsonType) and isinstance(value, str):
+        return json.loads(value)
+    if isinstance(value, list) and pa.types.is_list(kind):
+        return [_from_json(item, kind.value_type) for item in value]
+    return value
 
-    def __init__(
-        self,
-        sources: tuple[Any, ...],
-        taken: list[int] | None = None,
-        tokens: list[int] | None = None,
-        sha256: list[str] | None = None,
-    ):
-        self.sources = sources
-        self.taken = list(taken or [0] * len(sources))
-        self.tokens = list(tokens or [0] * len(sources))
-        read = zip(sources, self.taken, sha256 or [NOTHING_READ if n == 0 else None for n in self.taken], strict=True)
-        self._streams = [RereadStream(f"text.sources.{i}", documents(s), n, h) for i, (s, n, h) in enumerate(read)]
-        self._live = set(range(len(sources)))
 
-    @property
-    def sha256(self) -> list[str]:
-        """The hash of all documents that were read, by source."""
-        return [stream.sha256 for stream in self._streams]
+def _content(value: Any, source: DatasetText, number: int) -> Content:
+    """A row's value as a document's content; nothing at all is an empty text."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return value
+    if isinstance(value, list) and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in value):
+        return value
 
-    def next_document(self) -> tuple[int, Document] | None:
-        """(index of the source, document), or None at the end of every source."""
-        while self._live:
-            source_index = min(self._live, key=lambda i: (self.tokens[i] / self.sources[i].weight, i))
-            document = next(self._streams[source_index], None)
-            if document is None:
-                self._live.discard(source_index)
-                continue
-            self.taken[source_index] += 1
-            return source_index, document
-        return None
+    raise DataError(
+        f"text source {source.path!r}, row {number}, column {source.column!r}: found {_type_said(value)}. "
+        "Allowed are a text, a list of token ids, or a chat (a list of messages with `role` and `content`)."
+    )
+
+
+def _type_said(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return f"a list of {type(value[0]).__name__}"
+    return f"a value of type {type(value).__name__}"

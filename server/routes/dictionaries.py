@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
-import numpy as np
-from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
 
 from feature_store import queries
 from server import responses
-from server.catalogue import Entry
+from server.catalogue import Catalogue, Entry
+from server.edition import DENSITY_EDGES, Edition
 from server.errors import ApiError
-from server.routes.common import entry_of, json_response, known_parameters
+from server.parts import close, length_of, respond
+from server.routes.common import ReadRouter, edition_of, entry_of, json_response, known_parameters
 
-router = APIRouter(prefix="/api/v1", tags=["dictionaries"], dependencies=[known_parameters])
-DENSITY_EDGES = np.arange(-7, 0.25, 0.25)
+router = ReadRouter(prefix="/api/v1", tags=["dictionaries"], dependencies=[known_parameters])
+POSSIBLE_DOCUMENTS = range(1 << 32)  # the store keeps ids in 32 bits
 
 
-def _summary(entry: Entry) -> dict[str, Any]:
-    card, metrics = entry.card, entry.metrics
-    store = entry.store
+def _summary(entry: Entry, edition: Edition) -> dict[str, Any]:
+    card, metrics = edition.card, edition.metrics
     return {
         "id": entry.id,
         "name": card.name,
@@ -31,78 +32,86 @@ def _summary(entry: Entry) -> dict[str, Any]:
         "architecture": card.sae["architecture"],
         "d_sae": card.sae["d_sae"],
         "k": card.sae.get("k"),
-        "generation": store.generation,
+        "generation": edition.store.generation,
         "fvu": metrics.fvu,
         "l0": metrics.l0,
         "loss_recovered": metrics.loss_recovered.mean if metrics.loss_recovered else None,
-        **queries.counts(store),
+        **edition.counts,
     }
 
 
 @router.get("/dictionaries", response_model=list[responses.DictionarySummary])
 def list_dictionaries(request: Request) -> Response:
-    """Every dictionary of this server."""
-    entries: dict[str, Entry] = request.app.state.catalogue
-    return json_response([_summary(entry) for entry in entries.values()])
+    """Every sound dictionary of this server."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return json_response([_summary(entry, entry.edition()) for entry in catalogue.values()])
+
+
+@router.get("/damage", response_model=list[responses.DamageItem])
+def list_damage(request: Request) -> Response:
+    """Dictionaries that are left out, because a file of theirs was damaged or missing when the server started."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return json_response([{"id": damage.id, "problem": damage.problem} for damage in catalogue.damage])
 
 
 @router.get("/dictionaries/{dictionary}", response_model=responses.DictionaryDetail)
 def get_dictionary(request: Request, dictionary: str) -> Response:
     """Card, metrics, density histogram and training curves of one dictionary."""
     entry = entry_of(request, dictionary)
-    values = queries.densities(entry.store)
-    logs = np.log10(values[values > 0])
-    body = _summary(entry) | {
-        "card": entry.card.as_json(),
-        "metrics": entry.metrics.as_json(),
-        "labels": entry.labels.as_json() if entry.labels else {},
+    edition = entry.edition()
+    body = _summary(entry, edition) | {
+        "card": edition.card.as_json(),
+        "metrics": edition.metrics.as_json(),
+        "labels": edition.labels.as_json() if edition.labels else {},
         "densities_log10_edges": DENSITY_EDGES.tolist(),
-        "densities_features": np.histogram(logs, DENSITY_EDGES)[0].tolist(),
-        "training": entry.training_curve(),
+        "densities_features": edition.densities_features,
+        "training": edition.training,
     }
-    return json_response(body, entry.store.generation, request)
+    return json_response(body, edition, request)
 
 
 @router.get("/dictionaries/{dictionary}/concepts", response_model=responses.ConceptList)
 def list_concepts(request: Request, dictionary: str) -> Response:
     """The dictionary's concepts: groups of features with a name, the largest first, each followed by its parts."""
-    store = entry_of(request, dictionary).store
+    edition = edition_of(request, dictionary)
+    store = edition.store
     concepts = queries.concepts(store)
     whole = {f for c in concepts if c.parent is None for f in c.features}
     labels = queries.labels(store, sorted(whole))
     body = {"features_grouped": len(whole), "items": [responses.concept(c, labels) for c in concepts]}
-    return json_response(body, store.generation, request)
+    return json_response(body, edition, request)
 
 
 @router.get("/dictionaries/{dictionary}/documents/{document}", response_model=responses.DocumentDetail)
 def get_document(request: Request, dictionary: str, document: int) -> Response:
     """The strongest features of one document of the index corpus, by mean activation times length."""
-    entry = entry_of(request, dictionary)
-    record = queries.document(entry.store, document) if document >= 0 else None
+    edition = edition_of(request, dictionary)
+    record = queries.document(edition.store, document) if document in POSSIBLE_DOCUMENTS else None
     if record is None:
-        raise ApiError(404, f"no document {document} in this dictionary's corpus")
-    return json_response({"document": document, **asdict(record)})
+        raise ApiError(404, "no document of that number in this dictionary's corpus")
+    return json_response({"document": document, **asdict(record)}, edition, request)
 
 
 @router.get("/dictionaries/{dictionary}/download", response_model=list[responses.DownloadItem])
 def list_downloads(request: Request, dictionary: str) -> Response:
     """Files on offer with size and SHA-256; dictionary.zip holds all of them."""
     entry = entry_of(request, dictionary)
-    base = f"api/v1/dictionaries/{entry.id}/download"
-    return json_response(
-        [
-            {"name": d.name, "size_bytes": d.size_bytes, "sha256": d.sha256, "url": f"{base}/{d.name}"}
-            for d in entry.downloads()
-        ]
-    )
+    base = f"api/v1/dictionaries/{quote(entry.id, safe='')}/download"
+    items = []
+    for file in entry.list_downloads():
+        size = length_of(file.parts)
+        items.append({"name": file.name, "size_bytes": size, "sha256": file.sha256, "url": f"{base}/{file.name}"})
+        close(file.parts)
+    return json_response(items)
 
 
-@router.get("/dictionaries/{dictionary}/download/{file}", response_class=FileResponse)
-def download(request: Request, dictionary: str, file: str) -> FileResponse:
-    """One file, by a name from the list; the header x-sha256 carries its hash."""
+@router.get("/dictionaries/{dictionary}/download/{file}", response_class=StreamingResponse)
+def download(request: Request, dictionary: str, file: str) -> Response:
+    """One file, or a range of it, by a name from the list; the header x-sha256 carries its hash."""
     offered = entry_of(request, dictionary).download(file)
     if offered is None:
         raise ApiError(404, "no such file on offer; see the list one level up")
-    return FileResponse(
-        offered.path, media_type=offered.media_type, filename=offered.name, headers={"x-sha256": offered.sha256}
-    )
+    headers = {"content-type": offered.media_type, "content-disposition": f'attachment; filename="{offered.name}"'}
+    if offered.sha256:
+        headers["x-sha256"] = offered.sha256
+    return respond(request, offered.parts, f'"{offered.etag}"', headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 
 from feature_store import queries
@@ -12,9 +12,9 @@ from feature_store.queries import SortKey, WindowGroup
 from feature_store.store import Store
 from server import responses
 from server.errors import ApiError
-from server.routes.common import entry_of, json_response, known_parameters
+from server.routes.common import ReadRouter, edition_of, json_response, known_parameters
 
-router = APIRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"], dependencies=[known_parameters])
+router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"], dependencies=[known_parameters])
 SearchKind = Literal["label", "current", "next", "promoted"]
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
 POSSIBLE_IDS = range(1 << 32)  # the store keeps ids in 32 bits
@@ -38,22 +38,24 @@ def list_features(
     alive: bool = False,
 ) -> Response:
     """Features that pass all filters, sorted, one page of them."""
-    store = entry_of(request, dictionary).store
+    edition = edition_of(request, dictionary)
+    store = edition.store
     page = queries.features(
         store, sort=sort, descending=order == "desc", limit=limit, offset=offset, min_density=min_density,
         max_density=max_density, min_score=min_score, explainer=explainer, query=q, alive=alive,
     )  # fmt: skip
     items = [responses.item(row) for row in page.rows]
     body = {"items": items, "total": page.total, "limit": limit, "offset": offset}
-    return json_response(body, store.generation, request)
+    return json_response(body, edition, request)
 
 
 @router.get("/explainers", response_model=responses.ExplainerList)
 def list_explainers(request: Request, dictionary: str) -> Response:
     """The explainers that labels of this dictionary come from, the one with most labels first."""
-    store = entry_of(request, dictionary).store
+    edition = edition_of(request, dictionary)
+    store = edition.store
     items = [{"explainer": name, "features": n} for name, n in queries.explainers_of_labels(store)]
-    return json_response({"items": items}, store.generation, request)
+    return json_response({"items": items}, edition, request)
 
 
 def _refused(store: Store) -> ApiError:
@@ -64,24 +66,26 @@ def _refused(store: Store) -> ApiError:
 @router.get("/features/{feature}", response_model=responses.FeatureDetail)
 def get_feature(request: Request, dictionary: str, feature: int) -> Response:
     """Statistics, promoted tokens, neighbours and explanations of one feature."""
-    store = entry_of(request, dictionary).store
+    edition = edition_of(request, dictionary)
+    store = edition.store
     record = queries.feature(store, feature) if feature in POSSIBLE_IDS else None
     if record is None:
         raise _refused(store)
     labels = queries.labels(store, [f for f, _ in record.neighbours])
-    return json_response(responses.detail(store, record, labels), store.generation, request)
+    return json_response(responses.detail(store, record, labels), edition, request)
 
 
 @router.get("/features/{feature}/contexts", response_model=responses.ContextList)
 def get_contexts(request: Request, dictionary: str, feature: int, group: WindowGroup = "all") -> Response:
     """Windows around the feature's peaks: the strongest, and samples of every range of activation."""
-    store = entry_of(request, dictionary).store
+    edition = edition_of(request, dictionary)
+    store = edition.store
     row = queries.feature_row(store, feature) if feature in POSSIBLE_IDS else None
     if row is None:
         raise _refused(store)
     items = [responses.context(store, w) for w in queries.windows(store, feature, group)]
     body = {"feature": feature, "max_act": row.max_act, "items": items}
-    return json_response(body, store.generation, request)
+    return json_response(body, edition, request)
 
 
 @router.get("/search", response_model=responses.SearchResult)
@@ -94,7 +98,8 @@ def search(
     limit: Limit = 50,
 ) -> Response:
     """label: text in labels; current / next: fires on / before a token; promoted: raises a token's logit."""
-    store = entry_of(request, dictionary).store
+    edition = edition_of(request, dictionary)
+    store = edition.store
     if kind == "label":
         page = queries.features(store, query=q, sort="score", descending=True, limit=limit)
         hits = [(row, None) for row in page.rows]
@@ -104,4 +109,4 @@ def search(
         hits = queries.features_of_token(store, store.tokens_like(q), kind, limit)
 
     items = [responses.item(row) | {"times": times} for row, times in hits]
-    return json_response({"query": q, "kind": kind, "items": items}, store.generation + kind, request)
+    return json_response({"query": q, "kind": kind, "items": items}, edition, request)

@@ -58,6 +58,7 @@ class Reconstruction(Measure):
     """fvu, normalised MSE, cosine, l2 ratio, relative bias, l0 and densities; with and without gradients if it can."""
 
     by_default, order = True, 0
+    control_figures = ("fvu", "fvu_typical", "l0")
     meanings: ClassVar[dict[str, str]] = {
         "fvu": "fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean x||^2",
         "fvu_typical": f"the same over positions whose norm is at most {TYPICAL_NORM_MULTIPLE:g} medians",

@@ -14,8 +14,8 @@ from sae.architectures.settings import batch_of
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import loss_recovered
-from sae.model.hookpoints import Channel, HookPoint
-from sae.stream.harvest import attention_inputs
+from sae.model.hookpoints import HookPoint
+from sae.stream.harvest import attention_inputs, positions_of
 
 Edit = dict[
     HookPoint, tuple[Bool[Tensor, "contexts ctx_len"], Float[Tensor, "_rows _width"]]
@@ -47,22 +47,31 @@ def log_probs(
 
 
 def kl(
-    clean: Float[Tensor, "contexts positions vocabulary"], edited: Float[Tensor, "contexts positions vocabulary"]
+    clean: Float[Tensor, "contexts positions vocabulary"],
+    edited: Float[Tensor, "contexts positions vocabulary"],
+    scored: Bool[Tensor, "contexts positions"],
 ) -> Float[Tensor, ""]:
-    """Sum over positions of KL(clean || edited), context by context so that no third copy of the logits is held."""
-    parts = [(c.exp() * (c - e)).sum(dtype=torch.float64) for c, e in zip(clean, edited, strict=True)]
-    return torch.stack(parts).sum()
+    """Sum over scored positions of KL(clean || edited), context by context: no third copy of the logits is held."""
+    rows = zip(clean, edited, scored, strict=True)
+    return torch.stack([(c.exp() * (c - e)).sum(-1, dtype=torch.float64)[s].sum() for c, e, s in rows]).sum()
+
+
+def _cross_entropy(log_probs: Tensor, ids: Tensor, scored: Tensor) -> float:
+    """Cross-entropy of the next tokens, summed over the scored positions."""
+    return -float(log_probs.gather(2, ids[:, 1:, None])[scored].sum(dtype=torch.float64))
 
 
 class Splice(Measure):
     """CE and KL (nats per token) of the model with x_hat, 0 or the mean in place of the activations.
 
-    Only positions that were trained on are replaced. CE is over every next token; KL is KL(clean || replaced) over the
-    same tokens. A dictionary of several hook points replaces them all at once, with reconstructions of the clean
+    Only positions that were trained on are replaced. CE is over every next token of the same document, or of the whole
+    context where documents share attention; KL is KL(clean || replaced) over the same tokens. The mean is that of the
+    training stream's first 16,384 tokens. A dictionary of several hook points replaces them all at once, with reconstructions of the clean
     activations; a transcoder replaces its target.
     """
 
     by_default, order = True, 1
+    control_figures = ("ce_increase", "loss_recovered")
     meanings: ClassVar[dict[str, str]] = {
         "ce_increase": "cross-entropy with x_hat spliced in, less that of the untouched model, nats per token",
         "loss_recovered.mean": "(CE_ablated - CE_spliced) / (CE_ablated - CE_clean), ablation by the mean activation",
@@ -76,10 +85,10 @@ class Splice(Measure):
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""
         contexts, harvester, config = subject.held_out.contexts, subject.held_out.harvester, subject.sae.config
-        means = {hook: subject.held_out.segment(0).x[Channel(hook)].float().mean(0) for hook in config.writes}
+        means = {hook: subject.held_out.training_mean(hook) for hook in config.writes}
         n_contexts = min(contexts.n_contexts, max(1, subject.splice_tokens // contexts.ctx_len))
         names = ["spliced", "zero", "mean", *(["with_gradient"] if config.gradient else [])]
-        ce, divergence, scored = dict.fromkeys(("clean", *names), 0.0), dict.fromkeys(names, 0.0), 0
+        ce, divergence, n_scored = dict.fromkeys(("clean", *names), 0.0), dict.fromkeys(names, 0.0), 0
 
         for start in range(0, n_contexts, subject.batch_contexts):
             part = slice(start, min(start + subject.batch_contexts, n_contexts))
@@ -87,20 +96,21 @@ class Splice(Measure):
             ids = torch.from_numpy(contexts.ids[part].astype(np.int64)).to(harvester.lm.device)
             edits = self._edits(subject, part, means)
             clean = log_probs(subject, ids, documents, {})
-            targets = ids[:, 1:, None]
-            ce["clean"] -= float(clean.gather(2, targets).sum(dtype=torch.float64))
+            begins = positions_of(documents, harvester.packing)[:, 1:] == 0
+            scored = torch.from_numpy(~begins).to(ids.device)
+            ce["clean"] += _cross_entropy(clean, ids, scored)
             for name in names:
                 edited = log_probs(subject, ids, documents, edits[name])
-                ce[name] -= float(edited.gather(2, targets).sum(dtype=torch.float64))
-                divergence[name] += float(kl(clean, edited))
-            scored += targets.numel()
+                ce[name] += _cross_entropy(edited, ids, scored)
+                divergence[name] += float(kl(clean, edited, scored))
+            n_scored += int(scored.sum())
             subject.progress.update(part.stop, n_contexts)
 
-        ce = {name: total / scored for name, total in ce.items()}
+        ce = {name: total / n_scored for name, total in ce.items()}
         figures = {
-            "tokens_scored": scored,
+            "tokens_scored": n_scored,
             "ce": {name: ce[name] for name in ("clean", "spliced", "zero", "mean")},
-            "kl": {name: divergence[name] / scored for name in ("spliced", "zero", "mean")},
+            "kl": {name: divergence[name] / n_scored for name in ("spliced", "zero", "mean")},
             "ce_increase": ce["spliced"] - ce["clean"],
             "loss_recovered": {name: loss_recovered(ce["clean"], ce["spliced"], ce[name]) for name in ("zero", "mean")},
         }

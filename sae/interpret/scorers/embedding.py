@@ -10,7 +10,7 @@ from sae.interpret.encoder import sentence_encoder
 from sae.interpret.events import Event
 from sae.interpret.intervals import auc, best_threshold
 from sae.interpret.judging.judged_scorer import held_out_windows, matches_anywhere
-from sae.interpret.level_windows import figures, level_windows
+from sae.interpret.level_windows import figures, level_windows, uniform_windows
 from sae.interpret.scorer import Figure, Scorer, ScoringCase
 
 
@@ -49,7 +49,7 @@ class Embedding(Scorer):
         return scores + self._confidence(case, label.text)
 
     def _confidence(self, case: ScoringCase, text: str) -> list[Figure]:
-        chosen_on, tested_on = level_windows(case, False), level_windows(case, True)
+        chosen_on, tested_on = level_windows(case, False), uniform_windows(case)
         if not all(map(len, (*chosen_on, *tested_on))):
             return []
 

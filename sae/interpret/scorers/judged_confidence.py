@@ -8,7 +8,7 @@ from sae.interpret.intervals import NOTHING
 from sae.interpret.judging.judge import Answer, Prompt
 from sae.interpret.judging.judged_scorer import MOST_FAILED, JudgedScorer, Trial, shuffled
 from sae.interpret.judging.prompts import CLOSE, DATA, OPEN, as_data, schema, shown
-from sae.interpret.level_windows import figures, level_windows
+from sae.interpret.level_windows import figures, uniform_windows
 from sae.interpret.scorer import Figure, ScoringCase
 
 THRESHOLD = 5
@@ -32,7 +32,7 @@ class JudgedConfidence(JudgedScorer):
 
     def trials(self, case: ScoringCase, text: str) -> list[Trial]:
         """The description's prompts, then those of another feature's label; texts in random order."""
-        positive, negative = level_windows(case)
+        positive, negative = uniform_windows(case)
         if not positive or not negative:
             return []
 

@@ -14,13 +14,15 @@ export type ContextList = Schemas["ContextList"];
 export type SearchResult = Schemas["SearchResult"];
 export type ConceptItem = Schemas["ConceptItem"];
 export type ConceptList = Schemas["ConceptList"];
+export type DamageItem = Schemas["DamageItem"];
 export type DownloadItem = Schemas["DownloadItem"];
 
-const BASE = "api/v1/dictionaries";
+const ROOT = "api/v1";
+const BASE = `${ROOT}/dictionaries`;
 
 async function get<T>(path: string): Promise<T> {
   const response = await fetch(path);
-  const body = await response.json();
+  const body = await response.json().catch(() => null);
   if (!response.ok) throw new Error(body?.error?.message ?? `the server answered ${response.status}`);
   return body as T;
 }
@@ -30,15 +32,18 @@ function query(values: Record<string, string | number | boolean | null | undefin
   return new URLSearchParams(given.map(([k, v]) => [k, String(v)])).toString();
 }
 
+const at = (id: string) => `${BASE}/${encodeURIComponent(id)}`;
+
 export const listDictionaries = () => get<DictionarySummary[]>(BASE);
-export const getDictionary = (id: string) => get<DictionaryDetail>(`${BASE}/${id}`);
-export const listConcepts = (id: string) => get<ConceptList>(`${BASE}/${id}/concepts`);
-export const listDownloads = (id: string) => get<DownloadItem[]>(`${BASE}/${id}/download`);
-export const getFeature = (id: string, feature: number) => get<FeatureDetail>(`${BASE}/${id}/features/${feature}`);
+export const listDamage = () => get<DamageItem[]>(`${ROOT}/damage`);
+export const getDictionary = (id: string) => get<DictionaryDetail>(at(id));
+export const listConcepts = (id: string) => get<ConceptList>(`${at(id)}/concepts`);
+export const listDownloads = (id: string) => get<DownloadItem[]>(`${at(id)}/download`);
+export const getFeature = (id: string, feature: number) => get<FeatureDetail>(`${at(id)}/features/${feature}`);
 export const getContexts = (id: string, feature: number) =>
-  get<ContextList>(`${BASE}/${id}/features/${feature}/contexts`);
+  get<ContextList>(`${at(id)}/features/${feature}/contexts`);
 export const listFeatures = (id: string, values: Parameters<typeof query>[0]) =>
-  get<FeaturePage>(`${BASE}/${id}/features?${query(values)}`);
-export const listExplainers = (id: string) => get<ExplainerList>(`${BASE}/${id}/explainers`);
+  get<FeaturePage>(`${at(id)}/features?${query(values)}`);
+export const listExplainers = (id: string) => get<ExplainerList>(`${at(id)}/explainers`);
 export const search = (id: string, q: string, kind: string) =>
-  get<SearchResult>(`${BASE}/${id}/search?${query({ q, kind, limit: 100 })}`);
+  get<SearchResult>(`${at(id)}/search?${query({ q, kind, limit: 100 })}`);

@@ -20,10 +20,10 @@ export function bytes(value: number): string {
   return value >= 1e6 ? `${(value / 1e6).toFixed(1)} MB` : value >= 1e3 ? `${(value / 1e3).toFixed(1)} kB` : `${value} B`;
 }
 
-/** Text with white space and control characters made visible. */
+/** Text with white space, control characters and what else has no shape of its own made visible; emoji keep theirs. */
 export function visible(text: string): string {
   return text
     .replace(/\n/g, "↵")
     .replace(/\t/g, "⇥")
-    .replace(/[\u0000-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, "·");
+    .replace(/(?![\ufe00-\ufe0f])[\p{Cc}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\ufff9-\ufffb]/gu, "·");
 }

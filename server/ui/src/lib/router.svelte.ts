@@ -6,7 +6,11 @@ export class Route {
   constructor() {
     const read = () => {
       const [path = "", values = ""] = location.hash.replace(/^#\/?/, "").split("?");
-      this.parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+      try {
+        this.parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+      } catch {
+        this.parts = [path, path]; // what cannot be decoded is the address of no page
+      }
       this.values = new URLSearchParams(values);
     };
     window.addEventListener("hashchange", read);

@@ -1,0 +1,118 @@
+"""Controls: dictionaries that learned nothing, for what a number is worth: random directions, and principal ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from feature_store.dictionary_files import Metrics
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.settings import ArchitectureConfig, SelectionInput
+from sae.kernels.sparse import selection_for
+from sae.stream.activations import TYPICAL_NORM_MULTIPLE, Activations
+
+ControlName = Literal["random", "principal"]
+CONTROLS: tuple[ControlName, ...] = ("random", "principal")
+MEANINGS: dict[ControlName, str] = {
+    "random": "random unit directions, as many as the dictionary has latents",
+    "principal": "the principal directions of the activations, each with both signs",
+}
+FEATURES = 256  # of a control that are labelled; its code competes over all of them
+COVARIANCE_ROWS = 1 << 16
+
+
+class Control(SparseAutoencoder[ArchitectureConfig]):
+    """x_hat = sum_i a_i d_i + c with the k largest a_i = ReLU((x - c) d_i): unit rows d_i that were not trained.
+
+    Where input and target differ (a transcoder), the decoder has random rows, and x_hat is not meant to be like the
+    target.
+    """
+
+    def __init__(
+        self,
+        config: ArchitectureConfig,
+        rows: Float[Tensor, "n d_in"],
+        centre: Float[Tensor, " d_in"],
+        *,
+        w_dec: Float[Tensor, "n d_out"],
+        k: int,
+    ):
+        settings = config.model_copy(update={"d_sae": len(rows), "token_norm": False})
+        super().__init__(settings, rows.shape[1], w_dec.shape[1])
+        self.k = min(k, len(rows))
+        with torch.no_grad():
+            self.W_enc.copy_(rows.T)
+            self.W_dec.copy_(w_dec)
+            if self.centred:
+                self.b_dec.copy_(centre)
+            else:
+                self.b_enc.copy_(-(rows @ centre))
+        self.eval()
+
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens k"]:
+        """Indices of the k largest pre-activations."""
+        return selection_for(pre_acts).top_k_indices(pre_acts, self.k)
+
+
+class ControlSample(NamedTuple):
+    """A control and the features of it that are labelled."""
+
+    control: Control
+    features: Int[Tensor, " n"]
+
+
+def control_of(
+    sae: SparseAutoencoder[Any], name: ControlName, activations: Activations, k: int, *, seed: int
+) -> ControlSample:
+    """A control for a dictionary: on the same activations, with `k` latents per token."""
+    config = sae.config
+    x = _typical_rows(activations, config)
+    generator = torch.Generator().manual_seed(seed)
+    rows = _unit_rows(sae.d_sae, sae.d_in, generator).to(x.device) if name == "random" else principal_directions(x)
+    chosen = torch.randperm(len(rows), generator=generator)[:FEATURES].sort().values
+    same = config.reads == config.writes
+    w_dec = rows if same else _unit_rows(len(rows), sae.d_out, generator)
+    control = Control(config, rows, x.mean(0), w_dec=w_dec, k=k).to(sae.b_dec.device)
+
+    return ControlSample(control, chosen)
+
+
+def _unit_rows(n: int, width: int, generator: torch.Generator) -> Tensor:
+    return F.normalize(torch.randn(n, width, generator=generator), dim=1)
+
+
+def principal_directions(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "twice_d_in d_in"]:
+    """Eigenvectors of the covariance of x, by falling eigenvalue, then the same with the other sign."""
+    covariance = torch.cov(x.double().T)
+    directions = torch.linalg.eigh(covariance).eigenvectors.T.flip(0).float()
+    return torch.cat([directions, -directions])
+
+
+def l0_of(sae: SparseAutoencoder[Any], folder: Path) -> int:
+    """How many latents a control keeps per token: as many as the dictionary in `folder` does, measured or expected."""
+    measured = Metrics.read(folder).l0 if (folder / Metrics.file_name).exists() else None
+    return max(1, round(measured or sae.config.expected_l0))
+
+
+def _typical_rows(activations: Activations, config: ArchitectureConfig) -> Float[Tensor, "rows d_in"]:
+    """Rows of the stream's first segment without those whose norm outweighs all others."""
+    x = activations.segment(0).rows(config.reads)[:COVARIANCE_ROWS].float()
+    norms = x.norm(dim=1)
+    return x[norms <= TYPICAL_NORM_MULTIPLE * norms.median()]
+
+
+def sampled_code(
+    acts: Float[Tensor, "tokens width"], indices: Int[Tensor, "tokens width"], number: Int[Tensor, " d_sae"]
+) -> tuple[Float[Tensor, "tokens narrow"], Int[Tensor, "tokens narrow"]]:
+    """The part of a code that is about chosen latents; `number` [d_sae] is their new number, -1 for all others."""
+    numbers = number[indices]
+    inside = (numbers >= 0) & (acts > 0)
+    width = max(int(inside.sum(1).max()), 1)
+    order = inside.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    inside = inside.gather(1, order)
+    return acts.gather(1, order) * inside, numbers.gather(1, order).clamp_min(0)
