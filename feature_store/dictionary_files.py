@@ -226,6 +226,7 @@ class Metrics(JsonFile):
     current_version: ClassVar[int] = 1
 
     format_version: int = 1
+    text: str | None = None  # the text that the figures are of
     d_sae: int | None = None
     dead: int | None = None
     fvu: float | None = None
@@ -236,6 +237,12 @@ class Metrics(JsonFile):
     loss_recovered: LossRecovered | None = None
     measured: list[str] | None = None
     controls: dict[str, dict[str, Any]] | None = None  # the same figures of directions that nothing was learned for
+
+    texts: dict[str, dict[str, Any]] | None = None  # the main figures on other texts, by name
+
+    def with_text(self, name: str, figures: dict[str, Any]) -> Metrics:
+        """These metrics with figures on another text."""
+        return self.model_copy(update={"texts": {**(self.texts or {}), name: figures}})
 
     def with_controls(self, figures: dict[str, dict[str, Any]]) -> Metrics:
         """These metrics with further figures of controls."""

@@ -25,6 +25,8 @@ from sae.foundation.visible import visible
 
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
+LONGEST_ERROR = 10_000
+
 
 def main(argv: list[str] | None = None) -> int:
     """`sae COMMAND ...`; returns the exit code."""
@@ -109,8 +111,10 @@ def _exit_code(parse: Callable[[], argparse.Namespace]) -> int:
 
 
 def _print_error(text: str) -> None:
-    """Prints an error. Its text may hold that of a file from anywhere."""
-    print(f"error: {visible(text)}", file=sys.stderr)
+    """Prints an error. Its text may hold that of a file from anywhere, so that it may also be endless."""
+    shown = visible(text)
+    rest = len(shown) - LONGEST_ERROR
+    print(f"error: {shown[:LONGEST_ERROR]}{f' ... and {rest:,} characters' if rest > 0 else ''}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many requests are worked on at once, and for how long: the rest is told at once to come back."""
+"""How many requests are worked on at once, and for how long; the others wait a moment, or are told to come back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from feature_store.cursors import Cursors
 from server import errors
 
 MOST = {
-    "requests": 64,  # what is more would wait for longer than people do
+    "requests": 16,  # at once
     "downloads": 16,  # each holds its files open, dictionary.zip some twenty
 }
-ANSWER_S = 20.0  # after this a query is interrupted
+WAIT_S = 1.0  # for a place among them
+ANSWER_S = 20.0  # for a query; then it is interrupted
 
 
 def is_download(scope: Scope) -> bool:
@@ -22,14 +23,15 @@ def is_download(scope: Scope) -> bool:
 
 
 class Admission:
-    """Middleware in front of the worker threads: 503 with Retry-After once so many requests are being answered.
+    """Middleware in front of the worker threads: who gets no place in `WAIT_S` is told to come back (503, Retry-After).
 
-    Queries of a request that takes longer than `ANSWER_S` are interrupted, so that its thread is free again.
+    Those who wait cost nothing, and are never more than there are connections. Queries of a request that takes longer
+    than `ANSWER_S` are interrupted, so that its thread is free again.
     """
 
     def __init__(self, app: ASGIApp):
         self.app = app
-        self.busy = dict.fromkeys(MOST, 0)
+        self.places = {kind: asyncio.Semaphore(most) for kind, most in MOST.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,16 +39,18 @@ class Admission:
             return
 
         kind = "downloads" if is_download(scope) else "requests"
-        if self.busy[kind] >= MOST[kind]:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self.places[kind].acquire()
+        except TimeoutError:
             message = f"{MOST[kind]} {kind} are being answered already; try again in a second"
             await errors.answer(503, message, errors.RETRY)(scope, receive, send)
             return
 
-        self.busy[kind] += 1
         with Cursors() as cursors:
             deadline = asyncio.get_running_loop().call_later(ANSWER_S, cursors.interrupt)
             try:
                 await self.app(scope, receive, send)
             finally:
                 deadline.cancel()
-                self.busy[kind] -= 1
+                self.places[kind].release()

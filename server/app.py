@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
@@ -21,6 +22,7 @@ from server.headers import SafeHeaders
 from server.hosts import KnownHosts
 from server.routes import dictionaries, features
 
+WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
 NO_UI = "<!doctype html><title>saedex</title><p>The explorer was not built into this installation. The API is at <a href='api/v1/dictionaries'>api/v1/dictionaries</a>; install saedex from a wheel, or run <code>make ui</code>."
 
@@ -40,6 +42,7 @@ def create_app(catalogue: Catalogue, static: Path = STATIC, *, host_names: Itera
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = WORKERS
         yield
         for entry in catalogue.values():
             entry.close()

@@ -121,6 +121,9 @@ class FeatureDetail(FeatureItem):
     neighbours: list[Neighbour]
     explanations: list[ExplanationItem]
     scores: list[ScoreItem] = Field(description="Scores of the feature itself, whatever its label.")
+    floor: float | None = Field(
+        description="What 95 % of the labels of random directions do not exceed; null if none were labelled."
+    )
 
 
 class WindowToken(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import gzip
 import hashlib
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save
 from feature_store.dictionary_files import CARD_SHA256
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, DiskError, SaedexError, UnavailableError
+from sae.foundation import downloads
 from sae.foundation.tensor_files import Piece, TensorFiles, save_tensors
 from sae.publish import card as cards
 from sae.publish import dictionary, download
@@ -202,6 +204,21 @@ def test_weights_are_downloaded_once(cache, folder, serve):
     assert kept.parent.name == sha256(kept.read_bytes()) and kept.read_bytes() == (folder / "card.json").read_bytes()
 
 
+def test_a_dictionary_loads_where_a_loop_runs_already(cache, folder, serve):
+    async def notebook():
+        return dictionary.load(serve(files_of(folder)).url)
+
+    assert torch.equal(asyncio.run(notebook()).W_dec, dictionary.load(folder).W_dec)
+
+
+def test_weights_of_earlier_versions_are_read(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "x")
+    data = save(load_file(folder / WEIGHTS), metadata={"format": "saedex", "pieces": "{}"})
+    (tmp_path / "x" / WEIGHTS).write_bytes(data)
+    edit(tmp_path / "x", weights_sha256=sha256(data))
+    assert torch.equal(dictionary.load(tmp_path / "x").W_dec, dictionary.load(folder).W_dec)
+
+
 @pytest.mark.parametrize(
     "name", ["../outside", "/tmp/outside", "..", "", "weights.safetensors/../../outside", f"./{SHARD}"]
 )
@@ -367,3 +384,28 @@ def test_first_loads_at_once_share_one_download(cache, folder, serve):
         loaded = list(pool.map(dictionary.load, [server.url] * 3))
     assert all(torch.equal(sae.W_dec, loaded[0].W_dec) for sae in loaded)
     assert server.asked.count(WEIGHTS) == 1 and left_in(cache) == sorted(["card.json", WEIGHTS])
+
+
+def test_an_archive_that_was_changed_in_the_cache_is_taken_again(cache, monkeypatch):
+    asked = []
+
+    def bring(_requirements, target, part):
+        asked.append(part.name)
+        target.mkdir()
+        (target / "a.whl").write_bytes(b"right")
+
+    monkeypatch.setattr(downloads, "_pip_download", bring)
+    part = downloads.PackagePart(name="a", version="1", archive_sha256=sha256(b"right"), member="*")
+    path = downloads.fetch_archive(part)
+    assert downloads.fetch_archive(part) == path and asked == ["a"]
+    path.write_bytes(b"wrong")
+    assert downloads.fetch_archive(part).read_bytes() == b"right" and asked == ["a", "a"]
+
+
+def test_an_archive_of_neither_kind_is_refused(tmp_path):
+    (tmp_path / "a.whl").write_bytes(b"neither")
+    part = downloads.PackagePart(
+        name="a", version="1", archive_sha256=sha256(b"neither"), member="*", archive=tmp_path / "a.whl"
+    )
+    with pytest.raises(ArtefactError, match="neither a wheel"):
+        list(downloads.open_members(part))

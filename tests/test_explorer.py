@@ -210,6 +210,46 @@ def test_characters_without_a_shape_are_shown(page):
     assert heading.text_content() == f"3 {expected}"
 
 
+PAYLOADS = [
+    "<script>window.pwned = 1</script>", "<img src=x onerror='window.pwned = 1'>", "\"' onmouseover='window.pwned = 1' x='",
+    "javascript:window.pwned=1", "<svg onload=window.pwned=1>", "</script><iframe src=//evil.example>", "{window.pwned = 1}",
+    "__proto__", "<style>@import url(//evil.example)</style>", "\u202e<b>",
+]  # fmt: skip
+TEXT_KEYS = {"label", "text", "name", "document_name", "problem", "run", "model", "hook", "architecture", "explainer"}
+
+
+def hostile(value, number=0):
+    """The same answer with a payload in every text."""
+    if isinstance(value, list):
+        return [hostile(item, number + i) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {
+            key: PAYLOADS[(number + i) % len(PAYLOADS)] + part
+            if key in TEXT_KEYS and isinstance(part, str)
+            else hostile(part, number + i)
+            for i, (key, part) in enumerate(value.items())
+        }
+    return value
+
+
+def test_text_stays_text(page):
+    page.add_init_script("Object.defineProperty(window, 'pwned', { set() { throw new Error('a payload ran') } })")
+    page.route("**/api/v1/**", lambda route: route.fulfill(json=hostile(route.fetch().json())))
+    for address in (
+        "",
+        f"/{DICTIONARY}",
+        f"/{DICTIONARY}/features",
+        f"/{DICTIONARY}/features/3",
+        f"/{DICTIONARY}/concepts",
+    ):
+        page.goto(f"/#{address}")
+        page.locator("main :text('window.pwned'), main :text('evil.example')").first.wait_for(state="attached")
+        for element in page.locator("main td, main h1, main .chip, main .text span").all()[:40]:
+            element.dispatch_event("mouseover")
+        strange = "main script, main iframe, main svg[onload], main style, main img[onerror], [onmouseover]"
+        assert page.locator(strange).count() == 0, address
+
+
 def test_a_damaged_dictionary_is_shown_as_left_out(page):
     page.route(
         "**/api/v1/damage", lambda route: route.fulfill(json=[{"id": "tiny.third", "problem": "card.json is cut"}])

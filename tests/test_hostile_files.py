@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import pickle
@@ -26,7 +27,7 @@ from sae.interop.transfer import export_dictionary, import_dictionary
 from sae.publish import dictionary
 
 MANY = settings(
-    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 LEAVES = (
     st.none() | st.booleans() | st.integers(-3, 300) | st.sampled_from([2**31, 2**63, 10**30, -(10**19)]) | st.floats()
@@ -241,6 +242,19 @@ def test_no_pickle_is_run_whatever_it_is_called(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+def test_nothing_in_the_source_loads_pickles():
+    root = Path(__file__).parent.parent
+    for path in (p for folder in ("sae", "server", "feature_store") for p in (root / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not imports & {"cPickle", "dill", "joblib", "marshal", "shelve"}, path
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name, options = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert not name.startswith("pickle."), path
+            assert name != "torch.load" or options.get("weights_only") == "True", path
+            assert options.get("allow_pickle", "False") == "False" and "trust_remote_code" not in options, path
+
+
 HIDDEN = "\x1b]0;title\x07 \x9b31m \x7f \u2028 \u2029 \u202e \u2066 \u061c \u200b \ufeff \U000e0041 \ud800 \r"
 
 
@@ -260,6 +274,10 @@ def test_what_an_error_prints_commands_no_terminal_and_hides_nothing(tmp_path):
     ):
         done = run_here(*command)
         assert done.returncode == 66 and r"\u202e" in done.stderr and visible(done.stderr) == done.stderr
+
+    (tmp_path / "x" / "card.json").write_text(json.dumps({**card, CARD_SHA256: "x" * 1_000_000}))
+    done = run_here("export", tmp_path / "x", "--to", "saelens", tmp_path / "y")
+    assert done.returncode == 66 and len(done.stderr) < 11_000 and "characters" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -290,7 +308,7 @@ def test_what_is_wrong_with_an_import_is_said_in_a_line(place, tmp_path, target,
         (("--hook", "nowhere.3"), "--hook nowhere.3: a hook point is site.layer"),
         (("--hook", "mlp_in.1", "--target", "x"), "--target x: a hook point is site.layer"),
         (("--hook", "mlp_in.1", "--target", "mlp_in.1"), "are both mlp_in.1"),
-        ((), "The file says 'foreign', which saedex does not know. Give --hook"),
+        ((), "The file says 'foreign', which is no hook point that saedex knows for certain. Give --hook"),
     ],
 )
 def test_hook_points_are_asked_for_and_not_guessed(place, tmp_path, arguments, message):
@@ -303,10 +321,10 @@ def test_dictionary_learning_says_its_hook_points_in_several_words(place, tmp_pa
     shutil.copytree(place / "dictionary_learning", tmp_path / "dl")
     config = json.loads((tmp_path / "dl" / "config.json").read_text())
     for number, (name, layer, hook) in enumerate(
-        [("resid_post", 3, "resid_post.3"), ("mlp_out_layer_4", 4, "mlp_out.4"), ("attn_out_layer_2", None, "attn_out.2"),
-         ("resid_post_layer_2", 3, None), ("resid_post", None, None), (None, 3, None), ("resid_post", "3", "resid_post.3")]
+        [("resid_post", 3, "resid_post.3"), ("resid_post_layer_4", 4, "resid_post.4"), ("resid_pre_layer_2", None, "resid_pre.2"),
+         ("resid_post_layer_2", 3, None), ("resid_post", None, None), (None, 3, None), ("mlp_out", 3, None), ("resid_post", "3", "resid_post.3")]
     ):  # fmt: skip
-        config["trainer"] |= {"submodule_name": name, "layer": layer}
+        config["trainer"] |= {"trainer_class": "TopKTrainer", "submodule_name": name, "layer": layer}
         (tmp_path / "dl" / "config.json").write_text(json.dumps(config))
         if hook:
             back = import_dictionary(tmp_path / "dl", "dictionary_learning", tmp_path / str(number), None)

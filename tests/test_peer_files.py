@@ -7,17 +7,22 @@ import json
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fixtures import batch, imported
+from fixtures import batch, harvested, ids, imported, save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from sae.errors import ArtefactError, ConfigError
 from sae.interop.formats import saelens, sparsify
 from sae.interop.transfer import import_dictionary
+from sae.model.hookpoints import HookPoint
+from sae.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other packages warn of is theirs
 D_IN, D_SAE = 12, 48
@@ -172,7 +177,14 @@ def test_dictionary_learning(place, seed, name, k, threshold):
     if kept:
         theirs.threshold.fill_(threshold)
     torch.save(theirs.state_dict(), path / "ae.pt")
-    trainer = {"dict_class": name, "lm_name": "m", "layer": 5, "submodule_name": "mlp_out_layer_5", "lr": 1e-3, **kept}
+    trainer = {
+        "dict_class": name,
+        "lm_name": "m",
+        "layer": 5,
+        "submodule_name": "resid_post_layer_5",
+        "lr": 1e-3,
+        **kept,
+    }
     (path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
 
     if name == "IdentityDict" or (name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE") and threshold < 0):
@@ -181,7 +193,7 @@ def test_dictionary_learning(place, seed, name, k, threshold):
         return
     loaded, _ = utils.load_dictionary(str(path), device="cpu")
     ours, x = read(path, "dictionary_learning", hook=None), batch(64, seed).x
-    assert str(ours.config.hook) == "mlp_out.5"
+    assert str(ours.config.hook) == "resid_post.5"
     with torch.no_grad():
         acts = loaded.encode(x)
         check_equal(acts, loaded.decode(acts), ours, x)
@@ -200,7 +212,7 @@ def test_sparsify(place, seed, transcodes, skips, multi, normalises, k, activati
     )  # fmt: skip
     theirs = module.SparseCoder(D_IN, config)
     randomise(theirs, seed)
-    path = place / "layers.4.mlp"
+    path = place / "gpt_neox.layers.4"
     theirs.save_to_disk(path)
 
     if activation == "groupmax" or (skips and not transcodes):
@@ -209,7 +221,7 @@ def test_sparsify(place, seed, transcodes, skips, multi, normalises, k, activati
         return
     hooks = {"hook": "mlp_in.4", "writes": "mlp_out.4"} if transcodes else {"hook": None}
     loaded, ours, x = module.SparseCoder.load_from_disk(path), read(path, "sparsify", **hooks), batch(64, seed).x
-    assert str(ours.config.writes[0]) == "mlp_out.4"
+    assert str(ours.config.writes[0]) == ("mlp_out.4" if transcodes else "resid_post.4")
     with torch.no_grad():
         code = loaded.encode(x)
         acts = torch.zeros(len(x), D_SAE).scatter_add(1, code.top_indices, code.top_acts)
@@ -231,23 +243,35 @@ def test_all_settings_of_the_peers_configs_are_known():
     assert {f.name for f in fields(imported("sparsify").SparseCoderConfig)} <= sparsify.KEYS
 
 
-@pytest.mark.parametrize(
-    ("name", "hook"),
-    [
-        ("blocks.3.hook_resid_mid", None),
-        ("blocks.3.hook_out", "resid_post.3"),
-        ("blocks.0.ln2.hook_normalized", "mlp_in.0"),
-    ],
-)
-def test_hook_points_in_the_words_of_saelens(tmp_path, name, hook):
+def test_hook_points_of_saelens_carry_what_ours_carry(tmp_path):
+    """Names are compared by what flows there, in a model that TransformerLens itself loads."""
+    bridge = imported("transformer_lens.model_bridge").TransformerBridge
+    folder = save_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: t + 0.3 if "norm" in name else t for name, t in weights.items()}  # a norm of ones shows nothing
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    lm = LanguageModel(hf, SimpleNamespace(all_special_ids=[0], bos_token_id=0), "x", "", "", False)
+    tokens = ids()
+    ours = harvested(lm, [HookPoint(site, 1) for site in saelens.SITES], tokens)
+    _, cache = bridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32).run_with_cache(
+        torch.tensor(tokens)
+    )
+
+    for name in (*saelens.SITES.values(), *saelens.SYNONYMS):
+        theirs = cache[f"blocks.1.{name}"]
+        mine = ours[HookPoint.parse(saelens.our_hook(f"blocks.1.{name}"))].float()
+        torch.testing.assert_close(theirs.reshape(*theirs.shape[:2], -1), mine, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["blocks.3.hook_resid_mid", "blocks.3.ln2.hook_normalized", "blocks.3.mlp.hook_out"])
+def test_hook_points_that_saedex_has_not_are_asked_for(tmp_path, name):
     imported("sae_lens")
     from sae_lens import StandardSAE, StandardSAEConfig
 
     config = StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)
     config.metadata.hook_name = name
     StandardSAE(config).save_model(tmp_path / "x")
-    if hook:
-        assert str(read(tmp_path / "x", "saelens", hook=None).config.hook) == hook
-        return
-    with pytest.raises(ConfigError, match=r"says 'blocks\.3\.hook_resid_mid', which saedex does not know"):
+    with pytest.raises(ConfigError, match=f"says '{name}', which is no hook point that saedex knows for certain"):
         read(tmp_path / "x", "saelens", hook=None)

@@ -166,6 +166,7 @@ def ask_and_wait(address, held, threads, n):
 
 def test_more_requests_than_can_be_answered_are_told_to_come_back(finished, monkeypatch, held):
     monkeypatch.setattr(admission, "MOST", {"requests": 3, "downloads": 1})
+    monkeypatch.setattr(admission, "WAIT_S", 0.2)
     with served(finished) as address, ThreadPoolExecutor() as threads:
         requests = ask_and_wait(address, held, threads, 3)
         refused = httpx.get(f"{address}/api/v1/dictionaries")

@@ -239,6 +239,9 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         """A further term of the loss; none by default."""
         return None
 
+    def calibrate(self, x: Float[Tensor, "rows d_in"]) -> None:
+        """Sets what begins at a value of the data; `x` are rows of the training stream, scaled as training reads them."""
+
     def observe(self, training_pass: TrainingPass) -> None:
         """Lets an architecture keep a running figure over training passes; nothing by default."""
 

@@ -15,6 +15,9 @@ from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.kernels.sparse import pick, selection_for
 
 LEAST = 1e-3
+FEWEST_FIRINGS = 4  # rows on which a latent fires at its first threshold: fewer say little of its quantile
+LATENTS_AT_A_TIME = 4096
+REVIVAL = 0.01  # by which the threshold of a dead latent falls an update
 
 
 @final
@@ -30,7 +33,10 @@ class JumpReluConfig(Penalised):
         default=0.5, gt=0, description="Width of the interval around a threshold that gives the threshold a gradient."
     )
     initial_threshold: float | None = Field(
-        default=None, gt=0, description="First value of every threshold; none: about target_l0 latents fire at it."
+        default=None,
+        gt=0,
+        description="First value of every threshold; none: each latent's own, at which it fires on target_l0 / d_sae of the "
+        "tokens.",
     )
 
     @model_validator(mode="after")
@@ -94,7 +100,8 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
     2024, arXiv 2407.14435, equations 9 to 12.
     Differs from the paper: the penalty aims at a target l0 instead of weighing l0; the input is centred by b_dec;
     inputs have a median norm of sqrt(d_model), so bandwidth and thresholds are larger numbers; thresholds learn ten
-    times as fast as weights, so that short runs arrive at their target.
+    times as fast as weights, so that short runs arrive at their target; they begin at quantiles of the data, latent by
+    latent, and those of dead latents fall until they fire again.
     """
 
     config_class = JumpReluConfig
@@ -108,15 +115,34 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
     def __init__(self, config: JumpReluConfig, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__(config, d_in, d_out, selection_dtype)
         begin = config.initial_threshold
-        # A threshold moves by at most the learning rate an update, so it must begin near its place.
-        if begin is None:  # random unit directions see scaled inputs as standard normal numbers
+        if begin is None:  # until `calibrate`: random unit directions see scaled inputs as standard normal numbers
             begin = NormalDist().inv_cdf(1 - min(0.5, config.target_l0 / config.d_sae)) or 0.1
         self.threshold = nn.Parameter(torch.full((config.d_sae,), begin))
 
     @torch.no_grad()
+    def calibrate(self, x: Float[Tensor, "rows d_in"]) -> None:
+        """Puts every threshold at the quantile of its own latent at which all latents fire equally often.
+
+        A threshold moves by at most the learning rate an update, so it must begin near its place; with one value for all,
+        latents in directions of little variance would never fire.
+        """
+        if self.config.initial_threshold is not None:
+            return
+        centred = self.centre(self.prepared(x).x)
+        share = max(self.config.target_l0 / self.config.d_sae, FEWEST_FIRINGS / len(x))
+        n_firing = min(max(round(share * len(x)), 1), len(x))
+        for start in range(0, self.d_sae, LATENTS_AT_A_TIME):
+            part = slice(start, start + LATENTS_AT_A_TIME)
+            pre_acts = centred @ self.W_enc[:, part] + self.b_enc[part]
+            self.threshold[part] = pre_acts.topk(n_firing, dim=0).values[-1].clamp_min(LEAST)
+
+    @torch.no_grad()
     def observe(self, training_pass: TrainingPass) -> None:
-        """Keeps thresholds positive after an update; below 0 a threshold would never get a gradient again."""
-        self.threshold.clamp_(min=LEAST)
+        """Lowers the thresholds of dead latents by 1 % an update until they fire again, and keeps all of them positive.
+
+        Below 0 a threshold would never get a gradient again.
+        """
+        self.threshold.mul_(1 - REVIVAL * self.dead()).clamp_(min=LEAST)
 
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Latents above their threshold; in training also latents within half a bandwidth below it."""

@@ -61,14 +61,14 @@ class TopAfa(SparseAutoencoder[TopAfaConfig]):
 
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """The k(x) largest pre-activations; all positive ones if their norm stays below the input's."""
-        return selection_for(pre_acts).norm_crossing(pre_acts, selection.centred.norm(dim=1))
+        return selection_for(pre_acts).norm_crossing(pre_acts, selection.centred.float().norm(dim=1))
 
     def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""]:
         """afa_coefficient * mean (||a|| - norm)^2."""
         x = training_pass.batch.x
         aim = x - self.b_dec.detach() if self.config.afa_norm == "centred" else x
         squares = training_pass.encoding.top_acts.square().sum(1)
-        difference = squares.clamp_min(1e-12).sqrt() - aim.norm(dim=1)
+        difference = squares.clamp_min(1e-12).sqrt() - aim.float().norm(dim=1)
         return self.config.afa_coefficient * difference.square().mean()
 
     @torch.no_grad()

@@ -1,13 +1,19 @@
-"""`sae eval`: measures dictionaries whose run is over, on the run's own held-out text."""
+"""`sae eval`: measures dictionaries whose run is over, on the run's own held-out text or on any other."""
 
 from __future__ import annotations
 
 import shutil
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from sae.commands.command import Command, plugin_names
+
+if TYPE_CHECKING:
+    from sae.pipeline.stage import Run
+    from sae.pipeline.stages.prepare import Prepare
 
 SCRATCH = ".evaluating"  # in the run's folder, so that the next evaluation finds what a killed one left
 MEASURES_PACKAGE = "sae.evaluation.measures"
@@ -39,13 +45,37 @@ class Evaluate(Command):
             metavar="DICTIONARY",
             help="dictionary folder to compare with (stability); repeat for several",
         )
+        parser.add_argument(
+            "--text",
+            action="append",
+            default=[],
+            metavar="FILES",
+            help="measure fvu, l0 and loss on this text instead: installed-docs, or a file, folder or glob of .jsonl, .csv, "
+            ".parquet (column text) or plain text; NAME=FILES names it; repeat for several",
+        )
 
     def run(self, arguments: Namespace) -> int:
         """Measures every dictionary and prints where its report is."""
+        if arguments.text:
+            return _measure_on_texts(arguments)
         measures = tuple(arguments.measures.split(",")) if arguments.measures else None
         for folder in evaluate_dictionaries(arguments.path, arguments.run, measures, tuple(arguments.against)):
             print(f"{folder.name}: {folder / 'report.md'}")
         return 0
+
+
+def _measure_on_texts(arguments: Namespace) -> int:
+    from sae.errors import ConfigError
+
+    if arguments.measures or arguments.against:
+        raise ConfigError("--text: measures fvu, l0 and loss alone. Leave out --measures and --against.")
+    for folder, text, figures in evaluate_on_texts(arguments.path, arguments.run, tuple(arguments.text)):
+        loss = f", CE increase {figures['ce_increase']:.3f} nats" if "ce_increase" in figures else ""
+        print(
+            f"{folder.name} on {text}: fvu {figures['fvu']:.4f} (typical positions {figures['fvu_typical']:.4f}){loss}"
+        )
+
+    return 0
 
 
 def evaluate_dictionaries(
@@ -57,25 +87,69 @@ def evaluate_dictionaries(
     """
     from sae.errors import ConfigError
     from sae.evaluation.evaluate import known_measures
-    from sae.foundation.files import dictionaries_in, owned
-    from sae.foundation.screen import Screen
-    from sae.foundation.stop import StopRequest
-    from sae.pipeline.stage import Run, perform
+    from sae.pipeline.stage import perform
     from sae.pipeline.stages.evaluate import Evaluate as EvaluateStage
-    from sae.pipeline.stages.prepare import Prepare
-    from sae.publish import dictionary
 
-    folders = dictionaries_in(path.resolve())
-    run = Run((run_folder or folders[0].parent.parent).resolve(), Screen())
-    scratch = run.folder / SCRATCH
-
+    run, folders = _opened(path, run_folder)
     try:
         names = known_measures(measures) if measures else run.config.evaluate.measures
     except ValueError as error:
         raise ConfigError(f"--measures: {error}") from None
 
+    with _prepared(run, folders) as (prepare, _):
+        perform([prepare, *(EvaluateStage(folder, names, against) for folder in folders)], run)
+
+    return folders
+
+
+class TextFigures(NamedTuple):
+    """Figures of a dictionary on one text."""
+
+    dictionary: Path
+    text: str
+    figures: dict[str, Any]
+
+
+def evaluate_on_texts(path: Path, run_folder: Path | None, texts: tuple[str, ...]) -> list[TextFigures]:
+    """Measures dictionaries on other texts, each "files" or "name=files"; see `sae eval --text`."""
+    from sae.pipeline.stage import perform
+    from sae.pipeline.stages.evaluate_on_text import EvaluateOnText
+    from sae.text.corpus import described, source_named
+
+    run, folders = _opened(path, run_folder)
+    with _prepared(run, folders) as (prepare, scratch):
+        stages = []
+        for number, text in enumerate(texts):
+            name, _, files = text.rpartition("=")
+            source = source_named(files)
+            name = name or described(source)
+            stages += [EvaluateOnText(folder, source, name, scratch=scratch / f"text-{number}") for folder in folders]
+        perform([prepare, *stages], run)
+
+    return [TextFigures(stage.dictionary, stage.name, stage.figures) for stage in stages]
+
+
+def _opened(path: Path, run_folder: Path | None) -> tuple[Run, list[Path]]:
+    """The run whose model and text are used, and the dictionaries to measure."""
+    from sae.foundation.files import dictionaries_in
+    from sae.foundation.screen import Screen
+    from sae.pipeline.stage import Run
+
+    folders = dictionaries_in(path.resolve())
+    return Run((run_folder or folders[0].parent.parent).resolve(), Screen()), folders
+
+
+@contextmanager
+def _prepared(run: Run, folders: list[Path]) -> Iterator[tuple[Prepare, Path]]:
+    """The stage that loads the run's model and text for these dictionaries, and a scratch folder that is removed."""
+    from sae.foundation.files import owned
+    from sae.foundation.stop import StopRequest
+    from sae.pipeline.stages.prepare import Prepare
+    from sae.publish import dictionary
+
     configs = [dictionary.load(folder).config for folder in folders]
     channels = tuple(dict.fromkeys(channel for config in configs for channel in config.channels))
+    scratch = run.folder / SCRATCH
 
     with owned(run.folder), StopRequest().listening() as run.stop:
         shutil.rmtree(scratch, ignore_errors=True)  # of an evaluation that was killed
@@ -83,9 +157,6 @@ def evaluate_dictionaries(
         try:
             for statistics in (run.folder / "activations").glob("*.json"):  # the filters of training, not new ones
                 shutil.copy(statistics, scratch)
-            stages = [EvaluateStage(folder, names, against) for folder in folders]
-            perform([Prepare(channels, scratch), *stages], run)
+            yield Prepare(channels, scratch), scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-    return folders

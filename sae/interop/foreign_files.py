@@ -86,7 +86,8 @@ def _check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
     unpacked, packed = sum(member.file_size for member in archive.infolist()), path.stat().st_size
     if unpacked > MOST_UNPACKED * packed:
         raise ArtefactError(
-            f"{path}: its {packed:,} bytes unpack to {unpacked:,}; weights are not so alike. Nothing was unpacked."
+            f"{path}: its {packed:,} bytes unpack to {unpacked:,}, allowed is {MOST_UNPACKED} times as much. Nothing was "
+            f"unpacked. If you trust the file, save it without compression and import that."
         )
 
 

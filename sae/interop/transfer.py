@@ -100,7 +100,7 @@ def import_dictionary(
         raise ConfigError(f"--hook and --target are both {hook}; a transcoder reads one hook point and writes another.")
     if "hook" not in weights.facts:
         said = weights.facts.get("hook_of_file")
-        reason = f"says {said!r}, which saedex does not know" if said else "does not say it"
+        reason = f"says {said!r}, which is no hook point that saedex knows for certain" if said else "does not say it"
         raise ConfigError(f"{path}: where was it trained? The file {reason}. Give --hook, such as resid_post.8.")
 
     try:

@@ -88,6 +88,7 @@ class Activations:
         self.harvest_s = 0.0
         self._statistics: dict[HookPoint, ActivationStatistics] = {}
         self.training = training  # the stream whose statistics are used; None: this one's own
+        self._samples: dict[HookPoint, Tensor] = {}
         self._mean_norms: dict[Channel, float] = {}
         self._last: tuple[int, Segment] | None = None
         if folder is not None:
@@ -192,10 +193,18 @@ class Activations:
         own_rows = self._all(0).x[channel]
         return self.processes.all_gather_rows(own_rows, self.processes.all_gather_objects(len(own_rows)))
 
+    def sample(self, hook: HookPoint) -> Float[Tensor, "rows width"]:
+        """At most 8,192 evenly spaced rows of the training stream's first segment, of all processes."""
+        if hook not in self._samples:
+            rows = self._first(Channel(hook))
+            self._samples[hook] = rows[:: max(1, -(-len(rows) // SAMPLE_ROWS))].clone()
+        return self._samples[hook]
+
     def measure(self) -> None:
         """Computes all statistics in all processes at once, so that each can read them alone afterwards."""
         for channel in self.harvester.channels:
             self.statistics(channel.hook)
+            self.sample(channel.hook)
             if channel.kind != "activation":
                 self.mean_norm(channel)
 

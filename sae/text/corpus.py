@@ -52,6 +52,9 @@ class DatasetText(_Weighted):
     name: str | None = Field(default=None, description="Configuration of the data set, if it has several.")
     split: str = Field(default="train", description="Split to read.")
     revision: str | None = Field(default=None, description="Commit that pins a hub data set.")
+    sample_by: Literal["line", "paragraph", "document"] = Field(
+        default="line", description="With path text: what of a file is one document."
+    )
     column: str = Field(
         default="text",
         description="Column with texts, with chats (lists of messages with `role` and `content`, written out by the "
@@ -78,6 +81,29 @@ class PackageText(_Weighted):
 
 
 TextSource = Annotated[InstalledDocs | DatasetText | PackageText, Field(discriminator="source")]
+
+
+def source_named(text: str) -> InstalledDocs | DatasetText:
+    """The source that a command line names: installed-docs, or files (a path, a folder or a glob) by their ending.
+
+    .json, .jsonl, .csv and .parquet are read by their column `text`; any other file is one document.
+    """
+    if text == "installed-docs":
+        return InstalledDocs(source="installed-docs")
+
+    pattern = f"{text.rstrip('/')}/*" if Path(text).expanduser().is_dir() else text
+    endings = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    kind = endings.get(Path(pattern.removesuffix(".gz")).suffix, "text")
+    return DatasetText(source="datasets", path=kind, data_files=(pattern,), sample_by="document")
+
+
+def described(source: InstalledDocs | DatasetText | PackageText) -> str:
+    """What a source is, in a few words, without the folders of this machine."""
+    if isinstance(source, InstalledDocs):
+        return "the documentation of installed packages"
+    if isinstance(source, PackageText):
+        return f"texts of the package {source.part.name}"
+    return ", ".join(Path(file).name for file in source.data_files) if source.data_files else source.path
 
 
 def documents(source: InstalledDocs | DatasetText | PackageText) -> Iterator[Document]:
@@ -134,6 +160,7 @@ def _tables(source: DatasetText, file: str | None) -> Iterator[Any]:
     from datasets import load_dataset
 
     options: dict[str, Any] = {"encoding_errors": "replace"} if source.path in ("json", "csv", "text") else {}
+    options |= {"sample_by": source.sample_by} if source.path == "text" else {}
     where = source.path if file is None else f"{source.path} {file}"
 
     try:

@@ -223,6 +223,26 @@ def build(
     return train, held_out
 
 
+def read_whole(
+    config: TextConfig, tokenizer: Any, *, prepend_bos: bool, n_tokens: int, folder: Path, progress: Progress
+) -> Contexts:
+    """At most `n_tokens` tokens of the sources as one stream, with nothing held out; not resumable."""
+    bos = tokenizer.bos_token_id if prepend_bos else None
+    n_needed = -(-n_tokens // config.ctx_len)
+    mixture = Mixture(config.sources, tokenizer, lambda _: True)
+    writer = _ContextWriter(folder, config, tokenizer, bos, state={})
+    while writer.state["n_contexts"] < n_needed and (batch := _next_batch(mixture)):
+        writer.add(batch)
+        progress.update(min(writer.state["n_contexts"], n_needed), n_needed)
+    writer.commit()
+    writer.close()
+    n_contexts = min(writer.state["n_contexts"], n_needed)
+    if n_contexts == 0:
+        raise DataError(f"text: the sources gave fewer tokens than one context of {config.ctx_len}. Give more text.")
+
+    return Contexts(folder, config.ctx_len, prepend_bos, id_dtype(tokenizer), n_contexts=n_contexts)
+
+
 def _position(path: Path) -> dict[str, Any]:
     """How far the text has been read; raises `ArtefactError` if the file is not that."""
     position = read_sealed(path)

@@ -77,7 +77,7 @@ class SaeTrainer:
     ) -> SaeTrainer:
         """A trainer for the rows of `activations`, with their statistics."""
         statistics = {hook: activations.statistics(hook) for hook in (*config.reads, *config.writes)}
-        return cls(
+        trainer = cls(
             config,
             statistics,
             seed=seed,
@@ -87,6 +87,11 @@ class SaeTrainer:
             processes=processes,
             train=train,
         )
+        if type(trainer.sae).calibrate is not SparseAutoencoder.calibrate:
+            rows = torch.cat([activations.sample(hook) for hook in config.reads], dim=1)
+            trainer.sae.calibrate(rows.float() * trainer.scale_in)
+
+        return trainer
 
     def _create_sae(self, writes: list[ActivationStatistics], seed: int, dtype: torch.dtype) -> SparseAutoencoder:
         config = self.config

@@ -72,7 +72,8 @@ def get_feature(request: Request, dictionary: str, feature: int) -> Response:
     if record is None:
         raise _refused(store)
     labels = queries.labels(store, [f for f, _ in record.neighbours])
-    return json_response(responses.detail(store, record, labels), edition, request)
+    floor = edition.labels.floor if edition.labels else None
+    return json_response(responses.detail(store, record, labels) | {"floor": floor}, edition, request)
 
 
 @router.get("/features/{feature}/contexts", response_model=responses.ContextList)

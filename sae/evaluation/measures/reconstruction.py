@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.evaluation.measure import Measure
+from sae.evaluation.seen_text import PHRASE, seen_before
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import FvuMeter, density, normalised_mse
 from sae.stream.activations import TYPICAL_NORM_MULTIPLE
@@ -24,7 +25,7 @@ class _Totals:
 
     def __init__(self, subject: Subject):
         sae = subject.sae
-        self.all_rows, self.typical = FvuMeter(sae.d_out, subject.device), FvuMeter(sae.d_out, subject.device)
+        self.all_rows, self.typical, self.new = (FvuMeter(sae.d_out, subject.device) for _ in range(3))
         self.fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=subject.device)
         self.sums = torch.zeros(5, dtype=torch.float64, device=subject.device)
         self.counts: list[Tensor] = []
@@ -37,10 +38,12 @@ class _Totals:
         indices: Int[Tensor, "rows width"],
         *,
         inside: Bool[Tensor, " rows"],
+        new: Bool[Tensor, " rows"],
     ) -> None:
-        """Adds rows, their reconstruction and their code; `inside` marks the typical ones."""
+        """Adds rows, their reconstruction and their code; `inside` marks the typical ones, `new` those on new text."""
         self.all_rows.add(y, y_hat)
         self.typical.add(y[inside], y_hat[inside])
+        self.new.add(y[new], y_hat[new])
         self.fired += torch.bincount(indices[acts > 0], minlength=len(self.fired))
         self.counts.append((acts > 0).sum(1).cpu())
         ratio = y_hat.norm(dim=1) / y.norm(dim=1).clamp_min(1e-30)
@@ -58,10 +61,12 @@ class Reconstruction(Measure):
     """fvu, normalised MSE, cosine, l2 ratio, relative bias, l0 and densities; with and without gradients if it can."""
 
     by_default, order = True, 0
-    control_figures = ("fvu", "fvu_typical", "l0")
+    control_figures = ("fvu", "fvu_typical", "fvu_new", "l0")
     meanings: ClassVar[dict[str, str]] = {
         "fvu": "fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean x||^2",
         "fvu_typical": f"the same over positions whose norm is at most {TYPICAL_NORM_MULTIPLE:g} medians",
+        "fvu_new": f"the same over positions whose last {PHRASE} tokens do not occur in the training text",
+        "seen_in_training": f"share of positions whose last {PHRASE} tokens do",
         "normalised_mse": "mean over tokens of ||x - x_hat||^2 / ||x||^2",
         "cosine": "mean cosine of x and x_hat",
         "l2_ratio": "mean ||x_hat|| / ||x||",
@@ -85,10 +90,13 @@ class Reconstruction(Measure):
         limit = TYPICAL_NORM_MULTIPLE * subject.held_out.statistics(sae.config.hook).median_norm
         first_width = len(subject.held_out.statistics(sae.config.hook).centre)
 
-        for batch in subject.batches():
+        seen = seen_before(subject.held_out)
+        for batch, positions in subject.placed_batches():
             encoding = sae.encode(batch.x, batch.gradient if with_gradient else None)
             inside = batch.x[:, :first_width].norm(dim=1) <= limit
-            totals.add(batch.y, sae.decode(encoding, batch.x), encoding.top_acts, encoding.top_indices, inside=inside)
+            new = torch.from_numpy(~seen[positions]).to(inside.device)
+            x_hat = sae.decode(encoding, batch.x)
+            totals.add(batch.y, x_hat, encoding.top_acts, encoding.top_indices, inside=inside, new=new)
 
         n = totals.all_rows.rows
         counts = torch.cat(totals.counts).double()
@@ -102,6 +110,8 @@ class Reconstruction(Measure):
             "fvu": totals.all_rows.value(),
             "fvu_typical": totals.typical.value(),
             "typical_rows": totals.typical.rows,
+            "fvu_new": totals.new.value() if totals.new.rows > 1 else None,
+            "seen_in_training": 1 - totals.new.rows / n,
             "normalised_mse": nmse,
             "cosine": cosine,
             "l2_ratio": ratio,

@@ -64,9 +64,14 @@ class DictionaryLearning(Format):
 
 
 def _hook(trainer: dict[str, Any]) -> dict[str, str]:
-    """The hook point that the file names in one of the ways that are in use: `mlp_out`, `mlp_out_layer_5`, `mlp_out.5`."""
+    """The hook point that the file names in one of the ways that are in use: `resid_post`, `resid_post_layer_5`.
+
+    `mlp_out` and `attn_out` are taken as ours from our own files alone: some models normalise what a module gives before
+    they add it to the stream.
+    """
     name, layer = str(trainer.get("submodule_name")), trainer.get("layer")
-    match = re.fullmatch(rf"({'|'.join(SITES)})(?:(?:_layer_|\.)(\d+))?", name)
+    sites = SITES if trainer.get("trainer_class") == "saedex" else ("resid_pre", "resid_post")
+    match = re.fullmatch(rf"({'|'.join(sites)})(?:_layer_(\d+))?", name)
     numbers = {str(number) for number in (layer, match and match[2]) if number is not None}
     if match and len(numbers) == 1 and (number := numbers.pop()).isdecimal():
         return {"hook": f"{match[1]}.{number}"}

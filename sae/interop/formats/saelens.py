@@ -19,12 +19,12 @@ ARCHITECTURES: dict[Kind, str] = {"topk": "topk", "jumprelu": "jumprelu", "relu"
 SITES = {
     "resid_pre": "hook_resid_pre", "resid_post": "hook_resid_post", "attn_out": "hook_attn_out",
     "attn_z": "attn.hook_z", "mlp_out": "hook_mlp_out", "mlp_hidden": "mlp.hook_post",
-    "mlp_in": "ln2.hook_normalized",
+    "mlp_in": "mlp.hook_in",
 }  # fmt: skip
-# Names of the same places in TransformerLens 3.
+# More names of the same places in TransformerLens 3. Not `ln2.hook_normalized`, which comes before the norm's own
+# weights, nor `mlp.hook_out` and `attn.hook_out`: some models normalise these before they add them to the stream.
 SYNONYMS = {
-    "hook_in": "resid_pre", "hook_out": "resid_post", "attn.hook_out": "attn_out", "attn.o.hook_in": "attn_z",
-    "mlp.hook_out": "mlp_out", "mlp.out.hook_in": "mlp_hidden", "mlp.hook_in": "mlp_in",
+    "hook_in": "resid_pre", "hook_out": "resid_post", "attn.o.hook_in": "attn_z", "mlp.out.hook_in": "mlp_hidden",
 }  # fmt: skip
 DTYPES = {
     "float32": torch.float32, "torch.float32": torch.float32, "float16": torch.float16, "torch.float16": torch.float16,

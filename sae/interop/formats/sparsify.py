@@ -18,7 +18,6 @@ KEYS = frozenset({
     "activation", "d_in", "expansion_factor", "k", "multi_topk", "normalize_decoder", "num_latents", "signed",
     "skip_connection", "transcode",
 })  # fmt: skip
-MODULES = {None: "resid_post", "mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
 
 
 @final
@@ -88,7 +87,7 @@ class Sparsify(Format):
 
 
 def _hook_of(name: str) -> dict[str, str]:
-    """The hook point of a folder called like a module: a block, or the attention or MLP in it."""
-    match = re.fullmatch(r"(?:[a-z_]+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?", name)
-    site = MODULES.get(match[2]) if match else None
-    return {"hook": f"{site}.{match[1]}"} if match and site else {"hook_of_file": name}
+    """The hook point of a folder called like a block. What attention and MLP give, some models normalise before they add
+    it to the stream, so that a folder called like one of these does not say which of both it is."""
+    match = re.fullmatch(r"(?:[a-z_]+\.)*(?:layers|h|blocks)\.(\d+)", name)
+    return {"hook": f"resid_post.{match[1]}"} if match else {"hook_of_file": name}

@@ -15,6 +15,7 @@ from sae.foundation.files import write_bytes
 from sae.pipeline.stage import DictionaryStage, Run
 from sae.pipeline.stages.prepare import Prepare
 from sae.publish import dictionary
+from sae.text.corpus import described
 
 
 @final
@@ -63,4 +64,6 @@ class Evaluate(DictionaryStage):
         write_bytes(folder / "training.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         plots.curves(lines, title, folder / "curves.png")
         card = dictionary.read_card(folder)
-        Metrics(dead=card.training.dead_at_end, d_sae=run.sae(folder).d_sae).write(folder)
+        sources = " and ".join(described(source) for source in run.config.text.sources)
+        text = f"held-out documents of {sources}, which training never saw"
+        Metrics(text=text, dead=card.training.dead_at_end, d_sae=run.sae(folder).d_sae).write(folder)
