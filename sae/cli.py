@@ -6,11 +6,10 @@ import argparse
 import os
 import sys
 import traceback
-from contextlib import nullcontext
+from collections.abc import Callable
 
 from feature_store.errors import FileError
 from sae.commands import commands
-from sae.commands.command import Command
 from sae.commands.train import Train
 from sae.errors import (
     EXIT_CODES,
@@ -31,14 +30,12 @@ LONGEST_ERROR = 10_000
 
 def main(argv: list[str] | None = None) -> int:
     """`sae COMMAND ...`; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    return _guarded(arguments.command, arguments)
+    return _guarded(lambda: parser().parse_args(argv))
 
 
 def train_main(argv: list[str] | None = None) -> int:
     """`sae-train config.yaml`; returns the exit code."""
-    arguments = train_parser().parse_args(argv)
-    return _guarded(Train(), arguments)
+    return _guarded(lambda: train_parser().parse_args(argv))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,13 +65,15 @@ def train_parser() -> argparse.ArgumentParser:
         epilog="example: sae-train training_configs/quickstart.yaml --set train.tokens=1e6\n\n" + EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    Train().add_arguments(program)
+    command = Train()
+    command.add_arguments(program)
+    program.set_defaults(command=command)
     return program
 
 
-def _guarded(command: Command, arguments: argparse.Namespace) -> int:
-    """Runs a command and ends the process as torchrun wants it; without torchrun torch is not loaded for that."""
-    code = _exit_code(command, arguments)
+def _guarded(parse: Callable[[], argparse.Namespace]) -> int:
+    """Runs the command that `parse` reads and ends the process as torchrun wants it; without torchrun torch is not loaded for that."""
+    code = _exit_code(parse)
     if "WORLD_SIZE" not in os.environ:
         return code
     from sae.foundation.distributed import exit_process
@@ -82,11 +81,14 @@ def _guarded(command: Command, arguments: argparse.Namespace) -> int:
     return exit_process(code)
 
 
-def _exit_code(command: Command, arguments: argparse.Namespace) -> int:
-    """Runs a command. An error that saedex expects becomes one clear message and its exit code."""
+def _exit_code(parse: Callable[[], argparse.Namespace]) -> int:
+    """Runs the command that `parse` reads. An error that saedex expects becomes one clear message and its exit code."""
     try:
-        with nullcontext() if command.handles_signals else StopRequest().listening():
-            return command.run(arguments)
+        with StopRequest().listening():
+            arguments = parse()
+            if not arguments.command.handles_signals:
+                return arguments.command.run(arguments)
+        return arguments.command.run(arguments)
     except (SaedexError, FileError) as error:
         # All processes find the same fault in a config; the first one says it for them.
         is_repeated = isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures import run_here, save_model, write_config
+from fixtures import make_tokenizer, run_here, save_model, write_config
 
 from feature_store import writer
 from feature_store.atomic import naming, read_sealed, reserve, write_sealed, writing
@@ -20,8 +20,9 @@ from feature_store.errors import JsonFileError, StoreError
 from feature_store.store import Store
 from sae.errors import ArtefactError, ConfigError, DataError, DiskError, LockedError
 from sae.foundation.files import owned, write_folder
-from sae.text.corpus import DatasetText, Mixture
+from sae.text.corpus import DatasetText
 from sae.text.hashed_file import HashedFile
+from sae.text.mixture import Mixture
 
 
 @pytest.fixture
@@ -136,22 +137,20 @@ def test_damaged_tokens_are_refused_by_name_and_left_as_they_are(copied, name, d
     assert (copied / "dictionaries" / "first" / "metrics.json").read_bytes() == metrics
 
 
-def test_tokens_outside_the_tables_are_refused_before_compiled_code_reads_them(tmp_path):
-    from feature_store.indexing.contexts import ContextLimits
-    from feature_store.indexing.generation import Corpus, Directions, Limits, publish
+def test_tokens_outside_the_tables_are_refused_before_compiled_code_reads_them():
+    from feature_store.indexing.generation import corpus_of
     from feature_store.indexing.tables import Codes
 
     ids = np.zeros((8, 16), np.uint16)
     acts = np.ones((8, 16, 1), np.float32)
     codes = Codes(ids, np.zeros((8, 16), np.uint32), np.zeros((8, 16, 1), np.uint16), acts)
-    directions = Directions(*(np.zeros((1, 1)) for _ in Directions._fields))
     for field, number, said in (("documents", 1 << 30, "document 1073741824"), ("ids", 60_000, "token 60000")):
         damaged = getattr(codes, field).copy()
         damaged[3, 5] = number
-        corpus = Corpus(codes._replace(**{field: damaged}), ids.size, [b"a", b"b"], ["document"])
         with pytest.raises(StoreError, match=f"{said} in the text"):
-            publish(tmp_path / "store", corpus, directions, Limits(ContextLimits(), 4, 0), facts={})
-    assert not (tmp_path / "store").exists()
+            corpus_of(
+                codes._replace(**{field: damaged}), [b"a", b"b"], ["document"], document_keys=np.zeros(1, np.uint64)
+            )
 
 
 def test_another_model_is_refused_with_both_hashes(tmp_path, copied, tree, tiny_model):
@@ -199,7 +198,8 @@ def test_a_text_that_changed_since_it_was_read_is_refused(tmp_path, change):
     path = tmp_path / "text.jsonl"
     rows = [json.dumps({"text": f"text {n}"}) + "\n" for n in range(20)]
     path.write_text("".join(rows))
-    mixture = Mixture((source(path),))
+    tokenizer = make_tokenizer(tmp_path)
+    mixture = Mixture((source(path),), tokenizer, lambda _: True)
     for _ in range(8):
         mixture.next_document()
     changed = {
@@ -209,9 +209,10 @@ def test_a_text_that_changed_since_it_was_read_is_refused(tmp_path, change):
         "longer": [*rows, rows[0]],
     }[change]
     path.write_text("".join(changed))
-    resumed = Mixture((source(path),), mixture.taken, mixture.tokens, mixture.sha256)
+    read = {"n_read": mixture.n_read, "tokens": mixture.tokens, "sha256": mixture.sha256}
+    resumed = Mixture((source(path),), tokenizer, lambda _: True, **read)
     if change == "longer":  # after what was read: the same documents, and more of them
-        assert resumed.next_document()[1].text == "text 8"
+        assert resumed.next_document().text == "text 8"
         return
     with pytest.raises(DataError, match=r"text\.sources\.0: not the text that this run was begun with") as caught:
         resumed.next_document()
@@ -464,6 +465,28 @@ def test_relative_paths_mean_the_same_from_every_folder(tmp_path, tree, tiny_mod
     from sae.model.language_model import FolderModel, locate
 
     assert locate(FolderModel(source="folder", path=Path("~/model"))).folder == elsewhere / "home" / "model"
+
+
+def test_a_run_that_was_moved_with_its_model_and_text_goes_on(tmp_path, tree, tiny_model, text_file, monkeypatch):
+    begun, moved = tmp_path / "begun", tmp_path / "moved"
+    begun.mkdir()
+    shutil.copytree(tiny_model, begun / "model")
+    shutil.copy(text_file, begun / "text.jsonl")
+    small = {"train__tokens": 2000, "train__warmup_tokens": 100, "index__build": False}
+    here = {"model__path": "model", "text__sources__0__data_files": ["text.jsonl"]}
+    config = write_config(begun, tree, **here, **small)
+    config.write_text(config.read_text().replace(str(begun / "runs"), "runs"))
+    monkeypatch.chdir(begun)
+    assert run_here("train", "config.yaml").returncode == 0
+    begun.rename(moved)
+    monkeypatch.chdir(moved)
+    stop_before(moved / "runs" / "tiny", "report.md")
+    done = run_here("train", "config.yaml")
+    assert done.returncode == 0, done.stderr
+    assert run_here("eval", "runs/tiny", "--measures", "decoder").returncode == 0
+    flip(moved / "model" / "model.safetensors", -5)
+    stop_before(moved / "runs" / "tiny", "report.md")
+    assert run_here("train", "config.yaml").returncode == 66
 
 
 def test_the_hash_of_a_config_does_not_say_where_it_ran(tmp_path, tree):

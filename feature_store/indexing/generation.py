@@ -58,6 +58,8 @@ def corpus_of(
     split into explain and test; `is_read` marks the tokens that the dictionary read (default: all).
     """
     codes = Codes(*map(np.asarray, codes))  # memory-mapped, without the price of their class at every slice
+    _check_inside(codes.ids, len(vocabulary), "token")
+    _check_inside(codes.documents, len(document_names), "document")
     is_test = tables.in_test_part(document_keys)
     is_read = np.ones(codes.ids.shape, bool) if is_read is None else is_read
     return Corpus(
@@ -100,8 +102,6 @@ class _Pass(NamedTuple):
 
 def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
     codes = corpus.codes
-    _check_inside(codes.ids, len(corpus.vocabulary), "token")
-    _check_inside(codes.documents, len(corpus.document_names), "document")
     return _Pass(
         codes,
         collect(codes, d_sae, limits.contexts, limits.seed, n_tokens=int(corpus.is_read.sum())),

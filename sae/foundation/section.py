@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,15 +19,20 @@ class Section(BaseModel):
 
     def absolute(self) -> Self:
         """The same settings with absolute paths, which mean the same from every folder."""
-        return self.model_copy(update={name: _absolute(getattr(self, name)) for name in type(self).model_fields})
+        return self.with_paths(lambda path: path.expanduser().absolute())
+
+    def with_paths(self, changed: Callable[[Path], Path]) -> Self:
+        """The same settings with other paths."""
+        values = {name: _with_paths(getattr(self, name), changed) for name in type(self).model_fields}
+        return self.model_copy(update=values)
 
 
-def _absolute(value: Any) -> Any:
+def _with_paths(value: Any, changed: Callable[[Path], Path]) -> Any:
     if isinstance(value, Section):
-        return value.absolute()
+        return value.with_paths(changed)
     if isinstance(value, Path):
-        return value.expanduser().absolute()
-    return tuple(map(_absolute, value)) if type(value) is tuple else value
+        return changed(value)
+    return tuple(_with_paths(item, changed) for item in value) if type(value) is tuple else value
 
 
 def _whole_number(value: Any) -> Any:

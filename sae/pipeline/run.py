@@ -6,9 +6,11 @@ Every stage but `Prepare` leaves its result on disk, so the same command resumes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -90,23 +92,36 @@ def _begin(config: RunConfig, screen: Screen) -> RunSummary | None:
 
 
 def _check_same_config(config: RunConfig, folder: Path) -> None:
-    """Writes config.yaml, or compares the config with the one that the folder was begun with."""
-    path = folder / "config.yaml"
-    new = config.absolute().model_dump(mode="json")
-    if not path.exists():
-        write_bytes(path, yaml.safe_dump(new, sort_keys=False).encode())
-        return
+    """Writes config.yaml, or compares the config with the one that the folder was begun with.
 
-    stored_config = config_of_run(folder, "").absolute().model_dump(mode="json")
-    free = ("log", "runs_dir")  # may change between two starts of one run
-    differing = sorted(
-        key for key in {*new, *stored_config} if new.get(key) != stored_config.get(key) and key not in free
-    )
+    A run may be moved, and model and text with it: paths are the same if they are, seen from anywhere or from runs_dir.
+    """
+    path, differing = folder / "config.yaml", []
+    if path.exists():
+        begun_with = config_of_run(folder, "")
+        pairs = [
+            (_compared(view(config)), _compared(view(begun_with))) for view in (RunConfig.absolute, _seen_from_runs)
+        ]
+        differing = sorted(key for key in pairs[0][0] if all(new[key] != old[key] for new, old in pairs))
     if differing:
         raise ConfigError(
             f"{folder}: begun with another config; these sections differ: {', '.join(differing)}. "
             "Use another `name`, or remove the folder."
         )
+
+    content = yaml.safe_dump(config.absolute().model_dump(mode="json"), sort_keys=False).encode()
+    if not path.exists() or path.read_bytes() != content:
+        write_bytes(path, content)
+
+
+def _compared(config: RunConfig) -> dict[str, Any]:
+    """The settings that may not change between two starts of one run."""
+    return config.model_dump(mode="json", exclude={"log", "runs_dir"})
+
+
+def _seen_from_runs(config: RunConfig) -> RunConfig:
+    config = config.absolute()
+    return config.with_paths(lambda path: Path(os.path.relpath(path, config.runs_dir)))
 
 
 def _metrics_log(config: RunConfig, processes: Processes) -> MetricsLog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -61,11 +61,9 @@ class DatasetText(_Weighted):
         "tokenizer's template) or with token ids.",
     )
 
-    def absolute(self) -> DatasetText:
-        """The same settings with absolute paths; addresses stay as they are."""
-        files = self.data_files and tuple(
-            f if "://" in f else str(Path(f).expanduser().absolute()) for f in self.data_files
-        )
+    def with_paths(self, changed: Callable[[Path], Path]) -> DatasetText:
+        """The same settings with other paths; addresses stay as they are."""
+        files = self.data_files and tuple(f if "://" in f else str(changed(Path(f))) for f in self.data_files)
         return self.model_copy(update={"data_files": files})
 
     @model_validator(mode="after")
