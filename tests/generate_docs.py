@@ -77,7 +77,13 @@ def api_page() -> str:
     """Routes with their parameters and the fields of their bodies."""
     document = create_app(Catalogue()).openapi()
     lines = ["# API", "", f'{GENERATED} Errors have one shape: `{{"error": {{"code", "message"}}}}`. A running server']
-    lines += ["shows the same, to try out, at `/docs`.", ""]
+    lines += ["shows the same at `/api/v1/openapi.json`.", ""]
+    lines += [
+        "Every route answers HEAD as well. Answers about a dictionary carry an `ETag` of its newest edition and are 304 for",
+        "`If-None-Match`; downloads take one `Range`. 503 with `Retry-After` means: too busy now. Host names other than",
+        "localhost must be allowed at the start ([security.md](security.md)).",
+        "",
+    ]
     lines += ["| route | answers | parameters | body |", "|---|---|---|---|"]
     for path, methods in document["paths"].items():
         for method, about in methods.items():

@@ -89,17 +89,16 @@ def test_slow_headers_are_closed_and_disturb_nobody(finished, monkeypatch):
     monkeypatch.setattr(connection, "REQUEST_S", 1.0)
     with served(finished) as address, ExitStack() as sockets:
         clients = [sockets.enter_context(connect(address)) for _ in range(50)]
-        start = time.monotonic()
         for client in clients:
             client.sendall(b"GET / HTTP/1.1\r\nHost: local")
-        for _ in range(8):  # bytes that trickle in do not extend the deadline
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:  # bytes that trickle in do not extend the deadline
             time.sleep(0.1)
             for client in clients:
                 with suppress(OSError):
                     client.sendall(b"h")
             assert httpx.get(f"{address}/api/v1/dictionaries").status_code == 200
-        assert all(read_all(client) == b"" for client in clients)
-        assert time.monotonic() - start < 5
+        assert all(map(is_closed, clients))
 
 
 def test_a_body_that_nobody_wants_does_not_hold_the_connection(finished, monkeypatch):
@@ -130,10 +129,20 @@ def test_a_full_server_makes_room_for_those_who_ask(finished, monkeypatch):
     monkeypatch.setattr(connection, "MOST_CONNECTIONS", 10)
     with served(finished) as address, ExitStack() as sockets:
         idle = [sockets.enter_context(connect(address)) for _ in range(10)]
-        time.sleep(0.2)
         for _ in range(3):
             assert httpx.get(f"{address}/api/v1/dictionaries").status_code == 200
-        assert read_all(idle[0]) == b""
+        assert 1 <= sum(map(is_closed, idle)) <= 3
+
+
+def is_closed(client):
+    """Whether the server has closed the connection."""
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 class Held:

