@@ -150,7 +150,7 @@ def build(
 
     Raises `DataError` if the text is shorter than the config wants and `on_end` is "fail".
     """
-    dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
+    dtype = "<u2" if max(tokenizer.get_vocab().values()) < 1 << 16 else "<u4"
     bos = tokenizer.bos_token_id if prepend_bos else None
     position_file = folder / "position.json"
     position = json.loads(position_file.read_text()) if position_file.exists() else {}
