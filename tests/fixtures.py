@@ -254,12 +254,30 @@ FAMILIES = {
 }
 
 
-def small_model(family: str) -> LanguageModel:
+# Families in which a site is missing, or that saedex refuses.
+OTHER_FAMILIES = {
+    "Qwen3Moe": {**LLAMA, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2},
+    "NemotronH": {
+        **LLAMA, "layers_block_type": ["mamba", "moe", "attention"], "mamba_num_heads": 4, "mamba_head_dim": 16,
+        "ssm_state_size": 8, "n_groups": 2, "chunk_size": 8, "n_routed_experts": 4, "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 24, "num_experts_per_tok": 2, "head_dim": 8,
+    },
+    "XLNet": {"vocab_size": 96, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48},
+    "Reformer": {
+        "vocab_size": 96, "hidden_size": 32, "attn_layers": ["local"] * 3, "num_attention_heads": 4, "is_decoder": True,
+        "attention_head_size": 8, "feed_forward_size": 48, "axial_pos_embds": False, "max_position_embeddings": 64,
+        "local_attn_chunk_length": 8,
+    },
+    "Mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4},
+}  # fmt: skip
+
+
+def small_model(family: str, **changes: Any) -> LanguageModel:
     """A random model of a family, with 3 layers of width 32."""
     import transformers
 
     torch.manual_seed(3)
-    settings = {"bos_token_id": 0, "eos_token_id": 0, **FAMILIES[family]}
+    settings = {"bos_token_id": 0, "eos_token_id": 0, **(FAMILIES | OTHER_FAMILIES)[family], **changes}
     config = getattr(transformers, f"{family}Config")(**settings)
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     with torch.no_grad():

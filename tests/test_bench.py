@@ -7,9 +7,10 @@ import json
 
 import torch
 
-from sae.benchmarks import cached, index, processes, serve, stream
+from sae.benchmarks import cached, index, models, processes, serve, stream
 from sae.benchmarks.step import saedex
 from sae.cli import main
+from sae.foundation.screen import Progress
 from sae.foundation.timing import timed
 from sae.training.floors import Shape, floors
 from sae.training.trainer import SaeTrainer
@@ -97,6 +98,39 @@ def test_a_server_is_measured(finished, capsys, monkeypatch):
     assert main(["bench", "serve", str(finished)]) == 0
     said = capsys.readouterr().out
     assert "| one feature, all of 256 in turn |" in said and "| the explorer's page (a file) |" in said
+
+
+def test_models_of_several_kinds_are_checked(tmp_path, capsys):
+    """A usual one, a mixture of experts, a window, a state, a projection before the head, and two that are no such model."""
+    classes = (
+        "LlamaForCausalLM", "MixtralForCausalLM", "Gemma3ForCausalLM", "MambaForCausalLM", "FalconForCausalLM",
+        "XLNetLMHeadModel", "MusicgenForCausalLM",
+    )  # fmt: skip
+    out = tmp_path / "models.json"
+    assert main(["bench", "models", *classes, "--json", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "7 classes" in said and "6 can be built, 5 of these pass" in said
+    assert "| `LlamaForCausalLM` | all | yes | passes |" in said
+    assert "| `MixtralForCausalLM` | all but mlp_hidden | yes | passes |" in said
+    assert "| `MambaForCausalLM` | resid_pre, resid_post | refused | passes |" in said
+    assert "| `XLNetLMHeadModel` | - | - | loads: ConfigError: XLNetModel: its blocks read a tensor [8, 2, 64]" in said
+    assert "| `MusicgenForCausalLM` | - | - | cannot be built: " in said
+    checked = {model["name"]: model for model in json.loads(out.read_text())["models"]}
+    assert set(checked) == set(classes) and checked["Gemma3ForCausalLM"]["sites"]["mlp_hidden"] == 4
+    assert main(["bench", "models", "Llama"]) == 2 and "class Llama." in capsys.readouterr().err
+
+
+def test_a_check_that_does_not_hold_is_said(monkeypatch):
+    """Harvest with a fault put in: activations of another layer, and a sum that lacks a part."""
+    right = models._harvested
+    monkeypatch.setattr(
+        models, "_harvested", lambda *a: {h: x + (h.site == "resid_post") for h, x in right(*a).items()}
+    )
+    (checks,) = models.measure(["LlamaForCausalLM"], Progress())
+    assert not checks.passes
+    assert checks.outcomes["activations"].startswith("resid_post.0: differs by")
+    assert checks.outcomes["sums"].startswith("the sum in layer 0: differs by")
+    assert "resid_post.0: differs by" in models.table([checks])
 
 
 def test_a_wrong_shape_is_one_clear_line(capsys):

@@ -104,3 +104,23 @@ def test_nothing_here_names_a_machine_or_a_registry():
             continue
         text = (ROOT / name).read_text(errors="replace")
         assert not re.search(r"/(root|home|work)/\w", text), name
+
+
+def test_the_page_of_models_has_every_class_and_counts_right():
+    """A line for each class of the transformers that it was measured with, and the counts of its first words."""
+    from importlib.metadata import version
+
+    from sae.benchmarks.tiny_models import class_names
+
+    page = (ROOT / "docs/models.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", page, re.MULTILINE)
+    n_built = sum(not result.startswith("cannot be built") for _, result in rows)
+    n_passed = sum(result == "passes" for _, result in rows)
+    assert (
+        f"of {len(rows)} classes {n_built} can be built, and {n_passed} of these ({n_passed / n_built:.0%}".replace(
+            "%", " %"
+        )
+        in page
+    )
+    if f"transformers {version('transformers')}," in page:
+        assert [name for name, _ in rows] == class_names()

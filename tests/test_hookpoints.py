@@ -11,7 +11,7 @@ from fixtures import FAMILIES, harvested, ids, small_model
 
 from sae.errors import ConfigError, NumericError
 from sae.model.hookpoints import SITES, Channel, HookPoint, find_places, resolve
-from sae.stream.harvest import HarvestConfig, Harvester, attention_inputs, choose_dtype
+from sae.stream.harvest import HarvestConfig, Harvester, choose_dtype
 
 
 @pytest.fixture(params=list(FAMILIES))
@@ -62,6 +62,52 @@ def test_inner_sites_feed_their_outputs(lm):
         assert not torch.allclose(seen[0], seen[1])
 
 
+def test_the_whole_mlp_reads_mlp_in(lm):
+    """Zeros at mlp_in make mlp_out the same for every token: also the second of two projections has them."""
+    places, seen = find_places(lm, 1), []
+    edit, watch = places["mlp_in"].watch(torch.zeros_like), places["mlp_out"].watch(seen.append)
+    with torch.no_grad():
+        lm.body(input_ids=torch.from_numpy(ids(1)))
+    edit.remove()
+    watch.remove()
+    rows = seen[0].reshape(16, -1)
+    torch.testing.assert_close(rows, rows[:1].expand_as(rows))
+
+
+def test_a_mixture_of_experts_has_no_mlp_hidden():
+    """What goes into its router is no hidden layer; its experts' are several."""
+    lm = small_model("Qwen3Moe")
+    assert set(find_places(lm, 1)) == set(SITES) - {"mlp_hidden"}
+    with pytest.raises(ConfigError, match=r"mlp_hidden\.1.*It has: resid_pre\.1, .*mlp_out\.1"):
+        resolve(lm, HookPoint("mlp_hidden", 1))
+
+
+def test_widths_are_those_of_what_flows():
+    lm = small_model("Gemma")
+    widths = {site: place.width for site, place in find_places(lm, 0).items()}
+    assert widths == {**dict.fromkeys(SITES, 32), "attn_z": 48, "mlp_hidden": 48}
+
+
+def test_an_embedding_may_be_narrower_than_the_blocks():
+    lm = small_model("OPT", word_embed_proj_dim=16, do_layer_norm_before=False)
+    assert lm.d_model == 32
+    x = harvested(lm, (HookPoint("resid_post", 1),), ids())
+    assert x[HookPoint("resid_post", 1)].shape == (6, 16, 32)
+
+
+def test_experts_and_a_shared_expert_are_no_attention():
+    """Their sum is all that a block of one mixer adds; neither looks at other tokens."""
+    lm = small_model("NemotronH")
+    assert all(set(find_places(lm, layer)) == {"resid_pre", "resid_post"} for layer in range(lm.n_layers))
+
+
+@pytest.mark.parametrize("family", ["XLNet", "Reformer"])
+def test_a_stream_that_cannot_be_read_by_token_is_refused(family):
+    """XLNet puts tokens before contexts; a reversible network has two streams."""
+    with pytest.raises(ConfigError, match="no hook points in this model"):
+        resolve(small_model(family), HookPoint("resid_post", 1))
+
+
 def test_spliced_identity_changes_nothing(lm):
     tokens = torch.from_numpy(ids(2))
     with torch.no_grad():
@@ -103,27 +149,6 @@ def test_positions_and_special_tokens_are_dropped():
     expected = np.ones_like(tokens, dtype=bool)
     expected[:, [0, 1, 5]] = False
     assert np.array_equal(keep.numpy(), expected)
-
-
-@pytest.mark.parametrize("family", ["Llama", "GPT2", "Qwen3", "GPTNeoX"])
-def test_separate_packing_equals_documents_run_alone(family):
-    lm, hook = small_model(family), HookPoint("resid_post", 2)
-    tokens = ids(1, 16)
-    owners = np.array([[0] * 6 + [1] * 10])
-    x = harvested(lm, (hook,), tokens, owners, "separate", batch_contexts=1)[hook]
-    for part in (slice(0, 6), slice(6, 16)):
-        alone = harvested(lm, (hook,), tokens[:, part], owners[:, part], batch_contexts=1)[hook]
-        torch.testing.assert_close(x[:, part], alone, rtol=1e-4, atol=1e-4)
-
-
-def test_a_model_that_cannot_keep_documents_apart_is_refused(monkeypatch):
-    monkeypatch.setattr("sae.stream.harvest.attention_inputs", lambda *_: {})
-    with pytest.raises(ConfigError, match="Use 'joined'"):
-        Harvester(small_model("Llama"), (Channel(HookPoint("resid_post", 2)),), HarvestConfig(), "separate")
-
-
-def test_joined_packing_gives_the_model_nothing_extra():
-    assert attention_inputs(np.zeros((1, 4), np.int64), "joined", small_model("Llama")) == {}
 
 
 def test_wrong_hook_points_name_what_there_is():

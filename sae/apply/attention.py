@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError
-from sae.model.hookpoints import HookPoint, blocks
+from sae.model.hookpoints import HookPoint
 from sae.model.language_model import LanguageModel
 
 TRACED = "saedex_traced"
@@ -92,7 +92,7 @@ def _traced(lm: LanguageModel, module: torch.nn.Module, seen: list[_Traced]) -> 
 
 def _attention_of(lm: LanguageModel, layer: int) -> torch.nn.Module:
     """The module of a block that computes attention: the one that knows its layer and its head size."""
-    block = blocks(lm.body, lm.n_layers)[1][layer]
+    block = lm.blocks.modules[layer]
     modules = [m for m in block.modules() if getattr(m, "layer_idx", None) == layer and "Attention" in type(m).__name__]
     if not modules:
         raise ConfigError(f"layer {layer}: no attention module that saedex can trace; attribution needs one.")

@@ -31,6 +31,10 @@ class Bench(Command):
         )
         index = verbs.add_parser("index", help="codes to a feature store, from few tokens to many")
         serve = verbs.add_parser("serve", help="requests per second of a server")
+        models = verbs.add_parser(
+            "models",
+            help="a tiny random model of every causal-language-model class of transformers, and what holds of it",
+        )
 
         for verb in (step, stream, processes):
             verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
@@ -45,7 +49,12 @@ class Bench(Command):
         index.add_argument("--plot", type=Path, metavar="FILE", help="draw cost against tokens into this file")
         serve.add_argument("path", type=Path, help="a dictionary or run folder with a feature store")
 
-        works = {step: _step, cpu: _step, stream: _stream, processes: _processes, index: _index, serve: _serve}
+        models.add_argument("classes", nargs="*", metavar="CLASS", help="such as LlamaForCausalLM (default: all)")
+
+        works = {
+            step: _step, cpu: _step, stream: _stream, processes: _processes, index: _index, serve: _serve,
+            models: _models,
+        }  # fmt: skip
         for verb, work in works.items():
             verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
             verb.set_defaults(work=work)
@@ -146,3 +155,28 @@ def _serve(arguments: Namespace) -> int:
     figures = measure(arguments.path)
     print(f"A server of {arguments.path}. {table(figures)}")
     return _write_json(arguments, figures)
+
+
+def _models(arguments: Namespace) -> int:
+    from sae.benchmarks.models import figures, measure, table
+    from sae.benchmarks.tiny_models import class_names
+    from sae.errors import ConfigError
+    from sae.foundation.screen import Screen
+
+    classes = class_names()
+    unknown = sorted(set(arguments.classes) - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"bench models: transformers reads no causal language model by the class {', '.join(unknown)}. "
+            f"It has {len(classes)}, such as {', '.join(classes[:3])}; leave CLASS out for all."
+        )
+
+    with Screen().progress("models", len(arguments.classes or classes), "classes") as progress:
+        every = measure(arguments.classes or classes, progress)
+
+    counts = figures(every)
+    print(
+        f"Tiny random models of {counts['classes']} classes of transformers {counts['transformers']}: {counts['built']} can "
+        f"be built, {counts['passed']} of these pass.\n\n{table(every)}"
+    )
+    return _write_json(arguments, counts)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae.model.hookpoints import Place, blocks
+from sae.model.hookpoints import Place
 from sae.model.language_model import LanguageModel
 
 IGNORED = -100  # a token that is no target of the loss
@@ -27,7 +27,7 @@ class CompiledBlocks:
         watched = {place.module for place in places}
         self._forwards: list[tuple[nn.Module, Callable[..., Any]]] = [
             (block, torch.compile(block.forward, dynamic=False))
-            for block in blocks(lm.body, lm.n_layers)[1]
+            for block in lm.blocks.modules
             if watched.isdisjoint(set(block.modules()) - {block})
         ]
         self.loss = torch.compile(next_token_loss, dynamic=False)

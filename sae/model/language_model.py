@@ -7,17 +7,22 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock
+from jaxtyping import Float, Int, Integer
 from pydantic import Field, model_validator
 from torch import nn
 
 from sae.errors import ArtefactError, ConfigError, DataError
 from sae.foundation.downloads import PackagePart, Sha256, cache_dir, check_sha256, join_members, sha256_of
 from sae.foundation.section import Section
+from sae.model.blocks import Blocks, find_blocks, first_tensor, probe_ids
+from sae.model.model_folder import read_folder
 
 CONVERTER_VERSION = 1
 # Weights, their index, settings, and what tokenizers are made of.
@@ -93,13 +98,62 @@ class LanguageModel:
     licence: str
     prepend_bos: bool
 
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The transformer blocks, found by a short pass; raises `ConfigError` if the model has none that can be told."""
+        return find_blocks(self.body, self.probe_ids)
+
     @property
     def d_model(self) -> int:
-        return self.text_config.hidden_size
+        """Numbers per token of the residual stream."""
+        return self.blocks.width
 
     @property
     def n_layers(self) -> int:
-        return self.text_config.num_hidden_layers
+        return len(self.blocks.modules)
+
+    @property
+    def probe_ids(self) -> Int[torch.Tensor, "contexts length"]:
+        """Token ids of the short pass that shows what flows where."""
+        return probe_ids(self.model, self.special_ids)
+
+    def last_stream(
+        self, ids: Int[torch.Tensor, "contexts length"], **extra: Any
+    ) -> Float[torch.Tensor, "_n _length d"]:
+        """The residual stream after the last block, of a pass without the head."""
+        streams: list[torch.Tensor] = []
+        last = self.blocks.modules[-1]
+        handle = last.register_forward_hook(lambda _m, _a, output: streams.append(first_tensor(output)))
+        try:
+            self.body(input_ids=ids, use_cache=False, **extra)
+        finally:
+            handle.remove()
+        return streams[0].reshape(*ids.shape, -1)
+
+    @torch.no_grad()
+    def reads_ahead(self) -> bool:
+        """Whether another last token changes the stream at those before it."""
+        ids = self.probe_ids
+        others = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+        stream, changed = (self.last_stream(tokens)[:, :-1].float().nan_to_num() for tokens in (ids, others))
+        return bool((stream - changed).norm() > 1e-3 * stream.norm())
+
+    @cached_property
+    def parts_documents_by_position(self) -> bool:
+        """Whether positions that begin again in the middle of a context end what later tokens see, with no mask given.
+
+        Most families of transformers read positions so. The trial changes the first document and looks at the second.
+        """
+        half = self.probe_ids.shape[1] // 2
+        ids = self.probe_ids.clone()
+        ids[:, half:] = ids[:1, half:]
+        positions = torch.arange(half, device=self.device).repeat(2).expand(ids.shape)
+        try:
+            with torch.no_grad():
+                first, second = self.last_stream(ids, position_ids=positions)[:, half:].float()
+        except (TypeError, ValueError, RuntimeError, IndexError):  # of a model that has no use for positions
+            return False
+        return bool((first - second).norm() <= 1e-3 * first.norm())
 
     @property
     def text_config(self) -> Any:
@@ -110,6 +164,10 @@ class LanguageModel:
         return next(self.model.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
     def body(self) -> nn.Module:
         """The model without its head."""
         return self.model.base_model
@@ -117,7 +175,40 @@ class LanguageModel:
     def token_ids(self, text: str, most: int) -> list[int]:
         """Token ids of a text that stands alone, as training would see it: begun as the model wants, cut at `most`."""
         beginning = [self.tokenizer.bos_token_id] if self.prepend_bos else []
-        return (beginning + self.tokenizer(text, add_special_tokens=False).input_ids)[:most]
+        ids = (beginning + self.tokenizer(text, add_special_tokens=False).input_ids)[:most]
+        self.check_embedded(np.array(ids, np.int64))
+        return ids
+
+    @property
+    def scored_ids(self) -> Int[torch.Tensor, " tokens"]:
+        """Ids of the tokens that the tokenizer has and the model gives a logit, ascending; a vocabulary may have holes."""
+        n_logits = len(self.model.get_output_embeddings().weight)
+        return torch.tensor([i for i in sorted(set(self.tokenizer.get_vocab().values())) if i < n_logits])
+
+    def check_embedded(self, ids: Integer[np.ndarray, "*shape"]) -> None:
+        """Raises `DataError` for a token id of a text that the model has no embedding of."""
+        n_embedded = len(self.model.get_input_embeddings().weight)
+        largest = int(ids.max(initial=0))
+        if largest >= n_embedded:
+            raise DataError(
+                f"{self.name}: the text has token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), the model "
+                f"embeds tokens 0..{n_embedded - 1}. Leave out the documents that have it, or give the tokenizer that the "
+                "model was trained with."
+            )
+
+    def why_not_finite(self) -> str:
+        """Why activations are not finite, and what to do: weights that are not, or a dtype that they overflow."""
+        damaged = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        if damaged:
+            return (
+                f"the model's weights {', '.join(damaged[:3])} ({len(damaged)} in all) are not finite themselves. "
+                "Its files are damaged, or were saved so: get them again."
+            )
+        if self.dtype != torch.float32:
+            return f"the model's weights are finite, so it overflows in {self.dtype}. Use model.dtype: float32."
+        return (
+            "the model's weights are finite, so it overflows in float32 on this text. Take another hook point or model."
+        )
 
     def cast(self, dtype: torch.dtype) -> None:
         """Gives the parameters another dtype; buffers such as rotary frequencies keep theirs, as on loading."""
@@ -203,25 +294,22 @@ def _gguf_to_safetensors(raw: Path, target: Path) -> None:
 
 def load(config: HubModel | FolderModel | PackageModel, device: torch.device) -> LanguageModel:
     """The model in evaluation mode on `device`, its parameters frozen."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder, name, licence = locate(config)
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtefactError(f"{folder}: transformers cannot load it as a causal language model: {error}")
-
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise DataError(f"{name}: the tokenizer knows {len(tokenizer)} tokens, more than the model embeds.")
-
+    model, tokenizer = read_folder(folder)
     model.eval().requires_grad_(False).to(device)
     prepend_bos = _adds_bos(tokenizer) if config.prepend_bos == "auto" else config.prepend_bos
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ConfigError("model.prepend_bos: the tokenizer has no beginning-of-sequence token. Set it to false.")
 
-    return LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence=licence, prepend_bos=prepend_bos)
+    lm = LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence=licence, prepend_bos=prepend_bos)
+    if lm.reads_ahead():
+        raise ArtefactError(
+            f"{folder}: in this model ({type(model).__name__}) a token's activations depend on the tokens after it; saedex "
+            "reads models that predict the next token from those before it. Give one of those (of BERT's kin, one with "
+            "is_decoder: true)."
+        )
+
+    return lm
 
 
 def _adds_bos(tokenizer: Any) -> bool:

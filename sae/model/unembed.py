@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -9,10 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.errors import ConfigError
-from sae.model.hookpoints import HookPoint, resolve
+from sae.model.blocks import probe_ids
+from sae.model.hookpoints import HookPoint, Place, find_places
 from sae.model.language_model import LanguageModel
 
 ROWS = 256
+TRIAL_ROWS = 8
+OUTER = {"attn_z": "attn_out", "mlp_hidden": "mlp_out"}
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # relative difference of the same logits, computed in two ways
 
 
 class Logits(NamedTuple):
@@ -24,8 +29,32 @@ class Logits(NamedTuple):
     suppressed_logits: Float[Tensor, "d_sae n"]
 
 
-def final_norm(lm: LanguageModel) -> nn.Module:
-    """The normalisation before the unembedding: the last norm-like module that a forward pass runs."""
+class _Pass(NamedTuple):
+    """What a pass of the model had at a place, and its logits; a row for every context of one token."""
+
+    out: Tensor
+    logits: Tensor
+
+
+def _passed(lm: LanguageModel, rows: Float[Tensor, "rows width"], into: Place, out: Place) -> _Pass:
+    """The model's own pass if `rows`, one in each context of one token, replace what it has at `into`."""
+    outputs: list[Tensor] = []
+    ids = probe_ids(lm.model, lm.special_ids, (len(rows), 1))
+    with ExitStack() as stack:
+        stack.callback(into.watch(lambda x: rows.reshape(x.shape).to(x.dtype)).remove)
+        stack.callback(out.watch(outputs.append).remove)
+        logits = lm.model(input_ids=ids, use_cache=False).logits
+    return _Pass(outputs[-1].reshape(len(rows), -1), logits.reshape(len(rows), -1))
+
+
+def _without_constant(lm: LanguageModel, rows: Tensor, into: Place, out: Place) -> Tensor:
+    """What `rows` at `into` give at `out`, less what zeros give."""
+    both = _passed(lm, torch.cat([rows, torch.zeros_like(rows[:1])]), into, out).out
+    return both[:-1] - both[-1:]
+
+
+def _norm_before_head(lm: LanguageModel) -> nn.Module | None:
+    """The last module like a norm, as wide as the stream, that a forward pass runs."""
     last: list[nn.Module] = []
     handles = []
 
@@ -35,49 +64,106 @@ def final_norm(lm: LanguageModel) -> nn.Module:
             handles.append(module.register_forward_hook(lambda m, _a, _o: last.append(m)))
 
     try:
-        with torch.no_grad():
-            lm.body(input_ids=torch.ones(1, 2, dtype=torch.int64, device=lm.device), use_cache=False)
+        lm.body(input_ids=lm.probe_ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
 
-    if not last:
-        raise ConfigError("the model has no final norm that saedex can find; logits of latents need one.")
+    return last[-1] if last else None
 
-    return last[-1]
+
+class Unembedding:
+    """From directions of the residual stream to the logits that they add, before a scale or a soft cap of all logits.
+
+    Most models have a norm and a matrix after the last block; there it is U norm(d), biases left out. Others have a
+    projection between them, a head of several layers, or no norm. These are run: logits with d as the stream after the
+    last block, less those with 0. Which kind a model is shows in a trial of both ways. Raises `ConfigError` if the model
+    has no head, or logits that do not follow from the stream by it.
+    """
+
+    def __init__(self, lm: LanguageModel):
+        head = lm.model.get_output_embeddings()
+        if head is None:
+            raise ConfigError(
+                f"{type(lm.model).__name__}: no unembedding that saedex can find; promoted tokens need one."
+            )
+        self.lm, self.ids, self.dtype = lm, lm.scored_ids, head.weight.dtype
+        self.weight = head.weight[: len(self.ids)] if self._is_dense() else head.weight[self.ids]
+        self.stream = Place(lm.blocks.modules[-1], "last block", "output", lm.d_model)
+        self.head = Place(head, "head", "output", len(head.weight))
+        trial = torch.randn(TRIAL_ROWS, lm.d_model, generator=torch.Generator().manual_seed(0)).to(
+            lm.device, self.dtype
+        )
+        self._check_head(trial)
+        norm = _norm_before_head(lm)
+        self.norm = norm if norm is not None and self._is_plain(norm, trial) else None
+
+    def __call__(self, directions: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows tokens"]:
+        """Logits of the tokens `ids`."""
+        return self._run(directions) if self.norm is None else self._product(self.norm, directions)
+
+    def _is_dense(self) -> bool:
+        return len(self.ids) == int(self.ids[-1]) + 1
+
+    def _product(self, norm: nn.Module, directions: Tensor) -> Tensor:
+        normed, bias = norm(directions[None])[0], getattr(norm, "bias", None)
+        return nn.functional.linear(normed - bias if isinstance(bias, Tensor) else normed, self.weight)
+
+    def _run(self, directions: Tensor) -> Tensor:
+        return _without_constant(self.lm, directions, self.stream, self.head)[:, self.ids]
+
+    def _is_plain(self, norm: nn.Module, trial: Tensor) -> bool:
+        if self.weight.shape[1] != self.lm.d_model:
+            return False
+        expected = self._run(trial)
+        return bool((self._product(norm, trial) - expected).norm() <= ROUNDING[self.dtype] * expected.norm())
+
+    def _check_head(self, trial: Tensor) -> None:
+        """Raises `ConfigError` unless logits follow from the last block's output, whatever the tokens, and keep order."""
+        twice = _passed(self.lm, trial.repeat(2, 1), self.stream, self.head)
+        first, second = twice.out.float().chunk(2)
+        in_order = twice.logits.gather(1, twice.out.argsort(dim=1)).float()
+        if (first - second).norm() > ROUNDING[self.dtype] * first.norm():
+            reason = "its logits depend on more than what its last block writes"
+        elif (in_order.diff(dim=1) < -ROUNDING[self.dtype] * in_order.std()).any():
+            reason = "it changes the order of its logits after the unembedding"
+        else:
+            return
+        raise ConfigError(
+            f"{type(self.lm.model).__name__}: {reason}, so saedex cannot tell which tokens a direction promotes. Set "
+            "index.build: false to train without a feature store."
+        )
 
 
 def residual_directions(
     lm: LanguageModel, hook: HookPoint, rows: Float[Tensor, "rows width"]
 ) -> Float[Tensor, "rows d_model"]:
-    """What decoder rows add to the residual stream: themselves, or their image under the sub-layer's last linear map."""
-    if hook.site not in ("attn_z", "mlp_hidden"):
+    """What decoder rows add to the residual stream: themselves, or what becomes of them in the rest of their sub-layer."""
+    if hook.site not in OUTER:
         return rows
-    linear = resolve(lm, hook).module
-    return linear(rows) - linear(torch.zeros_like(rows[:1]))
+    places = find_places(lm, hook.layer)
+    inner, outer = places[hook.site], places[OUTER[hook.site]]
+    if inner.module is outer.module:
+        return inner.module(rows) - inner.module(torch.zeros_like(rows[:1]))
+    return _without_constant(lm, rows, inner, outer)  # a norm follows the last linear map
 
 
 @torch.no_grad()
 def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Float[Tensor, "d_sae width"], n: int) -> Logits:
     """The `n` tokens each latent promotes and suppresses most.
 
-    logits = U norm(d) minus their mean over the vocabulary, with d the unit decoder row: the norm's own scaling
-    stands in for the residual stream's, so values compare within a latent rather than across.
+    Logits of the unit decoder row d (`Unembedding`) minus their mean over the vocabulary: the norm's own scaling stands
+    in for the residual stream's, so values compare within a latent rather than across.
     """
-    norm, head = final_norm(lm), lm.model.get_output_embeddings()
-    weight = head.weight[: len(lm.tokenizer)]  # rows beyond the tokenizer are padding
-    dtype = weight.dtype
-    bias = getattr(norm, "bias", None)
+    unembed = Unembedding(lm)
+    ids = unembed.ids.to(lm.device)
     parts: list[list[Tensor]] = [[], [], [], []]
 
     for rows in w_dec.split(ROWS):
-        normed = norm(residual_directions(lm, hook, rows.to(dtype))[None])[0]
-        if isinstance(bias, Tensor):
-            normed = normed - bias
-        logits = torch.nn.functional.linear(normed, weight).float()
+        logits = unembed(residual_directions(lm, hook, rows.to(unembed.dtype))).float()
         logits -= logits.mean(dim=1, keepdim=True)
         top, bottom = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
-        for part, value in zip(parts, (top.indices, top.values, bottom.indices, -bottom.values), strict=True):
+        for part, value in zip(parts, (ids[top.indices], top.values, ids[bottom.indices], -bottom.values), strict=True):
             part.append(value.cpu())
 
     return Logits(*(torch.cat(part) for part in parts))

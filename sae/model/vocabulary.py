@@ -15,9 +15,14 @@ def _byte_level_alphabet() -> dict[str, int]:
     return table | {chr(256 + n): b for n, b in enumerate(others)}
 
 
+def n_ids(tokenizer: Any) -> int:
+    """One more than the largest token id; where a vocabulary has holes, more than it has tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """UTF-8 bytes of every token id, 0 .. len(tokenizer) - 1; parts of a character stay parts."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    """UTF-8 bytes of every token id, 0 .. `n_ids` - 1; parts of a character stay parts, and a hole is empty."""
+    pieces = tokenizer.convert_ids_to_tokens(list(range(n_ids(tokenizer))))
     special = set(tokenizer.all_special_ids)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = json.dumps(json.loads(backend.to_str())["decoder"]) if backend is not None else ""

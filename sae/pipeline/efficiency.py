@@ -8,7 +8,6 @@ from feature_store.dictionary_files import Facts
 from sae.architectures import ArchitectureConfig
 from sae.foundation.device import peak_process_bytes
 from sae.foundation.timing import timed
-from sae.model.hookpoints import blocks
 from sae.model.language_model import LanguageModel
 from sae.pipeline.config import RunConfig
 from sae.pipeline.sources import Sources
@@ -66,7 +65,7 @@ def _n_weights(module: torch.nn.Module) -> int:
 
 def _flops_per_token(sources: Sources) -> float:
     harvester, lm = sources.train.harvester, sources.lm
-    layers = blocks(lm.body, lm.n_layers)[1]
+    layers = lm.blocks.modules
     hook_layers = [hook.layer for hook in harvester.hooks]
     if not harvester.kinds:
         return 2.0 * sum(_n_weights(block) for block in layers[: max(hook_layers) + 1])

@@ -13,7 +13,7 @@ from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.files import read_json, read_sealed, write_json, write_sealed
 from sae.foundation.screen import Screen
 from sae.model import language_model
-from sae.model.hookpoints import Channel, check_hook_points
+from sae.model.hookpoints import Channel, resolve_all
 from sae.model.language_model import LanguageModel
 from sae.pipeline.config import RunConfig
 from sae.pipeline.sizes import check_sizes
@@ -21,6 +21,7 @@ from sae.publish.dictionary import read_card
 from sae.stream.activation_cache import ActivationCache
 from sae.stream.activations import Activations, segment_size
 from sae.stream.harvest import HarvestConfig, Harvester, choose_dtype
+from sae.stream.packing import check_separate
 from sae.text import tokens
 
 MODEL, DTYPE = "model.json", "dtype.json"
@@ -59,7 +60,9 @@ def prepare(
     if channels is None:
         channels = tuple(dict.fromkeys(channel for sae in config.sae for channel in sae.channels))
 
-    check_hook_points(lm, tuple(channel.hook for channel in channels))  # before the text is read, which may take long
+    resolve_all(lm, (channel.hook for channel in channels))  # before the text is read, which may take long
+    if config.text.packing == "separate":
+        check_separate(lm, config.text.ctx_len)
 
     with screen.progress("tokens", config.train.tokens) as progress:
         contexts, held_out = processes.on_first(
@@ -72,6 +75,9 @@ def prepare(
                 progress=progress,
             )
         )
+
+    for stream in (contexts, held_out):
+        lm.check_embedded(stream.ids)
 
     dtype = processes.on_first(lambda: _dtype_of_run(config, folder, lm))
     lm.cast(dtype)

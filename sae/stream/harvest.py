@@ -16,19 +16,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer, Shaped
+from jaxtyping import Bool, Float, Int, Integer
 from pydantic import Field
 from torch import Tensor
 
-from sae.errors import ConfigError, NumericError
+from sae.errors import NumericError
 from sae.foundation.device import has_bfloat16_products
 from sae.foundation.section import Count, Section
 from sae.model.compiled_blocks import IGNORED, CompiledBlocks, next_token_loss
-from sae.model.hookpoints import Channel, HookPoint, Place, resolve, run_order
+from sae.model.hookpoints import Channel, HookPoint, resolve_all, run_order
 from sae.model.language_model import LanguageModel
 from sae.model.relevance import RelevanceRules
+from sae.stream.packing import attention_inputs, check_separate, positions_of
 
-SHORT = 6  # tokens of a document in the check that packed documents do not see each other
 LOGITS = 1 << 25  # numbers; above this the memory for them costs a CPU more time than the model
 LOGIT_BYTES = 24  # memory of one logit on a GPU, forward and backward pass together
 GPU_TOKENS = 1 << 16  # tokens of a forward pass that keep a GPU busy
@@ -99,14 +99,13 @@ class Harvester:
         self.channels = tuple(dict.fromkeys(channels))
         self.kinds = tuple(sorted({c.kind for c in self.channels} - {"activation"}))
         self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(c.hook for c in self.channels))))
-        self.places: dict[HookPoint, Place] = {hook: resolve(lm, hook) for hook in self.hooks}
+        self.places = resolve_all(lm, self.hooks)
         self.rules = RelevanceRules(lm) if "relp" in self.kinds else None
         compiled = config.compile is True or (config.compile == "auto" and lm.device.type == "cuda")
         self.compiled = CompiledBlocks(lm, self.places.values()) if compiled and self.rules is None else None
         self._after_pass: Callable[[int], None] | None = None
         self._special = torch.tensor(lm.special_ids, device=lm.device)
-        if packing == "separate":
-            self._check_separate()
+        self._longest_checked = 0
 
     @contextmanager
     def observed(self, after_pass: Callable[[int], None]) -> Iterator[None]:
@@ -119,11 +118,7 @@ class Harvester:
 
     def width(self, hook: HookPoint) -> int:
         """Numbers per activation at a hook point."""
-        weight = getattr(self.places[hook].module, "weight", None)
-        if self.places[hook].side == "input" and isinstance(weight, Tensor) and hook.site in ("attn_z", "mlp_hidden"):
-            sides = set(weight.shape) - {self.lm.d_model}
-            return sides.pop() if sides else self.lm.d_model
-        return self.lm.d_model
+        return self.places[hook].width
 
     @torch.no_grad()
     def harvest(
@@ -132,6 +127,9 @@ class Harvester:
         """All channels of the contexts `ids` [contexts, ctx_len], in the model's own dtype."""
         outputs: dict[Channel, Tensor] = {}
         keeps = []
+        if self.packing == "separate" and ids.shape[1] > self._longest_checked:
+            check_separate(self.lm, ids.shape[1])
+            self._longest_checked = ids.shape[1]
         step = self.config.contexts_per_pass(ids.shape[1], self.lm.device)
         finite = torch.ones((), dtype=torch.bool, device=self.lm.device)
 
@@ -152,8 +150,7 @@ class Harvester:
 
         if not finite:
             names = ", ".join(str(c) for c, x in outputs.items() if not torch.isfinite(x).all())
-            dtype = next(iter(outputs.values())).dtype
-            raise NumericError(f"harvest: {names} not finite in {dtype}. Use model.dtype: float32.")
+            raise NumericError(f"harvest: {names} not finite: {self.lm.why_not_finite()}")
 
         return ActivationBatch(outputs, torch.cat(keeps))
 
@@ -163,18 +160,6 @@ class Harvester:
         if self.lm.device.type == "cuda":
             tokens = tokens.pin_memory()
         return tokens.to(self.lm.device, non_blocking=True)
-
-    @torch.no_grad()
-    def _check_separate(self) -> None:
-        """Refuses a model that lets packed documents see each other in spite of mask and positions."""
-        ids = np.arange(1, 2 * SHORT + 1)[None]
-        owners = np.repeat([0, 1], SHORT)[None]
-        packed = self._forward(torch.from_numpy(ids).to(self.lm.device), owners)
-        alone = self._forward(torch.from_numpy(ids[:, SHORT:]).to(self.lm.device), owners[:, SHORT:])
-        for hook, x in packed.items():
-            difference = (x[:, SHORT:] - alone[hook]).float().norm() / alone[hook].float().norm()
-            if difference > 0.05:
-                raise ConfigError("text.packing: this model ignores the mask of 'separate' packing. Use 'joined'.")
 
     def keep(
         self, tokens: Int[Tensor, "contexts ctx_len"], documents: Integer[np.ndarray, "contexts ctx_len"]
@@ -218,7 +203,8 @@ class Harvester:
         batch, length = tokens.shape
 
         def take(hook: HookPoint, x: Tensor) -> None:
-            activations[hook] = x.reshape(batch, length, -1).detach()
+            x = x.reshape(batch, length, -1).detach()
+            activations[hook] = x if hook == last else x.clone()  # some models add to it in place later
             if hook == last:
                 raise _Reached
 
@@ -249,7 +235,9 @@ class Harvester:
             if hook in hooks_with_coefficients:
                 x = x if x.requires_grad else x.detach().requires_grad_()  # the backward pass ends at the first one
                 live[hook] = x
-            tensors[Channel(hook)] = x.detach().reshape(*tokens.shape, -1)
+            tensors[Channel(hook)] = (
+                x.detach().reshape(*tokens.shape, -1).clone()
+            )  # some models add to it in place later
             return x
 
         with ExitStack() as stack:
@@ -277,37 +265,6 @@ def _padded(ids: np.ndarray, documents: np.ndarray, rows: int) -> tuple[np.ndarr
         return np.asarray(ids), np.asarray(documents)
     ids, documents = (np.concatenate([a, np.repeat(a[-1:], n_padding_rows, axis=0)]) for a in (ids, documents))
     return ids, documents
-
-
-def positions_of(
-    documents: Integer[np.ndarray, "contexts ctx_len"], packing: str
-) -> Int[np.ndarray, "contexts ctx_len"]:
-    """The model's positions [contexts, ctx_len]: from the start of the context or, packed `separate`, of the document."""
-    places = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
-    if packing == "joined":
-        return places
-    begins = np.ones(documents.shape, dtype=bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-
-
-def attention_inputs(
-    documents: Integer[np.ndarray, "contexts ctx_len"], packing: str, lm: LanguageModel
-) -> dict[str, Shaped[Tensor, " ..."]]:
-    """Extra inputs of the forward pass: for `separate` packing a block-diagonal causal mask and restarted positions."""
-    if packing == "joined":
-        return {}
-
-    owner = torch.from_numpy(documents.astype(np.int64)).to(lm.device)
-    length = owner.shape[1]
-    same = owner[:, :, None] == owner[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=owner.device).tril()
-    allowed = (same & causal)[:, None]
-    dtype = next(lm.model.parameters()).dtype
-    mask = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-    positions = torch.from_numpy(positions_of(documents, packing)).to(lm.device)
-
-    return {"attention_mask": mask, "position_ids": positions}
 
 
 def choose_dtype(device: torch.device, setting: str) -> torch.dtype:

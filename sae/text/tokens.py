@@ -152,7 +152,7 @@ class _ContextWriter:
 
 def id_dtype(tokenizer: Any) -> str:
     """The numbers in which token ids are stored: as narrow as the vocabulary allows."""
-    return "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
+    return "<u2" if max(tokenizer.get_vocab().values()) < 1 << 16 else "<u4"
 
 
 def _with_bos(tokens: Int[np.ndarray, " tokens"], bos: int, place: int, width: int) -> Int[np.ndarray, " longer"]:

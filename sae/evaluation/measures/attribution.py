@@ -13,7 +13,8 @@ from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import spearman
 from sae.model.hookpoints import Channel, resolve
-from sae.stream.harvest import Harvester, attention_inputs
+from sae.stream.harvest import Harvester
+from sae.stream.packing import attention_inputs
 
 CONTEXTS, PER_CONTEXT = 24, 16
 

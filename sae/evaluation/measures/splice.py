@@ -15,7 +15,7 @@ from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import loss_recovered
 from sae.model.hookpoints import HookPoint
-from sae.stream.harvest import attention_inputs, positions_of
+from sae.stream.packing import attention_inputs, positions_of
 
 Edit = dict[
     HookPoint, tuple[Bool[Tensor, "contexts ctx_len"], Float[Tensor, "_rows _width"]]

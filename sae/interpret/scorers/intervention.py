@@ -14,6 +14,7 @@ from sae.interpret.intervals import Interval, jackknife
 from sae.interpret.live_dictionary import LiveDictionary
 from sae.interpret.scorer import Figure, Scorer, ScoringCase
 from sae.model.hookpoints import HookPoint, resolve
+from sae.model.vocabulary import n_ids
 
 MOST = 8
 
@@ -107,7 +108,7 @@ def _logits_at(live_dictionary: LiveDictionary, ids: np.ndarray, peaks: Tensor, 
     places = (peaks - (ids.shape[1] - last)).repeat(len(changes) + 1)
     at_peaks = logits[torch.arange(len(every), device=logits.device), places].float()
 
-    return list(at_peaks[:, : len(live_dictionary.lm.tokenizer)].chunk(len(changes) + 1))
+    return list(at_peaks[:, : n_ids(live_dictionary.lm.tokenizer)].chunk(len(changes) + 1))
 
 
 def _kl(clean: Tensor, changed: Tensor) -> Tensor:
