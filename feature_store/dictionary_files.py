@@ -273,14 +273,15 @@ class JudgeCost(Facts):
 class LabelFigures(Facts):
     """How many features have a label, by which explainer, and how well the labels hold up on the test documents.
 
-    share_beating_chance: labels whose interval of balanced accuracy is above 0.5; share_beating_control: labels whose
-    balanced accuracy is above that of 95 % of the labels of random directions.
+    share_beating_chance: labels whose interval of balanced accuracy is above 0.5; share_beating_control: labels whose F2 is
+    above that of 95 % of the labels of random directions.
     """
 
     features_alive: int
     features_labelled: int
     labels_by_explainer: dict[str, int]
     median_balanced_accuracy: float | None = None
+    median_f2: float | None = None
     median_precision: float | None = None
     median_confidence: float | None = None
     share_beating_chance: float | None = None
@@ -292,7 +293,7 @@ class LabelFigures(Facts):
 class LabelSummary(LabelFigures, JsonFile):
     """labels.json: figures of the labels, and the same of controls: directions that nothing was learned for.
 
-    floor: the balanced accuracy that 95 % of the labels of random directions do not exceed.
+    floor: the F2 that 95 % of the labels of random directions do not exceed.
     """
 
     file_name: ClassVar[str] = "labels.json"

@@ -122,7 +122,7 @@ class FeatureDetail(FeatureItem):
     explanations: list[ExplanationItem]
     scores: list[ScoreItem] = Field(description="Scores of the feature itself, whatever its label.")
     floor: float | None = Field(
-        description="What 95 % of the labels of random directions do not exceed; null if none were labelled."
+        description="F2 that 95 % of the labels of random directions do not exceed; null if none were labelled."
     )
 
 

@@ -376,7 +376,7 @@ def test_serving_refuses_a_taken_port_and_missing_runs(finished, tmp_path, serve
     name = json.loads((broken / "store" / "current.json").read_text())["contexts"]["file"]
     (broken / "store" / name).write_bytes(b"not a database" * 100)
     bad = run_here("serve", broken, "--port", free_port())
-    assert bad.returncode == 66 and "it was published with" in bad.stderr
+    assert bad.returncode == 66 and "published was" in bad.stderr
 
 
 def test_curves_are_pictures(finished):

@@ -72,18 +72,13 @@ def _print_metrics(metrics: Metrics) -> None:
 
 def _print_labels(labels: LabelSummary) -> None:
     print(f"    labelled        {labels.features_labelled} of {labels.features_alive} live features")
-    if labels.median_balanced_accuracy is None:
-        return
     random = labels.controls.get("random")
-    beside = (
-        f", random directions' {random.median_balanced_accuracy:.3f}"
-        if random and random.median_balanced_accuracy
-        else ""
-    )
-    print(
-        f"    label score     {labels.median_balanced_accuracy:.3f} held-out balanced accuracy, median{beside}, chance 0.5"
-    )
+    if labels.median_f2 is not None and labels.median_precision is not None:
+        beside = f", of random directions' {random.median_f2:.3f}" if random and random.median_f2 is not None else ""
+        print(
+            f"    label scores    F2 {labels.median_f2:.3f}{beside}; precision {labels.median_precision:.3f} (medians, held out)"
+        )
     if labels.floor is not None and labels.share_beating_control is not None:
         print(
-            f"                    {labels.share_beating_control:.1%} above {labels.floor:.3f}, which 5 % of random directions' exceed"
+            f"                    {labels.share_beating_control:.1%} above F2 {labels.floor:.3f}, which 5 % of random directions' exceed"
         )

@@ -14,7 +14,7 @@ FLOOR_SHARE = 0.95  # of a control's labels that do not exceed the floor
 
 
 class ControlLabels(NamedTuple):
-    """Figures of a control's labels, and the balanced accuracy that 95 % of them do not exceed."""
+    """Figures of a control's labels, and the F2 that 95 % of them do not exceed."""
 
     figures: LabelFigures
     floor: float | None
@@ -22,7 +22,7 @@ class ControlLabels(NamedTuple):
 
 def control_labels(table: ExplanationTable, n_alive: int) -> ControlLabels:
     """What a control's labels say."""
-    scores = _label_scores(table)
+    scores = _of_labels(table, "rule", "f2")
     floor = float(np.quantile(scores, FLOOR_SHARE, method="higher")) if scores else None
     return ControlLabels(label_figures(table, n_alive, None), floor)
 
@@ -31,7 +31,7 @@ def label_figures(table: ExplanationTable, n_alive: int, floor: float | None) ->
     """Figures of the chosen labels of a table; `floor` is that of random directions, if they were labelled."""
     labels = list(table.labels.values())
     explainers = [row.explainer for row in labels]
-    scores = _label_scores(table)
+    scores, f2 = _label_scores(table), _of_labels(table, "rule", "f2")
     null_shares = _of_labels(table, "confidence", "null_reached")
 
     return LabelFigures(
@@ -39,12 +39,13 @@ def label_figures(table: ExplanationTable, n_alive: int, floor: float | None) ->
         features_labelled=len(labels),
         labels_by_explainer={name: explainers.count(name) for name in dict.fromkeys((*EXPLAINERS, *explainers))},
         median_balanced_accuracy=_median(scores),
+        median_f2=_median(f2),
         median_precision=_median(_of_labels(table, "rule", "precision")),
         median_confidence=_median(_of_labels(table, "confidence", "confidence")),
         share_beating_chance=_share([low > 0.5 for low in _of_labels(table, "rule", "balanced_accuracy", "low")]),
         features_tested_against_null=len(null_shares),
         share_beating_null=_share([share == 0 for share in null_shares]),
-        share_beating_control=None if floor is None else _share([score > floor for score in scores]),
+        share_beating_control=None if floor is None else _share([score > floor for score in f2]),
     )
 
 

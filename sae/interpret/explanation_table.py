@@ -66,6 +66,21 @@ def precision_interval(counts: Counts, n_documents: int, n_silent_documents: int
     )
 
 
+def f2_interval(counts: Counts, n_documents: int, n_silent_documents: int) -> Interval:
+    """F2 of a rule, which rises with recall and with precision, so that its ends come from those of both."""
+    positive = min(counts.n_pos, n_documents)
+    precision = precision_interval(counts, n_documents, n_silent_documents)
+    if precision == NOTHING:
+        return NOTHING
+
+    recall = proportion(counts.hits / counts.n_pos * positive, positive)
+
+    def f2(share: float, found: float) -> float:
+        return 5 * share * found / max(4 * share + found, 1e-30)
+
+    return Interval(counts.f2, f2(precision.low, recall.low), f2(precision.high, recall.high))
+
+
 class ChosenLabel(NamedTuple):
     """The label of a feature and the id of its explanation; None if nothing explains the feature."""
 
@@ -140,7 +155,11 @@ class ExplanationTable:
                 n_pos=counts.n_pos,
                 n_neg=counts.n_neg,
             )
+            share = counts.positive_share
+            everything = 5 * share / (4 * share + 1)  # what a rule that matches every token reaches
+            f2 = Figure("f2", f2_interval(counts, *n_documents), everything, counts.n_pos, n_neg=counts.n_neg)
             self.add_score("rule", feature, key, accuracy)
+            self.add_score("rule", feature, key, f2)
             self.add_score("rule", feature, key, precision)
             if index == best:
                 self.explanations[key] = replace(self.explanations[key], best_rule=True)
