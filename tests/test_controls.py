@@ -23,14 +23,16 @@ from sae.publish.controls import CONTROLS, principal_directions, sampled_code
 
 
 def scores_of(store_folder):
-    """Balanced accuracies of all labels of a store, labelled without publishing."""
+    """F2 of all labels of a store, labelled without publishing."""
     with closing(Store(store_folder)) as store:
         evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
         config = InterpretConfig(scorers=())
         _label(
             evidence, table, evidence.alive(), config, live_dictionary=_no_model, processes=ALONE, progress=Progress()
         )
-    return table, [row.score for row in table.labels.values() if row.score is not None]
+    chosen = {row.id for row in table.explanations if row.chosen}
+    rows = [row for row in table.scores if row.explanation in chosen and row.score.metric == "f2"]
+    return table, [row.score.value for row in rows if row.score.value is not None]
 
 
 def test_every_dictionary_is_shown_beside_controls(finished):

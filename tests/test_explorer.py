@@ -47,7 +47,8 @@ def test_home_lists_and_leads_on(page):
     page.goto("/")
     page.get_by_role("link", name="tiny / first").click()
     page.get_by_role("heading", name="tiny / first").wait_for()
-    assert page.get_by_text("loss recovered (mean)").is_visible()
+    assert page.get_by_role("term").filter(has_text="loss recovered (mean)").is_visible()
+    assert page.get_by_role("columnheader", name="random").is_visible()
     assert page.locator("svg").count() == 3
     page.locator("a[download]", has_text="weights.safetensors").wait_for()
 

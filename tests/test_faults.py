@@ -1,4 +1,4 @@
-"""A few kills, stops and failing operations of the harness in tests/faults; CONTRIBUTING.md has the long form."""
+"""A few kills and stops of the harness in tests/faults; CONTRIBUTING.md has the long form."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from tests.faults.harness import Workplace
 from tests.faults.operations import Fault, Operations
 
 
-@pytest.mark.parametrize("arguments", [["--kills", "2", "--seed", "7"], ["--operations", "300"]])
-def test_what_is_disturbed_ends_with_the_same_bytes(arguments):
-    command = [sys.executable, "-m", "tests.faults", *arguments]
+def test_what_is_killed_ends_with_the_same_bytes():
+    command = [sys.executable, "-m", "tests.faults", "--kills", "2", "--seed", "7"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout and done.stdout.count("sound") >= 4

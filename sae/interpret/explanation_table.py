@@ -75,8 +75,8 @@ def f2_interval(counts: Counts, n_documents: int, n_silent_documents: int) -> In
 
     recall = proportion(counts.hits / counts.n_pos * positive, positive)
 
-    def f2(share: float, found: float) -> float:
-        return 5 * share * found / max(4 * share + found, 1e-30)
+    def f2(precise: float, recalled: float) -> float:
+        return 5 * precise * recalled / max(4 * precise + recalled, 1e-30)
 
     return Interval(counts.f2, f2(precision.low, recall.low), f2(precision.high, recall.high))
 

@@ -78,7 +78,6 @@ def prepare(
 
     for stream in (contexts, held_out):
         lm.check_embedded(stream.ids)
-
     dtype = processes.on_first(lambda: _dtype_of_run(config, folder, lm))
     lm.cast(dtype)
 

@@ -23,6 +23,7 @@ from itertools import count, pairwise
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fixtures
