@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.faults.harness import Workplace
 from tests.faults.operations import Fault, Operations
 
 
+@pytest.mark.skipif("SAEDEX_LONG_TESTS" not in os.environ, reason="a minute; set SAEDEX_LONG_TESTS to run it")
 def test_what_is_killed_ends_with_the_same_bytes():
     command = [sys.executable, "-m", "tests.faults", "--kills", "2", "--seed", "7"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
