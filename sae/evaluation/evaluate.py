@@ -16,7 +16,7 @@ from sae.evaluation.report import write_report
 from sae.evaluation.subject import Subject
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
-from sae.publish.controls import CONTROLS, control_of
+from sae.publish.controls import CONTROLS, control_of, l0_of
 from sae.stream.activations import Activations
 
 
@@ -46,18 +46,18 @@ def evaluate_on_text(subject: Subject, name: str, title: str) -> dict[str, Any]:
 CONTROL_TOKENS = 2048  # that the splice of a control is measured on
 
 
-def _of_controls(subject: Subject, measure: Measure, metrics: Metrics) -> dict[str, dict[str, Any]]:
-    """A measure's figures for dictionaries that learned nothing, {control: figures}."""
-    k = max(1, round(metrics.l0 or subject.sae.config.expected_l0))
-    figures = {}
-    for name in CONTROLS:
-        control = control_of(
-            subject.sae, name, subject.held_out.training or subject.held_out, k, seed=subject.seed
-        ).control
-        short = replace(subject, sae=control, splice_tokens=min(subject.splice_tokens, CONTROL_TOKENS))
-        measured = measure.measure(short)
-        figures[name] = {key: measured[key] for key in measure.control_figures}
-    return figures
+def _controls_of(subject: Subject) -> dict[str, Subject]:
+    """Subjects of dictionaries that learned nothing, on the same stream, by the name of the control."""
+    training, k = subject.held_out.training or subject.held_out, l0_of(subject.sae, subject.folder)
+    samples = {name: control_of(subject.sae, name, training, k, seed=subject.seed) for name in CONTROLS}
+    splice_tokens = min(subject.splice_tokens, CONTROL_TOKENS)
+    return {name: replace(subject, sae=s.control, splice_tokens=splice_tokens) for name, s in samples.items()}
+
+
+def _of_controls(controls: dict[str, Subject], measure: Measure) -> dict[str, dict[str, Any]]:
+    """A measure's figures for every control."""
+    measured = {name: measure.measure(control) for name, control in controls.items()}
+    return {name: {key: figures[key] for key in measure.control_figures} for name, figures in measured.items()}
 
 
 DEFAULT = tuple(name for name, measure in MEASURES.items() if measure.by_default)
@@ -106,6 +106,7 @@ def evaluate(subject: Subject, names: tuple[str, ...], title: str) -> Metrics:
     folder = subject.folder
     metrics = Metrics.read(folder) if (folder / Metrics.file_name).exists() else Metrics()
 
+    controls: dict[str, Subject] = {}  # made once, when a measure first asks for them
     for name in names:
         measure = MEASURES[name]
         if not measure.applies(subject):
@@ -114,7 +115,9 @@ def evaluate(subject: Subject, names: tuple[str, ...], title: str) -> Metrics:
         figures = measure.measure(subject)
         metrics = metrics.with_figures(name, figures)
         if measure.control_figures and subject.sae.centred:
-            metrics = metrics.with_controls(_of_controls(subject, measure, metrics))
+            metrics.write(folder)  # the controls keep as many latents as it says
+            controls = controls or _controls_of(subject)
+            metrics = metrics.with_controls(_of_controls(controls, measure))
         measure.draw(figures, title, folder)
         metrics.write(folder)
 

@@ -88,6 +88,7 @@ class Activations:
         self.harvest_s = 0.0
         self._statistics: dict[HookPoint, ActivationStatistics] = {}
         self.training = training  # the stream whose statistics are used; None: this one's own
+        self._means: dict[HookPoint, Tensor] = {}
         self._samples: dict[HookPoint, Tensor] = {}
         self._mean_norms: dict[Channel, float] = {}
         self._last: tuple[int, Segment] | None = None
@@ -212,6 +213,11 @@ class Activations:
         """Mean activation of a hook point over the training stream's first `MEAN_TOKENS` tokens, as far as kept."""
         if self.training is not None:
             return self.training.training_mean(hook)
+        if hook not in self._means:
+            self._means[hook] = self._mean_of_first_tokens(hook)
+        return self._means[hook]
+
+    def _mean_of_first_tokens(self, hook: HookPoint) -> Tensor:
         rows = []
         for number in range(self.n_segments):
             segment = self.segment(number)
