@@ -32,17 +32,17 @@ RATES = (4e-4, 1.5e-3, 3e-3)
 CONFIG = Path(__file__).parent.parent / "training_configs" / "quickstart.yaml"
 
 
-def rows_of(sources: Sources, rows: int) -> tuple[Tensor, Tensor]:
-    """(training rows in a fixed random order, held-out rows) of the quickstart's hook point, in float32."""
+def rows_of(sources: Sources, rows: int, hook: HookPoint = HOOK) -> tuple[Tensor, Tensor]:
+    """(training rows in a fixed random order, held-out rows) of a hook point, in float32."""
     parts, n_rows = [], 0
     for g in range(sources.train.n_segments):
-        parts.append(sources.train.segment(g).x[Channel(HOOK)])
+        parts.append(sources.train.segment(g).x[Channel(hook)])
         n_rows += len(parts[-1])
         if n_rows >= rows:
             break
     train = torch.cat(parts)[:rows]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    held_out = torch.cat([sources.held_out.segment(g).x[Channel(HOOK)] for g in range(sources.held_out.n_segments)])
+    held_out = torch.cat([sources.held_out.segment(g).x[Channel(hook)] for g in range(sources.held_out.n_segments)])
     return train[order].float(), held_out.float()
 
 

@@ -1,7 +1,8 @@
-"""Checks the shapes and dtypes that signatures state, while tests run: jaxtyping's import hook with beartype.
+"""Checks the shapes and dtypes that signatures state, while tests run: jaxtyping with beartype, put in at import.
 
-`install` must be called before sae is imported. Only annotations that name a jaxtyping type are checked. Modules with
-functions that numba or Triton compiles are left out: the hook would wrap what the compiler has to read.
+`install` must be called before sae is imported. Only functions and dataclasses that name a jaxtyping type are checked,
+and only those annotations: jaxtyping's own import hook wraps every function, which doubled the time of a small run.
+Modules with functions that numba or Triton compiles are left out: a check would wrap what the compiler has to read.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import UnionType
+from types import CodeType, ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 import jaxtyping
@@ -83,6 +86,50 @@ def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
     return beartype(function)
 
 
+def has_shapes(node: ast.AST) -> bool:
+    """Whether a function's signature, or a field of a dataclass, names a jaxtyping type."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        a = node.args
+        arguments = [x for x in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if x is not None]
+        hints = [*(x.annotation for x in arguments), node.returns]
+    elif isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        hints = [x.annotation for x in node.body if isinstance(x, ast.AnnAssign)]
+    else:
+        return False
+    return any(states_shape(part) for hint in hints if hint is not None for part in ast.walk(hint))
+
+
+class CheckedModule(SourceFileLoader):
+    """Loads a module of which what `has_shapes` is wrapped by `jaxtyping.jaxtyped`."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        tree = ast.parse(self.get_data(path), path)
+        for node in filter(has_shapes, ast.walk(tree)):
+            decorator = ast.parse(f"__import__({__name__!r}).is_checked").body[0].value  # pyright: ignore
+            is_class = isinstance(node, ast.ClassDef)
+            node.decorator_list.insert(0 if is_class else len(node.decorator_list), ast.copy_location(decorator, node))  # pyright: ignore
+        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+
+
+def is_checked(decorated: Any) -> Any:
+    """A function or dataclass whose arrays are compared with the shapes that it states."""
+    return jaxtyping.jaxtyped(typechecker=typechecker)(decorated)
+
+
+class CheckedModules:
+    """Finds the modules that are to be checked."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = frozenset(names)
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in self.names else None
+        if spec is not None and spec.origin is not None:
+            spec.loader = CheckedModule(name, spec.origin)
+        return spec
+
+
 def install() -> None:
     """Every module that is imported from now on checks what it states."""
-    jaxtyping.install_import_hook(hooked_modules(), f"{__name__}.typechecker")
+    sys.meta_path.insert(0, CheckedModules(hooked_modules()))  # pyright: ignore

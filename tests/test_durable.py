@@ -84,6 +84,17 @@ def test_a_folder_is_free_again_after_an_error(tmp_path):
         pass
 
 
+def test_what_a_killed_owner_was_writing_is_removed_by_the_next(tmp_path):
+    from sae.foundation.files import temporary_of
+
+    for name in (".seconds.writing.json", ".tensors.writing", "metrics.json"):
+        (tmp_path / name).write_text("{")
+    exported = temporary_of(tmp_path / "exported")  # of a command that does not own this folder
+    exported.mkdir()
+    with owned(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} - {".lock", ".owner"} == {"metrics.json", exported.name}
+
+
 def test_generations_that_nothing_points_to_are_reported_and_removed(copied):
     store = copied / "dictionaries" / "first" / "store"
     there = {path.name for path in store.iterdir()}

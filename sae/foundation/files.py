@@ -101,7 +101,10 @@ def dictionaries_in(path: Path) -> list[Path]:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process during the block; raises `LockedError` naming the process that has it."""
+    """Holds `folder` for this process during the block; raises `LockedError` naming the process that has it.
+
+    Files that a killed owner was writing are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     owner = folder / ".owner"
@@ -115,6 +118,9 @@ def owned(folder: Path) -> Iterator[None]:
         ) from None
 
     try:
+        for half_written in folder.glob(".*.writing*"):
+            if half_written.is_file():
+                half_written.unlink()
         with _naming(owner):
             owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
         yield

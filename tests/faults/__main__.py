@@ -2,6 +2,7 @@
 
     python -m tests.faults --kills 200 --seed 0     kills of training and of every command, at random moments
     python -m tests.faults --operations 1           every operation on the disk fails in four ways; 4: every fourth
+    python -m tests.faults --operations 1 --part 2/8   the second of eight equal parts, for eight processors
     python -m tests.faults --disks 12               as root: the run's disk is full after more and more bytes
     python -m tests.faults --processes              other hash seeds and numbers of threads
 
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator
 from itertools import count, pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
@@ -40,9 +42,28 @@ SMALL = {
 LABELLED = [f'{{"text": "cat {n} on a mat", "label": {"true" if n % 2 else "false"}}}' for n in range(24)]
 
 
+class Part(NamedTuple):
+    """Which of `of_all` equal parts of the trials a process performs; the first is 1."""
+
+    number: int = 1
+    of_all: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> Part:
+        """`2/8` is the second of eight."""
+        return cls(*map(int, text.split("/")))
+
+    def of(self, trials: list[Any]) -> list[Any]:
+        """This part's trials."""
+        return trials[self.number - 1 :: self.of_all]
+
+
 def workplace(folder: Path) -> Workplace:
     """A folder with a tiny model, a text and a config."""
     folder.mkdir(parents=True)
+    (folder / "other.jsonl").write_text(
+        "\n".join(f'{{"text": "a dog {n} ran to the other side of the road"}}' for n in range(400))
+    )
     tree = fixtures.small_tree(fixtures.save_model(folder / "model"), fixtures.save_text(folder / "text.jsonl"))
     (folder / "labelled.jsonl").write_text("\n".join(LABELLED))
     return Workplace(folder, fixtures.write_config(folder, tree, **SMALL))
@@ -58,20 +79,25 @@ def undisturbed(work: Workplace, arguments: Arguments, state: Path | None = None
 
 
 def commands(work: Workplace) -> list[Arguments]:
-    """Every command that writes, on the finished run in `runs`."""
+    """Every command that writes, on the finished run in `runs`, which holds an exported dictionary."""
     first = str(work.run / "dictionaries" / "first")
-    exported = str(work.runs / "exported")
     return [
         ["interpret", first, "--explainers", "token,bigram"],
         ["eval", str(work.run), "--measures", "reconstruction,description_length"],
+        ["eval", str(work.run), "--measures", "reconstruction", "--text", f"other={work.folder / 'other.jsonl'}"],
         ["concept", "add", first, "--name", "x", "--labelled", str(work.folder / "labelled.jsonl")],
-        ["export", first, "--to", "saelens", exported],
+        ["export", first, "--to", "dictionary_learning", str(work.runs / "again")],
+        ["import", str(work.runs / "exported"), str(work.runs / "imported"), "--from", "saelens"],
     ]
 
 
 def kills(work: Workplace, n_kills: int, seed: int) -> Iterator[Trial]:
     """At least `n_kills` kills, four of five of them in training, and a quarter as many stops by SIGTERM and SIGINT."""
     reference, longest_s = undisturbed(work, work.train)
+    exported = work.complete(
+        ["export", str(work.run / "dictionaries" / "first"), "--to", "saelens", str(work.runs / "exported")]
+    )
+    assert exported.code == 0, exported.printed
     finished = work.keep("finished")
     numbers = count(seed)
 
@@ -88,12 +114,10 @@ def kills(work: Workplace, n_kills: int, seed: int) -> Iterator[Trial]:
     yield from until(n_kills * 4 // 5, work.train, reference, longest_s, None)
     for arguments in commands(work):
         expected, seconds = undisturbed(work, arguments, finished)
-        if arguments[0] == "export":  # a second time it is refused, because it is there already
-            continue
         yield from until(-(-n_kills // 15), arguments, expected, seconds, finished)
 
 
-def operations(work: Workplace, step: int) -> Iterator[Trial]:
+def operations(work: Workplace, step: int, part: Part) -> Iterator[Trial]:
     """Every `step`-th operation of the run fails in each of four ways; each way begins at another one.
 
     The run is begun from states in which it was killed before: else most of the time would go into its beginning.
@@ -113,10 +137,14 @@ def operations(work: Workplace, step: int) -> Iterator[Trial]:
         left.append(len(work.operations(work.train)))
     print(f"{n_operations} operations; from the states: {left}", flush=True)
 
-    for state, (more, fewer) in zip(states, pairwise([*left, 0]), strict=True):
-        for first, kind in enumerate(KINDS):
-            for number in range(1 + first * step // len(KINDS), more - max(fewer - 5, 0) + 1, step):
-                yield fault_at(work, work.train, reference, Fault(kind, min(number, more)), state)
+    faults = [
+        (state, Fault(kind, min(number, more)))
+        for state, (more, fewer) in zip(states, pairwise([*left, 0]), strict=True)
+        for first, kind in enumerate(KINDS)
+        for number in range(1 + first * step // len(KINDS), more - max(fewer - 5, 0) + 1, step)
+    ]
+    for state, fault in part.of(faults):
+        yield fault_at(work, work.train, reference, fault, state)
 
 
 def disks(work: Workplace, n_sizes: int) -> Iterator[Trial]:
@@ -160,6 +188,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, metavar="N", help="kill training and every command N times in all")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; each further one has the next")
     parser.add_argument("--operations", type=int, metavar="STEP", help="let every STEP-th operation fail")
+    parser.add_argument("--part", type=Part.read, default=Part(), metavar="I/N", help="the I-th of N parts of these")
     parser.add_argument("--disks", type=int, metavar="N", help="as root: N sizes of a disk that is too small")
     parser.add_argument("--processes", action="store_true", help="other hash seeds and numbers of threads")
     arguments = parser.parse_args()
@@ -169,7 +198,7 @@ def main() -> int:
     preload()
     kinds = {
         "kills": arguments.kills and kills(work, arguments.kills, arguments.seed),
-        "operations": arguments.operations and operations(work, arguments.operations),
+        "operations": arguments.operations and operations(work, arguments.operations, arguments.part),
         "disks": arguments.disks and disks(work, arguments.disks),
         "processes": arguments.processes and processes(work),
     }
