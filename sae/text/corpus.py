@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import glob
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from sae.errors import DataError, UnavailableError
 from sae.foundation.downloads import PackagePart, open_members
 from sae.foundation.section import Count, Section
 from sae.text import installed_docs
+from sae.text.json_rows import rows
 
 FILE_FORMATS = ("parquet", "json", "csv", "text")
 ROWS = 256  # read from a data set at a time
@@ -137,15 +139,35 @@ def _package_documents(source: PackageText) -> Iterator[Document]:
 
 
 def _dataset_documents(source: DatasetText) -> Iterator[Document]:
-    number = 0
-    for file in _files(source):
-        for table in _tables(source, file):
-            if source.column not in table.column_names:
-                columns = ", ".join(table.column_names)
-                raise DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {columns}.")
-            for value in _values(table[source.column]):
-                yield Document(f"{source.path}#{number}", _content(value, source, number))
-                number += 1
+    values = chain.from_iterable(
+        _json_values(source, file) if source.path == "json" and file else _table_values(source, file)
+        for file in _files(source)
+    )
+    for number, value in enumerate(values):
+        yield Document(f"{source.path}#{number}", _content(value, source, number))
+
+
+def _json_values(source: DatasetText, file: str) -> Iterator[Any]:
+    """The column's value in every row of a JSON file; None in rows without it, if others among the first have it."""
+    columns: dict[str, None] = {}
+    read = rows(file)
+    first = list(islice(read, ROWS))
+    for row in first:
+        columns |= dict.fromkeys(row)
+    if first and source.column not in columns:
+        raise _no_column(source, columns)
+    yield from (row.get(source.column) for row in chain(first, read))
+
+
+def _table_values(source: DatasetText, file: str | None) -> Iterator[Any]:
+    for table in _tables(source, file):
+        if source.column not in table.column_names:
+            raise _no_column(source, table.column_names)
+        yield from _values(table[source.column])
+
+
+def _no_column(source: DatasetText, columns: Iterable[str]) -> DataError:
+    return DataError(f"text source {source.path!r}: no column {source.column!r}. Columns: {', '.join(columns)}.")
 
 
 def _files(source: DatasetText) -> list[str | None]:

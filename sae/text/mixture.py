@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from sae.text.corpus import Content, DatasetText, Document, InstalledDocs, Packa
 from sae.text.reread import NOTHING_READ, RereadStream
 from sae.text.similarity import is_held_out, similarity_key
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one out; no tokenizer takes it
 AHEAD_DOCUMENTS = 256  # tokenized at a time
 AHEAD_CHARACTERS = 1 << 20  # tokenized at a time, and of a document; a longer one is read as several
 
@@ -60,11 +62,11 @@ def _text(document: Document, tokenizer: Any) -> str:
     """A document's content as text: a chat as the tokenizer's template writes it, token ids decoded."""
     content: Content = document.content
     if isinstance(content, str):
-        return content.encode("utf-8", "replace").decode()
+        return LONE_SURROGATE.sub("\ufffd", content)
     if content and isinstance(content[0], dict):
         if not getattr(tokenizer, "chat_template", None):
             raise DataError(f"text: {document.name} is a chat, and this model's tokenizer has no chat template.")
-        return tokenizer.apply_chat_template(content, tokenize=False)
+        return LONE_SURROGATE.sub("\ufffd", tokenizer.apply_chat_template(content, tokenize=False))
     return tokenizer.decode(_known_ids(document, tokenizer), clean_up_tokenization_spaces=False)
 
 
