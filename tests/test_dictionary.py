@@ -301,10 +301,17 @@ def too_short(handler):
     handler.close_connection = True
 
 
-def elsewhere(handler):
-    handler.send_response(302)
-    handler.send_header("location", "file:///etc/passwd")
-    handler.end_headers()
+def pointing_to(address, body=b""):
+    """An answer that points to an address, or to its own; with a body it goes on for ever."""
+
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("location", address or handler.path)
+        handler.end_headers()
+        while body:
+            handler.wfile.write(body)
+
+    return answer
 
 
 @pytest.mark.parametrize("name", ["card.json", WEIGHTS])
@@ -317,7 +324,8 @@ def elsewhere(handler):
         (header_at_a_time, "bytes came in"),
         (packed, "is packed"),
         (too_short, "the download failed"),
-        (elsewhere, "points to file:///etc/passwd"),
+        (pointing_to("file:///etc/passwd"), "points to file://"),
+        (pointing_to(None, b"a" * (1 << 16)), "points on 5 times"),
         (lambda handler: handler.send_error(500), "the answer is 500"),
         (lambda handler: handler.wfile.write(b"\x00\xff\r\n\r\n"), "the download failed"),
     ],
@@ -334,6 +342,25 @@ def test_answers_have_limits_and_leave_nothing(cache, folder, serve, monkeypatch
     assert isinstance(refusal.value, ArtefactError if answer is endless else UnavailableError)
     assert time.monotonic() - begin < 10 and left_in(cache) == []
     assert not list(cache.rglob(".*.writing"))
+
+
+def test_addresses_that_the_server_points_to_are_followed(cache, folder, serve):
+    right = serve(files_of(folder))
+    pointing = serve({name: pointing_to(f"{right.url}/download/{name}") for name in files_of(folder)})
+    assert torch.equal(dictionary.load(pointing.url).W_dec, dictionary.load(folder).W_dec)
+
+
+def test_no_address_leads_from_https_to_http(monkeypatch):
+    import anyio
+    import httpx
+
+    async def answer():
+        handler = httpx.MockTransport(lambda request: httpx.Response(302, headers={"location": "http://b/card.json"}))
+        async with httpx.AsyncClient(transport=handler) as client, download._answer_of(client, "https://a/card.json"):
+            pass
+
+    with pytest.raises(UnavailableError, match="none from https to http"):
+        anyio.run(answer)
 
 
 def test_weights_that_no_disk_holds_are_refused_before_they_are_asked_for(cache, folder, serve):

@@ -30,7 +30,12 @@ def test_rows_are_what_was_written(tmp_path_factory, written, as_list, compresse
 
 
 def test_columns_may_change_within_a_file(tmp_path):
-    lines = [{"text": "one"}, {"text": "two", "year": 1900}, {"year": "unknown"}, {"text": "three", "year": {"from": 1}}]
+    lines = [
+        {"text": "one"},
+        {"text": "two", "year": 1900},
+        {"year": "unknown"},
+        {"text": "three", "year": {"from": 1}},
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert [d.content for d in documents(source(tmp_path / "a.jsonl"))] == ["one", "two", "", "three"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CARD_BYTES = 1 << 20
 HEADER_BYTES = 1 << 16  # names and shapes in front of the numbers, in one file of weights
 SECONDS = 60.0  # for any answer; a body may take longer by its size at the least speed
 LEAST_BYTES_PER_SECOND = 100_000
+MOST_REDIRECTS = 5
 
 
 def download(url: str) -> Path:
@@ -117,10 +119,9 @@ async def _receive_in_loop(url: str, limit: int, write: Callable[[bytes], Any]) 
     try:
         with anyio.fail_after(seconds):
             async with (
-                httpx.AsyncClient(timeout=SECONDS, headers=headers, follow_redirects=False) as client,
-                client.stream("GET", url) as answer,
+                httpx.AsyncClient(timeout=SECONDS, headers=headers) as client,
+                _answer_of(client, url) as answer,
             ):
-                _check_answer(answer, url)
                 async for chunk in answer.aiter_raw():
                     size += len(chunk)
                     if size > limit:
@@ -135,13 +136,28 @@ async def _receive_in_loop(url: str, limit: int, write: Callable[[bytes], Any]) 
         raise UnavailableError(f"{_shown(url)}: the download failed ({reason}). Is the server running?") from None
 
 
+@asynccontextmanager
+async def _answer_of(client: httpx.AsyncClient, url: str) -> AsyncIterator[httpx.Response]:
+    """The answer at an address, or where it points to; httpx would read the whole body of an answer that points on."""
+    request = client.build_request("GET", url)
+    for _ in range(1 + MOST_REDIRECTS):
+        async with aclosing(await client.send(request, stream=True)) as answer:
+            following = answer.next_request
+            if following is None:
+                _check_answer(answer, url)
+                yield answer
+                return
+        if following.url.scheme not in {"https", request.url.scheme}:
+            raise UnavailableError(
+                f"{_shown(url)}: the server points to {_shown(str(following.url))}. saedex follows addresses with http "
+                f"and https, and none from https to http."
+            )
+        request = following
+    raise UnavailableError(f"{_shown(url)}: the server points on {MOST_REDIRECTS} times and more.")
+
+
 def _check_answer(answer: httpx.Response, url: str) -> None:
     """Raises `UnavailableError` unless this is the body itself, as it is."""
-    if answer.is_redirect:
-        raise UnavailableError(
-            f"{_shown(url)}: the server points to {answer.headers['location']}; saedex follows no other address than "
-            f"yours. Give that one if you trust it."
-        )
     if answer.status_code != httpx.codes.OK:
         raise UnavailableError(
             f"{_shown(url)}: the answer is {answer.status_code} {answer.reason_phrase}. Is the server running, and is the "
