@@ -177,6 +177,6 @@ def _models(arguments: Namespace) -> int:
     counts = figures(every)
     print(
         f"Tiny random models of {counts['classes']} classes of transformers {counts['transformers']}: {counts['built']} can "
-        f"be built, {counts['passed']} of these pass.\n\n{table(every)}"
+        f"be built, {counts['causal']} of these read from left to right alone, and {counts['passed']} of these pass.\n\n{table(every)}"
     )
     return _write_json(arguments, counts)

@@ -16,11 +16,20 @@ PROBE_SHAPE = (2, 8)  # contexts and tokens of a short pass; they differ, so tha
 
 
 class Blocks(NamedTuple):
-    """The list of blocks, its name in the model, and how many numbers the residual stream has per token."""
+    """The list of blocks, its name in the model, and how many numbers the residual stream has per token.
+
+    `running` are the blocks that text runs: those that read an image, say, are passed over without one.
+    """
 
     name: str
     modules: nn.ModuleList
     width: int
+    running: tuple[int, ...]
+
+    @property
+    def last(self) -> nn.Module:
+        """The last block that runs."""
+        return self.modules[self.running[-1]]
 
 
 class _Call(NamedTuple):
@@ -56,7 +65,7 @@ def find_blocks(body: nn.Module, ids: Int[Tensor, "contexts length"]) -> Blocks:
     """
     lists = {name: module for name, module in body.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
     calls = _calls(body, {module for modules in lists.values() for module in modules}, ids)
-    chains = {name: modules for name, modules in lists.items() if _is_chain(modules, calls)}
+    chains = {name: running for name, modules in lists.items() if (running := _chain(modules, calls))}
     outer = [name for name in chains if not any(name.startswith(other + ".") for other in chains)]
     longest = max((len(chains[name]) for name in outer), default=0)
     blocks = [name for name in outer if len(chains[name]) == longest]
@@ -66,7 +75,8 @@ def find_blocks(body: nn.Module, ids: Int[Tensor, "contexts length"]) -> Blocks:
             f"(module lists that fit: {', '.join(blocks) or 'none'}). saedex finds no hook points in this model."
         )
 
-    stream = next(call.input for call in calls if call.module is chains[blocks[0]][0])
+    modules, running = lists[blocks[0]], chains[blocks[0]]
+    stream = next(call.input for call in calls if call.module is modules[running[0]])
     n_contexts, length = ids.shape
     if stream is None or (stream.shape[:2] != (n_contexts, length) and stream.shape[0] != n_contexts * length):
         shape = None if stream is None else list(stream.shape)
@@ -75,7 +85,7 @@ def find_blocks(body: nn.Module, ids: Int[Tensor, "contexts length"]) -> Blocks:
             "is not laid out by context and token. saedex finds no hook points in this model."
         )
 
-    return Blocks(blocks[0], chains[blocks[0]], stream.numel() // (n_contexts * length))
+    return Blocks(blocks[0], modules, stream.numel() // (n_contexts * length), running)
 
 
 def _stream(value: Any) -> Tensor | None:
@@ -110,14 +120,20 @@ def _calls(body: nn.Module, modules: set[nn.Module], ids: Tensor) -> list[_Call]
     return calls
 
 
-def _is_chain(modules: nn.ModuleList, calls: list[_Call]) -> bool:
-    """Whether every module ran once, in the list's order, on what the one before it wrote."""
-    members = set(modules)
-    ran = [call for call in calls if call.module in members]
-    if [call.module for call in ran] != list(modules):
-        return False
+def _chain(modules: nn.ModuleList, calls: list[_Call]) -> tuple[int, ...]:
+    """The modules that ran, if each ran once, in the list's order, on what the one before it wrote; else none.
+
+    More than half of a list must have run.
+    """
+    places = {module: place for place, module in enumerate(modules)}
+    ran = [call for call in calls if call.module in places]
+    running = tuple(places[call.module] for call in ran)
+    if list(running) != sorted(set(running)) or len(running) <= len(modules) // 2:
+        return ()
+
     streams = [(before.output, after.input) for before, after in pairwise(ran)]
-    return ran[0].input is not None and all(a is not None and b is not None and _equal(a, b) for a, b in streams)
+    follow = all(a is not None and b is not None and _equal(a, b) for a, b in streams)
+    return running if ran[0].input is not None and follow else ()
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

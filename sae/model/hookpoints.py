@@ -161,6 +161,10 @@ def resolve_all(lm: LanguageModel, hooks: Iterable[HookPoint]) -> dict[HookPoint
     for hook in hooks:
         if not 0 <= hook.layer < lm.n_layers:
             raise ConfigError(f"hook point '{hook}': the model has layers 0..{lm.n_layers - 1}. Choose one of them.")
+        if hook.layer not in lm.blocks.running:
+            raise ConfigError(
+                f"hook point '{hook}': text does not run this layer. It runs {', '.join(map(str, lm.blocks.running))}."
+            )
         if hook.layer not in sites:
             sites[hook.layer] = find_places(lm, hook.layer)
         if hook.site not in sites[hook.layer]:

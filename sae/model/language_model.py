@@ -87,6 +87,11 @@ class PackageModel(_Common):
 ModelConfig = Annotated[HubModel | FolderModel | PackageModel, Field(discriminator="source")]
 
 
+class ReadsAheadError(ArtefactError):
+    """A model whose predictions depend on later tokens was given where one that reads from left to right is wanted."""
+
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded model: what harvest, evaluation and labels need to know about it."""
@@ -122,8 +127,7 @@ class LanguageModel:
     ) -> Float[torch.Tensor, "_n _length d"]:
         """The residual stream after the last block, of a pass without the head."""
         streams: list[torch.Tensor] = []
-        last = self.blocks.modules[-1]
-        handle = last.register_forward_hook(lambda _m, _a, output: streams.append(first_tensor(output)))
+        handle = self.blocks.last.register_forward_hook(lambda _m, _a, output: streams.append(first_tensor(output)))
         try:
             self.body(input_ids=ids, use_cache=False, **extra)
         finally:
@@ -132,11 +136,15 @@ class LanguageModel:
 
     @torch.no_grad()
     def reads_ahead(self) -> bool:
-        """Whether another last token changes the stream at those before it."""
+        """Whether another last token changes the logits at those before it."""
         ids = self.probe_ids
         others = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
-        stream, changed = (self.last_stream(tokens)[:, :-1].float().nan_to_num() for tokens in (ids, others))
-        return bool((stream - changed).norm() > 1e-3 * stream.norm())
+        try:
+            outputs = [self.model(input_ids=tokens, use_cache=False).logits for tokens in (ids, others)]
+        except Exception as error:  # whatever the code of a model may raise
+            raise ConfigError(f"{type(self.model).__name__}: a pass over token ids alone fails ({error}).") from None
+        logits, changed = (output[:, :-1].float().nan_to_num() for output in outputs)
+        return bool((logits - changed).norm() > 1e-3 * logits.norm())
 
     @cached_property
     def parts_documents_by_position(self) -> bool:
@@ -303,8 +311,8 @@ def load(config: HubModel | FolderModel | PackageModel, device: torch.device) ->
 
     lm = LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence=licence, prepend_bos=prepend_bos)
     if lm.reads_ahead():
-        raise ArtefactError(
-            f"{folder}: in this model ({type(model).__name__}) a token's activations depend on the tokens after it; saedex "
+        raise ReadsAheadError(
+            f"{folder}: in this model ({type(model).__name__}) the prediction at a token depends on the tokens after it; saedex "
             "reads models that predict the next token from those before it. Give one of those (of BERT's kin, one with "
             "is_decoder: true)."
         )

@@ -74,7 +74,7 @@ class RelevanceRules:
         modules = list(lm.body.modules())
         self.norms = [m for m in modules if _is_norm(m)]
         self.activations = [m for m in modules if _is_activation(m)]
-        self.gates = [watch for layer in range(lm.n_layers) if (watch := _gated(lm, layer))]
+        self.gates = [watch for layer in lm.blocks.running if (watch := _gated(lm, layer))]
 
     @contextmanager
     def active(self) -> Iterator[None]:

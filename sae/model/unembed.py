@@ -89,7 +89,7 @@ class Unembedding:
             )
         self.lm, self.ids, self.dtype = lm, lm.scored_ids, head.weight.dtype
         self.weight = head.weight[: len(self.ids)] if self._is_dense() else head.weight[self.ids]
-        self.stream = Place(lm.blocks.modules[-1], "last block", "output", lm.d_model)
+        self.stream = Place(lm.blocks.last, "last block", "output", lm.d_model)
         self.head = Place(head, "head", "output", len(head.weight))
         trial = torch.randn(TRIAL_ROWS, lm.d_model, generator=torch.Generator().manual_seed(0)).to(
             lm.device, self.dtype

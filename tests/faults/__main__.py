@@ -84,7 +84,7 @@ def commands(work: Workplace) -> list[Arguments]:
     return [
         ["interpret", first, "--explainers", "token,bigram"],
         ["eval", str(work.run), "--measures", "reconstruction,description_length"],
-        ["eval", str(work.run), "--measures", "reconstruction", "--text", f"other={work.folder / 'other.jsonl'}"],
+        ["eval", str(work.run), "--text", f"other={work.folder / 'other.jsonl'}"],
         ["concept", "add", first, "--name", "x", "--labelled", str(work.folder / "labelled.jsonl")],
         ["export", first, "--to", "dictionary_learning", str(work.runs / "again")],
         ["import", str(work.runs / "exported"), str(work.runs / "imported"), "--from", "saelens"],
