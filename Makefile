@@ -1,7 +1,7 @@
 # The verbs of saedex. `make quickstart` and `make test` need nothing but Python 3.11 or newer and make.
 PYTHON ?= python3
 VENV ?= .venv
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: quickstart explore test lint peers bench docs ui clean
 
@@ -20,7 +20,7 @@ test: $(VENV)/test lint peers ## everything that must hold
 peers: $(VENV)/test ## an environment on top of the tests' with the peers' own packages, to judge exports
 	@test -d $(VENV)-peers || $(PYTHON) -m venv $(VENV)-peers
 	@$(VENV)-peers/bin/python tests/join_environment.py $(VENV)
-	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/peers.txt
+	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r tests/peers.txt
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .

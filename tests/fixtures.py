@@ -180,12 +180,6 @@ def run_here(*arguments: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
-def run_cli(*arguments: Any, **more: Any) -> subprocess.CompletedProcess[str]:
-    """`python -m sae.cli ...` in a process of its own."""
-    command = [sys.executable, "-m", "sae.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, **more)
-
-
 def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as probe:

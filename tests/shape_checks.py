@@ -26,12 +26,13 @@ IS_COMPILED = re.compile(r"\b(n?jit|vectorize)\b")
 checked: dict[tuple[str, str], set[str]] = {}  # (module, function) -> names of checked arguments, and "return"
 
 
-def sources(*packages: str) -> dict[str, ast.Module]:
-    """Every module of our packages, by its dotted name."""
+def sources(*packages: str, naming: str = "") -> dict[str, ast.Module]:
+    """Every module of our packages whose text has the word `naming`, by its dotted name."""
     paths = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
-    return {name: tree for name, tree in zip(names, trees, strict=True) if not name.startswith("server.ui")}
+    texts = {".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text("utf-8") for path in paths}
+    return {
+        name: ast.parse(text) for name, text in texts.items() if naming in text and not name.startswith("server.ui")
+    }
 
 
 def is_compiled(node: ast.AST) -> bool:
@@ -50,7 +51,7 @@ def states_shape(node: ast.AST) -> bool:
 def hooked_modules() -> list[str]:
     """Modules that name jaxtyping's types, compile nothing and do without Triton."""
     names = []
-    for name, tree in sources(*PACKAGES).items():
+    for name, tree in sources(*PACKAGES, naming="jaxtyping").items():
         imports = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         imports |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
         if "jaxtyping" in imports and "triton" not in imports and not any(map(is_compiled, ast.walk(tree))):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from filelock import FileLock
 from fixtures import run_here, write_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preloaded import SaeProcess
 
 from sae.errors import ConfigError
 from sae.foundation.screen import Progress
@@ -75,12 +74,9 @@ def test_two_runs_at_once_harvest_every_range_once(tmp_path, tree, home):
         for name in ("one", "two")
         if not (tmp_path / name).mkdir()
     ]
-    command = [sys.executable, "-m", "sae.cli", "train"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    both = [subprocess.Popen([*command, str(config)], **pipes) for config in configs]
+    both = [SaeProcess("train", config) for config in configs]
     for process in both:
-        said, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+        assert process.wait() == 0, process.printed
     runs = [tmp_path / name / "runs" / name for name in ("one", "two")]
     for key, value in weights(runs[0]).items():
         assert torch.equal(value, weights(runs[1])[key]), key

@@ -109,7 +109,9 @@ def test_models_of_several_kinds_are_checked(tmp_path, capsys):
     out = tmp_path / "models.json"
     assert main(["bench", "models", *classes, "--json", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "7 classes" in said and "6 can be built, 5 of these read from left to right alone, and 5 of these pass" in said
+    assert (
+        "7 classes" in said and "6 can be built, 5 of these read from left to right alone, and 5 of these pass" in said
+    )
     assert "| `LlamaForCausalLM` | all | yes | passes |" in said
     assert "| `MixtralForCausalLM` | all but mlp_hidden | yes | passes |" in said
     assert "| `MambaForCausalLM` | resid_pre, resid_post | refused | passes |" in said

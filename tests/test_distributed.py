@@ -14,7 +14,8 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from fixtures import run_here, shared, write_config
+from fixtures import free_port, run_here, shared, write_config
+from preloaded import run_ranks
 
 from feature_store.store import Store
 from feature_store.writer import read_pointer
@@ -63,9 +64,9 @@ def test_updates_checkpoints_and_shards_equal_those_of_one_process(tmp_path, n):
 @pytest.mark.parametrize("parallel", ["replicas", "latents", "dictionaries"])
 def test_a_run_of_two_processes_gives_the_dictionaries_and_the_store_of_one(alone, tmp_path, parallel):
     path = write_config(tmp_path, _tree_of(alone), train__parallel=parallel)
-    done = finish(torchrun(2, "-m", "sae.cli", "train", path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("run tiny") == 1, "only one process says what came out"
+    first, second = run_ranks(2, free_port(), "train", path)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.stdout.count("run tiny") == 1 and second.stdout == "", "only one process says what came out"
     for name in ("first", "second"):
         found, expected = (weights(folder / "runs" / "tiny", name) for folder in (tmp_path, alone))
         for key, value in expected.items():
@@ -130,10 +131,11 @@ def test_what_cannot_be_shared_is_refused_before_training(alone, tmp_path):
     tree = _tree_of(alone)
     tree["sae"] = [{"name": "first", "architecture": "gated", "hook": "resid_post.1", "d_sae": 64}]
     path = write_config(tmp_path, tree, train__parallel="latents")
-    done = finish(torchrun(2, "-m", "sae.cli", "train", path))
-    assert done.returncode != 0
-    assert "train.parallel: latents is for TopK dictionaries" in done.stderr
-    assert done.stderr.count("train.parallel: latents") == 1 and 'trainer.py", line' not in done.stderr
+    ranks = run_ranks(2, free_port(), "train", path)
+    assert all(rank.returncode != 0 for rank in ranks)
+    said = "".join(rank.stderr for rank in ranks)
+    assert "train.parallel: latents is for TopK dictionaries" in said
+    assert said.count("train.parallel: latents") == 1 and 'trainer.py", line' not in said
 
 
 def test_the_order_of_activations_does_not_depend_on_how_many_processes_share_them():

@@ -6,15 +6,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fixtures import free_port, run_cli, run_here, write_config
+from fixtures import free_port, run_here, write_config
+from preloaded import SaeProcess, run_cli
 from safetensors.torch import load_file
 
 from feature_store import queries
@@ -35,19 +34,14 @@ def lines(run: Path, name: str = "first"):
     return (run / "dictionaries" / name / "training.jsonl").read_text()
 
 
-def start(config: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "sae.cli", "train", str(config)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
 def kill_when(config: Path, reached, number=signal.SIGKILL) -> int:
     """Starts a run and sends a signal as soon as `reached()`; returns its exit code."""
-    process = start(config)
+    process = SaeProcess("train", config)
     deadline = time.monotonic() + 120
     while process.poll() is None and not reached() and time.monotonic() < deadline:
         time.sleep(0.002)
     if process.poll() is None:
-        os.killpg(process.pid, number)
+        process.signal(number)
     return process.wait(timeout=60)
 
 
@@ -160,7 +154,7 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path, tree, undisturbe
 
 def test_two_runs_on_one_folder_are_refused(tmp_path, tree):
     config = write_config(tmp_path, tree)
-    first = start(config)
+    first = SaeProcess("train", config)
     while not (tmp_path / "runs" / "tiny" / ".owner").exists():
         time.sleep(0.01)
     second = run_here("train", config)

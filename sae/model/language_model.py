@@ -91,7 +91,6 @@ class ReadsAheadError(ArtefactError):
     """A model whose predictions depend on later tokens was given where one that reads from left to right is wanted."""
 
 
-
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded model: what harvest, evaluation and labels need to know about it."""

@@ -1,0 +1,117 @@
+"""`sae ...` in processes of their own that begin with everything imported: forked from a server that imported it once.
+
+A process that a test starts afresh spends four seconds on imports before it does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_context = multiprocessing.get_context("forkserver")
+
+
+@functools.cache
+def _start_server() -> None:
+    """Starts the server with the path on which it finds its modules; it is not given this process's own."""
+    _context.set_forkserver_preload([f"{__name__}_modules"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
+        forkserver.ensure_running()
+
+
+def _sae(arguments: list[str], environment: dict[str, str], files: tuple[str, str], stdin_of: str = os.devnull) -> None:
+    """What the child does; it never returns."""
+    code = 99
+    try:
+        os.setsid()
+        for handle, path in enumerate((stdin_of, *files)):
+            os.dup2(os.open(path, os.O_RDWR), handle)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        os.environ.clear()
+        os.environ.update(environment)
+
+        from sae.cli import main
+
+        code = main(arguments)
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+class SaeProcess:
+    """A running `sae ...`: its process id, its exit code once it has one, and what it has printed."""
+
+    def __init__(self, *arguments: Any, env: dict[str, str] | None = None):
+        self.arguments = [*map(str, arguments)]
+        self._files = [tempfile.NamedTemporaryFile("r", suffix=name) for name in (".out", ".err")]  # noqa: SIM115
+        names = self._files[0].name, self._files[1].name
+        _start_server()
+        self._process = _context.Process(target=_sae, args=(self.arguments, dict(env or os.environ), names))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id, also of its group."""
+        return self._process.pid or 0
+
+    @property
+    def printed(self) -> tuple[str, str]:
+        """Standard output and standard error so far."""
+        out, err = (Path(file.name).read_text() for file in self._files)
+        return out, err
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float = 300) -> int:
+        """Exit code; after `timeout` seconds the process is killed."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            self.signal(signal.SIGKILL)
+            self._process.join()
+            raise subprocess.TimeoutExpired(self.arguments, timeout, *self.printed)
+        return self.poll() or 0
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process and all that it started."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:  # it has ended, or has not begun a group of its own yet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+def run_cli(*arguments: Any, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `sae ...` to its end in a process of its own."""
+    process = SaeProcess(*arguments, env=env)
+    code = process.wait()
+    return subprocess.CompletedProcess(process.arguments, code, *process.printed)
+
+
+def run_ranks(n: int, port: int, *arguments: Any) -> list[subprocess.CompletedProcess[str]]:
+    """Runs `sae ...` in n processes that torch takes for the ranks of one run, as torchrun starts them."""
+    shared = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        SaeProcess(*arguments, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(n)
+    ]
+    return [subprocess.CompletedProcess(rank.arguments, rank.wait(), *rank.printed) for rank in ranks]
