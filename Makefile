@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: quickstart explore test lint peers bench docs ui clean
+.PHONY: quickstart explore test lint peers lock audit bench docs ui clean
 
 quickstart: $(VENV)/train ## from nothing to labelled features of a real model
 	$(VENV)/bin/sae-train training_configs/quickstart.yaml
@@ -24,9 +24,20 @@ peers: $(VENV)/test ## an environment on top of the tests' with the peers' own p
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml sae server/*.py feature_store
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+lock: ## pin what the server's image is built of, with hashes
+	@test -d .venv-audit || $(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
+	CUSTOM_COMPILE_COMMAND="make lock" .venv-audit/bin/pip-compile --quiet --generate-hashes --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --strip-extras --allow-unsafe --no-annotate \
+		--constraint constraints.txt pyproject.toml --output-file docker/serve.lock
+
+audit: ## known faults in what the server and the explorer are built of, and a list of the parts
+	.ci/audit
 
 bench: $(VENV)/test ## ratios of the CPU kernels to their plain reference
 	$(VENV)/bin/python -m tests.bench

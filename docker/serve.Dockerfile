@@ -5,7 +5,9 @@ RUN pip wheel --no-deps --wheel-dir /wheels /source
 
 FROM python:3.12-slim
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl && useradd --create-home reader
+COPY docker/serve.lock /serve.lock
+RUN pip install --no-cache-dir --require-hashes --requirement /serve.lock \
+    && pip install --no-cache-dir --no-deps /wheels/*.whl && useradd --create-home reader
 USER reader
 EXPOSE 8000
 ENTRYPOINT ["sae", "serve", "/runs", "--host", "0.0.0.0"]

@@ -27,6 +27,10 @@ class ArtefactError(SaedexError):
     exit_code = 66
 
 
+class ReadsAheadError(ArtefactError):
+    """A model whose predictions depend on later tokens was given where one that reads from left to right is wanted."""
+
+
 class UnavailableError(SaedexError):
     """A port is taken, a device is absent or a network source did not answer."""
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -117,10 +118,11 @@ def record(dictionaries: Path) -> dict[str, Any]:
 
 def run_small(folder: Path, tree: dict[str, Any]) -> Path:
     """Trains every architecture on one small harvest; returns the folder of the dictionaries."""
-    from fixtures import run_cli, write_config
+    from fixtures import write_config
 
     changes = {"sae": SAES, "name": "bits", "train__dtype": "float32", "interpret__scorers": None}
-    done = run_cli("train", write_config(folder, tree, **changes), env={**os.environ, **ENVIRONMENT})
+    command = [sys.executable, "-m", "sae.cli", "train", str(write_config(folder, tree, **changes))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **ENVIRONMENT})
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "bits" / "dictionaries"
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from fixtures import run_cli
+from preloaded import run_cli
 
 from feature_store.dictionary_files import LabelSummary, Metrics
 from feature_store.store import Store

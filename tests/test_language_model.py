@@ -152,7 +152,7 @@ BART = {
     [
         ("T5ForConditionalGeneration", T5, "has an encoder and a decoder"),
         ("BartForConditionalGeneration", BART, "has an encoder and a decoder"),
-        ("BertLMHeadModel", {**BERT, "is_decoder": False}, "depend on the tokens after it"),
+        ("BertLMHeadModel", {**BERT, "is_decoder": False}, "depends on the tokens after it"),
         ("ViTModel", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}, "no causal language model"),
     ],
 )

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.benchmarks.tiny_models import CannotBuild, save
-from sae.errors import ConfigError
+from sae.errors import ConfigError, ReadsAheadError
 from sae.foundation.screen import Progress
 from sae.model import language_model
 from sae.model.blocks import probe_ids
@@ -80,7 +80,7 @@ def check(name: str, folder: Path) -> ModelChecks:
     def loads() -> None:
         try:
             lms.append(language_model.load(FolderModel(source="folder", path=folder), torch.device("cpu")))
-        except language_model.ReadsAheadError:
+        except ReadsAheadError:
             checks.reads_ahead = True
             raise
         checks.n_layers = len(lms[0].blocks.running)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, Integer
 from pydantic import Field, model_validator
 from torch import nn
 
-from sae.errors import ArtefactError, ConfigError, DataError
+from sae.errors import ArtefactError, ConfigError, DataError, ReadsAheadError
 from sae.foundation.downloads import PackagePart, Sha256, cache_dir, check_sha256, join_members, sha256_of
 from sae.foundation.section import Section
 from sae.model.blocks import Blocks, find_blocks, first_tensor, probe_ids
@@ -85,10 +85,6 @@ class PackageModel(_Common):
 
 
 ModelConfig = Annotated[HubModel | FolderModel | PackageModel, Field(discriminator="source")]
-
-
-class ReadsAheadError(ArtefactError):
-    """A model whose predictions depend on later tokens was given where one that reads from left to right is wanted."""
 
 
 @dataclass(frozen=True)
