@@ -76,6 +76,6 @@ def create_app(catalogue: Catalogue, static: Path = STATIC, *, host_names: Itera
     @app.api_route("/{rest:path}", methods=["GET", "HEAD"], include_in_schema=False)
     def page(rest: str) -> HTMLResponse:
         index = static / "index.html"
-        return HTMLResponse(index.read_text() if index.is_file() else NO_UI)
+        return HTMLResponse(index.read_text("utf-8") if index.is_file() else NO_UI)
 
     return app

@@ -57,7 +57,9 @@ NOT_A_RESULT = {"format_version", "card_version", "created", "versions", "second
 
 def machine() -> dict[str, Any]:
     """What the order of sums depends on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")
+    ]
     return {
         "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
         "torch": torch.__version__,
@@ -70,7 +72,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _json(path: Path) -> str:
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text(encoding="utf-8"))
     return _sha256(json.dumps({k: v for k, v in value.items() if k not in NOT_A_RESULT}, sort_keys=True).encode())
 
 

@@ -110,7 +110,7 @@ def save_model(folder: Path) -> Path:
 
 def save_text(path: Path) -> Path:
     """Writes 400 documents as JSON lines; returns the path."""
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_text(400)))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_text(400)), encoding="utf-8")
     return path
 
 

@@ -42,7 +42,7 @@ def sources(package: str) -> list[Path]:
 
 
 def _first_sentence(path: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(path.read_text())) if path.exists() else None
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else None
     return (docstring or "").split("\n\n")[0].replace("\n", " ")
 
 

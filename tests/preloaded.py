@@ -39,8 +39,8 @@ def _sae(arguments: list[str], environment: dict[str, str], files: tuple[str, st
         os.setsid()
         for handle, path in enumerate((stdin_of, *files)):
             os.dup2(os.open(path, os.O_RDWR), handle)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.environ.clear()
         os.environ.update(environment)
 
@@ -61,7 +61,7 @@ class SaeProcess:
 
     def __init__(self, *arguments: Any, env: dict[str, str] | None = None):
         self.arguments = [*map(str, arguments)]
-        self._files = [tempfile.NamedTemporaryFile("r", suffix=name) for name in (".out", ".err")]  # noqa: SIM115
+        self._files = [tempfile.NamedTemporaryFile("r", encoding="utf-8", suffix=name) for name in (".out", ".err")]  # noqa: SIM115
         names = self._files[0].name, self._files[1].name
         _start_server()
         self._process = _context.Process(target=_sae, args=(self.arguments, dict(env or os.environ), names))
@@ -75,7 +75,7 @@ class SaeProcess:
     @property
     def printed(self) -> tuple[str, str]:
         """Standard output and standard error so far."""
-        out, err = (Path(file.name).read_text() for file in self._files)
+        out, err = (Path(file.name).read_text(encoding="utf-8") for file in self._files)
         return out, err
 
     def poll(self) -> int | None:

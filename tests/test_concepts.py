@@ -107,6 +107,18 @@ def test_too_few_texts_and_wrong_files_are_refused(tmp_path):
         texts_of(None, None, tmp_path / "c.jsonl")
 
 
+def test_texts_are_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+    (tmp_path / "a.txt").write_bytes("\ufeffcaf\u00e9\r\n\nline\u2028separator\n".encode())
+    (tmp_path / "latin.txt").write_bytes(b"one\ncaf\xe9\n")
+    a = tmp_path / "a.txt"
+    assert texts_of(a, a, None).positive == ["caf\u00e9", "line\u2028separator"]
+    with pytest.raises(DataError, match=r"latin\.txt, line 2: byte 0xe9 is not UTF-8"):
+        texts_of(a, tmp_path / "latin.txt", None)
+    (tmp_path / "half.jsonl").write_text('{"text": "a \\ud800", "label": true}\n{"text": "b", "label": false}')
+    assert texts_of(None, None, tmp_path / "half.jsonl").positive == ["a \ufffd"]
+
+
 def test_the_command_learns_on_a_real_run(finished, tmp_path, capsys):
     """Texts with and without a word, on the tiny model's dictionary."""
     import shutil

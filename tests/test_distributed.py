@@ -124,7 +124,7 @@ def test_a_lost_process_ends_the_run_cleanly_and_any_number_goes_on(alone, tmp_p
 
 
 def _children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
 
 
 def test_what_cannot_be_shared_is_refused_before_training(alone, tmp_path):

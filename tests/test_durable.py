@@ -441,7 +441,7 @@ def test_limits_of_the_process_and_of_its_control_group_are_counted(tmp_path, mo
     whole = memory.memory_left(cpu)
     assert 0 < whole.n_bytes < 1 << 50
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
     for _, controllers, name in groups:
         if controllers in ("", "memory"):
             root = tmp_path / "memory" if controllers else tmp_path

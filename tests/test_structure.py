@@ -102,6 +102,17 @@ def test_files_are_short():
     ])  # fmt: skip
 
 
+def test_files_are_read_and_written_in_one_encoding_whatever_the_locale():
+    offenders = []
+    for source in SOURCES:
+        for call in (n for n in ast.walk(source.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)):
+            n_before = {"read_text": 0, "write_text": 1}.get(call.func.attr)  # arguments before the encoding
+            is_named = any(keyword.arg == "encoding" for keyword in call.keywords)
+            if n_before is not None and len(call.args) <= n_before and not is_named:
+                offenders.append(f"{source.path}:{call.lineno}: {call.func.attr} without an encoding")
+    report(offenders)
+
+
 def test_definitions_have_few_positional_parameters():
     offenders = []
     for source in SOURCES:

@@ -88,7 +88,7 @@ def _device_name(device: Any) -> str:
 
 def _write_json(arguments: Namespace, figures: dict[str, Any]) -> int:
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+        arguments.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 0
 
 

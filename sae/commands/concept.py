@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -77,16 +78,26 @@ def _add(arguments: Namespace) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    from sae.errors import ConfigError
+    """The lines of a file of UTF-8 that have any text."""
+    from sae.errors import ConfigError, DataError
 
     if not path.is_file():
         raise ConfigError(f"{path}: no such file.")
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    lines = []
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        try:
+            lines.append(line.decode("utf-8").rstrip("\r"))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: byte {line[error.start]:#x} is not UTF-8. Save the file as UTF-8."
+            ) from None
+    return [line for line in lines if line.strip()]
 
 
 def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None) -> Texts:
     """The texts of two files with one text per line, or of a JSON-lines file with "text" and "label"."""
     from sae.errors import ConfigError, DataError
+    from sae.text.mixture import LONE_SURROGATE
 
     if labelled is None:
         if positive is None or negative is None:
@@ -101,7 +112,8 @@ def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None
             row = json.loads(line)
             if row["label"] not in (0, 1) or not isinstance(row["text"], str):
                 raise ValueError
-            (texts.positive if row["label"] else texts.negative).append(row["text"])
+            text = LONE_SURROGATE.sub("\ufffd", row["text"])
+            (texts.positive if row["label"] else texts.negative).append(text)
         except (ValueError, KeyError, TypeError):
             raise DataError(
                 f'{labelled}: line {number} is not an object with a "text" and a "label" (true or false).'

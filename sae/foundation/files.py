@@ -112,7 +112,7 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        owner_name = owner.read_text().strip() if owner.exists() else "another process"
+        owner_name = owner.read_text("utf-8").strip() if owner.exists() else "another process"
         raise LockedError(
             f"{folder}: in use by {owner_name}. Wait for it, stop it, or choose another `name`."
         ) from None
@@ -122,7 +122,7 @@ def owned(folder: Path) -> Iterator[None]:
             if half_written.is_file():
                 half_written.unlink()
         with _naming(owner):
-            owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
+            owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n", encoding="utf-8")
         yield
     finally:
         with suppress(OSError):  # who held the folder matters no more; the error of the block does

@@ -49,7 +49,7 @@ def _limits() -> Iterator[Room]:
 def _figures(path: Path) -> dict[str, int]:
     """The lines "name: number kB" of a file of /proc, in bytes."""
     try:
-        words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+        words = [line.replace(":", " ").split() for line in path.read_text("utf-8").splitlines()]
     except OSError:
         return {}
     return {line[0]: int(line[1]) * 1024 for line in words if line[2:] == ["kB"]}
@@ -58,7 +58,7 @@ def _figures(path: Path) -> dict[str, int]:
 def _cgroup_limits() -> Iterator[int]:
     """The memory limits of the control groups, of version 1 or 2, that this process is in, and of those around them."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
         return
     for line in lines:
@@ -69,6 +69,6 @@ def _cgroup_limits() -> Iterator[int]:
         inside = root / name.lstrip("/")
         for folder in (inside, *inside.parents):
             if folder.is_relative_to(root) and (folder / file_name).is_file():
-                text = (folder / file_name).read_text().strip()
+                text = (folder / file_name).read_text("utf-8").strip()
                 if text.isdigit():
                     yield int(text)

@@ -276,7 +276,7 @@ def _convert_gguf(config: PackageModel) -> Path:
             converted = Path(temporary) / "converted"
             _gguf_to_safetensors(raw, converted)
             about = {"config": config.model_dump(mode="json"), "converter_version": CONVERTER_VERSION}
-            (converted / "source.json").write_text(json.dumps(about, indent=1))
+            (converted / "source.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             converted.rename(folder)
 
     return folder

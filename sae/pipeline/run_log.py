@@ -56,7 +56,7 @@ class MetricsLog:
         """All lines of one dictionary; raises `ArtefactError` if one is damaged."""
         path = self.path(name)
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
         except ValueError as error:
             raise ArtefactError(f"{path}: a line is not valid JSON ({error}); the file is damaged.") from None
 
@@ -80,7 +80,7 @@ def _start_wandb(config: LogConfig, folder: Path, run_name: str, facts: dict[str
     import wandb
 
     id_file = folder / f"wandb-run-id{part}.txt"
-    run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex[:8]
+    run_id = id_file.read_text("utf-8") if id_file.exists() else uuid.uuid4().hex[:8]
     write_bytes(id_file, run_id.encode())
 
     try:

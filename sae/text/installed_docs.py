@@ -65,7 +65,7 @@ def documents(min_chars: int) -> Iterator[tuple[str, str]]:
     seen: set[bytes] = set()
     for name, path in _files():
         try:
-            source = path.read_text(encoding="utf-8")
+            source = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
         texts = [("", source.partition("\n\n")[2])] if name.endswith("/README") else _docstrings(source)

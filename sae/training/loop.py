@@ -189,7 +189,7 @@ def truncate_log(path: Path, tokens_seen: int) -> None:
         return
 
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         try:
             if json.loads(line)["tokens_seen"] > tokens_seen:
                 break

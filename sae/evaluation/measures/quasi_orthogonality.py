@@ -68,7 +68,7 @@ class QuasiOrthogonality(Measure):
         epsilon, f, x = torch.cat(parts, dim=1)
         step = max(1, len(x) // PLOTTED)
 
-        with writing(subject.folder / "zf.csv") as path, path.open("w", newline="") as file:
+        with writing(subject.folder / "zf.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(
                 [("x_norm", "code_norm"), *zip(x[::step].tolist(), f[::step].tolist(), strict=True)]
             )

@@ -41,7 +41,7 @@ class DictionaryLearning(Format):
             "lossy": weights.lossy,
         }  # fmt: skip
         config = {"trainer": trainer, "buffer": {"ctx_len": weights.facts["ctx_len"], "d_submodule": d_in}}
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
     def read(self, path: Path) -> ForeignWeights:
         """A folder with config.json and ae.pt."""

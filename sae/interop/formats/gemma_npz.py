@@ -36,7 +36,7 @@ class GemmaNpz(Format):
         }
         np.savez(folder / "params.npz", **{name: t.numpy() for name, t in arrays.items()})  # pyright: ignore
         if weights.lossy:
-            (folder / "LOSSY.txt").write_text(weights.lossy + "\n")
+            (folder / "LOSSY.txt").write_text(weights.lossy + "\n", encoding="utf-8")
 
     def read(self, path: Path) -> ForeignWeights:
         """A params.npz file, or the folder that holds one."""

@@ -107,7 +107,7 @@ class SaeLens(Format):
             },
         }
         save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "sae_weights.safetensors")
-        (folder / "cfg.json").write_text(json.dumps(cfg, indent=1))
+        (folder / "cfg.json").write_text(json.dumps(cfg, indent=1), encoding="utf-8")
 
     def read(self, path: Path) -> ForeignWeights:
         """A folder with cfg.json, of SAELens 3 to 6."""

@@ -48,7 +48,7 @@ class Sparsify(Format):
             "transcode": not weights.centred, "d_in": d_in,
         }  # fmt: skip
         save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "sae.safetensors")
-        (folder / "cfg.json").write_text(json.dumps(cfg, indent=1))
+        (folder / "cfg.json").write_text(json.dumps(cfg, indent=1), encoding="utf-8")
 
     def read(self, path: Path) -> ForeignWeights:
         """A hook point folder, which sparsify calls after the module whose output it reconstructs."""
