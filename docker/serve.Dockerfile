@@ -10,4 +10,4 @@ RUN pip install --no-cache-dir --require-hashes --requirement /serve.lock \
     && pip install --no-cache-dir --no-deps /wheels/*.whl && useradd --create-home reader
 USER reader
 EXPOSE 8000
-ENTRYPOINT ["sae", "serve", "/runs", "--host", "0.0.0.0"]
+ENTRYPOINT ["sae", "serve", "/runs", "--host", "0.0.0.0", "--public-read"]

@@ -41,10 +41,18 @@ def _is_loopback(host: str) -> bool:
     return ip_address(host).is_loopback if is_address(host) else host == "localhost"
 
 
-def serve(paths: list[Path], host: str, port: int, allowed_hosts: list[str]) -> int:
+def serve(paths: list[Path], host: str, port: int, *, allowed_hosts: list[str], is_public: bool) -> int:
     """Exit code of the server: 0 after a clean stop, by Ctrl-C or SIGTERM; 66 without a sound dictionary; 69 if the port is
-    taken; 2 if a host name cannot be one.
+    taken; 2 if a host name cannot be one, or if others could read and that is not meant (`is_public`).
     """
+    if not _is_loopback(host) and not is_public:
+        _say(
+            f"error: {host} is not this machine alone. Whoever reaches port {port} could read these dictionaries, with the "
+            "training text in their contexts; there are no accounts and no encryption (docs/security.md). Give "
+            "--public-read if that is meant."
+        )
+        return WRONG
+
     strange = [name for name in allowed_hosts if host_of(name) is None]
     if strange:
         _say(f"error: --allow-host {strange[0]}: a host name is wanted, such as explorer.example.org.")
@@ -67,10 +75,7 @@ def serve(paths: list[Path], host: str, port: int, allowed_hosts: list[str]) -> 
         _say(f"serving {entry.id}  ({entry.folder})")
 
     if not _is_loopback(host):
-        _say(
-            f"warning: {host} is not this machine alone. Whoever reaches port {port} can read these dictionaries, with "
-            "the training text in their contexts. There are no accounts and no encryption: see docs/security.md."
-        )
+        _say(f"everybody who reaches port {port} can read these dictionaries, with the training text in their contexts")
     shown = f"[{host}]" if ":" in host else host
     _say(f"explorer: http://{shown}:{port}/   API: http://{shown}:{port}/api/v1/openapi.json   (Ctrl-C stops)")
 

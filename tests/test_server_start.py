@@ -180,13 +180,21 @@ def test_a_signal_is_a_clean_stop(finished, number):
     assert process.returncode == 0 and "Traceback" not in log and "warning" not in log
 
 
-def test_a_public_address_is_warned_of(finished):
+def test_an_address_beyond_this_machine_is_refused_unless_it_is_meant(finished):
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+        done = run_here("serve", finished, "--host", host, "--port", free_port())
+        assert (
+            done.returncode == 2
+            and f"{host} is not this machine alone" in done.stderr
+            and "--public-read" in done.stderr
+        )
+
     port = free_port()
-    with start(finished, "--host", "0.0.0.0", "--port", port) as process:
+    with start(finished, "--host", "0.0.0.0", "--public-read", "--port", port) as process:
         wait_for(port, process)
         process.terminate()
         _, log = process.communicate(timeout=20)
-    assert "warning: 0.0.0.0 is not this machine alone" in log and "docs/security.md" in log
+    assert f"everybody who reaches port {port} can read" in log
 
 
 def test_a_host_name_that_is_none_is_refused(finished):

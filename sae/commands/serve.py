@@ -24,6 +24,11 @@ class Serve(Command):
             "paths", nargs="+", type=Path, help="run folders or dictionary folders, for example runs/quickstart"
         )
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+        parser.add_argument(
+            "--public-read",
+            action="store_true",
+            help="let everybody who reaches --host read; without it an address beyond this machine is refused",
+        )
         parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
         parser.add_argument(
             "--allow-host",
@@ -37,4 +42,10 @@ class Serve(Command):
         """Runs the server until it is stopped."""
         from server.run import serve
 
-        return serve(arguments.paths, arguments.host, arguments.port, arguments.allow_host)
+        return serve(
+            arguments.paths,
+            arguments.host,
+            arguments.port,
+            allowed_hosts=arguments.allow_host,
+            is_public=arguments.public_read,
+        )
