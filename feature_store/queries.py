@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from feature_store.records import (
 )
 from feature_store.store import Store
 
-SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "label"]
+SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "low", "label"]
 WindowGroup = Literal["top", "stratum", "all"]
 _SORT_SQL: dict[str, str] = {
     "feature": "f.feature",
@@ -34,9 +35,12 @@ _SORT_SQL: dict[str, str] = {
     "mean_act": "f.mean_act",
     "n_documents": "f.n_documents",
     "score": "l.score",
+    "low": "l.low",
     "label": "l.text",
 }
-_ROW = "f.feature, f.density, f.n_fired, f.mean_act, f.max_act, f.n_documents, l.text, l.explainer, l.score"
+_ROW = """f.feature, f.density, f.n_fired, f.mean_act, f.max_act, f.n_documents, l.text, l.explainer, l.score, l.low,
+    l.high, l.n_pos, l.f2, f.n_strong / nullif(f.n_fired, 0)"""
+_ROW_COLUMNS = len(fields(FeatureRow))
 _FROM = "from contexts.feature f left join explanations.label l using (feature)"
 
 
@@ -93,7 +97,7 @@ _BLOBS = """histogram, promoted_tokens, promoted_logits, suppressed_tokens, supp
 
 def _feature(store: Store, values: tuple[Any, ...], texts: list[Explanation], scores: list[Score]) -> Feature:
     """`Feature` of a result row of `_ROW` and `_BLOBS`."""
-    blobs = values[9:]
+    blobs = values[_ROW_COLUMNS:]
     promoted, suppressed, neighbours = (
         list(zip(np.frombuffer(a, "<u4").tolist(), np.frombuffer(b, "<f4").tolist(), strict=True))
         for a, b in zip(blobs[1::2], blobs[2::2], strict=True)
@@ -101,7 +105,7 @@ def _feature(store: Store, values: tuple[Any, ...], texts: list[Explanation], sc
     histogram = np.frombuffer(blobs[0], "<u4").tolist()
     edges = store.meta["log2_edges"]
     return Feature(
-        _row(values[:9]),
+        _row(values[:_ROW_COLUMNS]),
         histogram,
         edges,
         promoted,
@@ -190,9 +194,10 @@ def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
 
 
 def windows(store: Store, number: int, group: WindowGroup = "all") -> list[Window]:
-    """Stored windows of a feature, of one group or of both: the top ones by rank, then the strata from the strongest down.
+    """Stored windows of a feature, of one group or of both, from the strongest down: the top ones, then the strata.
 
-    The windows of uniform draws, which scores are made of, are not among them.
+    A stratum's windows that are among the top ones are left out, and so are those of uniform draws, which scores are
+    made of.
     """
     out = []
     for pack in (pack for _, pack in packs(store, number, number + 1)):
@@ -217,10 +222,11 @@ def windows(store: Store, number: int, group: WindowGroup = "all") -> list[Windo
                 )
             )
 
-    chosen_windows = [w for w in out if group in ("all", w.group)]
-    return sorted(
-        chosen_windows, key=lambda w: (w.group == "stratum", -w.stratum if w.group == "stratum" else 0, w.rank)
-    )
+    shown_on_top = {(w.context, *w.token_ids) for w in out if w.group == "top"}
+    top = sorted((w for w in out if w.group == "top"), key=lambda w: w.rank)
+    strata = [w for w in out if w.group == "stratum" and (w.context, *w.token_ids) not in shown_on_top]
+    strata.sort(key=lambda w: (-w.stratum, -w.acts[w.peak], w.rank))
+    return [w for w in (*top, *strata) if group in ("all", w.group)]
 
 
 def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) -> list[tuple[FeatureRow, int]]:
@@ -237,7 +243,7 @@ def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) ->
         select {_ROW}, hits.times {_FROM} join hits using (feature) order by hits.times / f.n_strong desc, f.feature limit ?""",
         [kind, *tokens, limit],
     ).fetchall()
-    return [(_row(r[:9]), int(r[9])) for r in rows]
+    return [(_row(r[:_ROW_COLUMNS]), int(r[_ROW_COLUMNS])) for r in rows]
 
 
 def features_promoting(store: Store, tokens: list[int], limit: int) -> list[FeatureRow]:

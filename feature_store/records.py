@@ -72,6 +72,11 @@ class FeatureRow:
     label: str | None
     explainer: str | None
     score: float | None
+    low: float | None
+    high: float | None
+    n_pos: int | None
+    f2: float | None
+    strong_share: float | None  # of its firings, those that scores are measured on: at least a third of max_act
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,20 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """A row of the table `label`: the chosen explanation of a feature, and its held-out score."""
+    """A row of the table `label`: the chosen explanation of a feature and its held-out score.
+
+    `low` and `high` are the ends of the score's 95 % interval, `n_pos` the firings that it was measured on, `f2` that of
+    the text's rule.
+    """
 
     feature: int
     explainer: str
     text: str
     score: float | None
+    low: float | None
+    high: float | None
+    n_pos: int
+    f2: float | None
 
 
 @dataclass(frozen=True)

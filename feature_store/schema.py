@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 STORAGE_VERSION = "v1.2.0"  # readable by DuckDB 1.2 and everything newer
 
 META = "create table meta (key varchar primary key, value varchar not null)"
@@ -93,7 +93,9 @@ EXPLANATIONS = (
         seed ubigint not null, split varchar not null, judge varchar, prompt varchar
     )""",
     """create table label (
-        feature uinteger primary key, explainer varchar not null, text varchar not null, score double
+        feature uinteger primary key, explainer varchar not null, text varchar not null,
+        score double, low double, high double, n_pos uinteger not null, -- held out, with a 95 % interval
+        f2 double -- of the text's rule; null for texts that only a judge can test
     )""",
     """create table concept (
         concept uinteger primary key, parent uinteger, name varchar not null,

@@ -59,10 +59,20 @@ class FeatureItem(BaseModel):
     score: float | None = Field(
         description="Held-out balanced accuracy: of the label's rule over tokens, of a judge's text by detection; chance is 0.5."
     )
+    low: float | None = Field(description="Lower end of the score's 95 % interval.")
+    high: float | None = Field(description="Upper end of the score's 95 % interval.")
+    n_pos: int | None = Field(description="Firings in test documents that the score was measured on.")
+    f2: float | None = Field(description="Held-out F2 of the label's rule; null without a rule.")
+    strong_share: float | None = Field(
+        description="Share of the firings that labels and scores are about: at least a third of the maximum."
+    )
 
 
 class FeaturePage(BaseModel):
     items: list[FeatureItem]
+    floor: float | None = Field(
+        description="F2 that 95 % of the labels of random directions do not exceed; a label at or below it is weak."
+    )
     total: int
     limit: int
     offset: int

@@ -98,9 +98,10 @@ def test_concepts_open_and_lead_to_features(page, server):
 
 
 def found_by(server, query):
-    """The features that the API gives for a search in labels."""
+    """The features that the API gives for a search in labels, in the order of the page."""
     address = f"{server}/api/v1/dictionaries/{DICTIONARY}/features"
-    return [row["feature"] for row in httpx.get(address, params={"q": query}).raise_for_status().json()["items"]]
+    answer = httpx.get(address, params={"q": query, "sort": "low", "order": "desc"}).raise_for_status()
+    return [row["feature"] for row in answer.json()["items"]]
 
 
 def shown_features(page):

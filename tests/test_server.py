@@ -60,6 +60,33 @@ def test_features_filter_sort_and_page(client):
     assert labelled["feature"] in [i["feature"] for i in hits["items"]]
 
 
+def test_a_score_comes_with_its_interval_and_what_it_is_of(client):
+    page = client.get(f"{D}/features", params={"sort": "low", "order": "desc", "limit": 200, "alive": True}).json()
+    lows = [item["low"] for item in page["items"] if item["low"] is not None]
+    assert len(lows) > 10 and lows == sorted(lows, reverse=True) and 0 < page["floor"] < 1
+    for item in page["items"]:
+        assert 0 < item["strong_share"] <= 1
+        feature = client.get(f"{D}/features/{item['feature']}").json()
+        assert {key: feature[key] for key in item} == item
+        scores = next((e["scores"] for e in feature["explanations"] if e["chosen"]), [])
+        rule = {score["metric"]: score for score in scores if score["scorer"] == "rule"}
+        if rule:
+            assert item["f2"] == rule["f2"]["value"]
+            said = {key: rule["balanced_accuracy"][key] for key in ("low", "high", "n_pos")}
+            assert said == {key: item[key] for key in said}
+
+
+def test_strata_fall_and_do_not_repeat_the_top(client):
+    for number in range(0, 64, 7):
+        items = client.get(f"{D}/features/{number}/contexts").json()["items"]
+        text = [(item["document"], *(token["token"] for token in item["tokens"])) for item in items]
+        top = {t for t, item in zip(text, items, strict=True) if item["group"] == "top"}
+        strata = [(t, item) for t, item in zip(text, items, strict=True) if item["group"] == "stratum"]
+        assert not top & {t for t, _ in strata}
+        peaks = [(item["stratum"], item["tokens"][item["peak"]]["act"]) for _, item in strata]
+        assert peaks == sorted(peaks, reverse=True)
+
+
 def test_a_feature_page_has_everything(client):
     number = client.get(f"{D}/features", params={"sort": "density", "order": "desc"}).json()["items"][0]["feature"]
     feature = client.get(f"{D}/features/{number}").json()

@@ -163,7 +163,7 @@ class ExplanationTable:
             self.add_score("rule", feature, key, precision)
             if index == best:
                 self.explanations[key] = replace(self.explanations[key], best_rule=True)
-                self.choose(key, accuracy.interval.value)
+                self.choose(key, accuracy, f2.interval.value)
                 chosen = ChosenLabel(Label(feature, explainer.name, proposal.text, proposal.rule), key)
 
         return chosen
@@ -176,15 +176,18 @@ class ExplanationTable:
         )
         return key
 
-    def choose(self, key: int, score: float) -> None:
-        """Makes an explanation its feature's label."""
+    def choose(self, key: int, score: Figure, f2: float = nan) -> None:
+        """Makes an explanation its feature's label; `f2` is that of its rule, if it has one."""
         feature = self.explanations[key].feature
         if feature in self._chosen:
             former = self._chosen[feature]
             self.explanations[former] = replace(self.explanations[former], chosen=False)
         self._chosen[feature] = key
         row = self.explanations[key] = replace(self.explanations[key], chosen=True)
-        self.labels[feature] = LabelRow(feature, row.explainer, row.text, _none_if_nan(score))
+        value, low, high = map(_none_if_nan, score.interval)
+        self.labels[feature] = LabelRow(
+            feature, row.explainer, row.text, value, low=low, high=high, n_pos=score.n_pos, f2=_none_if_nan(f2)
+        )
 
     def rules(self) -> list[Label]:
         """The best rule of every feature, whatever its label, in the order of features."""

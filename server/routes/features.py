@@ -11,6 +11,7 @@ from feature_store import queries
 from feature_store.queries import SortKey, WindowGroup
 from feature_store.store import Store
 from server import responses
+from server.edition import Edition
 from server.errors import ApiError
 from server.routes.common import ReadRouter, edition_of, json_response, known_parameters
 
@@ -45,7 +46,7 @@ def list_features(
         max_density=max_density, min_score=min_score, explainer=explainer, query=q, alive=alive,
     )  # fmt: skip
     items = [responses.item(row) for row in page.rows]
-    body = {"items": items, "total": page.total, "limit": limit, "offset": offset}
+    body = {"items": items, "floor": _floor(edition), "total": page.total, "limit": limit, "offset": offset}
     return json_response(body, edition, request)
 
 
@@ -56,6 +57,10 @@ def list_explainers(request: Request, dictionary: str) -> Response:
     store = edition.store
     items = [{"explainer": name, "features": n} for name, n in queries.explainers_of_labels(store)]
     return json_response({"items": items}, edition, request)
+
+
+def _floor(edition: Edition) -> float | None:
+    return edition.labels.floor if edition.labels else None
 
 
 def _refused(store: Store) -> ApiError:
@@ -72,8 +77,7 @@ def get_feature(request: Request, dictionary: str, feature: int) -> Response:
     if record is None:
         raise _refused(store)
     labels = queries.labels(store, [f for f, _ in record.neighbours])
-    floor = edition.labels.floor if edition.labels else None
-    return json_response(responses.detail(store, record, labels) | {"floor": floor}, edition, request)
+    return json_response(responses.detail(store, record, labels) | {"floor": _floor(edition)}, edition, request)
 
 
 @router.get("/features/{feature}/contexts", response_model=responses.ContextList)

@@ -109,4 +109,4 @@ def _score(
             if scorer.decides_label and key is not None and case.feature not in decided:
                 decided.add(case.feature)
                 if figure.interval.low > figure.chance and not figure.interval.high < figure.baseline:
-                    table.choose(key, figure.interval.value)
+                    table.choose(key, figure)
