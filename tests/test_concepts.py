@@ -107,6 +107,14 @@ def test_too_few_texts_and_wrong_files_are_refused(tmp_path):
         texts_of(None, None, tmp_path / "c.jsonl")
 
 
+def test_texts_that_are_all_alike_give_weights_of_their_size():
+    positive, negative = np.tile([[2.0, 0.0, 1.0]], (12, 1)), np.tile([[0.0, 4.0, 1.0]], (12, 1))
+    concept = learn("x", positive, negative, k=2)
+    assert concept.balanced_accuracy.value == 1 and np.abs(concept.weights).max() < 1e4
+    noisy = learn("x", positive + np.random.default_rng(0).random(positive.shape), negative, k=2)
+    assert noisy.balanced_accuracy.value == 1 and np.isfinite(noisy.weights).all()
+
+
 def test_texts_are_utf_8_whatever_the_locale(tmp_path, monkeypatch):
     monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
     (tmp_path / "a.txt").write_bytes("\ufeffcaf\u00e9\r\n\nline\u2028separator\n".encode())

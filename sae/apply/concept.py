@@ -18,6 +18,7 @@ from sae.stream.harvest import Harvester
 
 Method = Literal["difference", "top", "tree"]
 MOST_FEATURES, DEPTH, LEAST_TEXTS, BATCH = 16, 3, 8, 16
+LEAST_SPREAD = 1e-3  # variance within the classes, in squared differences of their means
 
 
 class TreeNode(NamedTuple):
@@ -167,7 +168,9 @@ def _rule(choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: i
         share = lambda x: np.asarray(tree.predict_proba(x[:, order]))[:, 1]  # noqa: E731
         return _Rule(order.tolist(), tree.feature_importances_.tolist(), share, _nodes(tree.tree_, order))
 
-    weights = difference[order] / (spread[order] + float(spread[order].mean()))
+    # Where texts of a class are all alike there is no spread to weigh by.
+    least = max(float(spread[order].mean()), LEAST_SPREAD * float(np.square(difference[order]).mean()))
+    weights = difference[order] / (spread[order] + least)
 
     return _Rule(order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights, None)
 
