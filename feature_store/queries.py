@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from feature_store.records import (
 )
 from feature_store.store import Store
 
+ROWS = 2000  # fetched at a time
 SortKey = Literal["feature", "density", "max_act", "mean_act", "n_documents", "score", "low", "label"]
 WindowGroup = Literal["top", "stratum", "all"]
 _SORT_SQL: dict[str, str] = {
@@ -48,47 +50,64 @@ def _row(values: tuple[Any, ...]) -> FeatureRow:
     return FeatureRow(*values)
 
 
-def features(
-    store: Store,
-    *,
-    sort: SortKey = "feature",
-    descending: bool = False,
-    limit: int = 50,
-    offset: int = 0,
-    min_density: float | None = None,
-    max_density: float | None = None,
-    min_score: float | None = None,
-    explainer: str | None = None,
-    query: str | None = None,
-    alive: bool = False,
-) -> Page:
-    """One page of the features that pass every filter, sorted (nulls last, then by id)."""
-    conditions, values = ["true"], []
-    for sql, value in (
-        ("f.density >= ?", min_density),
-        ("f.density <= ?", max_density),
-        ("l.score >= ?", min_score),
-        ("l.explainer = ?", explainer),
-    ):
-        if value is not None:
-            conditions.append(sql)
-            values.append(value)
+@dataclass(frozen=True)
+class Filter:
+    """Which features are wanted, and in what order: those that pass every condition that is not None."""
 
-    if alive:
-        conditions.append("f.n_fired > 0")
-    if query:
-        conditions.append("contains(lower(l.text), lower(?))")
-        values.append(query)
+    sort: SortKey = "feature"
+    descending: bool = False
+    ids: list[int] | None = None
+    min_density: float | None = None
+    max_density: float | None = None
+    min_score: float | None = None
+    explainer: str | None = None
+    query: str | None = None  # part of a label
+    alive: bool = False
 
-    where = " and ".join(conditions)
-    order = f"{_SORT_SQL[sort]} {'desc' if descending else 'asc'} nulls last, f.feature"
+    def sql(self) -> tuple[str, list[Any]]:
+        """The condition, and the values of its parameters."""
+        conditions, values = ["true"], []
+        for sql, value in (
+            ("list_contains(?::ubigint[], f.feature::ubigint)", self.ids),
+            ("f.density >= ?", self.min_density),
+            ("f.density <= ?", self.max_density),
+            ("l.score >= ?", self.min_score),
+            ("l.explainer = ?", self.explainer),
+            ("contains(lower(l.text), lower(?))", self.query or None),
+        ):
+            if value is not None:
+                conditions.append(sql)
+                values.append(value)
+        if self.alive:
+            conditions.append("f.n_fired > 0")
+        return " and ".join(conditions), values
+
+    @property
+    def order(self) -> str:
+        """The order in SQL: nulls last, then by id."""
+        return f"{_SORT_SQL[self.sort]} {'desc' if self.descending else 'asc'} nulls last, f.feature"
+
+
+def features(store: Store, wanted: Filter | None = None, *, limit: int = 50, offset: int = 0) -> Page:
+    """One page of the features that pass a filter, and how many do."""
+    wanted = wanted or Filter()
+    where, values = wanted.sql()
     cursor = store.cursor()
     rows = cursor.execute(
-        f"select {_ROW} {_FROM} where {where} order by {order} limit ? offset ?", [*values, limit, offset]
+        f"select {_ROW} {_FROM} where {where} order by {wanted.order} limit ? offset ?", [*values, limit, offset]
     ).fetchall()
     total = cursor.execute(f"select count(*) {_FROM} where {where}", values).fetchall()[0][0]
 
     return Page([_row(r) for r in rows], total)
+
+
+def every_feature(store: Store, wanted: Filter) -> Iterator[list[FeatureRow]]:
+    """All features that pass a filter, some thousand at a time."""
+    where, values = wanted.sql()
+    cursor = store.cursor()
+    cursor.execute(f"select {_ROW} {_FROM} where {where} order by {wanted.order}", values)
+    while rows := cursor.fetchmany(ROWS):
+        yield [_row(row) for row in rows]
 
 
 _BLOBS = """histogram, promoted_tokens, promoted_logits, suppressed_tokens, suppressed_logits,

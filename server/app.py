@@ -24,6 +24,10 @@ from server.routes import dictionaries, features
 
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
+DESCRIPTION = (
+    "Features of sparse autoencoders: what each fires on, its label with scores, concepts, and the dictionaries to "
+    "download. Everything is read; an answer is of one edition of a dictionary, and carries its ETag."
+)
 NO_UI = "<!doctype html><title>saedex</title><p>The explorer was not built into this installation. The API is at <a href='api/v1/dictionaries'>api/v1/dictionaries</a>; install saedex from a wheel, or run <code>make ui</code>."
 
 
@@ -51,6 +55,9 @@ def create_app(catalogue: Catalogue, static: Path = STATIC, *, host_names: Itera
     app = FastAPI(
         title="saedex",
         version="1",
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         docs_url=None,
         openapi_url="/api/v1/openapi.json",

@@ -293,7 +293,11 @@ def test_store_figures_agree_with_the_dictionary(finished):
 def test_paging_visits_each_feature_once(finished):
     store = Store(finished / "dictionaries" / "first" / "store")
     for sort in ("feature", "density", "score", "label", "max_act"):
-        seen = [r.feature for o in range(0, 70, 7) for r in queries.features(store, sort=sort, limit=7, offset=o).rows]
+        seen = [
+            r.feature
+            for o in range(0, 70, 7)
+            for r in queries.features(store, queries.Filter(sort=sort), limit=7, offset=o).rows
+        ]
         assert sorted(seen) == list(range(64))
 
 
