@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from sae.publish.card import joint_sha256
 from sae.training.trainer import LATENT_AXIS
 from server.app import create_app
 from server.catalogue import Catalogue
+from server.tables import csv_lines
 
 ROOT = Path(__file__).parent.parent
 D = "/api/v1/dictionaries/tiny.first"
@@ -58,6 +60,45 @@ def test_features_filter_sort_and_page(client):
     word = labelled["label"].split()[-1].strip("\u201c\u201d,")
     hits = client.get(f"{D}/features", params={"q": word}).json()
     assert labelled["feature"] in [i["feature"] for i in hits["items"]]
+
+
+def test_features_by_ids_with_chosen_fields(client):
+    page = client.get(f"{D}/features", params={"ids": "3,17,42,9999", "fields": "label,feature"}).json()
+    assert page["total"] == 3 and [item["feature"] for item in page["items"]] == [3, 17, 42]
+    assert all(list(item) == ["label", "feature"] for item in page["items"])
+    for wrong in (
+        {"ids": "3,x"},
+        {"ids": ""},
+        {"ids": "-1"},
+        {"ids": ",".join("1" * 201)},
+        {"fields": "label,nothing"},
+    ):
+        assert client.get(f"{D}/features", params=wrong).status_code == 422, wrong
+    refused = client.get(f"{D}/features", params={"explainer": "nonsense"})
+    assert refused.status_code == 422 and "labels come from token" in refused.json()["error"]["message"]
+
+
+def test_a_whole_filter_is_a_file(client):
+    wanted = {"sort": "density", "order": "desc", "max_density": 0.2, "limit": 1}
+    expected = client.get(f"{D}/features", params=wanted | {"limit": 200}).json()["items"]
+    lines = client.get(f"{D}/features", params=wanted | {"format": "ndjson"})
+    assert lines.headers["content-type"] == "application/x-ndjson" and len(expected) > 10
+    assert [json.loads(line) for line in lines.text.splitlines()] == expected
+    table = client.get(f"{D}/features", params=wanted | {"format": "csv", "fields": "feature,label,n_fired"})
+    assert (
+        table.headers["content-type"].startswith("text/csv") and "features.csv" in table.headers["content-disposition"]
+    )
+    rows = list(csv.DictReader(io.StringIO(table.text, newline="")))
+    assert [row["feature"] for row in rows] == [str(item["feature"]) for item in expected]
+    assert [row["label"] for row in rows] == [item["label"] or "" for item in expected]
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    texts = ["=1+1", "+1", "-1", "@a", "\t=1", "a=1", "'quoted'", 'a "b", c\n=d', ""]
+    written = b"".join(csv_lines([[{"label": text, "n": -1.5}] for text in texts])).decode()
+    rows = list(csv.DictReader(io.StringIO(written, newline="")))
+    assert [row["label"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@a", "'\t=1", *texts[5:]]
+    assert {row["n"] for row in rows} == {"-1.5"}
 
 
 def test_a_score_comes_with_its_interval_and_what_it_is_of(client):

@@ -18,19 +18,22 @@ from sae.interpret.explainer import Explainer, Proposal
 from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
 from sae.interpret.scorer import Figure, Label
 
+LEAST_F2 = 0.05  # of a rule that says what a feature is; judged by eye on 40 labels (docs/results.md)
+
 
 def best_proposal(
     proposals: list[tuple[Explainer, Proposal]], evidence: Evidence, strongest: list[Event]
 ) -> int | None:
     """Index of the label: the proposal with the best F2 on the explain part, after a less simple kind loses its margin.
 
-    Its rule must match at least half of the strongest contexts, so that a reader finds it there; a last resort is taken
-    if none does. The test part has no say in the choice, so the chosen label's test score is an honest one.
+    Its rule must match at least half of the strongest contexts, so that a reader finds it there, and have an F2 of
+    `LEAST_F2`: "capitalised words" matches much and tells little. A last resort is taken if none does. The test part has no say in the choice, so the chosen label's test score is an honest one.
     """
 
     def describes(explainer: Explainer, proposal: Proposal) -> bool:
         hits = sum(not proposal.rule.isdisjoint(explainer.items(evidence, event)) for event in strongest)
-        return not explainer.is_last_resort and 2 * hits >= len(strongest)
+        is_told_apart = proposal.explain.f2 >= LEAST_F2
+        return not explainer.is_last_resort and is_told_apart and 2 * hits >= len(strongest)
 
     scores = [proposal.explain.f2 * (1 - explainer.margin) for explainer, proposal in proposals]
     usable = [i for i, score in enumerate(scores) if not isnan(score)]

@@ -1,13 +1,19 @@
-"""Explains a feature by the tokens that hold most of its activation, for features that no rule describes."""
+"""Explains a feature by the tokens of its strongest contexts and those that hold most of its activation.
+
+It is for features that no rule describes.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
-from sae.interpret.explainer import MAX_STRINGS, Explainer, Proposal, joined, quoted, token_near
+from sae.interpret.explainer import Explainer, Proposal, joined, quoted, token_near
+
+MOST = 2  # texts of each of the two sorts
 
 
 @final
@@ -21,13 +27,20 @@ class TopTokens(Explainer):
     is_last_resort = True
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
-        """The three token texts with most of the activation, tested on every token of the test documents."""
-        texts = list(dict.fromkeys(map(evidence.normal, evidence.mass_tokens[feature])))[:MAX_STRINGS]
-        if not texts:
+        """Two token texts under the strongest peaks, and two others with most of the activation."""
+        peaks = Counter(text for event in evidence.strongest(feature) for text in token_near(evidence, event, 0))
+        strongest = [text for text, _ in peaks.most_common(MOST)]
+        by_mass = dict.fromkeys(map(evidence.normal, evidence.mass_tokens[feature]))
+        most = [text for text in by_mass if text not in strongest][:MOST]
+        if not most and not strongest:
             return None
+
+        said = [f"{how} on {quoted(texts)}" for how, texts in (("strongest", strongest), ("most", most)) if texts]
         explain, test = evidence.counts(feature, "current")
-        tokens = joined(evidence.tokens_by_text, texts)
-        return Proposal("no rule fits; most on " + quoted(texts), frozenset(texts), explain.of(tokens), test.of(tokens))
+        tokens = joined(evidence.tokens_by_text, [*strongest, *most])
+        return Proposal(
+            "; ".join(["no rule fits", *said]), frozenset([*strongest, *most]), explain.of(tokens), test.of(tokens)
+        )
 
     def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
         """The token's text."""
