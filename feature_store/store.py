@@ -33,12 +33,6 @@ class Store:
         self.meta = dict(self.connection.execute("select key, value from contexts.meta").fetchall())
         self.meta = {key: json.loads(value) for key, value in self.meta.items()}
         self.generation = "-".join(self.pointer[k]["sha256"][:12] for k in sorted(self.pointer))
-        self.document_names: dict[int, str] = dict(
-            self.connection.execute("select document, name from contexts.document").fetchall()
-        )
-        self.token_bytes: dict[int, bytes] = dict(
-            self.connection.execute("select token, text from contexts.token").fetchall()
-        )
 
     def _attach(self, kind: str) -> None:
         """Attaches one generation, or an empty one in memory if none of its kind is published."""
@@ -59,6 +53,16 @@ class Store:
             for statement in schema.EXPLANATIONS:
                 self.connection.execute(statement)
             self.connection.execute("use memory")
+
+    @cached_property
+    def document_names(self) -> dict[int, str]:
+        """Names of the documents, read when they are first asked for: most dictionaries of a large server are not."""
+        return dict(self.cursor().execute("select document, name from contexts.document").fetchall())
+
+    @cached_property
+    def token_bytes(self) -> dict[int, bytes]:
+        """Text of the tokens, read when it is first asked for."""
+        return dict(self.cursor().execute("select token, text from contexts.token").fetchall())
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A cursor for one query after another; a request that takes too long can interrupt it."""

@@ -10,6 +10,7 @@ from typing import Any
 import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
@@ -24,6 +25,7 @@ from server.routes import dictionaries, features
 
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
+EXPOSED = ["etag", "x-sha256", "content-disposition"]  # headers that pages of allowed sites may read
 DESCRIPTION = (
     "Features of sparse autoencoders: what each fires on, its label with scores, concepts, and the dictionaries to "
     "download. Everything is read; an answer is of one edition of a dictionary, and carries its ETag."
@@ -41,8 +43,13 @@ class _CompressText(GZipMiddleware):
             await super().__call__(scope, receive, send)
 
 
-def create_app(catalogue: Catalogue, static: Path = STATIC, *, host_names: Iterable[str] = ()) -> FastAPI:
-    """The ASGI application over opened dictionaries; it never writes. It answers to localhost, addresses, `host_names`."""
+def create_app(
+    catalogue: Catalogue, static: Path = STATIC, *, host_names: Iterable[str] = (), origins: Iterable[str] = ()
+) -> FastAPI:
+    """The ASGI application over opened dictionaries; it never writes. It answers to localhost, addresses, `host_names`.
+
+    Pages of other sites read its answers only if they are among `origins`.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,9 +76,16 @@ def create_app(catalogue: Catalogue, static: Path = STATIC, *, host_names: Itera
     app.add_middleware(Admission)
     app.add_middleware(KnownHosts, names=host_names)
     app.add_middleware(SafeHeaders)
+    if allowed := list(origins):
+        app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "HEAD"], expose_headers=EXPOSED)
     errors.install(app)
     app.include_router(dictionaries.router)
     app.include_router(features.router)
+
+    @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
+    async def healthy() -> Response:
+        """For whoever watches the server: it needs no thread, and says nothing of what is served."""
+        return Response("ok\n", media_type="text/plain")
 
     @app.api_route("/api/{rest:path}", methods=["GET", "HEAD"], include_in_schema=False)
     def unknown_api(rest: str) -> Response:

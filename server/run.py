@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from server.catalogue import CatalogueError, open_catalogue
 from server.connection import MOST_HEADER_BYTES, BoundedConnection
 from server.hosts import host_of, is_address
 
+ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?")
 WRONG, MISSING, UNAVAILABLE = 2, 66, 69
 FINISH_S = 5  # for answers that are under way when the server is stopped
 
@@ -41,7 +43,9 @@ def _is_loopback(host: str) -> bool:
     return ip_address(host).is_loopback if is_address(host) else host == "localhost"
 
 
-def serve(paths: list[Path], host: str, port: int, *, allowed_hosts: list[str], is_public: bool) -> int:
+def serve(
+    paths: list[Path], host: str, port: int, *, allowed_hosts: list[str], origins: list[str], is_public: bool
+) -> int:
     """Exit code of the server: 0 after a clean stop, by Ctrl-C or SIGTERM; 66 without a sound dictionary; 69 if the port is
     taken; 2 if a host name cannot be one, or if others could read and that is not meant (`is_public`).
     """
@@ -51,6 +55,11 @@ def serve(paths: list[Path], host: str, port: int, *, allowed_hosts: list[str], 
             "training text in their contexts; there are no accounts and no encryption (docs/security.md). Give "
             "--public-read if that is meant."
         )
+        return WRONG
+
+    wrong = [origin for origin in origins if not ORIGIN.fullmatch(origin)]
+    if wrong:
+        _say(f"error: --allow-origin {wrong[0]}: an origin is wanted, such as https://blog.example.org.")
         return WRONG
 
     strange = [name for name in allowed_hosts if host_of(name) is None]
@@ -80,7 +89,7 @@ def serve(paths: list[Path], host: str, port: int, *, allowed_hosts: list[str], 
     _say(f"explorer: http://{shown}:{port}/   API: http://{shown}:{port}/api/v1/openapi.json   (Ctrl-C stops)")
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: uvicorn finishes and returns
-    uvicorn.run(create_app(catalogue, host_names=[host, *allowed_hosts]), **settings(host, port))
+    uvicorn.run(create_app(catalogue, host_names=[host, *allowed_hosts], origins=origins), **settings(host, port))
 
     return 0
 

@@ -37,7 +37,8 @@ def csv_lines(parts: Rows) -> Iterator[bytes]:
             is_first = False
         writer.writerows([_cell(value) for value in row.values()] for row in rows)
         yield text.getvalue().encode()
-        text.seek(0), text.truncate()
+        text.seek(0)
+        text.truncate()
 
 
 def _cell(value: Any) -> Any:

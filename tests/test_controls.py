@@ -28,7 +28,13 @@ def scores_of(store_folder):
         evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
         config = InterpretConfig(scorers=())
         _label(
-            evidence, table, evidence.alive(), config, live_dictionary=_no_model, processes=ALONE, progress=Progress()
+            evidence,
+            table,
+            evidence.to_label(),
+            config,
+            live_dictionary=_no_model,
+            processes=ALONE,
+            progress=Progress(),
         )
     chosen = {row.id for row in table.explanations if row.chosen}
     rows = [row for row in table.scores if row.explanation in chosen and row.score.metric == "f2"]

@@ -86,7 +86,16 @@ def test_concepts_open_and_lead_to_features(page, server):
     page.get_by_role("searchbox").fill(name)
     page.wait_for_url(re.compile("q="))
     concepts = httpx.get(f"{server}/api/v1/dictionaries/{DICTIONARY}/concepts").raise_for_status().json()["items"]
-    held = [c["name"] for c in concepts if c["parent"] is None and name.lower() in c["name"].lower()]
+
+    def says(concept):
+        """Whether its name, or the label of a member, has the word."""
+        return any(
+            name.lower() in (text or "").lower()
+            for text in (concept["name"], *(f["label"] for f in concept["features"]))
+        )
+
+    whole = [c for c in concepts if c["parent"] is None]
+    held = [c["name"] for c in whole if says(c) or any(says(p) for p in concepts if p["parent"] == c["concept"])]
     assert held and page.locator("summary strong").all_inner_texts() == held
     page.get_by_role("searchbox").fill("zzzzqqqq")
     page.wait_for_function("() => document.querySelectorAll('summary').length === 0")

@@ -197,6 +197,24 @@ def test_an_address_beyond_this_machine_is_refused_unless_it_is_meant(finished):
     assert f"everybody who reaches port {port} can read" in log
 
 
+def test_pages_of_allowed_sites_read_and_others_do_not(finished):
+    port = free_port()
+    with start(finished, "--port", port, "--allow-origin", "https://blog.example.org") as process:
+        wait_for(port, process)
+        for path in ("/api/v1/dictionaries", "/api/v1/nothing", "/healthz"):
+            address = f"http://127.0.0.1:{port}{path}"
+            allowed = httpx.get(address, headers={"origin": "https://blog.example.org"})
+            other = httpx.get(address, headers={"origin": "https://example.org"})
+            assert allowed.headers["access-control-allow-origin"] == "https://blog.example.org"
+            assert "access-control-allow-origin" not in other.headers and allowed.status_code == other.status_code
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").text == "ok\n"
+        process.terminate()
+        process.communicate(timeout=20)
+    for wrong in ("*", "null", "blog.example.org", "https://a/b"):
+        done = run_here("serve", finished, "--allow-origin", wrong, "--port", free_port())
+        assert done.returncode == 2 and f"--allow-origin {wrong}: an origin is wanted" in done.stderr
+
+
 def test_a_host_name_that_is_none_is_refused(finished):
     for name in ("http://x", "a/b", "", "a b", "user@x", "x:none", "x:0"):
         assert host_of(name) is None, name

@@ -38,6 +38,14 @@ class Serve(Command):
             help="answer to this host name too; localhost, addresses and --host are always answered (may be repeated)",
         )
 
+        parser.add_argument(
+            "--allow-origin",
+            action="append",
+            default=[],
+            metavar="ORIGIN",
+            help="let pages of this site, such as https://blog.example.org, read the API (may be repeated; default: none)",
+        )
+
     def run(self, arguments: Namespace) -> int:
         """Runs the server until it is stopped."""
         from server.run import serve
@@ -47,5 +55,6 @@ class Serve(Command):
             arguments.host,
             arguments.port,
             allowed_hosts=arguments.allow_host,
+            origins=arguments.allow_origin,
             is_public=arguments.public_read,
         )

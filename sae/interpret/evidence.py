@@ -133,7 +133,11 @@ class Evidence:
                     beginnings.setdefault(prefix, set()).add(token)
         return texts, beginnings
 
-    def alive(self) -> list[int]:
+    def n_alive(self) -> int:
+        """Features that fire anywhere."""
+        return sum(n_strong > 0 for _, n_strong, _, _ in self.firings)
+
+    def to_label(self) -> list[int]:
         """Features that fire strongly somewhere in the explain part: the ones that can be labelled."""
         return [f for f, n_strong, n_test, _ in self.firings if n_test < n_strong]
 

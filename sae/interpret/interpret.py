@@ -104,7 +104,7 @@ def interpret(
     }
     with closing(Store(folder / "store")) as store:
         evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
-        live_features = evidence.alive()
+        live_features, n_alive = evidence.to_label(), evidence.n_alive()
         features_to_label = live_features if features is None else [f for f in live_features if f in features]
         if features is not None:
             table.keep(queries.interpretation(store), features)
@@ -131,8 +131,8 @@ def interpret(
 
         cost = processes.on_first(group_and_judge)
 
-    processes.on_first(lambda: _publish(folder, table, len(live_features)))
-    return processes.on_first(lambda: _summary(table, len(live_features), cost, controls))
+    processes.on_first(lambda: _publish(folder, table, n_alive))
+    return processes.on_first(lambda: _summary(table, n_alive, cost, controls))
 
 
 def _label_control(store_folder: Path, config: InterpretConfig, processes: Processes) -> ControlLabels:
@@ -141,7 +141,7 @@ def _label_control(store_folder: Path, config: InterpretConfig, processes: Proce
     without_judge = config.model_copy(update={"scorers": scorers, "judge": None})
     with closing(Store(store_folder)) as store:
         evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
-        features = evidence.alive()
+        features = evidence.to_label()
         _label(
             evidence,
             table,
@@ -151,7 +151,7 @@ def _label_control(store_folder: Path, config: InterpretConfig, processes: Proce
             processes=processes,
             progress=Progress(),
         )
-    return processes.on_first(lambda: control_labels(table, len(features)))
+    return processes.on_first(lambda: control_labels(table, evidence.n_alive()))
 
 
 def _no_model() -> LiveDictionary:

@@ -28,7 +28,7 @@ class TopTokens(Explainer):
 
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
         """Two token texts under the strongest peaks, and two others with most of the activation."""
-        peaks = Counter(text for event in evidence.strongest(feature) for text in token_near(evidence, event, 0))
+        peaks = Counter(str(text) for event in evidence.strongest(feature) for text in token_near(evidence, event, 0))
         strongest = [text for text, _ in peaks.most_common(MOST)]
         by_mass = dict.fromkeys(map(evidence.normal, evidence.mass_tokens[feature]))
         most = [text for text in by_mass if text not in strongest][:MOST]

@@ -47,7 +47,7 @@ class Intervention(Scorer):
         if len(ids) == 0:
             return []
 
-        live = [f for f in case.evidence.alive() if f != case.feature]
+        live = [f for f in case.evidence.to_label() if f != case.feature]
         other = live[int(case.generator().integers(len(live)))] if live else case.feature
         acts, factor = live_dictionary.acts(ids, case.feature)
         rows = torch.arange(len(ids), device=acts.device)
