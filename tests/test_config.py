@@ -13,6 +13,19 @@ from sae.pipeline.config import RunConfig, explain, load_config
 CONFIGS = sorted((Path(__file__).parent.parent / "training_configs").glob("*.yaml"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text__sources__0__data_files": ["https://reader:canary@example.org/a.jsonl"]},
+        {"interpret": {"judge": {"base_url": "http://canary@127.0.0.1:1/v1", "model": "m"}}},
+    ],
+)
+def test_an_address_with_a_password_is_refused_and_not_repeated(tmp_path, tree, change):
+    done = run_here("train", write_config(tmp_path, tree, **change))
+    assert done.returncode == 2 and "holds a name or password" in done.stderr and "canary" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_config_loads(path):
     assert load_config(path).name

@@ -349,12 +349,16 @@ def test_damaged_dictionaries_are_refused(finished, tmp_path):
         dictionary.load(str(tmp_path))
 
 
-def test_wandb_offline_logs_and_jsonl_stays(tmp_path, tree):
-    done = run_cli("train", write_config(tmp_path, tree, log__wandb="offline"))
+def test_wandb_offline_logs_and_jsonl_stays_and_nothing_holds_a_secret(tmp_path, tree):
+    secrets = dict.fromkeys(("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"), "canary" * 7)
+    done = run_cli("train", write_config(tmp_path, tree, log__wandb="offline"), env={**os.environ, **secrets})
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "tiny"
     assert list((run / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(lines(run).splitlines()) > 10
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 30 and not [path for path in written if b"canarycanary" in path.read_bytes()]
+    assert "canarycanary" not in done.stdout + done.stderr
 
 
 def test_wandb_online_without_a_key_says_what_to_do(tmp_path, tree):

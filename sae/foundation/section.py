@@ -7,9 +7,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
+
+NOT_REPEATED = "not_repeated"  # the type of an error whose value is not repeated
 
 
 class Section(BaseModel):
@@ -126,7 +129,16 @@ def describe_problems(error: ValidationError, model: type[BaseModel]) -> list[st
         else:
             message = problem["msg"].removeprefix("Value error, ")
             value = problem.get("input")
-            given_value_note = "" if isinstance(value, dict | list | tuple | BaseModel) else f" (given: {value!r})"
+            is_shown = problem["type"] != NOT_REPEATED and not isinstance(value, dict | list | tuple | BaseModel)
+            given_value_note = f" (given: {value!r})" if is_shown else ""
             lines.append(f"{key}: {message[0].lower() + message[1:]}{given_value_note}")
 
     return lines
+
+
+def without_password(address: str) -> str:
+    """The address; raises an error if it holds a name or password: settings are kept in the run and published."""
+    if "://" in address and "@" in urlsplit(address).netloc:
+        message = "the address holds a name or password, which would be written into the run's files. Leave it out"
+        raise PydanticCustomError(NOT_REPEATED, message)
+    return address

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from sae.errors import DataError, UnavailableError
 from sae.foundation.downloads import PackagePart, open_members
-from sae.foundation.section import Count, Section
+from sae.foundation.section import Count, Section, without_password
 from sae.text import installed_docs
 from sae.text.json_rows import rows
 
@@ -70,6 +70,8 @@ class DatasetText(_Weighted):
 
     @model_validator(mode="after")
     def _files(self) -> DatasetText:
+        for address in (self.path, *(self.data_files or ())):
+            without_password(address)
         if self.path in FILE_FORMATS and not self.data_files:
             raise ValueError(f"path {self.path!r} reads files: give `data_files`")
         return self

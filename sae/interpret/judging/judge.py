@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable
 from math import exp
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sae.errors import ConfigError, UnavailableError
-from sae.foundation.section import Count, Section
+from sae.foundation.section import Count, Section, without_password
 from sae.interpret.judging.answer_cache import AnswerCache
 
 FAILED_ANSWERS_IN_A_ROW = 20
@@ -25,7 +25,9 @@ YES, NO = ("true", "1"), ("false", "0")
 class JudgeConfig(Section):
     """The judge's address, and how to ask it."""
 
-    base_url: str = Field(description="Address of an OpenAI-compatible server, for example http://127.0.0.1:8080/v1")
+    base_url: Annotated[str, AfterValidator(without_password)] = Field(
+        description="Address of an OpenAI-compatible server, for example http://127.0.0.1:8080/v1"
+    )
     model: str = Field(description="Model name, as the server lists it.")
     key_variable: str = Field(
         default="OPENAI_API_KEY", description="Environment variable that holds the key; local servers need none."
