@@ -165,7 +165,7 @@ def test_the_dtype_is_chosen_by_what_the_processor_has(monkeypatch):
     assert choose_dtype(torch.device("cuda"), "auto") == torch.bfloat16
     for flags, dtype in (("fpu avx2 avx512f", torch.float32), ("fpu avx512_bf16 sse", torch.bfloat16)):
         cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: bf16\n"
-        monkeypatch.setattr(Path, "read_text", lambda self, cpuinfo=cpuinfo: cpuinfo)
+        monkeypatch.setattr(Path, "read_text", lambda *_, cpuinfo=cpuinfo: cpuinfo)
         assert choose_dtype(cpu, "auto") == dtype
 
 

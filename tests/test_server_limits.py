@@ -201,7 +201,7 @@ def test_a_full_server_of_busy_connections_says_so(finished, monkeypatch, held):
 def test_a_query_that_takes_too_long_is_interrupted(finished, monkeypatch):
     monkeypatch.setattr(admission, "ANSWER_S", 0.3)
 
-    def endless(store, **_):
+    def endless(store, *_, **__):
         numbers = "select sum(a.range * b.range) from range(10000000) a, range(10000000) b"
         return store.cursor().execute(numbers).fetchall()
 
