@@ -405,7 +405,7 @@ def test_a_stopped_command_exits_75_and_leaves_no_scratch(copied, tmp_path, numb
         "export": ["export", folder, "--to", "saelens", tmp_path / "exported"],
         "concept": ["concept", "add", folder, "--name", "x", "--labelled", labelled(tmp_path)],
     }[verb]
-    program = [sys.executable, "-c", STOPPED.format(number=number), "1.0", *map(str, command)]
+    program = [sys.executable, "-c", STOPPED.format(number=number), "0.3", *map(str, command)]
     done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(scratch)})
     assert done.returncode == 75, done.stderr
     assert "Traceback" not in done.stderr and "stopped" in done.stderr
