@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bench.peers import schedule, train_ours
 from bench.quality import CONFIG, rows_of
-from sae.foundation.metrics import FvuMeter, geometric_median
+from sae.foundation.metrics import FvuMeter
 from sae.foundation.screen import Screen
 from sae.pipeline.config import load_config
 from sae.pipeline.sources import prepare
@@ -36,16 +37,12 @@ class Rows(NamedTuple):
         """Updates of a training."""
         return len(self.train) // self.batch * self.epochs
 
-    def batches(self) -> Iterator[tuple[int, Tensor]]:
-        """Every update's number and rows."""
+    def batches(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Every update's number, how many there are, and its rows."""
         n_batches = len(self.train) // self.batch
         for step in range(self.n_updates):
             start = step % n_batches * self.batch
-            yield step, self.train[start : start + self.batch]
-
-    def schedule(self, step: int) -> float:
-        """A tenth of the updates warm-up, the last fifth linear decay to 0."""
-        return min(1.0, (step + 1) / (self.n_updates / 10)) * min(1.0, (self.n_updates - step) / (self.n_updates / 5))
+            yield step, self.n_updates, self.train[start : start + self.batch]
 
 
 class Trained(NamedTuple):
@@ -57,33 +54,13 @@ class Trained(NamedTuple):
 
 def ours(rows: Rows, d_sae: int, l0: float, seed: int, lr: float) -> Trained:
     """saedex."""
-    from sae.architectures import Batch, build
+    from sae.architectures import build
     from sae.architectures.jumprelu import JumpReluConfig
     from sae.model.hookpoints import HookPoint
 
-    d = rows.train.shape[1]
-    norms = rows.train[:8192].norm(dim=1)
-    scale = d**0.5 / norms.median()
-    sample = rows.train[:8192][norms * scale <= 3 * d**0.5] * scale
-    sae = build(JumpReluConfig(name="x", hook=HookPoint("resid_post", 0), d_sae=d_sae, target_l0=l0), d)
-    sae.initialise(torch.Generator().manual_seed(seed), geometric_median(sample).cpu())
-    sae.to(rows.train.device)
-    sae.calibrate(sample)
-    variance = (sample - sample.mean(0)).square().sum(1).mean()
-    groups = [{"params": [p], "rate": lr * sae.lr_multiples.get(n, 1.0)} for n, p in sae.named_parameters()]
-    optimiser = torch.optim.Adam(groups, lr=lr, fused=True)
-    for step, x in rows.batches():
-        for group in optimiser.param_groups:
-            group["lr"] = group["rate"] * rows.schedule(step)
-        losses = sae.losses(Batch(x * scale, x * scale), variance, step * rows.batch)
-        optimiser.zero_grad()
-        losses.total.backward()
-        sae.project_decoder_gradient()
-        optimiser.step()
-        sae.normalise_decoder()
-        sae.count_firings(losses.training_pass.encoding)
-        sae.observe(losses.training_pass)
-    sae.eval()
+    config = JumpReluConfig(name="x", hook=HookPoint("resid_post", 0), d_sae=d_sae, target_l0=l0)
+    sae = build(config, rows.train.shape[1])
+    scale = train_ours(sae, rows.train, rows.batches(), seed, lr)
 
     def encode(x: Tensor) -> Tensor:
         code = sae.encode(x * scale)
@@ -105,7 +82,7 @@ def dictionary_learning(rows: Rows, d_sae: int, l0: float, seed: int, lr: float)
         seed=seed, target_l0=l0, warmup_steps=rows.n_updates // 10, sparsity_warmup_steps=rows.n_updates // 10,
         decay_start=int(0.8 * rows.n_updates), device=str(rows.train.device),
     )  # fmt: skip
-    for step, x in rows.batches():
+    for step, _, x in rows.batches():
         trainer.update(step, x * scale)
     sae = trainer.ae
     return Trained(lambda x: sae.encode(x * scale), lambda x: sae(x * scale) / scale)
@@ -134,9 +111,9 @@ def _saelens(rows: Rows, d_sae: int, l0: float, seed: int, lr: float, **settings
     sae: Any = JumpReLUTrainingSAE(config)
     optimiser = torch.optim.Adam(sae.parameters(), lr=lr, betas=(0.9, 0.999), fused=True)
     since = torch.zeros(d_sae, device=device)
-    for step, x in rows.batches():
-        optimiser.param_groups[0]["lr"] = lr * rows.schedule(step)
-        risen = min(1.0, (step + 1) / (rows.n_updates / 10))
+    for step, steps, x in rows.batches():
+        optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
+        risen = min(1.0, (step + 1) / (steps / 10))
         out = sae.training_forward_pass(TrainStepInput(x * scale, {"l0": risen}, since > 1000, step, False))
         optimiser.zero_grad()
         out.loss.backward()

@@ -23,7 +23,8 @@ class Trained(NamedTuple):
     dead: int
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """Share of the learning rate: a tenth of the updates warm-up, the last fifth linear decay to 0."""
     return min(1.0, (step + 1) / (steps / 10)) * min(1.0, (steps - step) / (steps / 5))
 
 
@@ -40,29 +41,48 @@ def _silent(fired: Callable[[Tensor], Tensor], rows: Tensor, d_sae: int) -> int:
     return int((~seen).sum())
 
 
-def ours(rows: Tensor, d_sae: int, k: int, seed: int, batch: int, lr: float) -> Trained:
-    """saedex."""
-    from sae.architectures import Batch, build
-    from sae.architectures.topk import TopKConfig
-    from sae.model.hookpoints import HookPoint
+def train_ours(sae: Any, rows: Tensor, batches: Iterator[tuple[int, int, Tensor]], seed: int, lr: float) -> Tensor:
+    """Trains a dictionary of saedex on batches of `rows` (update, updates in all, rows); returns what scales its input."""
+    from sae.architectures import Batch
 
     d = rows.shape[1]
-    scale = d**0.5 / rows[:8192].norm(dim=1).median()
-    sample = rows[:8192][rows[:8192].norm(dim=1) * scale <= 3 * d**0.5] * scale
-    sae = build(TopKConfig(name="x", hook=HookPoint("resid_post", 8), d_sae=d_sae, k=k, dead_after_tokens=50_000), d)
-    sae.initialise(torch.Generator().manual_seed(seed), geometric_median(sample))
+    norms = rows[:8192].norm(dim=1)
+    scale = d**0.5 / norms.median()
+    sample = rows[:8192][norms * scale <= 3 * d**0.5] * scale
+    sae.initialise(torch.Generator().manual_seed(seed), geometric_median(sample).cpu())
+    sae.to(rows.device)
+    sae.calibrate(sample)
     variance = (sample - sample.mean(0)).square().sum(1).mean()
-    optimiser = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
-    for step, steps, x in _batches(rows, batch):
-        optimiser.param_groups[0]["lr"] = lr * _schedule(step, steps)
-        losses = sae.losses(Batch(x * scale, x * scale), variance)
+    groups = [{"params": [p], "rate": lr * sae.lr_multiples.get(n, 1.0)} for n, p in sae.named_parameters()]
+    optimiser = torch.optim.Adam(groups, lr=lr, fused=True)
+    tokens_seen = 0
+
+    for step, steps, x in batches:
+        for group in optimiser.param_groups:
+            group["lr"] = group["rate"] * schedule(step, steps)
+        losses = sae.losses(Batch(x * scale, x * scale), variance, tokens_seen)
         optimiser.zero_grad()
         losses.total.backward()
         sae.project_decoder_gradient()
         optimiser.step()
         sae.normalise_decoder()
         sae.count_firings(losses.training_pass.encoding)
+        sae.observe(losses.training_pass)
+        tokens_seen += len(x)
+
     sae.eval()
+    return scale
+
+
+def ours(rows: Tensor, d_sae: int, k: int, seed: int, batch: int, lr: float) -> Trained:
+    """saedex."""
+    from sae.architectures import build
+    from sae.architectures.topk import TopKConfig
+    from sae.model.hookpoints import HookPoint
+
+    config = TopKConfig(name="x", hook=HookPoint("resid_post", 8), d_sae=d_sae, k=k, dead_after_tokens=50_000)
+    sae = build(config, rows.shape[1])
+    scale = train_ours(sae, rows, _batches(rows, batch), seed, lr)
 
     @torch.no_grad()
     def fired(x: Tensor) -> Tensor:
@@ -81,7 +101,7 @@ def sparsify(rows: Tensor, d_sae: int, k: int, seed: int, batch: int, lr: float)
     sae.b_dec.data = rows[:batch].mean(0)
     optimiser = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
     for step, steps, x in _batches(rows, batch):
-        optimiser.param_groups[0]["lr"] = lr * _schedule(step, steps)
+        optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
         sae.set_decoder_norm_to_unit_norm()
         out = sae(x)
         optimiser.zero_grad()
@@ -130,7 +150,7 @@ def saelens(rows: Tensor, d_sae: int, k: int, seed: int, batch: int, lr: float) 
     optimiser = torch.optim.Adam(sae.parameters(), lr=lr, betas=(0.9, 0.999), fused=True)
     since = torch.zeros(d_sae)
     for step, steps, x in _batches(rows, batch):
-        optimiser.param_groups[0]["lr"] = lr * _schedule(step, steps)
+        optimiser.param_groups[0]["lr"] = lr * schedule(step, steps)
         step_input = TrainStepInput(x * scale, {}, since > 1000, step, False)
         out = sae.training_forward_pass(step_input)
         optimiser.zero_grad()

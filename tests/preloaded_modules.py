@@ -1,4 +1,4 @@
-"""What the server of `preloaded` imports: all that a run needs."""
+"""All that a run needs, for processes that are forked: of `preloaded`'s server, and of the harness in `faults`."""
 
 import gc
 
@@ -10,6 +10,7 @@ import transformers  # noqa: F401
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 import sae.api
+import sae.apply.concept
 import sae.cli
 import sae.interop.transfer
 import sae.pipeline.run  # noqa: F401

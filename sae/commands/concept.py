@@ -97,7 +97,7 @@ def _lines(path: Path) -> list[str]:
 def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None) -> Texts:
     """The texts of two files with one text per line, or of a JSON-lines file with "text" and "label"."""
     from sae.errors import ConfigError, DataError
-    from sae.text.mixture import LONE_SURROGATE
+    from sae.text.mixture import well_formed
 
     if labelled is None:
         if positive is None or negative is None:
@@ -112,8 +112,7 @@ def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None
             row = json.loads(line)
             if row["label"] not in (0, 1) or not isinstance(row["text"], str):
                 raise ValueError
-            text = LONE_SURROGATE.sub("\ufffd", row["text"])
-            (texts.positive if row["label"] else texts.negative).append(text)
+            (texts.positive if row["label"] else texts.negative).append(well_formed(row["text"]))
         except (ValueError, KeyError, TypeError):
             raise DataError(
                 f'{labelled}: line {number} is not an object with a "text" and a "label" (true or false).'

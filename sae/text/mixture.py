@@ -58,15 +58,20 @@ def parts(source: InstalledDocs | DatasetText | PackageText, tokenizer: Any) -> 
             yield Part(document.name, text, key, _known_ids(document, tokenizer))
 
 
+def well_formed(text: str) -> str:
+    """The text with U+FFFD in the place of every half of a surrogate pair."""
+    return LONE_SURROGATE.sub("\ufffd", text)
+
+
 def _text(document: Document, tokenizer: Any) -> str:
     """A document's content as text: a chat as the tokenizer's template writes it, token ids decoded."""
     content: Content = document.content
     if isinstance(content, str):
-        return LONE_SURROGATE.sub("\ufffd", content)
+        return well_formed(content)
     if content and isinstance(content[0], dict):
         if not getattr(tokenizer, "chat_template", None):
             raise DataError(f"text: {document.name} is a chat, and this model's tokenizer has no chat template.")
-        return LONE_SURROGATE.sub("\ufffd", tokenizer.apply_chat_template(content, tokenize=False))
+        return well_formed(tokenizer.apply_chat_template(content, tokenize=False))
     return tokenizer.decode(_known_ids(document, tokenizer), clean_up_tokenization_spaces=False)
 
 

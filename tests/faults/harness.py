@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import os
@@ -37,18 +36,7 @@ class Ended(NamedTuple):
 
 def preload() -> None:
     """Imports everything that a run needs, once: a forked child then begins at once, and is a process of its own."""
-    import datasets  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import transformers  # noqa: F401
-
-    import sae.api
-    import sae.apply.concept
-    import sae.cli
-    import sae.interop.transfer
-    import sae.pipeline.run  # noqa: F401
-
-    gc.freeze()
+    import preloaded_modules  # noqa: F401
 
 
 class Workplace:

@@ -16,6 +16,11 @@ export function percent(value: number | null | undefined): string {
   return (share >= 1 ? share.toFixed(1) : share >= 0.01 ? share.toFixed(2) : share.toPrecision(1)) + " %";
 }
 
+/** Whether labels of random directions are as good as this one. */
+export function isWeak(row: { f2: number | null }, floor: number | null | undefined): boolean {
+  return floor != null && row.f2 !== null && row.f2 <= floor;
+}
+
 export function bytes(value: number): string {
   return value >= 1e6 ? `${(value / 1e6).toFixed(1)} MB` : value >= 1e3 ? `${(value / 1e3).toFixed(1)} kB` : `${value} B`;
 }
