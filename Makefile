@@ -29,14 +29,12 @@ lint: $(VENV)/test
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-lock: ## pin what the server's image is built of, with hashes
-	@test -d .venv-audit || $(PYTHON) -m venv .venv-audit
-	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
+lock: .venv-audit/tools ## pin what the server's image is built of, with hashes
 	CUSTOM_COMPILE_COMMAND="make lock" .venv-audit/bin/pip-compile --quiet --generate-hashes --no-emit-index-url \
 		--no-emit-trusted-host --no-emit-find-links --strip-extras --allow-unsafe --no-annotate \
 		--constraint constraints.txt pyproject.toml --output-file docker/serve.lock
 
-audit: ## known faults in what the server and the explorer are built of, and a list of the parts
+audit: .venv-audit/tools ## known faults in what the server and the explorer are built of, and a list of the parts
 	.ci/audit
 
 bench: $(VENV)/test ## ratios of the CPU kernels to their plain reference
@@ -50,6 +48,11 @@ ui: ## rebuild the explorer with the system's npm, for those who work on it
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers build dist server/static server/ui/node_modules
+
+.venv-audit/tools:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-tools pip-audit cyclonedx-bom
+	@touch $@
 
 $(VENV)/python: constraints.txt
 	$(PYTHON) -m venv $(VENV)
