@@ -16,17 +16,17 @@ def features(store: Store) -> DataFrame:
     """One row per feature, indexed by it, with the columns of `FeatureRow`."""
     import pandas as pd
 
-    rows = queries.features(store, limit=1 << 40).rows
+    rows = [store.columns.row(feature) for feature in range(store.columns.n)]
     return pd.DataFrame(rows, columns=list(FeatureRow.__dataclass_fields__)).set_index("feature")
 
 
 def scores(store: Store) -> DataFrame:
     """One row per score. A score of the feature itself, whatever its label, has no explainer and no text."""
     return (
-        store.connection.cursor()
+        store.cursor()
         .execute(
             """select s.feature, e.explainer, e.text, e.chosen, s.* exclude (feature, explanation)
-            from explanations.score s left join explanations.explanation e on e.id = s.explanation
+            from score s left join explanation e on e.id = s.explanation
             order by s.feature, e.id, s.scorer, s.metric"""
         )
         .df()
@@ -39,7 +39,7 @@ def contexts(store: Store, feature: int, group: queries.WindowGroup = "all") -> 
 
     rows = []
     for window in queries.windows(store, feature, group):
-        texts = store.text_of(window.token_ids)
+        texts = store.vocabulary.texts(window.token_ids)
         before, peak, after = texts[: window.peak], texts[window.peak], texts[window.peak + 1 :]
         rows.append(
             {

@@ -19,6 +19,7 @@ class Window:
     document: int
     document_name: str
     context: int
+    place: int  # of the peak's token in its document or context
     peak: int  # index of the peak inside the window
     token_ids: list[int]
     acts: list[float]
@@ -88,7 +89,10 @@ class Feature:
     histogram_log2_edges: list[float]
     promoted: list[tuple[int, float]]
     suppressed: list[tuple[int, float]]
-    neighbours: list[tuple[int, float]]
+    neighbours: list[tuple[int, float]]  # by cosine of decoder rows
+    coactive: list[tuple[int, float]]  # by cosine of firing
+    positions: list[int]  # strong firings by the place in the document (feature_store.indexing.formats.POSITION_EDGES)
+    formats: list[int]  # strong firings by the token's look (feature_store.indexing.formats.FORMATS)
     explanations: list[Explanation]
     scores: list[Score]
 
@@ -103,14 +107,6 @@ class Concept:
     coverage: float
     purity: float
     features: list[int]
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page of feature rows and how many match in all."""
-
-    rows: list[FeatureRow]
-    total: int
 
 
 @dataclass(frozen=True)
@@ -238,3 +234,14 @@ class TokenCount(NamedTuple):
     token: int
     n_explain: int
     n_test: int
+
+
+class TokenHit(NamedTuple):
+    """A feature that fires strongly on a token: how often, which share of its strong firings and of the token's
+    occurrences that is.
+    """
+
+    feature: int
+    times: int
+    of_firings: float
+    of_tokens: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 STORAGE_VERSION = "v1.2.0"  # readable by DuckDB 1.2 and everything newer
 
 META = "create table meta (key varchar primary key, value varchar not null)"
@@ -69,11 +69,11 @@ CONTEXTS = (
     )""",
     """create view feature_summary as
         select feature, density, n_fired, mean_act, max_act, n_documents from feature""",
-    """create view promoted as
-        select feature, unnest(range(0, octet_length(promoted_tokens) // 4)) as rank,
-            ('0x' || substr(h, rank * 8 + 7, 2) || substr(h, rank * 8 + 5, 2)
-                  || substr(h, rank * 8 + 3, 2) || substr(h, rank * 8 + 1, 2))::uinteger as token
-        from (select *, hex(promoted_tokens) as h from feature)""",
+    """create table promotion ( -- of every token the features that raise its logit furthest above their other tokens'
+        token uinteger primary key,
+        features blob not null, -- uint32, the strongest first
+        heights blob not null   -- float32, (logit - mean) / standard deviation over the feature's tokens
+    )""",
 )
 
 EXPLANATIONS = (

@@ -1,108 +1,130 @@
-"""An open store: the published generations of one dictionary, read-only, and the text of its tokens."""
+"""An open store: the published generations of one dictionary, read-only."""
 
 from __future__ import annotations
 
 import json
+import weakref
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from feature_store import schema
-from feature_store.cursors import cursor_of
+from feature_store.engine import Engine
 from feature_store.errors import StoreError
-from feature_store.writer import read_pointer, verify
+from feature_store.lookup import pages, vocabulary
+from feature_store.lookup.columns import Columns
+from feature_store.lookup.pages import Pages
+from feature_store.lookup.vocabulary import Vocabulary
+from feature_store.pointer import DATABASES, PAGES, read_pointer, verify
+
+LOADED = ("document_names", "vocabulary", "columns")  # what is read when it is first asked for
 
 
 class Store:
-    """The published generations of one dictionary, opened read-only; make a cursor per request."""
+    """The published generations of one dictionary, opened read-only; make a cursor per request.
 
-    def __init__(self, folder: Path):
+    Stores of one `engine` share its memory; without one, a store has an engine of its own. `pointer` says which files are
+    read, other than those that are published.
+    """
+
+    def __init__(self, folder: Path, engine: Engine | None = None, *, pointer: dict[str, Any] | None = None):
         self.folder = folder
-        self.pointer = read_pointer(folder)
+        self.pointer = read_pointer(folder) if pointer is None else pointer
         if "contexts" not in self.pointer:
             raise StoreError(f"{folder}: no published generation. Run sae-train to its end first.")
 
-        self.connection = duckdb.connect()
-        self.connection.execute("set autoinstall_known_extensions=false; set autoload_known_extensions=false")
-        self.connection.execute("set threads=1")
-        for kind in ("contexts", "explanations"):
-            self._attach(kind)
+        for entry in self.pointer.values():
+            verify(folder / entry["file"], entry["sha256"])
+        self._owns_engine = engine is None
+        self.engine = engine or Engine([folder])
+        self._catalogs: list[str] = []
+        self._close = weakref.finalize(self, _release, self.engine, self._catalogs)
+        try:
+            for kind in DATABASES:
+                self._attach(kind)
+        except BaseException:
+            self.close()
+            raise
 
-        self.connection.execute("set enable_external_access=false; set lock_configuration=true")
-        self.meta = dict(self.connection.execute("select key, value from contexts.meta").fetchall())
-        self.meta = {key: json.loads(value) for key, value in self.meta.items()}
-        self.generation = "-".join(self.pointer[k]["sha256"][:12] for k in sorted(self.pointer))
+        rows = self.cursor().execute(f"select key, value from {self._catalogs[0]}.meta").fetchall()
+        self.meta = {key: json.loads(value) for key, value in rows}
+        self.floor: float | None = self._floor()
+        self.generation = "-".join(self.pointer[kind]["sha256"][:12] for kind in DATABASES if kind in self.pointer)
+        self.pages = {kind: self._pages_of(kind) for kind in PAGES}
 
     def _attach(self, kind: str) -> None:
-        """Attaches one generation, or an empty one in memory if none of its kind is published."""
-        if kind in self.pointer:
-            path = self.folder / self.pointer[kind]["file"]
-            verify(path, self.pointer[kind]["sha256"])
-            try:
-                self.connection.execute(f"attach '{path}' as {kind} (read_only)")
-                versions = self.connection.execute(
-                    f"select value from {kind}.meta where key = 'format_version'"
-                ).fetchall()
-            except duckdb.Error as error:
-                raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
-            if not versions or int(versions[0][0]) != schema.FORMAT_VERSION:
-                raise StoreError(f"{path}: format {versions}, this saedex reads format {schema.FORMAT_VERSION}.")
-        else:
-            self.connection.execute(f"attach ':memory:' as {kind}; use {kind}")
-            for statement in schema.EXPLANATIONS:
-                self.connection.execute(statement)
-            self.connection.execute("use memory")
+        """Adds the catalog of one generation, or an empty one in memory if none of its kind is published."""
+        if kind not in self.pointer:
+            self._catalogs.append(self.engine.create(kind, schema.EXPLANATIONS))
+            return
+        path = self.folder / self.pointer[kind]["file"]
+        try:
+            name = self.engine.attach(path, kind)
+            self._catalogs.append(name)
+            query = f"select value from {name}.meta where key = 'format_version'"
+            versions = self.engine.connection.cursor().execute(query).fetchall()
+        except duckdb.Error as error:
+            raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
+        if not versions or int(versions[0][0]) != schema.FORMAT_VERSION:
+            raise StoreError(f"{path}: format {versions}, this saedex reads format {schema.FORMAT_VERSION}.")
+
+    def _floor(self) -> float | None:
+        """F2 that 95 % of the labels of random directions do not exceed; None if none were labelled."""
+        query = f"select value from {self._catalogs[1]}.meta where key = 'floor'"
+        rows = self.cursor().execute(query).fetchall()
+        return json.loads(rows[0][0]) if rows else None
+
+    def source_of(self, kind: str) -> str:
+        """What pages of a kind are made of: contexts alone, or both generations."""
+        return self.generation if kind == "feature_pages" else self.pointer["contexts"]["sha256"][:12]
+
+    def _pages_of(self, kind: str) -> Pages | None:
+        """The published pages of a kind; None if there are none of these generations and of this version."""
+        if kind not in self.pointer:
+            return None
+        opened = Pages(self.folder / self.pointer[kind]["file"])
+        is_current = opened.version == pages.VERSION and opened.source == self.source_of(kind)
+        return opened if is_current else None
 
     @cached_property
     def document_names(self) -> dict[int, str]:
-        """Names of the documents, read when they are first asked for: most dictionaries of a large server are not."""
-        return dict(self.cursor().execute("select document, name from contexts.document").fetchall())
+        """Names of the documents."""
+        return dict(self.cursor().execute("select document, name from document").fetchall())
 
     @cached_property
-    def token_bytes(self) -> dict[int, bytes]:
-        """Text of the tokens, read when it is first asked for."""
-        return dict(self.cursor().execute("select token, text from contexts.token").fetchall())
+    def vocabulary(self) -> Vocabulary:
+        """Text of the tokens."""
+        return vocabulary.shared(self.cursor().execute("select token, text from token order by token").fetchall())
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The narrow columns of every feature."""
+        return Columns(self)
+
+    @cached_property
+    def n_features(self) -> int:
+        """Features of the dictionary; their ids are 0, 1, ... n - 1."""
+        return self.cursor().execute("select count(*) from feature").fetchall()[0][0]
+
+    def forget(self) -> None:
+        """Frees what was loaded when it was first asked for."""
+        for name in LOADED:
+            self.__dict__.pop(name, None)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A cursor for one query after another; a request that takes too long can interrupt it."""
-        return cursor_of(self.connection)
+        return self.engine.cursor(self._catalogs)
 
     def close(self) -> None:
-        """Closes the connection."""
-        self.connection.close()
+        """Closes the store, and its engine if that is its own."""
+        self._close()
+        if self._owns_engine:
+            self.engine.close()
 
-    def text_of(self, tokens: list[int]) -> list[str]:
-        """Display text of each token. A character split over tokens is shown whole on its last one."""
-        pieces, pending = [], b""
-        for token in tokens:
-            pending += self.token_bytes.get(token, b"")
-            try:
-                pieces.append(pending.decode("utf-8"))
-                pending = b""
-            except UnicodeDecodeError:
-                if len(pending) < 4:
-                    pieces.append("")
-                else:
-                    pieces.append(pending.decode("utf-8", "replace"))
-                    pending = b""
 
-        if pending and pieces:
-            pieces[-1] += pending.decode("utf-8", "replace")
-
-        return pieces
-
-    def shown(self, token: int) -> str:
-        """Display text of one token on its own."""
-        return self.token_bytes.get(token, b"").decode("utf-8", "replace")
-
-    def tokens_like(self, text: str) -> list[int]:
-        """Ids of the tokens whose text equals `text`, both stripped and in lower case."""
-        return self._by_text.get(text.strip().lower(), [])
-
-    @cached_property
-    def _by_text(self) -> dict[str, list[int]]:
-        tokens: dict[str, list[int]] = {}
-        for token in self.token_bytes:
-            tokens.setdefault(self.shown(token).strip().lower(), []).append(token)
-        return tokens
+def _release(engine: Engine, catalogs: list[str]) -> None:
+    for name in catalogs:
+        engine.release(name)
+    catalogs.clear()

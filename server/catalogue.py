@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import TypeVar
 import duckdb
 
 from feature_store.dictionary_files import DictionaryCard, JsonFileError
-from feature_store.store import StoreError
+from feature_store.engine import Engine
+from feature_store.errors import StoreError
+from feature_store.store import Store
 from server.downloads import DamagedFile, Download, Downloads
 from server.edition import Edition, published_hashes, read_generations, state_of
 from server.errors import RETRY, ApiError
@@ -22,6 +25,8 @@ from server.errors import RETRY, ApiError
 SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
 UNREADABLE = (*SELF_EXPLAINING, duckdb.Error, KeyError, TypeError, AttributeError)
 TRIES = 3
+ENGINE_BYTES = 256_000_000  # of DuckDB, for all dictionaries together
+LOADED_FEATURES = 1_000_000  # whose narrow columns are held, of all dictionaries together; about 200 bytes each
 T = TypeVar("T")
 
 
@@ -29,16 +34,37 @@ class CatalogueError(Exception):
     """Paths without a dictionary that can be served."""
 
 
+class Recent:
+    """The stores that were read last: of others, what they loaded is freed, and loaded again when it is needed."""
+
+    def __init__(self, most_features: int):
+        self.most_features = most_features
+        self._stores: OrderedDict[Store, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def use(self, store: Store) -> None:
+        """Notes a store that is read now."""
+        with self._lock:
+            self._stores[store] = None
+            self._stores.move_to_end(store)
+            total = 0
+            for number, other in enumerate(reversed(list(self._stores))):
+                total += other.n_features
+                if number and total > self.most_features:
+                    self._stores.pop(other)
+                    other.forget()
+
+
 class Entry:
     """One dictionary of the server: its id, its newest edition and its downloads."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, engine: Engine, recent: Recent):
+        self.folder, self._engine, self._recent = folder, engine, recent
         self.downloads = Downloads(folder)
         self.downloads.check(published_hashes(DictionaryCard.read(folder), read_generations(folder)))
         self._lock = threading.Lock()
         self._state = state_of(folder)
-        self._edition = Edition(folder)
+        self._edition = Edition(folder, engine)
         self.id = f"{self._edition.card.run}.{self._edition.card.name}"
 
     def edition(self) -> Edition:
@@ -46,10 +72,15 @@ class Entry:
 
         While the files on disk cannot be read, the last edition that could be stays.
         """
-        if state_of(self.folder) != self._state:
+        if not self.is_current():
             with self._lock:
                 self._read_again()
+        self._recent.use(self._edition.store)
         return self._edition
+
+    def is_current(self) -> bool:
+        """Whether `edition` answers at once, without reading files."""
+        return state_of(self.folder) == self._state
 
     def download(self, name: str) -> Download | None:
         """One file on offer by its exact name, open."""
@@ -68,7 +99,7 @@ class Entry:
         if state == self._state:
             return
         try:
-            self._edition = Edition(self.folder)
+            self._edition = Edition(self.folder, self._engine)
         except UNREADABLE as error:
             if state != state_of(self.folder):
                 return  # a publication was under way; the next request reads what came of it
@@ -128,8 +159,10 @@ def _is_finished(folder: Path) -> bool:
 def open_catalogue(paths: list[Path]) -> Catalogue:
     """The dictionaries under the paths. One that cannot be opened is left out; `CatalogueError` if none is left."""
     folders = [folder for path in paths for folder in dictionary_folders(path)]
+    engine = Engine([folder / "store" for folder in folders], ENGINE_BYTES)
+    recent = Recent(LOADED_FEATURES)
     with ThreadPoolExecutor() as threads:  # most of the time goes into hashes, which need no interpreter
-        opened = list(threads.map(_open, folders))
+        opened = list(threads.map(lambda folder: _open(folder, engine, recent), folders))
 
     entries = [entry for entry in opened if isinstance(entry, Entry)]
     damage = [one for one in opened if isinstance(one, Damage)]
@@ -144,9 +177,9 @@ def open_catalogue(paths: list[Path]) -> Catalogue:
     return catalogue
 
 
-def _open(folder: Path) -> Entry | Damage:
+def _open(folder: Path, engine: Engine, recent: Recent) -> Entry | Damage:
     try:
-        return Entry(folder)
+        return Entry(folder, engine, recent)
     except UNREADABLE as error:
         problem = str(error).replace(f"{folder}{os.sep}", "")  # people on the network have no use for paths
         return Damage(folder, problem if isinstance(error, SELF_EXPLAINING) else f"it cannot be read ({error!r})")

@@ -14,6 +14,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
 
+from feature_store.pointer import DATABASES
 from server.edition import READ_FILES, STORE, Edition, FileState
 from server.parts import FilePart, Part, close
 from server.zip_archive import Member, zip_parts
@@ -39,6 +40,7 @@ MEDIA_TYPES = {
 }
 BUNDLE = "dictionary.zip"
 CHUNK_BYTES = 1 << 20
+PAGES_SUFFIX = ".pages"  # they follow from the databases
 
 
 class DamagedFile(Exception):
@@ -161,7 +163,8 @@ class Downloads:
     def _bundle(self, edition: Edition, files: list[OpenFile]) -> Download:
         """A zip of all files, laid out as the dictionary folder; its store pointer names the generations in it."""
         root = self.folder.resolve().name
-        pointer = (json.dumps(edition.store.pointer, indent=1) + "\n").encode()
+        generations = {kind: edition.store.pointer[kind] for kind in DATABASES if kind in edition.store.pointer}
+        pointer = (json.dumps(generations, indent=1) + "\n").encode()
         members = [
             *(Member(f"{root}/{file.place.path}", file.part, file.digest.crc32) for file in files),
             Member(f"{root}/{STORE}current.json", pointer, zlib.crc32(pointer)),
@@ -179,6 +182,6 @@ def _download(file: OpenFile) -> Download:
 
 def _places(edition: Edition) -> dict[str, Place]:
     """Everything that may be on offer, by name."""
-    checked = edition.published_hashes
+    checked = {path for path in edition.published_hashes if not path.endswith(PAGES_SUFFIX)}
     places = {name: Place(name, kind, name in checked or name in READ_FILES) for name, kind in MEDIA_TYPES.items()}
     return places | {path.removeprefix(STORE): Place(path, OCTETS, True) for path in checked}

@@ -15,8 +15,10 @@ import numpy as np
 
 from feature_store import queries
 from feature_store.dictionary_files import DictionaryCard, JsonFile, LabelSummary, Metrics
+from feature_store.engine import Engine
+from feature_store.lookup.bodies import densities
+from feature_store.pointer import read_pointer
 from feature_store.store import Store
-from feature_store.writer import read_pointer
 
 STORE, POINTER = "store/", "store/current.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -28,11 +30,11 @@ F = TypeVar("F", bound=JsonFile)
 class Edition:
     """Card, figures and store of a dictionary that belong together. A request takes all it says from one edition."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, engine: Engine):
         self.card = DictionaryCard.read(folder)
         self.metrics = _read_if_there(Metrics, folder) or Metrics()
         self.training = _training_curve(folder / "training.jsonl")
-        self.store = Store(folder / "store")
+        self.store = Store(folder / "store", engine)
         self.published_hashes = published_hashes(self.card, self.store.pointer)
         self.labels = self._labels_of_this_generation(folder)
         self.tag = f"{self.store.generation}-{self._content_hash()}"
@@ -45,8 +47,7 @@ class Edition:
     @cached_property
     def densities_features(self) -> list[int]:
         """How many features have a density in each range of `DENSITY_EDGES` (decimal logarithms)."""
-        values = queries.densities(self.store)
-        return np.histogram(np.log10(values[values > 0]), DENSITY_EDGES)[0].tolist()
+        return densities(self.store, DENSITY_EDGES)
 
     def _labels_of_this_generation(self, folder: Path) -> LabelSummary | None:
         """labels.json, unless it is about other labels: `sae interpret` writes it a moment after the generation."""

@@ -32,11 +32,14 @@ import torch
 import yaml
 from filelock import FileLock
 
+from feature_store import queries
 from feature_store.dictionary_files import FilterFacts, LabelSummary, ModelFacts, Provenance, TextFacts
 from feature_store.indexing.contexts import ContextCollector, ContextLimits
 from feature_store.indexing.formats import POSITION_EDGES
 from feature_store.indexing.generation import Directions, Limits, corpus_of, publish
 from feature_store.indexing.tables import Codes
+from feature_store.records import Explanation, FeatureRow, Score
+from feature_store.store import Store
 from sae.architectures import ARCHITECTURES, Batch, build
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.model.hookpoints import Channel
@@ -137,6 +140,21 @@ def small_tree(tiny_model: Path, text_file: Path) -> dict[str, Any]:
         ],
         "evaluate": {"splice_tokens": 512},
     }  # fmt: skip
+
+
+def explanations(store: Store, feature: int) -> list[Explanation]:
+    """All explanations of a feature, its label first."""
+    return queries.features(store, feature, feature + 1)[0].explanations
+
+
+def feature_scores(store: Store, feature: int) -> list[Score]:
+    """Scores of a feature that do not depend on its label."""
+    return queries.features(store, feature, feature + 1)[0].scores
+
+
+def rows_of(store: Store) -> list[FeatureRow]:
+    """Every feature as a table shows it, by id."""
+    return [store.columns.row(feature) for feature in range(store.n_features)]
 
 
 def shared(root: Path, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:

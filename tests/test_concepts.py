@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fixtures import EACH, KINDS
+from fixtures import EACH, KINDS, rows_of
 
-from feature_store.queries import concepts, features
+from feature_store.queries import concepts
 from sae.apply.concept import LEAST_TEXTS, learn
 from sae.commands.concept import texts_of
 from sae.errors import ConfigError, DataError
@@ -24,8 +24,8 @@ def test_groups_are_stored_twice_and_add_up(planted):
     members = [f for c in whole for f in c.features]
     assert len(members) == len(set(members))
     assert summary.concepts_second_level == len(found) - len(whole)
-    weights = affinity(store, [row.feature for row in features(store, limit=200).rows if row.n_fired])
-    labels = {row.feature: row.label or "" for row in features(store, limit=200).rows}
+    weights = affinity(store, [row.feature for row in rows_of(store) if row.n_fired])
+    labels = {row.feature: row.label or "" for row in rows_of(store)}
     for part in found:
         inside = float(weights[part.features][:, part.features].sum())
         assert part.purity == pytest.approx(inside / float(weights[part.features].sum())) and inside > 0

@@ -17,8 +17,8 @@ import torch
 from fixtures import free_port, run_here, shared, write_config
 from preloaded import run_ranks
 
+from feature_store.pointer import read_pointer
 from feature_store.store import Store
-from feature_store.writer import read_pointer
 from sae.foundation.distributed import Processes
 from sae.publish import dictionary
 from sae.stream.shuffle import RingBuffer, ShufflePlan

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fixtures import EACH, KINDS, RANDOM, SILENT, no_model
+from fixtures import EACH, KINDS, RANDOM, SILENT, explanations, feature_scores, no_model, rows_of
 
-from feature_store.queries import explanations, feature_scores, features, interpretation
+from feature_store.queries import interpretation
 from feature_store.store import Store
 from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts
@@ -36,7 +36,7 @@ def scores_of(store, feature):
 
 def test_planted_triggers_get_the_right_kind_of_label(planted):
     _, store, _, families = planted
-    rows = features(store, limit=200).rows
+    rows = rows_of(store)
     wrong = {f: (kind, rows[f].explainer, rows[f].label) for f, kind in planted_kinds() if rows[f].explainer != kind}
     assert len(wrong) <= 0.05 * len(KINDS) * EACH, wrong
     right = [f for f, _ in planted_kinds() if f not in wrong]
@@ -87,7 +87,7 @@ def test_lookup_and_ngrams_find_what_tokens_say(planted):
 
 def test_silent_features_get_no_label(planted):
     _, store, summary, _ = planted
-    row = features(store, limit=200).rows[SILENT]
+    row = rows_of(store)[SILENT]
     assert row.label is None and row.n_fired == 0 and feature_scores(store, SILENT) == []
     assert summary.features_alive == SILENT
 

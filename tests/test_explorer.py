@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -27,14 +28,18 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=[("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=[("light", 1280), ("dark", 360)], ids=lambda p: f"{p[0]}-{p[1]}")
 def page(request, browser, server):
     """A page that fails the test on any console error, script error or request that leaves the server."""
     theme, width = request.param
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, base_url=server)
     page = context.new_page()
     problems = []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    expected = "the server responded with a status of 404"  # the browser's own line for a feature that is not there
+    page.on(
+        "console",
+        lambda m: problems.append(m.text) if m.type in ("error", "warning") and expected not in m.text else None,
+    )
     page.on("pageerror", lambda e: problems.append(str(e)))
     page.on("request", lambda r: None if r.url.startswith((server, "data:")) else problems.append(r.url))
     yield page
@@ -43,47 +48,139 @@ def page(request, browser, server):
     assert not problems and overflow <= 0
 
 
+AXE = Path(__file__).parent.parent / "server" / "ui" / "node_modules" / "axe-core" / "axe.min.js"
+STATES = (
+    "", f"/{DICTIONARY}", f"/{DICTIONARY}/features", f"/{DICTIONARY}/features?min_low=0.5&explainer=token&q=to", f"/{DICTIONARY}/features/3",
+    f"/{DICTIONARY}/concepts", f"/{DICTIONARY}/search?q=the", f"/{DICTIONARY}/search?q=the cat sat&kind=sentence", f"/{DICTIONARY}/search?q=zzzzqqqq",
+    f"/{DICTIONARY}/documents/0", f"/{DICTIONARY}/compare/3/4", f"/{DICTIONARY}/features/99999", f"/{DICTIONARY}/nonsense",
+)  # fmt: skip
+
+
+def settled(page):
+    """Waits until nothing is loading."""
+    page.wait_for_function(
+        "() => document.querySelector('main h1') && !document.querySelector('.busy')"
+        " && !/(Loading|Searching) …/.test(document.querySelector('main').innerText)"
+    )
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 320), ("dark", 390)])
+def test_every_state_is_accessible(browser, server, theme, width):
+    """axe finds nothing by the rules of WCAG 2.2 AA and of good practice; every page has a title, and fits the window."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, base_url=server)
+    page = context.new_page()
+    tags = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]
+    for address in STATES:
+        page.goto("about:blank")
+        page.goto(f"/#{address}")
+        settled(page)
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = page.evaluate("tags => axe.run({ runOnly: tags })", tags)["violations"]
+        assert [(address, rule["id"], [node["html"] for node in rule["nodes"]][:3]) for rule in found] == []
+        assert page.title().endswith(" · saedex"), address
+        assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, address
+    context.close()
+
+
 def test_home_lists_and_leads_on(page):
     page.goto("/")
+    page.get_by_text("splits them into features").wait_for()
+    page.locator("mark").first.wait_for()
     page.get_by_role("link", name="tiny / first").click()
     page.get_by_role("heading", name="tiny / first").wait_for()
+    assert page.title() == "tiny.first · saedex"
     assert page.get_by_role("term").filter(has_text="loss recovered (mean)").is_visible()
     assert page.get_by_role("columnheader", name="random").is_visible()
-    assert page.locator("svg").count() == 3
+    page.get_by_role("heading", name="Norms of activations").wait_for()
+    page.get_by_text("All files").click()
     page.locator("a[download]", has_text="weights.safetensors").wait_for()
+
+
+def test_with_one_dictionary_home_is_that_dictionary(page):
+    listed = lambda route: route.fulfill(json=route.fetch().json()[:1])  # noqa: E731
+    page.route("**/api/v1/dictionaries", listed)
+    page.goto("/")
+    page.get_by_role("heading", name="tiny / first").wait_for()
+    page.get_by_role("searchbox", name="Search features").fill("the")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("search"))
+    page.get_by_role("heading", level=2).first.wait_for()
+
+
+def test_a_rectangle_in_the_scatter_filters_the_table(page):
+    page.goto(f"/#/{DICTIONARY}")
+    canvas = page.locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    settled(page)
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.05)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.97, box["y"] + box["height"] * 0.5, steps=4)
+    page.mouse.up()
+    page.wait_for_url(re.compile("min_density=.*max_density=.*min_low=.*max_low="))
+    page.get_by_text("Filters (2)").wait_for()
 
 
 def test_table_sorts_filters_and_pages(page):
     page.goto(f"/#/{DICTIONARY}/features")
     page.get_by_role("button", name="density").click()
-    page.locator("th[aria-sort=descending]").wait_for()
-    shares = [float(t.split()[0]) for t in page.locator("tbody tr td:nth-child(4)").all_inner_texts()]
+    page.locator("th[aria-sort=descending]", has_text="density").wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.busy').length === 0")
+    shares = [float(t.split()[0]) for t in page.locator("main tbody tr td:nth-child(4)").all_inner_texts()]
     assert len(shares) == 50 and shares == sorted(shares, reverse=True)
     assert "sort=density" in page.url
+    page.get_by_role("button", name="score").click(modifiers=["Shift"])
+    page.wait_for_url(re.compile("sort=density%2Clow"))
     page.get_by_role("button", name="next →").click()
     page.get_by_text(re.compile(r"51.\d+ of")).wait_for()
     page.reload()
     page.get_by_text(re.compile(r"51.\d+ of")).wait_for()
 
 
+def test_typing_keeps_the_table_in_place(page):
+    """Nothing flashes: the former rows stay until the next ones are there."""
+    page.goto(f"/#/{DICTIONARY}/features")
+    page.locator("main tbody tr").first.wait_for()
+    page.evaluate("""() => {
+        window.emptied = 0;
+        new MutationObserver(() => { if (!document.querySelector('main tbody tr')) window.emptied++; })
+            .observe(document.querySelector('main'), { childList: true, subtree: true });
+    }""")
+    page.get_by_placeholder("all of these words").press_sequentially("token", delay=40)
+    page.wait_for_url(re.compile("q=token"))
+    settled(page)
+    assert page.evaluate("window.emptied") == 0
+
+
 def test_the_filter_offers_the_explainers_of_the_dictionary(page, server):
     items = httpx.get(f"{server}/api/v1/dictionaries/{DICTIONARY}/explainers").raise_for_status().json()["items"]
     page.goto(f"/#/{DICTIONARY}/features")
-    choice = page.locator("label", has_text="explainer").locator("select")
-    choice.locator("option").nth(1).wait_for(state="attached")
-    assert [o.get_attribute("value") for o in choice.locator("option").all()[1:]] == [i["explainer"] for i in items]
+    page.get_by_text("Filters").click()
+    boxes = page.locator(".kinds label")
+    boxes.first.wait_for()
+    names = [re.sub(r"\s*\(.*", "", text).strip() for text in boxes.all_inner_texts()]
+    assert names == [item["explainer"].replace("_", " ") for item in items]
     rarest = items[-1]
-    choice.select_option(rarest["explainer"])
+    boxes.last.click()
     page.get_by_role("status").filter(has_text=re.compile(rf"^{rarest['features']} live")).wait_for()
-    assert page.locator("tbody tr").count() == rarest["features"]
+    assert page.locator("main tbody tr").count() == rarest["features"]
+
+
+def test_the_filter_is_a_file(page):
+    page.goto(f"/#/{DICTIONARY}/features?q=token&min_low=0.5")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    shown = page.get_by_role("status").inner_text().split()[0]
+    assert lines[0].startswith("feature,density") and len(lines) == int(shown) + 1
 
 
 def test_concepts_open_and_lead_to_features(page, server):
     page.goto(f"/#/{DICTIONARY}/concepts")
-    page.locator("summary").first.click()
+    page.locator("summary").first.wait_for()
+    assert page.locator(".first .chip").first.is_visible()
     name = page.locator("summary strong").first.inner_text().split(",")[0]
-    page.locator("details .chip").first.wait_for()
-    page.get_by_role("searchbox").fill(name)
+    page.get_by_label("Search concepts").fill(name)
     page.wait_for_url(re.compile("q="))
     concepts = httpx.get(f"{server}/api/v1/dictionaries/{DICTIONARY}/concepts").raise_for_status().json()["items"]
 
@@ -97,9 +194,9 @@ def test_concepts_open_and_lead_to_features(page, server):
     whole = [c for c in concepts if c["parent"] is None]
     held = [c["name"] for c in whole if says(c) or any(says(p) for p in concepts if p["parent"] == c["concept"])]
     assert held and page.locator("summary strong").all_inner_texts() == held
-    page.get_by_role("searchbox").fill("zzzzqqqq")
+    page.get_by_label("Search concepts").fill("zzzzqqqq")
     page.wait_for_function("() => document.querySelectorAll('summary').length === 0")
-    page.get_by_role("searchbox").fill(name)
+    page.get_by_label("Search concepts").fill(name)
     page.locator("details .chip").first.wait_for(state="attached")
     page.locator("details .chip").first.click()
     page.get_by_role("heading", name="Strongest contexts").wait_for()
@@ -115,61 +212,174 @@ def found_by(server, query):
 
 def shown_features(page):
     """The features in the table, in order."""
-    links = [a.get_attribute("href") for a in page.locator("tbody tr td:first-child a").all()]
+    links = [a.get_attribute("href") for a in page.locator("main tbody tr td:first-child a").all()]
     return [int(re.search(r"features/(\d+)", link).group(1)) for link in links]
 
 
-def test_search_finds_a_label(page, server):
+def test_the_table_finds_words_of_labels(page, server):
     page.goto(f"/#/{DICTIONARY}/features")
-    page.locator("tbody tr td:nth-child(2)").first.wait_for()
-    labels = page.locator("tbody tr td:nth-child(2)").all_inner_texts()
+    page.locator("main tbody tr td:nth-child(2)").first.wait_for()
+    labels = page.locator("main tbody tr td:nth-child(2)").all_inner_texts()
     word = next(w for label in labels for w in re.findall(r"“(\w+)”", label))
-    every = shown_features(page)
     expected = found_by(server, word)
-    assert len(every) == 50 and 0 < len(expected) < 50
-    page.get_by_role("searchbox").fill(word)
+    assert len(shown_features(page)) == 50 and 0 < len(expected) < 50
+    field = page.get_by_placeholder("all of these words")
+    field.fill(word)
     page.wait_for_url(re.compile("q="))
-    page.wait_for_function("n => document.querySelectorAll('tbody tr').length === n", arg=len(expected))
+    page.wait_for_function("n => document.querySelectorAll('main tbody tr').length === n", arg=len(expected))
     assert shown_features(page) == expected
-    page.get_by_role("searchbox").fill("zzzzqqqq")
-    page.wait_for_function("() => document.querySelectorAll('tbody tr').length === 0")
+    field.fill("zzzzqqqq")
+    page.get_by_role("link", name="Search explanations and tokens too").wait_for()
     assert found_by(server, "zzzzqqqq") == []
-    page.get_by_role("searchbox").fill(word)
-    page.wait_for_function("n => document.querySelectorAll('tbody tr').length === n", arg=len(expected))
-    page.locator("select").first.select_option("current")
-    page.get_by_text("best first").wait_for()
+
+
+def test_a_search_says_why_and_leads_through_its_results(page, server):
+    page.goto(f"/#/{DICTIONARY}/search?q=cat&kind=current")
+    page.get_by_role("heading", name="Fires on the token").wait_for()
+    page.get_by_text(re.compile("of its strong firings")).first.wait_for()
+    hits = httpx.get(f"{server}/api/v1/dictionaries/{DICTIONARY}/search?q=cat&kind=current").json()["items"]
+    numbers = [hit["feature"] for hit in hits]
+    assert len(numbers) > 2
+    page.locator("main tbody a").nth(1).click()
+    page.wait_for_url(re.compile(f"features/{numbers[1]}$"))
+    settled(page)
+    page.keyboard.press("j")
+    page.wait_for_url(re.compile(f"features/{numbers[2]}$"))
+    settled(page)
+    page.keyboard.press("k")
+    page.wait_for_url(re.compile(f"features/{numbers[1]}$"))
+    page.get_by_role("link", name="back to the list").click()
+    page.wait_for_url(re.compile("kind=current"))
+
+
+def test_a_sentence_is_searched_by_what_was_counted(page):
+    page.goto(f"/#/{DICTIONARY}/search?q=the cat sat on a mat&kind=sentence")
+    page.get_by_role("status").filter(has_text="the model was not run").wait_for()
+    page.get_by_text(re.compile(r"fires on \d+% of")).first.wait_for()
 
 
 def test_feature_page_shows_evidence(page):
     page.goto(f"/#/{DICTIONARY}/features?sort=density&order=desc")
-    page.locator("tbody tr a").first.click()
+    page.locator("main tbody tr a").first.click()
     page.get_by_role("heading", name="Strongest contexts").wait_for()
-    first = page.locator("li").first
-    assert first.locator(".peak").count() == 1 and first.locator(".fired").count() >= 1
-    shades = first.locator(".peak").evaluate("e => getComputedStyle(e).backgroundColor")
-    assert shades.startswith("rgb")
-    for heading in ("Tokens it makes likelier", "Explanations", "Nearest features", "Activations"):
-        assert page.get_by_role("heading", name=heading).is_visible()
-    page.wait_for_url(re.compile(r"features/\d+$"))
-    number = int(re.search(r"features/(\d+)", page.url).group(1))
+    first = page.locator(".contexts li").first
+    assert first.locator(".peak").count() == 1 and first.locator(".token").count() >= 1
+    for heading in ("Tokens it makes likelier", "Explanations", "Nearest features", "Activations", "Documents"):
+        assert page.get_by_role("heading", name=heading, exact=True).is_visible()
+    for name in ("Copy link", "Copy curl", "Copy Python"):
+        assert page.get_by_role("button", name=name).is_visible()
+
+
+def test_tokens_are_reached_by_keyboard_and_say_their_activation(page, server):
+    contexts = httpx.get(f"{server}/api/v1/dictionaries/{DICTIONARY}/features/3/contexts").json()
+    row = next(n for n, item in enumerate(contexts["items"]) if len(item["places"]) > 1)
+    item = contexts["items"][row]
+    page.goto(f"/#/{DICTIONARY}/features/3")
+    line = page.locator(".contexts li").nth(row)
+    line.locator(".token[tabindex='0']").focus()
+    assert line.locator(".token[tabindex='0']").count() == 1
+    step = "ArrowRight" if item["peak"] != item["places"][-1] else "ArrowLeft"
+    page.keyboard.press(step)
+    place = item["places"][item["places"].index(item["peak"]) + (1 if step == "ArrowRight" else -1)]
+    assert page.evaluate("document.activeElement.dataset.place") == str(place)
+    detail = line.get_by_role("status")
+    assert f"token {item['place'] + place - item['peak']:,} of its text" in detail.inner_text()
+    page.keyboard.press("Escape")
+    assert line.get_by_role("status").count() == 0
+    line.locator(".peak").click()
+    assert (
+        "100.0 % of the feature's largest" in detail.inner_text() or "% of the feature's largest" in detail.inner_text()
+    )
+
+
+def test_activation_is_not_shown_by_colour_alone(page):
+    page.goto(f"/#/{DICTIONARY}/features/3")
+    page.locator(".peak").first.wait_for()
+    shadows = page.locator(".contexts .token").evaluate_all("all => all.map(e => getComputedStyle(e).boxShadow)")
+    assert all(re.search(r"inset", shadow) and re.search(r"-[123]px", shadow) for shadow in shadows)
+
+
+def test_places_are_kept(page):
+    """Back leads to where the page was left; a new page begins at its top, with the focus on its heading."""
+    page.goto(f"/#/{DICTIONARY}/features")
+    page.locator("main tbody tr").nth(30).wait_for()
+    page.evaluate("window.scrollTo(0, 900)")
+    page.wait_for_timeout(100)
+    page.locator("main tbody tr a").nth(40).click()
+    page.get_by_role("heading", name="Strongest contexts").wait_for()
+    page.wait_for_function("() => window.scrollY === 0 && document.activeElement.tagName === 'H1'")
+    page.go_back()
+    page.locator("main tbody tr").nth(30).wait_for()
+    page.wait_for_function("() => window.scrollY > 700")
+
+
+def test_the_palette_and_the_help_work_by_keyboard(page):
+    page.goto(f"/#/{DICTIONARY}")
+    page.get_by_role("heading", name="tiny / first").wait_for()
+    page.keyboard.press("Control+k")
+    page.get_by_role("combobox", name="Go to").wait_for()
+    page.keyboard.type("7")
+    page.get_by_role("option").filter(has_text=re.compile("^7 ")).wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("features/7$"))
+    settled(page)
+    page.keyboard.press("?")
+    page.get_by_role("dialog", name="Keys and words").wait_for()
+    page.get_by_label("single keys are shortcuts").uncheck()
+    page.keyboard.press("Escape")
     page.keyboard.press("j")
-    page.wait_for_url(re.compile(f"features/{number + 1}$"))
+    page.wait_for_timeout(200)
+    assert page.url.endswith("features/7") and page.locator("kbd:visible").count() == 0
+    page.keyboard.press("Control+k")
+    page.keyboard.type("concepts")
+    page.get_by_role("option", name="concepts").wait_for()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("concepts$"))
+
+
+def test_two_features_stand_side_by_side(page):
+    page.goto(f"/#/{DICTIONARY}/features/3")
+    page.get_by_role("link", name="Compare with its nearest").click()
+    page.get_by_role("heading", name="Two features").wait_for()
+    page.get_by_text(re.compile(r"Cosine of decoder rows: 0\.\d\d")).wait_for()
+    assert page.get_by_role("heading", name="Strongest contexts").count() == 2
+    page.get_by_label("right").fill("9")
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_url(re.compile("compare/3/9$"))
+
+
+def test_a_document_leads_to_its_features(page):
+    page.goto(f"/#/{DICTIONARY}/features/3")
+    page.locator(".source a").first.click()
+    page.wait_for_url(re.compile(r"documents/\d+"))
+    page.get_by_role("columnheader", name="mean activation").wait_for()
+    page.locator("main tbody a").first.click()
+    page.get_by_role("heading", name="Strongest contexts").wait_for()
+
+
+def test_a_feature_that_is_not_there_offers_no_neighbours(page):
+    page.goto(f"/#/{DICTIONARY}/features/99999")
+    page.get_by_role("alert").filter(has_text="features 0..63").wait_for()
+    assert "→" not in page.get_by_role("navigation", name="Features").inner_text()
 
 
 def test_peaks_stand_in_one_column(page):
     if page.viewport_size["width"] < 640:
         pytest.skip("contexts wrap on a phone")
     page.goto(f"/#/{DICTIONARY}/features?sort=density&order=desc")
-    page.locator("tbody tr a").first.click()
+    page.locator("main tbody tr a").first.click()
     page.get_by_role("heading", name="Strongest contexts").wait_for()
-    lefts = [box["x"] for box in (e.bounding_box() for e in page.locator("section").first.locator(".peak").all())]
+    lefts = [
+        box["x"] for box in (e.bounding_box() for e in page.locator(".contexts section").first.locator(".peak").all())
+    ]
     assert len(lefts) > 3 and max(lefts) - min(lefts) < 2
 
 
 def test_theme_can_be_switched_and_is_remembered(page):
     page.goto("/")
     before = page.evaluate("document.documentElement.dataset.theme")
-    page.get_by_role("button", name="light" if before == "dark" else "dark").click()
+    page.get_by_role("button", name=f"Use {'light' if before == 'dark' else 'dark'} theme").click()
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") != before
 
@@ -226,7 +436,21 @@ PAYLOADS = [
     "javascript:window.pwned=1", "<svg onload=window.pwned=1>", "</script><iframe src=//evil.example>", "{window.pwned = 1}",
     "__proto__", "<style>@import url(//evil.example)</style>", "\u202e<b>",
 ]  # fmt: skip
-TEXT_KEYS = {"label", "text", "name", "document_name", "problem", "run", "model", "hook", "architecture", "explainer"}
+TEXT_KEYS = {
+    "label",
+    "text",
+    "name",
+    "why",
+    "before",
+    "peak",
+    "after",
+    "problem",
+    "run",
+    "model",
+    "hook",
+    "architecture",
+    "explainer",
+}
 
 
 def hostile(value, number=0):
@@ -245,13 +469,15 @@ def hostile(value, number=0):
 
 def test_text_stays_text(page):
     page.add_init_script("Object.defineProperty(window, 'pwned', { set() { throw new Error('a payload ran') } })")
-    page.route("**/api/v1/**", lambda route: route.fulfill(json=hostile(route.fetch().json())))
+
+    def planted(route):
+        answer = route.fetch()
+        is_json = answer.headers["content-type"] == "application/json"
+        route.fulfill(json=hostile(answer.json())) if is_json else route.fulfill(response=answer)
+
+    page.route("**/api/v1/**", planted)
     for address in (
-        "",
-        f"/{DICTIONARY}",
-        f"/{DICTIONARY}/features",
-        f"/{DICTIONARY}/features/3",
-        f"/{DICTIONARY}/concepts",
+        *(state for state in STATES if "99999" not in state and "nonsense" not in state and "zzzz" not in state),
     ):
         page.goto(f"/#{address}")
         page.locator("main :text('window.pwned'), main :text('evil.example')").first.wait_for(state="attached")
@@ -273,7 +499,7 @@ def test_a_damaged_dictionary_is_shown_as_left_out(page):
 def test_text_contrast_on_the_strongest_highlight(page):
     """WCAG AA: 4.5 to 1 between ink and the fully shaded token."""
     page.goto(f"/#/{DICTIONARY}/features?sort=density&order=desc")
-    page.locator("tbody tr a").first.click()
+    page.locator("main tbody tr a").first.click()
     page.locator(".peak").first.wait_for()
     ratio = page.locator(".peak").first.evaluate(
         """e => {

@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fixtures import no_model
+from fixtures import explanations, feature_scores, no_model
 
-from feature_store.queries import explanations, feature_scores
 from feature_store.records import Concept
 from feature_store.store import Store
 from sae.cli import main

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures import no_model
+from fixtures import explanations, feature_scores, no_model
 
-from feature_store.queries import explanations, feature_scores
 from feature_store.store import Store
 from sae.architectures import build
 from sae.architectures.topk import TopKConfig

@@ -159,8 +159,8 @@ class Held:
 
 @pytest.fixture
 def held(monkeypatch):
-    held = Held(features.queries.features)
-    monkeypatch.setattr(features.queries, "features", held)
+    held = Held(features.filters.page)
+    monkeypatch.setattr(features.filters, "page", held)
     yield held
     held.released.set()
 
@@ -205,10 +205,10 @@ def test_a_query_that_takes_too_long_is_interrupted(finished, monkeypatch):
         numbers = "select sum(a.range * b.range) from range(10000000) a, range(10000000) b"
         return store.cursor().execute(numbers).fetchall()
 
-    monkeypatch.setattr(features.queries, "features", endless)
+    monkeypatch.setattr(features, "search", endless)
     with served(finished) as address:
         start = time.monotonic()
-        answer = httpx.get(f"{address}{FEATURES}", timeout=60)
+        answer = httpx.get(f"{address}/api/v1/dictionaries/tiny.first/search?q=cat", timeout=60)
         assert answer.status_code == 503 and "took too long" in answer.json()["error"]["message"]
         assert answer.headers["retry-after"] == "1" and time.monotonic() - start < 10
 

@@ -23,8 +23,21 @@ class Writer(Protocol):
         """Appends columns (lists or arrays of one length) to a table of the schema."""
 
 
+class Promotion(NamedTuple):
+    """Features that promote each of some tokens most, strongest first, and how far (schema.py, table promotion)."""
+
+    tokens: Int[np.ndarray, " tokens"]
+    features: Int[np.ndarray, "tokens n"]
+    heights: Float[np.ndarray, "tokens n"]
+
+
+NO_PROMOTION = Promotion(np.empty(0, np.int64), np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
+
+
 class Directions(NamedTuple):
-    """What the decoder rows alone say, [d_sae, n] each: tokens with logits, nearest features with cosines."""
+    """What the decoder rows alone say, [d_sae, n] each: tokens with logits, nearest features with cosines; and of tokens
+    the features that promote them.
+    """
 
     promoted: Int[np.ndarray, "d_sae n"]
     promoted_logits: Float[np.ndarray, "d_sae n"]
@@ -32,6 +45,7 @@ class Directions(NamedTuple):
     suppressed_logits: Float[np.ndarray, "d_sae n"]
     neighbours: Int[np.ndarray, "d_sae n_nearest"]
     neighbour_cosines: Float[np.ndarray, "d_sae n_nearest"]
+    promotion: Promotion = NO_PROMOTION
 
 
 def write_feature_rows(

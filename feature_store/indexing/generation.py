@@ -13,7 +13,7 @@ from feature_store.errors import StoreError
 from feature_store.indexing import tables
 from feature_store.indexing.contexts import Collected, ContextCollector, ContextLimits
 from feature_store.indexing.document_features import Documents, count_documents
-from feature_store.indexing.feature_rows import Directions, write_feature_rows
+from feature_store.indexing.feature_rows import Directions, Promotion, write_feature_rows
 from feature_store.indexing.formats import FORMATS, N_POSITIONS
 from feature_store.indexing.shards import ShardWriter, merge
 from feature_store.indexing.statistics import GROUPS, Stream
@@ -26,6 +26,7 @@ RANDOM_WINDOWS = 1000
 CONTEXTS_PER_BATCH = 256
 PILOT_CONTEXTS = 64
 MEMORY_BYTES = 2_000_000_000
+TOKENS_PER_INSERT = 32_768
 
 
 class Corpus(NamedTuple):
@@ -136,10 +137,12 @@ def publish(
     *,
     facts: dict[str, Any],
     shards: Path | None = None,
+    with_pages: bool = True,
 ) -> str:
     """Builds and publishes a context generation under `store`; returns its file name.
 
-    `shards` is a folder that `write_shard` filled for all features; without it the features are counted here.
+    `shards` is a folder that `write_shard` filled for all features; without it the features are counted here. A store
+    that nobody will look at needs no pages.
     """
     vocabulary, is_test = corpus.vocabulary, corpus.is_test
     read = _pass(corpus, len(directions.promoted), limits)
@@ -159,8 +162,9 @@ def publish(
     _write_tokens(writer, codes, vocabulary, is_test)
     _write_documents(writer, codes, read.documents, corpus.document_names, is_test=is_test)
     _write_random_windows(writer, codes, corpus.is_read, seed)
+    _write_promotion(writer, directions.promotion)
 
-    return writer.publish()
+    return writer.publish(with_pages=with_pages)
 
 
 def _write_features(
@@ -241,3 +245,15 @@ def _write_random_windows(writer: GenerationWriter, codes: Codes, is_read: np.nd
         "place": [w.place for w in windows],
         "latents": [w.latents.astype("<u4").tobytes() for w in windows],
     })  # fmt: skip
+
+
+def _write_promotion(writer: GenerationWriter, promotion: Promotion) -> None:
+    for start in range(0, len(promotion.tokens), TOKENS_PER_INSERT):
+        part = slice(start, start + TOKENS_PER_INSERT)
+        raised = promotion.heights[part] > 0
+        pairs = list(zip(promotion.features[part], promotion.heights[part], raised, strict=True))
+        writer.insert("promotion", {
+            "token": promotion.tokens[part].astype(np.uint32),
+            "features": [features[up].astype("<u4").tobytes() for features, _, up in pairs],
+            "heights": [heights[up].astype("<f4").tobytes() for _, heights, up in pairs],
+        })  # fmt: skip

@@ -41,8 +41,8 @@ class Events:
         self._negatives = evidence_queries.negatives(store)
         self._packs: dict[int, Pack] = dict(queries.packs(store, 0, len(self._negatives)))
         self.test_documents = evidence_queries.documents_in_test_part(store)
-        size = max(store.token_bytes, default=-1) + 1
-        vocabulary = [store.token_bytes.get(token, b"") for token in range(size)]
+        size = max(store.vocabulary.tokens, default=-1) + 1
+        vocabulary = [store.vocabulary.tokens.get(token, b"") for token in range(size)]
         self._classes, self._breaks = classes_of(vocabulary), breaks_line(vocabulary)
         self._text = lru_cache(RECENT)(self._decode)
         self.activating = lru_cache(RECENT // 32)(self._activating)
@@ -104,7 +104,7 @@ class Events:
         return self._text(event.ids)
 
     def _decode(self, ids: tuple[int, ...]) -> str:
-        token_bytes = self.store.token_bytes
+        token_bytes = self.store.vocabulary.tokens
         return b"".join(token_bytes.get(token, b"") for token in ids).decode("utf-8", "replace")
 
     def format_of(self, event: Event) -> int:

@@ -126,7 +126,7 @@ class Evidence:
     def _tokens_by(self) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
         texts: dict[str, set[int]] = {}
         beginnings: dict[str, set[int]] = {}
-        for token in self.store.token_bytes:
+        for token in self.store.vocabulary.tokens:
             if self._occurrences[0][token] or self._occurrences[1][token]:
                 texts.setdefault(self.normal(token), set()).add(token)
                 for prefix in prefixes(self.normal(token)):
@@ -162,7 +162,7 @@ class Evidence:
     def normal(self, token: int) -> str:
         """The token's text without surrounding space and case; spaces and line breaks are named."""
         if token not in self._normal:
-            self._normal[token] = normal_text(self.store.token_bytes.get(token, b""))
+            self._normal[token] = normal_text(self.store.vocabulary.tokens.get(token, b""))
         return self._normal[token]
 
     def strongest(self, feature: int) -> list[Event]:

@@ -227,10 +227,10 @@ class ExplanationTable:
         )
         self.scores.append(ScoreRow(feature, explanation, score))
 
-    def publish(self, store: Path) -> None:
-        """Writes the generation and makes it the current one."""
+    def publish(self, store: Path, floor: float | None) -> None:
+        """Writes the generation and makes it the current one; `floor` is the F2 that labels of random directions reach."""
         writer = GenerationWriter(store, "explanations")
-        writer.meta({"split": SPLIT_ID, "seed": self.seed})
+        writer.meta({"split": SPLIT_ID, "seed": self.seed, "floor": floor})
         tables: dict[str, list[dict[str, Any]]] = {
             "explanation": [asdict(row) for row in self.explanations],
             "score": [

@@ -131,8 +131,9 @@ def interpret(
 
         cost = processes.on_first(group_and_judge)
 
-    processes.on_first(lambda: _publish(folder, table, n_alive))
-    return processes.on_first(lambda: _summary(table, n_alive, cost, controls))
+    floor = controls["random"].floor if "random" in controls else None
+    processes.on_first(lambda: _publish(folder, table, n_alive, floor))
+    return processes.on_first(lambda: _summary(table, n_alive, cost, controls, floor=floor))
 
 
 def _label_control(store_folder: Path, config: InterpretConfig, processes: Processes) -> ControlLabels:
@@ -195,9 +196,9 @@ def _label(
     return case
 
 
-def _publish(folder: Path, table: ExplanationTable, n_alive: int) -> None:
+def _publish(folder: Path, table: ExplanationTable, n_alive: int, floor: float | None) -> None:
     """Writes everything that people download."""
-    table.publish(folder / "store")
+    table.publish(folder / "store", floor)
     write_bytes(folder / "concepts.json", as_json(table.concepts, n_alive).encode())
     parquet.write_concepts(folder / "concepts.parquet", table.concepts)
     with closing(Store(folder / "store")) as published:
@@ -272,9 +273,13 @@ def _null_labels(rules: list[Label], feature: int, label: Label | None, seed: in
 
 
 def _summary(
-    table: ExplanationTable, n_alive: int, cost: JudgeCost | None, controls: dict[str, ControlLabels]
+    table: ExplanationTable,
+    n_alive: int,
+    cost: JudgeCost | None,
+    controls: dict[str, ControlLabels],
+    *,
+    floor: float | None,
 ) -> LabelSummary:
-    floor = controls["random"].floor if "random" in controls else None
     summary = LabelSummary(
         **dict(label_figures(table, n_alive, floor)),
         chance=0.5,

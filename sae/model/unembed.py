@@ -29,6 +29,17 @@ class Logits(NamedTuple):
     suppressed_logits: Float[Tensor, "d_sae n"]
 
 
+class Promoters(NamedTuple):
+    """Latents that raise each token most, and by how many standard deviations of the latent's logits, [tokens, n] each.
+
+    The tokens are those that the model can predict.
+    """
+
+    tokens: Int[Tensor, " tokens"]
+    latents: Int[Tensor, "tokens n"]
+    heights: Float[Tensor, "tokens n"]
+
+
 class _Pass(NamedTuple):
     """What a pass of the model had at a place, and its logits; a row for every context of one token."""
 
@@ -148,9 +159,44 @@ def residual_directions(
     return _without_constant(lm, rows, inner, outer)  # a norm follows the last linear map
 
 
+class Promotion:
+    """Collects, block of latents by block, the latents that promote each token most.
+
+    Logits compare within a latent rather than across, so each is taken in standard deviations of its latent's logits:
+    height = (logit - mean) / std.
+    """
+
+    def __init__(self, n: int):
+        self.n, self._seen = n, 0
+        self._heights = self._latents = torch.empty(0)
+        self._ids = torch.empty(0, dtype=torch.int64)
+
+    def add(self, ids: Int[Tensor, " tokens"], logits: Float[Tensor, "rows tokens"]) -> None:
+        """Takes the next latents' logits, less their means."""
+        heights = (logits / logits.std(dim=1, keepdim=True).clamp(min=1e-12)).T
+        latents = torch.arange(self._seen, self._seen + len(logits), device=logits.device).expand(heights.shape)
+        if self._seen:
+            heights = torch.cat([self._heights, heights], dim=1)
+            latents = torch.cat([self._latents, latents], dim=1)
+        top = heights.topk(min(self.n, heights.shape[1]), dim=1)
+        self._ids, self._heights, self._latents = ids, top.values, latents.gather(1, top.indices)
+        self._seen += len(logits)
+
+    def found(self) -> Promoters:
+        """The strongest of all latents that were added, on the CPU."""
+        return Promoters(self._ids.cpu(), self._latents.cpu().long(), self._heights.cpu())
+
+
 @torch.no_grad()
-def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Float[Tensor, "d_sae width"], n: int) -> Logits:
-    """The `n` tokens each latent promotes and suppresses most.
+def token_logits(
+    lm: LanguageModel,
+    hook: HookPoint,
+    w_dec: Float[Tensor, "d_sae width"],
+    n: int,
+    *,
+    promotion: Promotion | None = None,
+) -> Logits:
+    """The `n` tokens each latent promotes and suppresses most; `promotion` collects the same by token.
 
     Logits of the unit decoder row d (`Unembedding`) minus their mean over the vocabulary: the norm's own scaling stands
     in for the residual stream's, so values compare within a latent rather than across.
@@ -162,6 +208,8 @@ def token_logits(lm: LanguageModel, hook: HookPoint, w_dec: Float[Tensor, "d_sae
     for rows in w_dec.split(ROWS):
         logits = unembed(residual_directions(lm, hook, rows.to(unembed.dtype))).float()
         logits -= logits.mean(dim=1, keepdim=True)
+        if promotion is not None:
+            promotion.add(ids, logits)
         top, bottom = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
         for part, value in zip(parts, (ids[top.indices], top.values, ids[bottom.indices], -bottom.values), strict=True):
             part.append(value.cpu())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from feature_store.writer import remove_leftovers
+from feature_store.pointer import remove_leftovers
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError
 from sae.foundation.distributed import ALONE, Processes

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Integer
 from pydantic import Field
 from torch import Tensor
 
+from feature_store.indexing import feature_rows
 from feature_store.indexing.budget import budget
 from feature_store.indexing.contexts import ContextLimits
 from feature_store.indexing.generation import Directions, Limits, corpus_of, publish, write_shard
@@ -23,13 +24,14 @@ from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import HookPoint
 from sae.model.language_model import LanguageModel
-from sae.model.unembed import nearest, token_logits
+from sae.model.unembed import Promotion, nearest, token_logits
 from sae.model.vocabulary import token_bytes
 from sae.publish import parquet
 from sae.publish.controls import CONTROLS, ControlSample, control_of, l0_of, sampled_code
 from sae.stream.activations import Activations
 
 BATCH_ROWS = 4096
+FEATURES_PER_TOKEN = 32  # kept of those that promote a token
 
 
 class IndexConfig(Section):
@@ -227,7 +229,7 @@ def index(
         rows = sample.control.W_dec[sample.features.to(sae.W_dec.device)]
         part = _directions(rows, width, lm, config, hook=hook)
         store = folder / "controls" / name / "store"
-        write = partial(publish, store, corpus.with_codes(code), part, limits=limits, facts=facts)
+        write = partial(publish, store, corpus.with_codes(code), part, limits=limits, facts=facts, with_pages=False)
         processes.on_first(write)
 
     if processes.world_size > 1:
@@ -271,6 +273,8 @@ def _control_encoder(name: str, sample: ControlSample) -> _Encoder:
 
 def _directions(rows: Tensor, width: int, lm: LanguageModel, config: IndexConfig, *, hook: HookPoint) -> Directions:
     """What decoder rows say by themselves; their first `width` numbers are what they write at the hook point."""
-    logits = token_logits(lm, hook, rows[:, :width], config.tokens_promoted)
+    promotion = Promotion(FEATURES_PER_TOKEN)
+    logits = token_logits(lm, hook, rows[:, :width], config.tokens_promoted, promotion=promotion)
     neighbours, cosines = nearest(rows, config.neighbours)
-    return Directions(*(t.numpy() for t in (*logits, neighbours, cosines)))
+    promoters = feature_rows.Promotion(*(t.numpy() for t in promotion.found()))
+    return Directions(*(t.numpy() for t in (*logits, neighbours, cosines)), promotion=promoters)

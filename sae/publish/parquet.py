@@ -27,7 +27,7 @@ def write_features(path: Path, store: Store) -> None:
     columns: dict[str, list[Any]] = {n.name: [getattr(f.row, n.name) for f in features] for n in fields(FeatureRow)}
     columns["histogram"] = [f.histogram for f in features]
     for name in ("promoted", "suppressed"):
-        columns[name] = [[store.shown(t) for t, _ in getattr(f, name)] for f in features]
+        columns[name] = [[store.vocabulary.shown(t) for t, _ in getattr(f, name)] for f in features]
         columns[f"{name}_logits"] = [[v for _, v in getattr(f, name)] for f in features]
 
     columns["neighbours"] = [[n for n, _ in f.neighbours] for f in features]
@@ -66,7 +66,7 @@ def _context_table(store: Store, packs: list[tuple[int, Pack]]) -> pa.Table:
     columns["token_ids"] = pa.ListArray.from_arrays(offsets, pa.array(ids))
     acts = np.concatenate([dense_acts(pack) for _, pack in packs])
     columns["acts"] = pa.ListArray.from_arrays(offsets, pa.array(acts))
-    pieces = [store.token_bytes.get(t, b"") for t in ids.tolist()]
+    pieces = [store.vocabulary.tokens.get(t, b"") for t in ids.tolist()]
     bounds = zip(offsets.tolist(), offsets[1:].tolist(), strict=False)
     columns["text"] = [b"".join(pieces[a:b]).decode("utf-8", "replace") for a, b in bounds]
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import anyio.to_thread
 import orjson
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.responses import Response
 
+from feature_store.lookup.pages import Pages
 from server.catalogue import Catalogue, Entry
 from server.conditions import is_unchanged
 from server.edition import Edition
 from server.errors import ApiError
+
+DictionaryId = Annotated[str, Path(description="Id of a dictionary.", examples=["quickstart.resid-4096"])]
 
 
 class ReadRouter(APIRouter):
@@ -43,8 +48,21 @@ def edition_of(request: Request, dictionary: str) -> Edition:
     return entry_of(request, dictionary).edition()
 
 
-def _refuse_unknown(request: Request) -> None:
-    allowed = {p.alias for p in request.scope["route"].dependant.query_params}
+async def edition_soon(request: Request, dictionary: str) -> Edition:
+    """`edition_of` for a route that no thread answers: files that changed are read in one."""
+    entry = entry_of(request, dictionary)
+    return entry.edition() if entry.is_current() else await anyio.to_thread.run_sync(entry.edition)
+
+
+def _query_names(dependant: Dependant) -> set[str]:
+    names = {parameter.alias for parameter in dependant.query_params}
+    return names.union(*map(_query_names, dependant.dependencies))
+
+
+async def _refuse_unknown(request: Request) -> None:
+    if not request.query_params:
+        return
+    allowed = _query_names(request.scope["route"].dependant)
     unknown = [name for name in request.query_params if name not in allowed]
     if unknown:
         raise ApiError(422, f"unknown parameter; known here: {', '.join(sorted(allowed)) or 'none'}")
@@ -53,12 +71,27 @@ def _refuse_unknown(request: Request) -> None:
 known_parameters = Depends(_refuse_unknown)
 
 
+def _headers_of(edition: Edition) -> dict[str, str]:
+    # Weak: the bytes are other ones where they are sent compressed.
+    return {"etag": f'W/"{edition.tag}"', "cache-control": "no-cache"}
+
+
 def json_response(body: Any, edition: Edition | None = None, request: Request | None = None) -> Response:
     """`body` as JSON; of an edition also with its ETag, and 304 if the client has it already."""
     headers = {}
     if edition is not None and request is not None:
-        # Weak: the bytes are other ones where they are sent compressed.
-        headers = {"etag": f'W/"{edition.tag}"', "cache-control": "no-cache"}
+        headers = _headers_of(edition)
         if is_unchanged(request, headers["etag"]):
             return Response(status_code=304, headers=headers | {"vary": "Accept-Encoding"})
     return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+
+
+def page_response(pages: Pages, number: int, edition: Edition, request: Request) -> Response:
+    """A body that was made at publication, as it lies in the file if the client takes gzip."""
+    headers = _headers_of(edition) | {"vary": "Accept-Encoding"}
+    if is_unchanged(request, headers["etag"]):
+        return Response(status_code=304, headers=headers)
+    if "gzip" not in request.headers.get("accept-encoding", ""):
+        return Response(pages.body(number), media_type="application/json", headers=headers)
+    headers["content-encoding"] = "gzip"
+    return Response(pages.member(number), media_type="application/json", headers=headers)

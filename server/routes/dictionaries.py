@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any, get_args
 from urllib.parse import quote
 
-from fastapi import Request
+from fastapi import Path, Request
 from fastapi.responses import Response, StreamingResponse
 
 from feature_store import queries
+from feature_store.lookup.bodies import Surroundings, concept_body
+from feature_store.lookup.search import SearchKind
 from server import responses
 from server.catalogue import Catalogue, Entry
 from server.edition import DENSITY_EDGES, Edition
 from server.errors import ApiError
 from server.parts import close, length_of, respond
-from server.routes.common import ReadRouter, edition_of, entry_of, json_response, known_parameters
+from server.routes.common import DictionaryId, ReadRouter, edition_of, entry_of, json_response, known_parameters
+from server.tables import FORMATS
 
 router = ReadRouter(prefix="/api/v1", tags=["dictionaries"], dependencies=[known_parameters])
 POSSIBLE_DOCUMENTS = range(1 << 32)  # the store keeps ids in 32 bits
@@ -47,6 +50,19 @@ def list_dictionaries(request: Request) -> Response:
     return json_response([_summary(entry, entry.edition()) for entry in catalogue.values()])
 
 
+@router.get("/capabilities", response_model=responses.Capabilities)
+def get_capabilities(request: Request) -> Response:
+    """What this server can do, for programs that speak to several."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return json_response({
+        "version": version("saedex"),
+        "dictionaries": len(catalogue),
+        "search": list(get_args(SearchKind)),
+        "formats": ["json", *FORMATS],
+        "live": False,
+    })  # fmt: skip
+
+
 @router.get("/damage", response_model=list[responses.DamageItem])
 def list_damage(request: Request) -> Response:
     """Dictionaries that are left out, because a file of theirs was damaged or missing when the server started."""
@@ -55,7 +71,7 @@ def list_damage(request: Request) -> Response:
 
 
 @router.get("/dictionaries/{dictionary}", response_model=responses.DictionaryDetail)
-def get_dictionary(request: Request, dictionary: str) -> Response:
+def get_dictionary(request: Request, dictionary: DictionaryId) -> Response:
     """Card, metrics, density histogram and training curves of one dictionary."""
     entry = entry_of(request, dictionary)
     edition = entry.edition()
@@ -71,29 +87,32 @@ def get_dictionary(request: Request, dictionary: str) -> Response:
 
 
 @router.get("/dictionaries/{dictionary}/concepts", response_model=responses.ConceptList)
-def list_concepts(request: Request, dictionary: str) -> Response:
+def list_concepts(request: Request, dictionary: DictionaryId) -> Response:
     """The dictionary's concepts: groups of features with a name, the largest first, each followed by its parts."""
     edition = edition_of(request, dictionary)
     store = edition.store
-    concepts = queries.concepts(store)
+    concepts, around = queries.concepts(store), Surroundings(store)
     whole = {f for c in concepts if c.parent is None for f in c.features}
-    labels = queries.labels(store, sorted(whole))
-    body = {"features_grouped": len(whole), "items": [responses.concept(c, labels) for c in concepts]}
+    body = {"features_grouped": len(whole), "items": [concept_body(around, c) for c in concepts]}
     return json_response(body, edition, request)
 
 
 @router.get("/dictionaries/{dictionary}/documents/{document}", response_model=responses.DocumentDetail)
-def get_document(request: Request, dictionary: str, document: int) -> Response:
+def get_document(
+    request: Request, dictionary: DictionaryId, document: Annotated[int, Path(description="Number of the document.")]
+) -> Response:
     """The strongest features of one document of the index corpus, by mean activation times length."""
     edition = edition_of(request, dictionary)
     record = queries.document(edition.store, document) if document in POSSIBLE_DOCUMENTS else None
     if record is None:
         raise ApiError(404, "no document of that number in this dictionary's corpus")
-    return json_response({"document": document, **asdict(record)}, edition, request)
+    around = Surroundings(edition.store)
+    features = [dict(vars(active)) | {"label": around.label(active.feature)} for active in record.features]
+    return json_response({"document": document, "name": record.name, "features": features}, edition, request)
 
 
 @router.get("/dictionaries/{dictionary}/download", response_model=list[responses.DownloadItem])
-def list_downloads(request: Request, dictionary: str) -> Response:
+def list_downloads(request: Request, dictionary: DictionaryId) -> Response:
     """Files on offer with size and SHA-256; dictionary.zip holds all of them."""
     entry = entry_of(request, dictionary)
     base = f"api/v1/dictionaries/{quote(entry.id, safe='')}/download"
@@ -106,7 +125,9 @@ def list_downloads(request: Request, dictionary: str) -> Response:
 
 
 @router.get("/dictionaries/{dictionary}/download/{file}", response_class=StreamingResponse)
-def download(request: Request, dictionary: str, file: str) -> Response:
+def download(
+    request: Request, dictionary: DictionaryId, file: Annotated[str, Path(description="Name of the file.")]
+) -> Response:
     """One file, or a range of it, by a name from the list; the header x-sha256 carries its hash."""
     offered = entry_of(request, dictionary).download(file)
     if offered is None:

@@ -4,46 +4,56 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Query, Request
+import anyio.to_thread
+import numpy as np
+import orjson
+from fastapi import Depends, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from feature_store import queries
-from feature_store.queries import SortKey, WindowGroup
-from feature_store.records import FeatureRow
+from feature_store.lookup import filters
+from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body, row_body
+from feature_store.lookup.examples import examples
+from feature_store.lookup.filters import Filter
+from feature_store.lookup.search import SearchKind, contrast, search
+from feature_store.queries import WindowGroup
 from feature_store.store import Store
 from server import responses
-from server.edition import Edition
 from server.errors import ApiError
-from server.routes.common import ReadRouter, edition_of, json_response, known_parameters
+from server.routes.common import (
+    DictionaryId,
+    ReadRouter,
+    edition_of,
+    edition_soon,
+    json_response,
+    known_parameters,
+    page_response,
+)
+from server.routes.table_filter import table_filter
 from server.tables import FORMATS
 
 router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"], dependencies=[known_parameters])
-SearchKind = Literal["label", "current", "next", "promoted"]
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
-POSSIBLE_IDS = range(1 << 32)  # the store keeps ids in 32 bits
-MOST_IDS = 200
+FeatureId = Annotated[int, Path(description="Number of the feature.", examples=[1500])]
+MOST_POINTS = 20_000
+SNIPPET = 60  # letters on each side
 TABLE_BODIES: dict[int | str, dict[str, Any]] = {
     200: {"content": {table.media_type: {"schema": {"type": "string"}} for table in FORMATS.values()}}
 }
-Share = Annotated[float | None, Query(ge=0, le=1)]
 
 
 @router.get("/features", response_model=responses.FeaturePage, responses=TABLE_BODIES)
 def list_features(
     request: Request,
-    dictionary: str,
-    sort: SortKey = "feature",
-    order: Literal["asc", "desc"] = "asc",
-    *,
+    dictionary: DictionaryId,
+    wanted: Annotated[Filter, Depends(table_filter)],
     limit: Limit = 50,
-    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
-    ids: Annotated[str | None, Query(max_length=2200, description="Only these, such as 3,17,42; 200 at most.")] = None,
-    min_density: Share = None,
-    max_density: Share = None,
-    min_score: Share = None,
-    explainer: Annotated[str | None, Query(max_length=64)] = None,
-    q: Annotated[str | None, Query(max_length=128, description="Part of a label.")] = None,
-    alive: bool = False,
+    *,
+    offset: Annotated[int, Query(ge=0, le=10**9, description="Rows to pass over.")] = 0,
+    after: Annotated[
+        int | None, Query(ge=0, le=10**9, description="Go on after this feature, instead of offset.")
+    ] = None,
+    snippets: Annotated[bool, Query(description="Also the strongest context of each feature of a page.")] = False,
     fields: Annotated[str | None, Query(max_length=256, description="Only these, such as feature,label.")] = None,
     format: Annotated[
         Literal["json", "ndjson", "csv"],
@@ -52,37 +62,33 @@ def list_features(
 ) -> Response:
     """Features that pass all filters, sorted: one page of them, or all as a file."""
     edition = edition_of(request, dictionary)
-    store = edition.store
-    if explainer is not None and explainer not in (known := dict(queries.explainers_of_labels(store))):
-        raise ApiError(422, f"explainer: no label comes from it; labels come from {', '.join(known) or 'none'}")
-    wanted = queries.Filter(
-        sort=sort, descending=order == "desc", ids=_ids(ids), min_density=min_density, max_density=max_density,
-        min_score=min_score, explainer=explainer, query=q, alive=alive,
-    )  # fmt: skip
-    names = _fields(fields)
+    columns, names = edition.store.columns, _fields(fields)
+    if any(name not in columns.explainers for name in wanted.explainers):
+        known = ", ".join(columns.explainers) or "none"
+        raise ApiError(422, f"explainer: no label comes from it; labels come from {known}")
 
     if format != "json":
-        rows = ([chosen(row, names) for row in part] for part in queries.every_feature(store, wanted))
+        rows = ([_chosen(row_body(row), names) for row in part] for part in filters.every_row(columns, wanted))
         return StreamingResponse(
             FORMATS[format].write(rows),
             media_type=FORMATS[format].media_type,
             headers={"content-disposition": f'attachment; filename="features.{format}"'},
         )
 
-    page = queries.features(store, wanted, limit=limit, offset=offset)
-    items = [chosen(row, names) for row in page.rows]
-    body = {"items": items, "floor": _floor(edition), "total": page.total, "limit": limit, "offset": offset}
+    page = filters.page(columns, wanted, limit=limit, offset=offset, after=after)
+    items = [_chosen(row_body(row), names) for row in page.rows]
+    if snippets or not fields:
+        for item, row in zip(items, page.rows, strict=True):
+            item["snippet"] = _snippet(edition.store, row.feature) if snippets else None
+    body = {
+        "items": items,
+        "floor": edition.store.floor,
+        "total": page.total,
+        "limit": limit,
+        "offset": page.offset,
+        "next_after": page.rows[-1].feature if page.offset + limit < page.total else None,
+    }
     return json_response(body, edition, request)
-
-
-def _ids(text: str | None) -> list[int] | None:
-    """The ids of a list such as `3,17,42`."""
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and len(part) <= 10 for part in parts) or len(parts) > MOST_IDS:
-        raise ApiError(422, f"ids: up to {MOST_IDS} numbers with commas between them are wanted, such as 3,17,42")
-    return [int(part) for part in parts]
 
 
 def _fields(text: str | None) -> list[str]:
@@ -95,74 +101,146 @@ def _fields(text: str | None) -> list[str]:
     return names
 
 
-def chosen(row: FeatureRow, names: list[str]) -> dict[str, Any]:
-    """Some fields of a row, in this order."""
-    values = responses.item(row)
+def _chosen(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-@router.get("/explainers", response_model=responses.ExplainerList)
-def list_explainers(request: Request, dictionary: str) -> Response:
-    """The explainers that labels of this dictionary come from, the one with most labels first."""
+def _snippet(store: Store, feature: int) -> dict[str, str] | None:
+    """The strongest context of a feature as text before, on and after its peak."""
+    contexts = orjson.loads(_contexts(store, feature))
+    if not contexts["items"]:
+        return None
+    first = contexts["items"][0]
+    texts, peak = first["texts"], first["peak"]
+    return {
+        "before": "".join(texts[:peak])[-SNIPPET:],
+        "peak": texts[peak],
+        "after": "".join(texts[peak + 1 :])[:SNIPPET],
+    }
+
+
+@router.get("/examples", response_model=responses.FeaturePage)
+def list_examples(
+    request: Request,
+    dictionary: DictionaryId,
+    limit: Annotated[int, Query(ge=1, le=24, description="Features.")] = 6,
+) -> Response:
+    """A few features that somebody who sees features for the first time can read, with their strongest context."""
     edition = edition_of(request, dictionary)
     store = edition.store
-    items = [{"explainer": name, "features": n} for name, n in queries.explainers_of_labels(store)]
+    numbers = examples(store, limit)
+    items = [row_body(store.columns.row(f)) | {"snippet": _snippet(store, f)} for f in numbers]
+    place = {"total": len(items), "limit": limit, "offset": 0, "next_after": None}
+    return json_response({"items": items, "floor": store.floor, **place}, edition, request)
+
+
+@router.get("/explainers", response_model=responses.ExplainerList)
+def list_explainers(request: Request, dictionary: DictionaryId) -> Response:
+    """The explainers that labels of this dictionary come from, the one with most labels first."""
+    edition = edition_of(request, dictionary)
+    items = [{"explainer": name, "features": n} for name, n in queries.explainers_of_labels(edition.store)]
     return json_response({"items": items}, edition, request)
 
 
-def _floor(edition: Edition) -> float | None:
-    return edition.labels.floor if edition.labels else None
-
-
-def _refused(store: Store) -> ApiError:
-    total = queries.counts(store)["features"]
-    return ApiError(404, f"no such feature; this dictionary has features 0..{total - 1}")
-
-
-@router.get("/features/{feature}", response_model=responses.FeatureDetail)
-def get_feature(request: Request, dictionary: str, feature: int) -> Response:
-    """Statistics, promoted tokens, neighbours and explanations of one feature."""
+@router.get("/scatter", response_model=responses.Scatter)
+def get_scatter(request: Request, dictionary: DictionaryId) -> Response:
+    """Density against score of the features that have both, in columns; every n-th of them where they are many."""
     edition = edition_of(request, dictionary)
-    store = edition.store
-    record = queries.feature(store, feature) if feature in POSSIBLE_IDS else None
-    if record is None:
-        raise _refused(store)
-    labels = queries.labels(store, [f for f, _ in record.neighbours])
-    return json_response(responses.detail(store, record, labels) | {"floor": _floor(edition)}, edition, request)
-
-
-@router.get("/features/{feature}/contexts", response_model=responses.ContextList)
-def get_contexts(request: Request, dictionary: str, feature: int, group: WindowGroup = "all") -> Response:
-    """Windows around the feature's peaks: the strongest, and samples of every range of activation."""
-    edition = edition_of(request, dictionary)
-    store = edition.store
-    row = queries.feature_row(store, feature) if feature in POSSIBLE_IDS else None
-    if row is None:
-        raise _refused(store)
-    items = [responses.context(store, w) for w in queries.windows(store, feature, group)]
-    body = {"feature": feature, "max_act": row.max_act, "items": items}
+    numbers = edition.store.columns.numbers
+    features = np.flatnonzero(~np.isnan(numbers["low"]) & (numbers["density"] > 0))
+    features = features[:: -(-len(features) // MOST_POINTS) or 1]
+    body = {
+        "features": features.tolist(),
+        "log10_density": np.round(np.log10(numbers["density"][features]), 3).tolist(),
+        "low": np.round(numbers["low"][features], 3).tolist(),
+    }
     return json_response(body, edition, request)
 
 
-@router.get("/search", response_model=responses.SearchResult)
-def search(
+def _refused(store: Store) -> ApiError:
+    return ApiError(404, f"no such feature; this dictionary has features 0..{store.n_features - 1}")
+
+
+@router.get("/features/{feature}", response_model=responses.FeatureDetail)
+async def get_feature(request: Request, dictionary: DictionaryId, feature: FeatureId) -> Response:
+    """Statistics, promoted tokens, neighbours, documents, concepts and explanations of one feature."""
+    edition = await edition_soon(request, dictionary)
+    store, pages = edition.store, edition.store.pages["feature_pages"]
+    if not 0 <= feature < store.n_features:
+        raise _refused(store)
+    if pages is not None:
+        return page_response(pages, feature, edition, request)
+    return json_response(await anyio.to_thread.run_sync(_feature, store, feature), edition, request)
+
+
+def _feature(store: Store, feature: int) -> dict[str, Any]:
+    """The body, made now: what pages hold, which a dictionary without labels has not."""
+    [record] = queries.features(store, feature, feature + 1)
+    return feature_body(Surroundings(store), record)
+
+
+@router.get("/features/{feature}/contexts", response_model=responses.ContextList)
+async def get_contexts(
     request: Request,
-    dictionary: str,
-    q: Annotated[str, Query(min_length=1, max_length=128, description="Words of a label, or a token.")],
-    kind: SearchKind = "label",
+    dictionary: DictionaryId,
+    feature: FeatureId,
+    group: Annotated[WindowGroup, Query(description="The strongest, the samples of every range, or both.")] = "all",
+) -> Response:
+    """Windows around the feature's peaks: the strongest, and samples of every range of activation."""
+    edition = await edition_soon(request, dictionary)
+    store, pages = edition.store, edition.store.pages["context_pages"]
+    if not 0 <= feature < store.n_features:
+        raise _refused(store)
+    if pages is not None and group == "all":
+        return page_response(pages, feature, edition, request)
+    body = orjson.loads(await anyio.to_thread.run_sync(_contexts, store, feature))
+    body["items"] = [item for item in body["items"] if group in ("all", item["group"])]
+    return json_response(body, edition, request)
+
+
+def _contexts(store: Store, feature: int) -> bytes:
+    """The body of all contexts: from its page, or made now."""
+    if pages := store.pages["context_pages"]:
+        return pages.body(feature)
+    max_act = store.columns.row(feature).max_act
+    return orjson.dumps(contexts_body(store, feature, max_act, queries.windows(store, feature)))
+
+
+@router.get("/search", response_model=responses.SearchResult)
+def search_features(
+    request: Request,
+    dictionary: DictionaryId,
+    q: Annotated[str, Query(min_length=1, max_length=1000, description="Words, a token, a number, or a sentence.")],
+    kind: Annotated[
+        SearchKind,
+        Query(
+            description="label, explanation: all words in it; current, next, previous: fires on, before, after the token; "
+            "promoted: raises the token's logit; sentence: fires on its tokens; like: near the feature of that number; "
+            "all: the best of each."
+        ),
+    ] = "all",
     *,
+    against: Annotated[
+        str | None, Query(max_length=1000, description="Of a sentence: features that fire less on this.")
+    ] = None,
     limit: Limit = 50,
 ) -> Response:
-    """label: text in labels; current / next: fires on / before a token; promoted: raises a token's logit."""
+    """Features that a text finds, each with the reason."""
     edition = edition_of(request, dictionary)
     store = edition.store
-    if kind == "label":
-        page = queries.features(store, queries.Filter(query=q, sort="low", descending=True), limit=limit)
-        hits = [(row, None) for row in page.rows]
-    elif kind == "promoted":
-        hits = [(row, None) for row in queries.features_promoting(store, store.tokens_like(q), limit)]
-    else:
-        hits = queries.features_of_token(store, store.tokens_like(q), kind, limit)
-
-    items = [responses.item(row) | {"times": times} for row, times in hits]
-    return json_response({"query": q, "kind": kind, "items": items}, edition, request)
+    if against is not None and kind != "sentence":
+        raise ApiError(422, "against: only a sentence can be held against another; give kind=sentence")
+    result = contrast(store, q, against, limit) if against is not None else search(store, q, kind, limit)
+    items = [
+        row_body(store.columns.row(hit.feature)) | {"kind": hit.kind, "why": hit.why, "times": hit.times}
+        for hit in result.hits
+    ]
+    body = {
+        "query": q,
+        "kind": kind,
+        "items": items,
+        "total": result.total,
+        "notes": result.notes,
+        "floor": store.floor,
+    }
+    return json_response(body, edition, request)

@@ -39,7 +39,7 @@ class MaxActivation(JudgedExplainer):
 
 def lists(evidence: Evidence, feature: int, windows: list[Event]) -> dict[str, list[str]]:
     """The four lists that the judge is shown."""
-    word = evidence.store.shown
+    word = evidence.store.vocabulary.shown
     return {
         "windows": [shown(evidence, e, firing_places(e)) for e in windows],
         "peaks": [word(e.ids[e.peak]) for e in windows],

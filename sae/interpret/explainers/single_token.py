@@ -30,4 +30,4 @@ class SingleToken(JudgedExplainer):
         most = sorted((n, t) for t, n in hits.items() if n)[::-1][:TOKENS]
         if not most:
             return None
-        return Prompt(SYSTEM, as_data(tokens=[[evidence.store.shown(t), n] for n, t in most]), ANSWER)
+        return Prompt(SYSTEM, as_data(tokens=[[evidence.store.vocabulary.shown(t), n] for n, t in most]), ANSWER)

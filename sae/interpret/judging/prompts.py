@@ -22,7 +22,7 @@ LONGEST_LABEL, LONGEST_SENTENCE = 80, 300
 
 def shown(evidence: Evidence, event: Event, marked: AbstractSet[int] = frozenset()) -> str:
     """A window as text with these places marked; marks that the text itself contains become plain quotation marks."""
-    pieces = evidence.store.text_of(list(event.ids))
+    pieces = evidence.store.vocabulary.texts(list(event.ids))
     clean = [piece.replace(OPEN, '"').replace(CLOSE, '"') for piece in pieces]
     return "".join(f"{OPEN}{piece}{CLOSE}" if p in marked else piece for p, piece in enumerate(clean))
 

@@ -38,7 +38,7 @@ class Simulation(JudgedScorer):
         trials = []
         for event in [*case.drawn(positive, WINDOWS), *case.drawn(negative, WINDOWS)]:
             n = len(event.ids)
-            tokens = case.evidence.store.text_of(list(event.ids))
+            tokens = case.evidence.store.vocabulary.texts(list(event.ids))
             numbers = {"type": "array", "items": {"type": "number"}, "minItems": n, "maxItems": n}
             prompt = Prompt(SYSTEM, as_data(description=text, tokens=tokens), schema(activations=numbers))
             fires = any(event is e for e in positive)

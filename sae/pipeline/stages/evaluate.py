@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import final
 
 from feature_store.dictionary_files import Metrics
-from feature_store.writer import drop
+from feature_store.pointer import drop_all
 from sae.evaluation import plots
 from sae.evaluation.evaluate import evaluate, subject_of
 from sae.foundation.files import write_bytes
@@ -59,7 +59,7 @@ class Evaluate(DictionaryStage):
     def _begin(self, run: Run, title: str) -> None:
         """Puts the training curve beside the dictionary and starts metrics.json."""
         folder = self.dictionary
-        drop(folder / "store", ("contexts", "explanations"))  # of an earlier dictionary in this folder
+        drop_all(folder / "store")  # of an earlier dictionary in this folder
         lines = run.log.read(folder.name) if run.log else []
         write_bytes(folder / "training.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         plots.curves(lines, title, folder / "curves.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from feature_store.writer import read_pointer
+from feature_store.pointer import read_pointer
 from sae.pipeline.stage import DictionaryStage, Run
 from sae.pipeline.stages.prepare import Prepare
 from sae.publish import dictionary

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
+from feature_store.pointer import read_pointer
 from feature_store.store import StoreError
-from feature_store.writer import read_pointer
 from sae.errors import ArtefactError
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.pipeline.stage import DictionaryStage, Run

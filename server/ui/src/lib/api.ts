@@ -2,23 +2,29 @@
 import type { components } from "./schema";
 
 type Schemas = components["schemas"];
+export type Capabilities = Schemas["Capabilities"];
 export type DictionarySummary = Schemas["DictionarySummary"];
 export type DictionaryDetail = Schemas["DictionaryDetail"];
-export type FeatureItem = Schemas["FeatureItem"];
+export type TableItem = Schemas["TableItem"];
 export type FeaturePage = Schemas["FeaturePage"];
 export type ExplainerList = Schemas["ExplainerList"];
 export type FeatureDetail = Schemas["FeatureDetail"];
+export type Neighbour = Schemas["Neighbour"];
 export type ScoreItem = Schemas["ScoreItem"];
 export type ContextItem = Schemas["ContextItem"];
 export type ContextList = Schemas["ContextList"];
+export type SearchHit = Schemas["SearchHit"];
 export type SearchResult = Schemas["SearchResult"];
+export type Scatter = Schemas["Scatter"];
 export type ConceptItem = Schemas["ConceptItem"];
 export type ConceptList = Schemas["ConceptList"];
+export type DocumentDetail = Schemas["DocumentDetail"];
 export type DamageItem = Schemas["DamageItem"];
 export type DownloadItem = Schemas["DownloadItem"];
 
 const ROOT = "api/v1";
 const BASE = `${ROOT}/dictionaries`;
+export type Values = Record<string, string | number | boolean | null | undefined>;
 
 async function get<T>(path: string): Promise<T> {
   const response = await fetch(path);
@@ -27,7 +33,7 @@ async function get<T>(path: string): Promise<T> {
   return body as T;
 }
 
-function query(values: Record<string, string | number | boolean | null | undefined>): string {
+function query(values: Values): string {
   const given = Object.entries(values).filter(([, v]) => v !== null && v !== undefined && v !== "" && v !== false);
   return new URLSearchParams(given.map(([k, v]) => [k, String(v)])).toString();
 }
@@ -37,13 +43,20 @@ const at = (id: string) => `${BASE}/${encodeURIComponent(id)}`;
 export const listDictionaries = () => get<DictionarySummary[]>(BASE);
 export const listDamage = () => get<DamageItem[]>(`${ROOT}/damage`);
 export const getDictionary = (id: string) => get<DictionaryDetail>(at(id));
+export const getScatter = (id: string) => get<Scatter>(`${at(id)}/scatter`);
 export const listConcepts = (id: string) => get<ConceptList>(`${at(id)}/concepts`);
+export const getDocument = (id: string, document: number) => get<DocumentDetail>(`${at(id)}/documents/${document}`);
 export const listDownloads = (id: string) => get<DownloadItem[]>(`${at(id)}/download`);
-export const getFeature = (id: string, feature: number) => get<FeatureDetail>(`${at(id)}/features/${feature}`);
-export const getContexts = (id: string, feature: number) =>
-  get<ContextList>(`${at(id)}/features/${feature}/contexts`);
-export const listFeatures = (id: string, values: Parameters<typeof query>[0]) =>
-  get<FeaturePage>(`${at(id)}/features?${query(values)}`);
+export const featureAddress = (id: string, feature: number) => `${at(id)}/features/${feature}`;
+export const getFeature = (id: string, feature: number) => get<FeatureDetail>(featureAddress(id, feature));
+export const getContexts = (id: string, feature: number) => get<ContextList>(`${featureAddress(id, feature)}/contexts`);
+export const tableAddress = (id: string, values: Values) => `${at(id)}/features?${query(values)}`;
+export const listFeatures = (id: string, values: Values) => get<FeaturePage>(tableAddress(id, values));
+export const listExamples = (id: string, limit: number) => get<FeaturePage>(`${at(id)}/examples?limit=${limit}`);
 export const listExplainers = (id: string) => get<ExplainerList>(`${at(id)}/explainers`);
-export const search = (id: string, q: string, kind: string) =>
-  get<SearchResult>(`${at(id)}/search?${query({ q, kind, limit: 100 })}`);
+export const search = (id: string, values: Values) => get<SearchResult>(`${at(id)}/search?${query(values)}`);
+/** Text of a file of the dictionary that is on offer for download. */
+export const getText = async (id: string, file: string) => {
+  const response = await fetch(`${at(id)}/download/${file}`);
+  return response.ok ? response.text() : null;
+};

@@ -1,0 +1,137 @@
+"""What the API says of a feature and of its contexts, as plain values; rendered at publication, or when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from math import floor, log10
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from feature_store import queries
+from feature_store.indexing.formats import FORMATS, POSITION_EDGES
+from feature_store.records import Concept, Feature, FeatureRow, Window
+from feature_store.store import Store
+
+DOCUMENTS = 10  # of a feature that its page names
+DIGITS = 5  # of an activation: it is stored as a share of the maximum in 65,535 steps
+SHARE_DIGITS = 6
+
+
+class MemberOf(NamedTuple):
+    """A concept that holds a feature."""
+
+    concept: int
+    name: str
+
+
+class Surroundings:
+    """What pages of features say of other things: labels, documents and concepts, read once for all features."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    @cached_property
+    def documents(self) -> list[list[tuple[int, float, float]]]:
+        """Documents of every feature (`queries.documents_of_features`)."""
+        return queries.documents_of_features(self.store)
+
+    @cached_property
+    def concepts(self) -> dict[int, list[MemberOf]]:
+        """Concepts of every feature that is in any, the widest first."""
+        by_feature: dict[int, list[MemberOf]] = {}
+        for concept in queries.concepts(self.store):
+            for feature in concept.features:
+                by_feature.setdefault(feature, []).append(MemberOf(concept.concept, concept.name))
+        return by_feature
+
+    def label(self, feature: int) -> str | None:
+        """The label of a feature."""
+        columns = self.store.columns
+        return columns.labels[feature] if columns.labelled[feature] else None
+
+
+def row_body(row: FeatureRow) -> dict[str, Any]:
+    """`FeatureItem` of a row."""
+    return dict(vars(row))
+
+
+def feature_body(around: Surroundings, feature: Feature) -> dict[str, Any]:
+    """`FeatureDetail` of a feature."""
+    store, number = around.store, feature.row.feature
+
+    def weights(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
+        return [{"token": t, "text": store.vocabulary.shown(t), "logit": v} for t, v in pairs]
+
+    def others(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
+        return [{"feature": f, "cosine": c, "label": around.label(f)} for f, c in pairs]
+
+    documents = around.documents[number][:DOCUMENTS]
+    names = store.document_names
+    return row_body(feature.row) | {
+        "histogram": feature.histogram,
+        "histogram_log2_edges": feature.histogram_log2_edges,
+        "promoted": weights(feature.promoted),
+        "suppressed": weights(feature.suppressed),
+        "neighbours": others(feature.neighbours),
+        "coactive": others(feature.coactive),
+        "positions": [
+            {"first": first, "firings": n} for first, n in zip(POSITION_EDGES.tolist(), feature.positions, strict=True) if n
+        ],
+        "formats": [{"format": name, "firings": n} for name, n in zip(FORMATS, feature.formats, strict=True) if n],
+        "documents": [{"document": d, "name": names.get(d, ""), "mean_act": mean, "max_act": most} for d, mean, most in documents],
+        "concepts": [member._asdict() for member in around.concepts.get(number, [])],
+        "explanations": [
+            {"explainer": e.explainer, "text": e.text, "chosen": e.chosen, "scores": [dict(vars(s)) for s in e.scores]}
+            for e in feature.explanations
+        ],
+        "scores": [dict(vars(score)) for score in feature.scores],
+        "floor": store.floor,
+    }  # fmt: skip
+
+
+def contexts_body(store: Store, feature: int, max_act: float, windows: Iterable[Window]) -> dict[str, Any]:
+    """`ContextList` of some windows of a feature."""
+    windows, decimals = list(windows), decimals_of(max_act)
+    return {
+        "feature": feature,
+        "max_act": max_act,
+        "documents": {str(window.document): window.document_name for window in windows},
+        "items": [_context(store, window, decimals) for window in windows],
+    }
+
+
+def _context(store: Store, window: Window, decimals: int) -> dict[str, Any]:
+    places = [place for place, act in enumerate(window.acts) if act > 0]
+    return {
+        "group": window.group,
+        "rank": window.rank,
+        "stratum": window.stratum,
+        "document": window.document,
+        "place": window.place,
+        "peak": window.peak,
+        "copies": window.copies,
+        "percentile": round(window.percentile, SHARE_DIGITS),
+        "inclusion": round(window.inclusion, SHARE_DIGITS),
+        "token_ids": window.token_ids,
+        "texts": store.vocabulary.texts(window.token_ids),
+        "places": places,
+        "acts": [round(window.acts[place], decimals) for place in places],
+    }
+
+
+def decimals_of(max_act: float) -> int:
+    """Decimals that show `DIGITS` digits of the largest activation."""
+    return max(0, DIGITS - 1 - floor(log10(max_act))) if max_act > 0 else 0
+
+
+def concept_body(around: Surroundings, concept: Concept) -> dict[str, Any]:
+    """`ConceptItem` of a concept."""
+    return dict(vars(concept)) | {"features": [{"feature": f, "label": around.label(f)} for f in concept.features]}
+
+
+def densities(store: Store, edges: np.ndarray) -> list[int]:
+    """How many features have a density in each range of `edges` (decimal logarithms)."""
+    values = store.columns.numbers["density"]
+    return np.histogram(np.log10(values[values > 0]), edges)[0].tolist()

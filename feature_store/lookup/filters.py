@@ -1,0 +1,104 @@
+"""Which features a table shows and in what order, worked out on the narrow columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from feature_store.lookup.columns import Columns
+from feature_store.records import FeatureRow
+
+ROWS = 2000  # of a whole table that are put together at a time
+SortKey = Literal["feature", "label", "low", "score", "f2", "density", "max_act", "mean_act", "n_documents", "n_fired"]
+RangeKey = Literal["low", "score", "f2", "density", "max_act", "mean_act", "n_documents", "n_fired"]
+Firing = Literal["alive", "dead", "all"]
+
+
+class Sort(NamedTuple):
+    """A column to sort by; features without a value of it come last either way."""
+
+    key: SortKey
+    descending: bool = False
+
+
+class Span(NamedTuple):
+    """The least and the largest value that pass, both included; None: no bound."""
+
+    least: float | None = None
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Features that pass every condition that is given, sorted by some columns, then by id."""
+
+    sort: tuple[Sort, ...] = ()
+    ids: list[int] | None = None
+    ranges: dict[RangeKey, Span] = field(default_factory=dict)
+    explainers: tuple[str, ...] = ()  # their label comes from one of them
+    words: tuple[str, ...] = ()  # their label holds all of them, whatever the case
+    firing: Firing = "all"
+
+    def mask(self, columns: Columns) -> Bool[np.ndarray, " features"]:
+        """Which features pass."""
+        passes = np.ones(columns.n, bool)
+        if self.ids is not None:
+            passes = np.zeros(columns.n, bool)
+            passes[[feature for feature in self.ids if feature < columns.n]] = True
+
+        for key, span in self.ranges.items():
+            if span.least is not None:
+                passes &= columns.numbers[key] >= span.least
+            if span.largest is not None:
+                passes &= columns.numbers[key] <= span.largest
+
+        if self.explainers:
+            wanted = [columns.explainers.index(name) for name in self.explainers if name in columns.explainers]
+            passes &= np.isin(columns.explainer, wanted)
+        for word in self.words:
+            having = np.zeros(columns.n, bool)
+            having[columns.having(word)] = True
+            passes &= having
+        if self.firing != "all":
+            passes &= (columns.numbers["n_fired"] > 0) == (self.firing == "alive")
+
+        return passes
+
+    def found(self, columns: Columns) -> Int[np.ndarray, " found"]:
+        """Ids of the features that pass, in order."""
+        passes = self.mask(columns)
+        if len(self.sort) <= 1:
+            key, descending = self.sort[0] if self.sort else Sort("feature")
+            order = columns.order(key, descending=descending)
+            return order[passes[order]]
+        features = np.flatnonzero(passes)
+        values = [columns.sortable(key)[features] * (-1 if descending else 1) for key, descending in self.sort]
+        return features[np.lexsort(values[::-1])]
+
+
+class Page(NamedTuple):
+    """Some rows of a table, and how many there are in all and before them."""
+
+    rows: list[FeatureRow]
+    total: int
+    offset: int  # rows before these
+
+
+def page(columns: Columns, wanted: Filter, *, limit: int = 50, offset: int = 0, after: int | None = None) -> Page:
+    """`limit` rows from `offset` on, or those that follow the feature `after` (none if it is not among them)."""
+    features = wanted.found(columns)
+    if after is not None:
+        place = np.flatnonzero(features == after)
+        offset = int(place[0]) + 1 if len(place) else len(features)
+    return Page([columns.row(feature) for feature in features[offset : offset + limit].tolist()], len(features), offset)
+
+
+def every_row(columns: Columns, wanted: Filter) -> Iterator[list[FeatureRow]]:
+    """All rows that pass, some thousand at a time."""
+    features = wanted.found(columns).tolist()
+    for start in range(0, len(features), ROWS):
+        yield [columns.row(feature) for feature in features[start : start + ROWS]]
