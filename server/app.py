@@ -21,6 +21,7 @@ from server.catalogue import Catalogue
 from server.errors import ApiError
 from server.headers import SafeHeaders
 from server.hosts import KnownHosts
+from server.ready_pages import ReadyPages
 from server.routes import dictionaries, features
 
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
@@ -51,6 +52,8 @@ def create_app(
     Pages of other sites read its answers only if they are among `origins`.
     """
 
+    host_names = list(host_names)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = WORKERS
@@ -76,6 +79,7 @@ def create_app(
     app.add_middleware(Admission)
     app.add_middleware(KnownHosts, names=host_names)
     app.add_middleware(SafeHeaders)
+    app.add_middleware(ReadyPages, catalogue=catalogue, names=host_names)
     if allowed := list(origins):
         app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "HEAD"], expose_headers=EXPOSED)
     errors.install(app)

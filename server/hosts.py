@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -30,17 +31,30 @@ class KnownHosts:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope).getlist("host")
-        host = host_of(headers[0]) if len(headers) == 1 else None
+        host = _host(scope)
         if host is None:
             await errors.answer(400, "one valid Host header is wanted")(scope, receive, send)
-        elif host in self.names or host.endswith(".localhost") or is_address(host):
+        elif self._is_known(host):
             await self.app(scope, receive, send)
         else:
             message = "the server does not answer to this host name; start it with --allow-host NAME to allow it"
             await errors.answer(421, message)(scope, receive, send)
 
+    def answers(self, scope: Scope) -> bool:
+        """Whether the request is for a host that is answered."""
+        host = _host(scope)
+        return host is not None and self._is_known(host)
 
+    def _is_known(self, host: str) -> bool:
+        return host in self.names or host.endswith(".localhost") or is_address(host)
+
+
+def _host(scope: Scope) -> str | None:
+    headers = Headers(scope=scope).getlist("host")
+    return host_of(headers[0]) if len(headers) == 1 else None
+
+
+@lru_cache(1024)
 def host_of(header: str) -> str | None:
     """The host in a Host header without its port, in lower case; None if it cannot be read."""
     try:
@@ -51,6 +65,7 @@ def host_of(header: str) -> str | None:
     return parts.hostname if is_whole and HOST.fullmatch(parts.hostname or "") and parts.username is None else None
 
 
+@lru_cache(1024)
 def is_address(host: str) -> bool:
     """Whether it is an IP address and no name."""
     try:

@@ -1,25 +1,49 @@
-"""`sae bench serve`: requests per second of a real server over a real store, beside a plain file."""
+"""`sae bench serve`: what a real server answers in a second over a real store, beside the framework's constant route."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import socket
-import statistics
 import subprocess
 import sys
-import threading
 import time
-from contextlib import closing
+from collections import Counter
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from sae.errors import SaedexError
 
 SECONDS = 3.0
-CLIENTS = 4
+CONNECTIONS = 16
+CROWD = 256  # connections at once that are more than the server works for
 PATIENCE_S = 60
+CONSTANT = "constant bytes, FastAPI"
+BATCH = 50
+
+
+class Load(NamedTuple):
+    """What clients saw of one route: answers a second, the server's CPU for each, latencies, and answers by status."""
+
+    per_s: float
+    cpu_s: float
+    median_s: float
+    p99_s: float
+    statuses: dict[int, int]
+
+
+class _Server(NamedTuple):
+    process: subprocess.Popen[bytes]
+    port: int
+
+    def cpu_s(self) -> float:
+        """Processor time that the server has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _free_port() -> int:
@@ -28,94 +52,118 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _answer(connection: HTTPConnection, path: str) -> tuple[int, bytes]:
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
+def _answer(port: int, path: str) -> tuple[int, bytes]:
+    with closing(HTTPConnection("127.0.0.1", port)) as connection:
+        connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
 
 
-def _load(port: int, paths: list[str]) -> dict[str, Any]:
-    """Requests per second and latencies in seconds of clients that request the paths in turn over kept connections."""
-    took: list[float] = []
-    failures: list[int] = []
+def _started(stack: ExitStack, *command: str) -> _Server:
+    """A server process on a free port, which takes the place of PORT in the command, once it answers."""
+    port = _free_port()
+    arguments = [sys.executable, "-m", *(part.replace("PORT", str(port)) for part in command)]
+    process = stack.enter_context(subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+    stack.callback(process.terminate)
+    started = time.monotonic()
+    while True:
+        try:
+            _answer(port, "/healthz")
+            return _Server(process, port)
+        except OSError:
+            if process.poll() is not None or time.monotonic() - started > PATIENCE_S:
+                said = process.stderr.read().decode() if process.poll() is not None and process.stderr else "no answer"
+                raise SaedexError(f"sae bench serve: the server did not start: {said.strip()}") from None
+            time.sleep(0.1)
+
+
+async def _client(port: int, paths: list[str], end: float, answers: list[tuple[float, int]]) -> None:
+    """Asks for the paths in turn over one kept connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    turn = 0
+    while (start := time.perf_counter()) < end:
+        path = paths[turn % len(paths)]
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
+        answers.append((time.perf_counter() - start, int(head.split()[1])))
+        turn += 1
+    writer.close()
+    await writer.wait_closed()
+
+
+async def _clients(port: int, paths: list[str], n: int) -> list[tuple[float, int]]:
+    answers: list[tuple[float, int]] = []
     end = time.perf_counter() + SECONDS
+    await asyncio.gather(*(_client(port, paths[k % len(paths) :] + paths, end, answers) for k in range(n)))
+    return answers
 
-    def client(number: int) -> None:
-        connection, turn = HTTPConnection("127.0.0.1", port), number
-        while (start := time.perf_counter()) < end:
-            status, _ = _answer(connection, paths[turn % len(paths)])
-            took.append(time.perf_counter() - start)
-            if status != 200:
-                failures.append(status)
-            turn += CLIENTS
-        connection.close()
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
+def _load(server: _Server, paths: list[str], n: int = CONNECTIONS) -> Load:
+    """What `n` clients see that ask for the paths in turn; the server and they share the machine."""
+    before = server.cpu_s()
+    answers = asyncio.run(_clients(server.port, paths, n))
+    cpu = server.cpu_s() - before
+    took = sorted(seconds for seconds, _ in answers)
+    statuses = Counter(status for _, status in answers)
+    return Load(
+        len(took) / SECONDS, cpu / len(took), took[len(took) // 2], took[int(len(took) * 0.99)], statuses=dict(statuses)
+    )
 
-    for thread in threads:
-        thread.join()
 
-    if failures:
-        raise SaedexError(
-            f"sae bench serve: {len(failures)} of {len(took)} requests of {paths[0]} failed (status {failures[0]})."
-        )
-
-    cuts = statistics.quantiles(took, n=100)
-
-    return {"per_s": len(took) / SECONDS, "median_s": cuts[49], "p99_s": cuts[98]}
+def _routes(port: int) -> dict[str, list[str]]:
+    listed = json.loads(_answer(port, "/api/v1/dictionaries")[1])
+    home, n = f"/api/v1/dictionaries/{quote(listed[0]['id'], safe='')}", listed[0]["features"]
+    sampled = [f * n // 256 for f in range(min(256, n))]
+    batches = [",".join(str((f + k) % n) for k in range(BATCH)) for f in sampled[:16]]
+    return {
+        "one feature, 256 in turn": [f"{home}/features/{f}" for f in sampled],
+        "its contexts, 256 in turn": [f"{home}/features/{f}/contexts" for f in sampled],
+        "50 features at once": [f"{home}/features?ids={ids}" for ids in batches],
+        "the table, a filter and a sort": [f"{home}/features?limit=50&sort=low&order=desc&min_density=0.0001"],
+        "search in labels": [f"{home}/search?q=the&kind=label"],
+        "search by token": [f"{home}/search?q=the&kind=current"],
+        "search by promoted token": [f"{home}/search?q=the&kind=promoted"],
+    }
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Figures of every route for the dictionary or run folder at `path`, from a server started for this."""
-    port = _free_port()
-    command = [sys.executable, "-m", "sae.cli", "serve", str(path), "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    try:
-        started = time.monotonic()
-        while True:
-            try:
-                with closing(HTTPConnection("127.0.0.1", port)) as connection:
-                    listed = json.loads(_answer(connection, "/api/v1/dictionaries")[1])
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() - started > PATIENCE_S:
-                    server_message = (
-                        server.stderr.read().decode() if server.poll() is not None and server.stderr else "no answer"
-                    )
-                    raise SaedexError(f"sae bench serve: the server did not start: {server_message.strip()}") from None
-                time.sleep(0.1)
-        home, n_features = f"/api/v1/dictionaries/{quote(listed[0]['id'], safe='')}", listed[0]["features"]
-        sampled_features = [f * n_features // 256 for f in range(min(256, n_features))]
-        routes = {
-            "the explorer's page (a file)": ["/"],
-            "one feature, all of 256 in turn": [f"{home}/features/{f}" for f in sampled_features],
-            "a page of features": [f"{home}/features?limit=50&offset={f}" for f in sampled_features[:16]],
-            "a search by token": [f"{home}/search?q=the&kind=current"],
+    """Figures of the routes for the dictionary or run folder at `path`, from servers started for this."""
+    with ExitStack() as stack:
+        server = _started(stack, "sae.cli", "serve", str(path), "--port", "PORT")
+        routes = _routes(server.port)
+        page = len(_answer(server.port, routes["one feature, 256 in turn"][0])[1])
+        constant = _started(stack, "server.constant_route", "PORT", str(page))
+        loads = {CONSTANT: _load(constant, ["/constant/x/features/3"])}
+        loads |= {name: _load(server, paths) for name, paths in routes.items()}
+        crowd = _load(server, routes["search by token"], CROWD)
+        wrong = {name: load.statuses for name, load in loads.items() if set(load.statuses) != {200}}
+        if wrong or set(crowd.statuses) - {200, 503}:
+            raise SaedexError(f"sae bench serve: some requests failed (status: number): {wrong or crowd.statuses}.")
+        return {
+            "connections": CONNECTIONS,
+            "routes": {name: load._asdict() for name, load in loads.items()},
+            "crowd": {"connections": CROWD, **crowd._asdict()},
         }
-        return {"clients": CLIENTS, "routes": {label: _load(port, paths) for label, paths in routes.items()}}
-    finally:
-        server.terminate()
-        server.communicate()
 
 
 def table(measured: dict[str, Any]) -> str:
-    """The measurements as a Markdown table, each against the plain file."""
+    """The measurements as a Markdown table, each against the constant route."""
     routes = measured["routes"]
-    floor = next(iter(routes.values()))["per_s"]
+    floor = routes[CONSTANT]["per_s"]
     lines = [
-        f"{measured['clients']} clients, kept connections.",
+        f"{measured['connections']} connections; the server and its clients share the machine.",
         "",
-        "| | requests/s | against the first | median ms | 99 % ms |",
-        "|---|---|---|---|---|",
+        "| | requests/s | of the constant route | CPU ms | median ms | 99 % ms |",
+        "|---|---|---|---|---|---|",
     ]
 
     for name, figures in routes.items():
         lines.append(
-            f"| {name} | {figures['per_s']:,.0f} | {figures['per_s'] / floor:.2f} | {figures['median_s'] * 1e3:.1f} "
-            f"| {figures['p99_s'] * 1e3:.1f} |"
+            f"| {name} | {figures['per_s']:,.0f} | {figures['per_s'] / floor:.2f} | {figures['cpu_s'] * 1e3:.2f} "
+            f"| {figures['median_s'] * 1e3:.1f} | {figures['p99_s'] * 1e3:.1f} |"
         )
 
-    return "\n".join(lines)
+    crowd = measured["crowd"]
+    statuses = ", ".join(f"{n:,} of {status}" for status, n in sorted(crowd["statuses"].items()))
+    return "\n".join([*lines, "", f"{crowd['connections']} connections that search at once: answers {statuses}."])
