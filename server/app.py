@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, Response
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from server import errors, responses
-from server.admission import Admission, is_download
 from server.catalogue import Catalogue
 from server.errors import ApiError
-from server.headers import SafeHeaders
-from server.hosts import KnownHosts
-from server.ready_pages import ReadyPages
+from server.explorer import Explorer
+from server.middleware.admission import Admission, is_download
+from server.middleware.headers import SafeHeaders
+from server.middleware.hosts import KnownHosts
+from server.middleware.ready_pages import ReadyPages
 from server.routes import dictionaries, features
 
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
@@ -31,7 +31,6 @@ DESCRIPTION = (
     "Features of sparse autoencoders: what each fires on, its label with scores, concepts, and the dictionaries to "
     "download. Everything is read; an answer is of one edition of a dictionary, and carries its ETag."
 )
-NO_UI = "<!doctype html><title>saedex</title><p>The explorer was not built into this installation. The API is at <a href='api/v1/dictionaries'>api/v1/dictionaries</a>; install saedex from a wheel, or run <code>make ui</code>."
 
 
 class _CompressText(GZipMiddleware):
@@ -95,12 +94,27 @@ def create_app(
     def unknown_api(rest: str) -> Response:
         raise ApiError(404, "no such route; see /api/v1/openapi.json")
 
-    if (static / "assets").is_dir():
-        app.mount("/assets", StaticFiles(directory=static / "assets"), name="assets")
-
-    @app.api_route("/{rest:path}", methods=["GET", "HEAD"], include_in_schema=False)
-    def page(rest: str) -> HTMLResponse:
-        index = static / "index.html"
-        return HTMLResponse(index.read_text("utf-8") if index.is_file() else NO_UI)
+    _add_explorer(app, Explorer(static))
 
     return app
+
+
+def _add_explorer(app: FastAPI, explorer: Explorer) -> None:
+    """The explorer's files; its page answers every address that nothing else answers."""
+    every = {"methods": ["GET", "HEAD"], "include_in_schema": False}
+
+    @app.api_route("/assets/{name}", **every)
+    async def asset(request: Request, name: str) -> Response:
+        return explorer.asset(request, name)
+
+    @app.api_route("/robots.txt", **every)
+    async def robots() -> Response:
+        return Response("User-agent: *\nDisallow: /api/\n", media_type="text/plain")
+
+    @app.api_route("/favicon.ico", **every)
+    async def icon() -> Response:
+        return Response(status_code=204)
+
+    @app.api_route("/{rest:path}", **every)
+    async def page(rest: str) -> Response:
+        return explorer.answer()

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.headers import HEADERS
+from server.middleware.headers import HEADERS
 
 CODES = {
     400: "bad_request",

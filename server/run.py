@@ -15,7 +15,7 @@ import uvicorn
 from server.app import create_app
 from server.catalogue import CatalogueError, open_catalogue
 from server.connection import MOST_HEADER_BYTES, BoundedConnection
-from server.hosts import host_of, is_address
+from server.middleware.hosts import host_of, is_address
 
 ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?")
 WRONG, MISSING, UNAVAILABLE = 2, 66, 69

@@ -14,9 +14,10 @@ import pytest
 import uvicorn
 from fixtures import free_port
 
-from server import admission, connection
+from server import connection
 from server.app import create_app
 from server.catalogue import open_catalogue
+from server.middleware import admission
 from server.routes import features
 from server.run import settings
 

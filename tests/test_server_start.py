@@ -19,7 +19,7 @@ from fixtures import free_port, run_here
 
 from server.app import create_app
 from server.catalogue import CatalogueError, open_catalogue
-from server.hosts import host_of
+from server.middleware.hosts import host_of
 
 
 def flip(path, place):

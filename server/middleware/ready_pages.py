@@ -9,8 +9,8 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.catalogue import Catalogue
-from server.headers import HEADERS
-from server.hosts import KnownHosts
+from server.middleware.headers import HEADERS
+from server.middleware.hosts import KnownHosts
 
 PAGE = re.compile(r"/api/v1/dictionaries/([^/]+)/features/(\d{1,9})(/contexts)?")
 KINDS = {None: "feature_pages", "/contexts": "context_pages"}
