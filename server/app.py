@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Receive, Scope, Send
@@ -22,8 +24,9 @@ from server.middleware.admission import Admission, is_download
 from server.middleware.headers import SafeHeaders
 from server.middleware.hosts import KnownHosts
 from server.middleware.ready_pages import ReadyPages
-from server.routes import dictionaries, features
+from server.routes import dictionaries, features, neuronpedia
 
+INDEX = re.compile(r"[0-9]{1,9}")
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
 EXPOSED = ["etag", "x-sha256", "content-disposition"]  # headers that pages of allowed sites may read
@@ -48,10 +51,10 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application over opened dictionaries; it never writes. It answers to localhost, addresses, `host_names`.
 
-    Pages of other sites read its answers only if they are among `origins`.
+    Pages of other sites read its answers, or show the explorer in a frame, only if they are among `origins`.
     """
 
-    host_names = list(host_names)
+    host_names, origins = list(host_names), list(origins)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,13 +80,14 @@ def create_app(
     app.add_middleware(_CompressText, minimum_size=1024, compresslevel=5)
     app.add_middleware(Admission)
     app.add_middleware(KnownHosts, names=host_names)
-    app.add_middleware(SafeHeaders)
+    app.add_middleware(SafeHeaders, origins=origins)
     app.add_middleware(ReadyPages, catalogue=catalogue, names=host_names)
-    if allowed := list(origins):
-        app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "HEAD"], expose_headers=EXPOSED)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "HEAD"], expose_headers=EXPOSED)
     errors.install(app)
     app.include_router(dictionaries.router)
     app.include_router(features.router)
+    app.include_router(neuronpedia.router)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
     async def healthy() -> Response:
@@ -116,5 +120,15 @@ def _add_explorer(app: FastAPI, explorer: Explorer) -> None:
         return Response(status_code=204)
 
     @app.api_route("/{rest:path}", **every)
-    async def page(rest: str) -> Response:
-        return explorer.answer()
+    async def page(request: Request, rest: str) -> Response:
+        return _feature_at(request, rest) or explorer.answer()
+
+
+def _feature_at(request: Request, path: str) -> Response | None:
+    """Where an address as Neuronpedia's, MODEL/SOURCE/INDEX, leads; None if no dictionary has that id."""
+    parts = path.split("/")
+    catalogue: Catalogue = request.app.state.catalogue
+    if len(parts) != 3 or parts[1] not in catalogue or not INDEX.fullmatch(parts[2]):
+        return None
+    embed = "?embed=true" if request.query_params.get("embed") == "true" else ""
+    return RedirectResponse(f"../../#/{quote(parts[1], safe='')}/features/{int(parts[2])}{embed}")

@@ -17,10 +17,12 @@ CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    413: "too_large",
     416: "range_not_satisfiable",
     421: "unknown_host",
     422: "invalid_parameter",
     431: "headers_too_large",
+    501: "not_here",
     503: "busy",
 }
 METHODS = "GET, HEAD"  # of every route

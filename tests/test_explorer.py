@@ -52,7 +52,7 @@ AXE = Path(__file__).parent.parent / "server" / "ui" / "node_modules" / "axe-cor
 STATES = (
     "", f"/{DICTIONARY}", f"/{DICTIONARY}/features", f"/{DICTIONARY}/features?min_low=0.5&explainer=token&q=to", f"/{DICTIONARY}/features/3",
     f"/{DICTIONARY}/concepts", f"/{DICTIONARY}/search?q=the", f"/{DICTIONARY}/search?q=the cat sat&kind=sentence", f"/{DICTIONARY}/search?q=zzzzqqqq",
-    f"/{DICTIONARY}/documents/0", f"/{DICTIONARY}/compare/3/4", f"/{DICTIONARY}/features/99999", f"/{DICTIONARY}/nonsense",
+    f"/{DICTIONARY}/documents/0", f"/{DICTIONARY}/compare/3/4", f"/{DICTIONARY}/features/3?embed=true", f"/{DICTIONARY}/features/99999", f"/{DICTIONARY}/nonsense",
 )  # fmt: skip
 
 
@@ -347,6 +347,13 @@ def test_two_features_stand_side_by_side(page):
     page.get_by_label("right").fill("9")
     page.get_by_role("button", name="Compare").click()
     page.wait_for_url(re.compile("compare/3/9$"))
+
+
+def test_an_embedded_feature_has_no_frame_of_its_own(page):
+    page.goto(f"/#/{DICTIONARY}/features/3?embed=true")
+    page.get_by_role("heading", name="Strongest contexts").wait_for()
+    assert page.locator("header").count() == 0 and page.get_by_role("navigation").count() == 0
+    assert page.get_by_role("link", name="Open in saedex").get_attribute("href").endswith("features/3")
 
 
 def test_a_document_leads_to_its_features(page):

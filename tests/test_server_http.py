@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from contextlib import closing
@@ -213,3 +214,43 @@ def test_an_archive_of_more_than_4_gib_opens(tmp_path):
         for number in range(4):
             with archive.open(f"d/{number}") as member:
                 assert member.read(3) == b"\0\0\0"
+
+
+def test_addresses_like_neuronpedias_lead_to_the_feature(client):
+    answer = client.get("/any-model/tiny.first/12", params={"embed": "true"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "../../#/tiny.first/features/12?embed=true")
+    for path in (
+        "/m/tiny.frist/12",
+        "/m/tiny.first/x",
+        "/m/tiny.first/1/2",
+        "/m/tiny.first/%0d%0a1",
+        "/m/tiny.first/-1",
+    ):
+        answer = client.get(path, follow_redirects=False)
+        assert answer.status_code in (200, 404) and "location" not in answer.headers, path
+
+
+def test_ready_pages_are_what_the_routes_answer(client):
+    """A parameter that changes nothing goes the long way, through every middleware and the route."""
+    for path in (f"{D}/features/3", f"{D}/features/3/contexts"):
+        for encoding in ("gzip", "identity"):
+            headers = {"accept-encoding": encoding}
+            ready, routed = client.get(path, headers=headers), client.get(f"{path}?", headers=headers | {"origin": "x"})
+            assert ready.content == routed.content and ready.status_code == routed.status_code == 200
+            for name in ("etag", "content-type", "cache-control", "vary", *SAFE):
+                assert ready.headers[name] == routed.headers[name], name
+            assert ("server-timing" in ready.headers) == (encoding == "identity") and "server-timing" in routed.headers
+    assert client.get(f"{D}/features/3", headers={"host": "evil.example"}).status_code == 421
+    assert client.get(f"{D}/features/64").status_code == 404
+
+
+def test_assets_stay_with_the_browser(client):
+    page = client.get("/").text
+    script = re.search(r"assets/[\w.-]+\.js", page).group()
+    packed, plain = (client.get(f"/{script}", headers={"accept-encoding": kind}) for kind in ("gzip", "identity"))
+    assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+    assert packed.content == plain.content and "immutable" in packed.headers["cache-control"]
+    assert int(packed.headers["content-length"]) <= 120_000
+    assert client.get("/assets/none.js").status_code == 404
+    assert client.get("/favicon.ico").status_code == 204 and "Disallow" in client.get("/robots.txt").text
+    assert "unsafe-inline" not in client.get("/").headers["content-security-policy"]

@@ -43,7 +43,7 @@ class Serve(Command):
             action="append",
             default=[],
             metavar="ORIGIN",
-            help="let pages of this site, such as https://blog.example.org, read the API (may be repeated; default: none)",
+            help="let pages of this site, such as https://blog.example.org, read the API and show features in frames (may be repeated; default: none)",
         )
 
     def run(self, arguments: Namespace) -> int:

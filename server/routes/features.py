@@ -107,7 +107,7 @@ def _chosen(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 def _snippet(store: Store, feature: int) -> dict[str, str] | None:
     """The strongest context of a feature as text before, on and after its peak."""
-    contexts = orjson.loads(_contexts(store, feature))
+    contexts = contexts_of(store, feature)
     if not contexts["items"]:
         return None
     first = contexts["items"][0]
@@ -170,11 +170,13 @@ async def get_feature(request: Request, dictionary: DictionaryId, feature: Featu
         raise _refused(store)
     if pages is not None:
         return page_response(pages, feature, edition, request)
-    return json_response(await anyio.to_thread.run_sync(_feature, store, feature), edition, request)
+    return json_response(await anyio.to_thread.run_sync(feature_of, store, feature), edition, request)
 
 
-def _feature(store: Store, feature: int) -> dict[str, Any]:
-    """The body, made now: what pages hold, which a dictionary without labels has not."""
+def feature_of(store: Store, feature: int) -> dict[str, Any]:
+    """`FeatureDetail`: from its page, or made now, as of a dictionary without labels, which has no pages."""
+    if pages := store.pages["feature_pages"]:
+        return orjson.loads(pages.body(feature))
     [record] = queries.features(store, feature, feature + 1)
     return feature_body(Surroundings(store), record)
 
@@ -193,17 +195,17 @@ async def get_contexts(
         raise _refused(store)
     if pages is not None and group == "all":
         return page_response(pages, feature, edition, request)
-    body = orjson.loads(await anyio.to_thread.run_sync(_contexts, store, feature))
+    body = await anyio.to_thread.run_sync(contexts_of, store, feature)
     body["items"] = [item for item in body["items"] if group in ("all", item["group"])]
     return json_response(body, edition, request)
 
 
-def _contexts(store: Store, feature: int) -> bytes:
-    """The body of all contexts: from its page, or made now."""
+def contexts_of(store: Store, feature: int) -> dict[str, Any]:
+    """`ContextList` of all contexts: from its page, or made now."""
     if pages := store.pages["context_pages"]:
-        return pages.body(feature)
+        return orjson.loads(pages.body(feature))
     max_act = store.columns.row(feature).max_act
-    return orjson.dumps(contexts_body(store, feature, max_act, queries.windows(store, feature)))
+    return contexts_body(store, feature, max_act, queries.windows(store, feature))
 
 
 @router.get("/search", response_model=responses.SearchResult)

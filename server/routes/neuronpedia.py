@@ -1,0 +1,234 @@
+"""Neuronpedia's door: its routes that read what a store holds, in its own shapes, so that its clients work here.
+
+A source is the id of a dictionary, or its name where no other has that. Routes that need the running model, or that write,
+answer 501. Keys are spelled as Neuronpedia spells them.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any, Literal
+
+import anyio.to_thread
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from feature_store.lookup.search import search
+from feature_store.store import Store
+from server.catalogue import Catalogue, Entry
+from server.errors import ApiError
+from server.routes.common import json_response
+from server.routes.features import contexts_of, feature_of
+
+router = APIRouter(prefix="/api", include_in_schema=False)
+MOST_BODY_BYTES = 1 << 16
+MOST_FEATURES = 50
+PER_PAGE, PER_SEARCH = 25, 20
+NOT_HERE = (
+    "activation/new", "activation/source", "activation/upload-batch", "feature/upload-batch", "search-all", "search-topk-by-token",
+    "steer", "steer-chat", "steer-logits", "cossim", "tokenize", "vector/new", "vector/get", "vector/delete", "vector/list-owned",
+    "list/list", "list/new", "list/get", "list/add-features", "bookmark/new", "comment/new", "graph/generate", "graph/delete",
+    "graph/list-owned", "graph/signed-put", "graph/save-to-db", "source-set/new", "source-set/get", "model/new",
+    "explanation/new", "explanation/generate", "explanation/score",
+)  # fmt: skip
+
+
+async def refuse(request: Request) -> Response:
+    """What this server has not, said plainly."""
+    path = request.url.path.removeprefix("/api/").rstrip("/")
+    raise ApiError(501, f"{path} is not answered here: it needs the running model, or writes")
+
+
+for _path in NOT_HERE:
+    for _ending in ("", "/"):
+        router.add_api_route(f"/{_path}{_ending}", refuse, methods=["POST"])
+
+
+def _entry(request: Request, model: Any, source: Any) -> Entry:
+    """The dictionary of a model and a source; 404 with those that there are."""
+    catalogue: Catalogue = request.app.state.catalogue
+    matching = [entry for entry in catalogue.values() if source in (entry.id, entry.edition().card.name)]
+    if len(matching) == 1 and model in (matching[0].edition().card.model.name, matching[0].id):
+        return matching[0]
+    known = ", ".join(f"{entry.edition().card.model.name}/{entry.id}" for entry in list(catalogue.values())[:5])
+    raise ApiError(404, f"no such model and source; there are {known or 'none'}")
+
+
+def _index(store: Store, value: Any) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < store.n_features):
+        raise ApiError(404, f"no such feature; this source has features 0..{store.n_features - 1}")
+    return int(text)
+
+
+def _neuron(entry: Entry, store: Store, feature: int, most: int | None) -> dict[str, Any]:
+    """A feature as Neuronpedia tells it; `most` activations at most."""
+    detail, contexts = feature_of(store, feature), contexts_of(store, feature)
+    model = entry.edition().card.model.name
+    place = {"modelId": model, "layer": entry.id, "index": str(feature)}
+    edges = detail["histogram_log2_edges"]
+    return {
+        **place,
+        "source": entry.id,
+        "sourceSetName": entry.id,
+        "hookName": entry.edition().card.sae["hook"],
+        "maxActApprox": detail["max_act"],
+        "frac_nonzero": detail["density"],
+        "hasVector": False,
+        "vector": [],
+        "pos_str": [token["text"] for token in detail["promoted"]],
+        "pos_values": [token["logit"] for token in detail["promoted"]],
+        "neg_str": [token["text"] for token in detail["suppressed"]],
+        "neg_values": [token["logit"] for token in detail["suppressed"]],
+        "topkCosSimIndices": [other["feature"] for other in detail["neighbours"]],
+        "topkCosSimValues": [other["cosine"] for other in detail["neighbours"]],
+        "freq_hist_data_bar_heights": detail["histogram"],
+        "freq_hist_data_bar_values": [2 ** ((a + b) / 2) for a, b in pairwise(edges)],
+        "explanations": [
+            {
+                **place,
+                "source": entry.id,
+                "id": f"{entry.id}-{feature}-{number}",
+                "description": explanation["text"],
+                "typeName": explanation["explainer"],
+                "explanationModelName": None,
+                "scores": [
+                    {"value": score["value"], "explanationScoreTypeName": f"{score['scorer']} {score['metric']}"}
+                    for score in explanation["scores"]
+                ],
+            }
+            for number, explanation in enumerate(detail["explanations"])
+        ],
+        "activations": [_activation(entry, contexts, item) | {"modelId": model} for item in contexts["items"][:most]],
+        "lists": [],
+        "comments": [],
+        "creator": {"name": "saedex"},
+    }
+
+
+def _activation(entry: Entry, contexts: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+    values = np.zeros(len(item["texts"]))
+    values[item["places"]] = item["acts"]
+    return {
+        "id": f"{entry.id}-{contexts['feature']}-{item['group']}-{item['stratum']}-{item['rank']}",
+        "source": entry.id,
+        "layer": entry.id,
+        "index": str(contexts["feature"]),
+        "tokens": item["texts"],
+        "values": values.tolist(),
+        "maxValue": float(values.max()),
+        "maxValueTokenIndex": int(values.argmax()),
+        "minValue": float(values.min()),
+        "dataSource": contexts["documents"][str(item["document"])],
+        "dataIndex": str(item["document"]),
+        "binMin": None,
+        "binMax": None,
+        "binContains": None,
+        "qualifyingTokenIndex": item["peak"],
+    }
+
+
+@router.get("/feature/{model}/{source}/{index}")
+def get_neuron(request: Request, model: str, source: str, index: str) -> Response:
+    """One feature."""
+    entry = _entry(request, model, source)
+    edition = entry.edition()
+    return json_response(_neuron(entry, edition.store, _index(edition.store, index), None), edition, request)
+
+
+async def _body(request: Request) -> Any:
+    """The JSON of a request, which is read up to a limit."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MOST_BODY_BYTES:
+            raise ApiError(413, f"the body may have {MOST_BODY_BYTES} bytes")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise ApiError(422, "a JSON body is wanted") from None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ApiError(422, "an object with modelId and layer is wanted")
+    return value
+
+
+@router.post("/features")
+async def get_neurons(request: Request) -> Response:
+    """Several features, in the order in which they are asked for."""
+    wanted = await _body(request)
+    if not isinstance(wanted, list) or not 0 < len(wanted) <= MOST_FEATURES:
+        raise ApiError(422, f"a list of 1 to {MOST_FEATURES} objects with modelId, layer and index is wanted")
+
+    def answer() -> list[dict[str, Any]]:
+        neurons = []
+        for item in map(_mapping, wanted):
+            entry = _entry(request, item.get("modelId"), item.get("layer", item.get("source")))
+            store, most = entry.edition().store, item.get("maxActsToReturn")
+            neurons.append(
+                _neuron(entry, store, _index(store, item.get("index")), most if isinstance(most, int) else None)
+            )
+        return neurons
+
+    return json_response(await anyio.to_thread.run_sync(answer))
+
+
+@router.post("/features-offset")
+async def get_neurons_from(request: Request) -> Response:
+    """The next 25 features that fire."""
+    wanted = _mapping(await _body(request))
+
+    def answer() -> list[dict[str, Any]]:
+        entry = _entry(request, wanted.get("modelId"), wanted.get("layer"))
+        store = entry.edition().store
+        firing = np.flatnonzero(store.columns.numbers["n_fired"] > 0)
+        start = _index(store, wanted.get("offset", 0))
+        return [_neuron(entry, store, f, None) for f in firing[firing >= start][:PER_PAGE].tolist()]
+
+    return json_response(await anyio.to_thread.run_sync(answer))
+
+
+@router.post("/explanation/{scope}")
+async def search_explanations(request: Request, scope: Literal["search", "search-model", "search-all"]) -> Response:
+    """Features that words find; they are compared as words, not by meaning, so there is no cosine."""
+    wanted = _mapping(await _body(request))
+    query, offset = wanted.get("query"), wanted.get("offset", 0)
+    if not isinstance(query, str) or not 0 < len(query) <= 1000 or not isinstance(offset, int) or offset < 0:
+        raise ApiError(422, "query: 1 to 1000 letters are wanted; offset: a number")
+
+    def answer() -> dict[str, Any]:
+        hits = [(entry, hit) for entry in _scope(request, scope, wanted) for hit in _hits(entry, query)]
+        page = hits[offset : offset + PER_SEARCH]
+        has_more = offset + PER_SEARCH < len(hits)
+        results = [
+            {"modelId": entry.edition().card.model.name, "layer": entry.id, "index": str(feature), "description": label,
+             "cosine_similarity": None, "neuron": _neuron(entry, entry.edition().store, feature, 3)}
+            for entry, (feature, label) in page
+        ]  # fmt: skip
+        return {
+            "request": wanted,
+            "results": results,
+            "resultsCount": len(results),
+            "hasMore": has_more,
+            "nextOffset": offset + PER_SEARCH if has_more else None,
+        }
+
+    return json_response(await anyio.to_thread.run_sync(answer))
+
+
+def _scope(request: Request, scope: str, wanted: dict[str, Any]) -> list[Entry]:
+    catalogue: Catalogue = request.app.state.catalogue
+    layers = wanted.get("layers")
+    if scope == "search" and isinstance(layers, list):
+        return [_entry(request, wanted.get("modelId"), layer) for layer in layers]
+    every = list(catalogue.values())
+    return [e for e in every if scope == "search-all" or e.edition().card.model.name == wanted.get("modelId")]
+
+
+def _hits(entry: Entry, query: str) -> list[tuple[int, str | None]]:
+    store = entry.edition().store
+    return [(hit.feature, store.columns.row(hit.feature).label) for hit in search(store, query, "all", 200).hits]
