@@ -217,17 +217,21 @@ def token_occurrences(store: Store, tokens: list[int]) -> dict[int, int]:
     )
 
 
-def documents_of_features(store: Store) -> list[list[tuple[int, float, float]]]:
-    """Documents of every feature in which it is among the strongest, as (document, mean, maximum), the largest mean first."""
+def documents_of_features(store: Store, only: int | None = None) -> dict[int, list[tuple[int, float, float]]]:
+    """Documents of every feature, or of one, in which it is among the strongest, as (document, mean, maximum).
+
+    The largest mean comes first. Features that are among the strongest of no document are left out.
+    """
     rows = store.cursor().execute("select document, latents, means, maxima from document order by document").fetchall()
-    by_feature: list[list[tuple[int, float, float]]] = [[] for _ in range(store.columns.n)]
+    by_feature: dict[int, list[tuple[int, float, float]]] = {}
     for document, *blobs in rows:
         columns = (
             np.frombuffer(blob, dtype).tolist() for blob, dtype in zip(blobs, ("<u4", "<f4", "<f4"), strict=True)
         )
         for latent, mean, maximum in zip(*columns, strict=True):
-            by_feature[latent].append((document, mean, maximum))
-    return [sorted(documents, key=lambda d: (-d[1], d[0])) for documents in by_feature]
+            if only in (None, latent):
+                by_feature.setdefault(latent, []).append((document, mean, maximum))
+    return {f: sorted(documents, key=lambda d: (-d[1], d[0])) for f, documents in by_feature.items()}
 
 
 def concepts(store: Store) -> list[Concept]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class Store:
     @cached_property
     def columns(self) -> Columns:
         """The narrow columns of every feature."""
-        return Columns(self)
+        return Columns(partial(self.engine.cursor, tuple(self._catalogs)))
 
     @cached_property
     def n_features(self) -> int:

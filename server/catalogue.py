@@ -25,7 +25,7 @@ from server.errors import RETRY, ApiError
 SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
 UNREADABLE = (*SELF_EXPLAINING, duckdb.Error, KeyError, TypeError, AttributeError)
 TRIES = 3
-ENGINE_BYTES = 256_000_000  # of DuckDB, for all dictionaries together
+ENGINE_BYTES = 200_000_000  # of DuckDB, for all dictionaries together
 LOADED_FEATURES = 1_000_000  # whose narrow columns are held, of all dictionaries together; about 200 bytes each
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
 
-from feature_store.pointer import DATABASES
+from feature_store.pointer import DATABASES, trust
 from server.edition import READ_FILES, STORE, Edition, FileState
 from server.parts import FilePart, Part, close
 from server.zip_archive import Member, zip_parts
@@ -102,6 +102,8 @@ class Downloads:
             file.part.file.close()
             if file.digest.sha256 != sha256:
                 raise DamagedFile(f"{path} is damaged: its SHA-256 is {file.digest.sha256}, published was {sha256}.")
+            if path.startswith(STORE):
+                trust(self.folder / path, sha256)
 
     def open(self, edition: Edition, name: str) -> Download | None:
         """The file of that name, or the archive of all files; None if there is none. No path can be expressed.

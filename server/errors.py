@@ -68,6 +68,10 @@ def install(app: FastAPI) -> None:
     def _interrupted(_: Request, __: duckdb.InterruptException) -> JSONResponse:
         return answer(503, "the answer took too long and was given up; try again later", RETRY)
 
+    @app.exception_handler(duckdb.OutOfMemoryException)
+    def _too_large(_: Request, __: duckdb.OutOfMemoryException) -> JSONResponse:
+        return answer(503, "the answer needs more memory than the server gives one; ask for less, or try again", RETRY)
+
     @app.exception_handler(Exception)
     def _bug(_: Request, __: Exception) -> JSONResponse:
         return answer(500, "the server met a bug; its log has the details")

@@ -85,7 +85,7 @@ def test_pages_after_a_feature_visit_each_once(store):
 
 @given(st.lists(st.text(alphabet="ab\nç€", max_size=6), max_size=12), st.text(alphabet="abç€", min_size=1, max_size=5))
 def test_texts_hold_a_part_where_a_loop_sees_it(texts, part):
-    table = Texts(texts)
+    table = Texts.of(texts)
     plain = [text.replace("\n", " ") for text in texts]
     assert [table[row] for row in range(len(table))] == plain
     assert table.containing(part).tolist() == [row for row, text in enumerate(plain) if part in text]

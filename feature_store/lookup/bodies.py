@@ -27,15 +27,15 @@ class MemberOf(NamedTuple):
 
 
 class Surroundings:
-    """What pages of features say of other things: labels, documents and concepts, read once for all features."""
+    """What pages of features say of other things: labels, documents and concepts, read once for all features, or for `only` one."""
 
-    def __init__(self, store: Store):
-        self.store = store
+    def __init__(self, store: Store, only: int | None = None):
+        self.store, self._only = store, only
 
     @cached_property
-    def documents(self) -> list[list[tuple[int, float, float]]]:
+    def documents(self) -> dict[int, list[tuple[int, float, float]]]:
         """Documents of every feature (`queries.documents_of_features`)."""
-        return queries.documents_of_features(self.store)
+        return queries.documents_of_features(self.store, self._only)
 
     @cached_property
     def concepts(self) -> dict[int, list[MemberOf]]:
@@ -67,7 +67,7 @@ def feature_body(around: Surroundings, feature: Feature) -> dict[str, Any]:
     def others(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
         return [{"feature": f, "cosine": c, "label": around.label(f)} for f, c in pairs]
 
-    documents = around.documents[number][:DOCUMENTS]
+    documents = around.documents.get(number, [])[:DOCUMENTS]
     names = store.document_names
     return row_body(feature.row) | {
         "histogram": feature.histogram,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Self
 
 import duckdb
 import numpy as np
@@ -27,24 +28,22 @@ NUMBERS = {
 }
 COUNTS = ("n_fired", "n_documents", "n_pos")
 WORD = re.compile(r"\w{3,}")
+ROWS = 65_536  # of labels, read at a time
+BREAK, LINE_BREAK = "\n", 10
 SHORT = 3  # bytes of a needle that nearly every text holds
 
 
-class Source(Protocol):
-    """What the columns are read from: a store."""
-
-    def cursor(self) -> duckdb.DuckDBPyConnection:
-        """A cursor for its tables."""
-        ...
-
-
 class Texts:
-    """One text per row, in one piece of memory."""
+    """One text per row, in one piece of memory; `data` holds them in UTF-8, each with a line break after it."""
 
-    def __init__(self, texts: list[str]):
-        pieces = [text.replace("\n", " ").encode() for text in texts]
-        self.data = b"\n".join(pieces) + b"\n" if pieces else b""
-        self.ends = np.cumsum([len(piece) + 1 for piece in pieces], dtype=np.int64)
+    def __init__(self, data: bytes):
+        self.data = data
+        self.ends = np.flatnonzero(np.frombuffer(data, np.uint8) == LINE_BREAK) + 1
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        """The texts; line breaks in them become spaces."""
+        return cls("".join(f"{text.replace(BREAK, ' ')}{BREAK}" for text in texts).encode())
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -55,9 +54,9 @@ class Texts:
 
     def containing(self, part: str) -> Int[np.ndarray, " rows"]:
         """The rows whose text holds `part`, ascending."""
-        needle = part.replace("\n", " ").encode()
-        places = self._places(needle)
-        return np.unique(np.searchsorted(self.ends, places, side="right"))
+        needle = part.replace(BREAK, " ").encode()
+        rows = np.searchsorted(self.ends, self._places(needle), side="right")
+        return rows[np.concatenate([[True], rows[1:] != rows[:-1]])] if len(rows) else rows
 
     def _places(self, needle: bytes) -> Int[np.ndarray, " places"]:
         if len(needle) <= SHORT:
@@ -78,29 +77,39 @@ class Texts:
 class Columns:
     """Columns by feature id, which are 0, 1, ... n - 1. A figure that a feature lacks is nan."""
 
-    def __init__(self, source: Source):
+    def __init__(self, cursor: Callable[[], duckdb.DuckDBPyConnection]):
+        self._cursor = cursor
+        explainers = cursor().execute("select distinct explainer from label order by explainer").fetchall()
+        self.explainers: list[str] = [row[0] for row in explainers]
         names = ", ".join(f"{sql} as {name}" for name, sql in NUMBERS.items())
-        query = f"select {names} from feature f left join label l using (feature) order by f.feature"
-        columns: dict[str, Any] = source.cursor().execute(query).fetchnumpy()
+        number = "coalesce(list_position(?::varchar[], l.explainer), 0) as explainer"
+        query = f"select {names}, {number} from feature f left join label l using (feature) order by f.feature"
+        columns: dict[str, Any] = cursor().execute(query, [self.explainers]).fetchnumpy()
+        self.explainer = np.asarray(columns.pop("explainer"), np.int16) - 1  # -1: no label
+        self.labelled = self.explainer >= 0
         self.numbers: dict[str, Float[np.ndarray, " features"]] = {
             name: np.ma.filled(np.ma.asarray(column, np.float64), np.nan) for name, column in columns.items()
         }
-        self.n = len(self.numbers["density"])
-        labels = source.cursor().execute("select feature, explainer, text from label order by feature").fetchall()
-        self.labelled = np.zeros(self.n, bool)
-        self.labelled[[row[0] for row in labels]] = True
-        self.explainers = sorted({row[1] for row in labels})
-        number = {name: index for index, name in enumerate(self.explainers)}
-        self.explainer = np.full(self.n, -1, np.int16)
-        self.explainer[self.labelled] = [number[row[1]] for row in labels]
-        texts = dict.fromkeys(range(self.n), "") | {row[0]: row[2] for row in labels}
-        self.labels = Texts([texts[feature] for feature in range(self.n)])
+        self.n = len(self.explainer)
+        self.labels = self._texts("text")
         self._orders: dict[str, Integer[np.ndarray, " features"]] = {}
+
+    def _texts(self, sql: str) -> Texts:
+        cursor, blocks, n = self._cursor(), list[bytes](), 0
+        cursor.execute(f"select feature, replace({sql}, chr(10), ' ') from label order by feature")
+        while rows := cursor.fetchmany(ROWS):
+            lines = []
+            for feature, text in rows:
+                lines.append(BREAK * (feature - n) + text + BREAK)  # features without a label have an empty one
+                n = feature + 1
+            blocks.append("".join(lines).encode())
+        blocks.append(BREAK.encode() * (self.n - n))
+        return Texts(b"".join(blocks))
 
     @cached_property
     def lower_labels(self) -> Texts:
         """Labels in lower case, to search in."""
-        return Texts([self.labels[feature].lower() for feature in range(self.n)])
+        return self._texts("lower(text)")
 
     @cached_property
     def label_words(self) -> frozenset[str]:
@@ -134,9 +143,11 @@ class Columns:
 
     @cached_property
     def _label_ranks(self) -> Float[np.ndarray, " features"]:
-        texts = {text: 0.0 for feature in np.flatnonzero(self.labelled).tolist() if (text := self.labels[feature])}
-        ranks = {text: float(rank) for rank, text in enumerate(sorted(texts))}
-        return np.array([ranks.get(self.labels[feature], np.nan) for feature in range(self.n)], np.float64)
+        query = "select feature, dense_rank() over (order by text) as rank from label"
+        columns: dict[str, Any] = self._cursor().execute(query).fetchnumpy()
+        ranks = np.full(self.n, np.nan)
+        ranks[columns["feature"]] = columns["rank"]
+        return ranks
 
     def having(self, word: str) -> Integer[np.ndarray, " features"]:
         """The features whose label holds `word`, whatever the case."""

@@ -178,7 +178,7 @@ def feature_of(store: Store, feature: int) -> dict[str, Any]:
     if pages := store.pages["feature_pages"]:
         return orjson.loads(pages.body(feature))
     [record] = queries.features(store, feature, feature + 1)
-    return feature_body(Surroundings(store), record)
+    return feature_body(Surroundings(store, feature), record)
 
 
 @router.get("/features/{feature}/contexts", response_model=responses.ContextList)
