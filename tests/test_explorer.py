@@ -349,6 +349,20 @@ def test_two_features_stand_side_by_side(page):
     page.wait_for_url(re.compile("compare/3/9$"))
 
 
+def test_pinned_features_are_a_list_with_an_address(page):
+    for number in (9, 3):
+        page.goto(f"/#/{DICTIONARY}/features/{number}")
+        page.get_by_role("heading", name="Strongest contexts").wait_for()
+        page.keyboard.press("b")
+        page.get_by_role("button", name="Pinned").wait_for()
+    page.get_by_role("link", name="2 pinned").click()
+    page.wait_for_url(re.compile("ids=9,3"))
+    page.wait_for_function("() => document.querySelectorAll('main tbody tr').length === 2")
+    assert sorted(shown_features(page)) == [3, 9]
+    page.get_by_role("button", name="Show all features").click()
+    page.wait_for_function("() => document.querySelectorAll('main tbody tr').length === 50")
+
+
 def test_an_embedded_feature_has_no_frame_of_its_own(page):
     page.goto(f"/#/{DICTIONARY}/features/3?embed=true")
     page.get_by_role("heading", name="Strongest contexts").wait_for()

@@ -9,6 +9,7 @@ from contextlib import closing
 
 import numpy as np
 import orjson
+import pyarrow.parquet as pq
 import pytest
 from fixtures import make_planted, rows_of
 from hypothesis import given
@@ -21,6 +22,7 @@ from feature_store.lookup import filters, pages
 from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body
 from feature_store.lookup.columns import Texts
 from feature_store.lookup.filters import Filter, Sort, Span
+from feature_store.lookup.parquet_table import parquet_table
 from feature_store.lookup.rendering import write_pages
 from feature_store.lookup.search import KINDS, contrast, corrected, search, sentence_weights
 from feature_store.lookup.vocabulary import Vocabulary, shared
@@ -81,6 +83,23 @@ def test_pages_after_a_feature_visit_each_once(store):
         after = page[-1].feature
     assert visited == wanted.found(store.columns).tolist() and len(visited) > 50
     assert filters.page(store.columns, wanted, after=10**6).rows == []
+
+
+def test_a_table_as_parquet_has_the_same_rows(store, folder, tmp_path):
+    wanted = Filter((Sort("low", True),), firing="alive").found(store.columns)
+    path = tmp_path / "t.parquet"
+    path.write_bytes(parquet_table(store, wanted))
+    rows = pq.read_table(path).to_pylist()
+    assert [row["feature"] for row in rows] == wanted.tolist()
+    for row in rows:
+        expected = vars(store.columns.row(row["feature"]))
+        assert {name: row[name] for name in expected} == expected
+    bare = tmp_path / "store"
+    shutil.copytree(folder, bare)
+    pointer.move(bare, {}, without=("explanations", "feature_pages"))
+    with closing(Store(bare)) as unlabelled:
+        path.write_bytes(parquet_table(unlabelled, np.array([5, 2])))
+        assert [(r["feature"], r["label"]) for r in pq.read_table(path).to_pylist()] == [(5, None), (2, None)]
 
 
 @given(st.lists(st.text(alphabet="ab\nç€", max_size=6), max_size=12), st.text(alphabet="abç€", min_size=1, max_size=5))

@@ -129,6 +129,16 @@ def test_strata_fall_and_do_not_repeat_the_top(client):
         assert peaks == sorted(peaks, reverse=True)
 
 
+def test_no_folder_of_this_machine_is_told(client, finished):
+    """Neither the card nor anything else that is served names where text, model or runs lie."""
+    here = str(finished).split("finished")[0]
+    files = [f["name"] for f in client.get(f"{D}/download").json() if f["name"].endswith((".json", ".md", ".jsonl"))]
+    paths = [D, f"{D}/features/3", f"{D}/features/3/contexts", f"{D}/documents/0", "/api/v1/damage"]
+    for path in (*paths, *(f"{D}/download/{name}" for name in files)):
+        assert here not in client.get(path).text, path
+    assert client.get(D).json()["card"]["corpus"]["sources"][0]["data_files"] == ["documents.jsonl"]
+
+
 def test_a_feature_page_has_everything(client):
     number = client.get(f"{D}/features", params={"sort": "density", "order": "desc"}).json()["items"][0]["feature"]
     feature = client.get(f"{D}/features/{number}").json()

@@ -310,13 +310,23 @@ def _check_enough(
         raise DataError(f"{said}. {advice}" + (", or set text.on_end: stop." if config.on_end == "fail" else "."))
 
 
+def _without_folders(facts: Any) -> Any:
+    """The facts with files of this machine named without their folders: cards are published."""
+    if isinstance(facts, dict):
+        return {key: _without_folders(value) for key, value in facts.items()}
+    if isinstance(facts, list):
+        return [_without_folders(value) for value in facts]
+    is_here = isinstance(facts, str) and (Path(facts).is_absolute() or facts.startswith("~"))
+    return Path(facts).name if is_here else facts
+
+
 def manifest(config: TextConfig, folder: Path) -> dict[str, Any]:
-    """What the corpus was: sources, hash of the text, documents and tokens per source, documents with bytes that are not
+    """What the corpus was: sources without the folders of this machine, hash of the text, documents and tokens per source, documents with bytes that are not
     UTF-8, and versions of the packages it was read from.
     """
     position = _position(folder / "position.json")
     about = {
-        "sources": [source.model_dump(mode="json") for source in config.sources],
+        "sources": [_without_folders(source.model_dump(mode="json")) for source in config.sources],
         "sha256": position["sha256"],
         "documents_read": position["documents_read"],
         "tokens_read": position["tokens"],

@@ -58,7 +58,7 @@ def get_capabilities(request: Request) -> Response:
         "version": version("saedex"),
         "dictionaries": len(catalogue),
         "search": list(get_args(SearchKind)),
-        "formats": ["json", *FORMATS],
+        "formats": ["json", *FORMATS, "parquet"],
         "live": False,
     })  # fmt: skip
 

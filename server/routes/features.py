@@ -15,6 +15,7 @@ from feature_store.lookup import filters
 from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body, row_body
 from feature_store.lookup.examples import examples
 from feature_store.lookup.filters import Filter
+from feature_store.lookup.parquet_table import parquet_table
 from feature_store.lookup.search import SearchKind, contrast, search
 from feature_store.queries import WindowGroup
 from feature_store.store import Store
@@ -36,9 +37,15 @@ router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
 FeatureId = Annotated[int, Path(description="Number of the feature.", examples=[1500])]
 MOST_POINTS = 20_000
+PARQUET = "application/vnd.apache.parquet"
 SNIPPET = 60  # letters on each side
 TABLE_BODIES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {table.media_type: {"schema": {"type": "string"}} for table in FORMATS.values()}}
+    200: {
+        "content": {
+            PARQUET: {"schema": {"type": "string", "format": "binary"}},
+            **{table.media_type: {"schema": {"type": "string"}} for table in FORMATS.values()},
+        }
+    }
 }
 
 
@@ -56,8 +63,8 @@ def list_features(
     snippets: Annotated[bool, Query(description="Also the strongest context of each feature of a page.")] = False,
     fields: Annotated[str | None, Query(max_length=256, description="Only these, such as feature,label.")] = None,
     format: Annotated[
-        Literal["json", "ndjson", "csv"],
-        Query(description="json: one page. ndjson and csv: all features that pass, whatever limit and offset."),
+        Literal["json", "ndjson", "csv", "parquet"],
+        Query(description="json: one page. Others: all features that pass, whatever limit and offset, as a file."),
     ] = "json",
 ) -> Response:
     """Features that pass all filters, sorted: one page of them, or all as a file."""
@@ -67,12 +74,16 @@ def list_features(
         known = ", ".join(columns.explainers) or "none"
         raise ApiError(422, f"explainer: no label comes from it; labels come from {known}")
 
+    attached = {"content-disposition": f'attachment; filename="features.{format}"'}
+    if format == "parquet":
+        table = parquet_table(edition.store, wanted.found(columns))
+        return Response(table, media_type=PARQUET, headers=attached)
     if format != "json":
         rows = ([_chosen(row_body(row), names) for row in part] for part in filters.every_row(columns, wanted))
         return StreamingResponse(
             FORMATS[format].write(rows),
             media_type=FORMATS[format].media_type,
-            headers={"content-disposition": f'attachment; filename="features.{format}"'},
+            headers=attached,
         )
 
     page = filters.page(columns, wanted, limit=limit, offset=offset, after=after)
