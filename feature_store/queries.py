@@ -121,12 +121,13 @@ def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
     return [(row[0], unpack_columns(row[1:5], store.meta["id_bytes"], row[5])) for row in rows]
 
 
-def windows_of(store: Store, pack: Pack, group: WindowGroup = "all") -> list[Window]:
-    """Windows of a feature, of one group or of both, from the strongest down: the top ones, then the strata.
+def windows(store: Store, number: int, group: WindowGroup = "all") -> list[Window]:
+    """Stored windows of a feature, of one group or of both, from the strongest down: the top ones, then the strata.
 
     A stratum's windows that are among the top ones are left out, and so are those of uniform draws, which scores are
     made of.
     """
+    [(_, pack)] = packs(store, number, number + 1)
     out = []
     for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
         if w["group"] == GROUPS.index("uniform"):
@@ -155,11 +156,6 @@ def windows_of(store: Store, pack: Pack, group: WindowGroup = "all") -> list[Win
     strata = [w for w in out if w.group == "stratum" and (w.context, *w.token_ids) not in shown_on_top]
     strata.sort(key=lambda w: (-w.stratum, -w.acts[w.peak], w.rank))
     return [w for w in (*top, *strata) if group in ("all", w.group)]
-
-
-def windows(store: Store, number: int, group: WindowGroup = "all") -> list[Window]:
-    """Stored windows of a feature (see `windows_of`)."""
-    return [window for _, pack in packs(store, number, number + 1) for window in windows_of(store, pack, group)]
 
 
 def features_of_token(store: Store, tokens: list[int], kind: str, limit: int) -> list[TokenHit]:

@@ -116,18 +116,25 @@ def test_pages_are_what_is_answered_now(store):
     for number in range(store.n_features):
         [feature] = queries.features(store, number, number + 1)
         assert store.pages["feature_pages"].body(number) == orjson.dumps(feature_body(around, feature))
-        contexts = contexts_body(store, number, feature.row.max_act, queries.windows(store, number))
+        [(_, pack)] = queries.packs(store, number, number + 1)
+        contexts = contexts_body(store, number, feature.row.max_act, pack)
         assert store.pages["context_pages"].body(number) == orjson.dumps(contexts)
 
 
-def test_contexts_keep_their_activations(store):
-    for number in range(0, store.n_features, 5):
+def test_contexts_are_the_windows_of_the_store(store):
+    for number in range(store.n_features):
         max_act = store.columns.row(number).max_act
-        for window in queries.windows(store, number):
-            item = contexts_body(store, number, max_act, [window])["items"][0]
+        [(_, pack)] = queries.packs(store, number, number + 1)
+        body, windows = contexts_body(store, number, max_act, pack), queries.windows(store, number)
+        assert len(body["items"]) == len(windows) and (windows or max_act == 0)
+        for item, window in zip(body["items"], windows, strict=True):
+            for name in ("group", "rank", "stratum", "document", "place", "peak", "copies", "token_ids"):
+                assert item[name] == getattr(window, name)
             dense = np.zeros(len(item["token_ids"]))
             dense[item["places"]] = item["acts"]
             assert np.abs(dense - window.acts).max() <= max_act * 1e-4 and dense[window.peak] > 0
+            assert item["percentile"] == pytest.approx(window.percentile, abs=1e-6)
+            assert body["documents"][str(window.document)] == window.document_name
             assert "".join(item["texts"]) == "".join(store.vocabulary.texts(window.token_ids))
 
 
@@ -255,6 +262,19 @@ def test_a_sentence_finds_features_of_its_tokens_by_the_formula(store):
     assert row.feature in [hit.feature for hit in against.hits]
     assert row.feature not in [hit.feature for hit in contrast(store, other, f" {word}", 200).hits]
     assert not contrast(store, f" {word}", f" {word}", 200).hits
+
+
+def test_features_like_one_are_near_it_or_in_its_documents(finished):
+    with closing(Store(finished / "dictionaries" / "first" / "store")) as store:
+        for number in range(0, store.n_features, 8):
+            [feature] = queries.features(store, number, number + 1)
+            hits = {hit.feature: hit.why for hit in search(store, str(number), "like", 200).hits}
+            assert number not in hits and {other for other, _ in feature.neighbours + feature.coactive} <= set(hits)
+            documents = {d for d, _, _ in queries.documents_of_features(store, number).get(number, [])[:10]}
+            for other, why in hits.items():
+                strong = {d for d in documents if other in {a.feature for a in queries.document(store, d).features}}
+                if "documents" in why:
+                    assert f"strong in {len(strong)} of its {len(documents)} documents" in why
 
 
 def test_tokens_of_a_text_spell_it():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 from math import floor, log10
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ import numpy as np
 
 from feature_store import queries
 from feature_store.indexing.formats import FORMATS, POSITION_EDGES
-from feature_store.records import Concept, Feature, FeatureRow, Window
+from feature_store.packing import GROUPS, Pack
+from feature_store.records import Concept, Feature, FeatureRow
 from feature_store.store import Store
 
 DOCUMENTS = 10  # of a feature that its page names
@@ -91,34 +91,52 @@ def feature_body(around: Surroundings, feature: Feature) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def contexts_body(store: Store, feature: int, max_act: float, windows: Iterable[Window]) -> dict[str, Any]:
-    """`ContextList` of some windows of a feature."""
-    windows, decimals = list(windows), decimals_of(max_act)
+def contexts_body(store: Store, feature: int, max_act: float, pack: Pack) -> dict[str, Any]:
+    """`ContextList` of a feature's stored windows: the top ones, then the strata, as `queries.windows` has them."""
+    items = _contexts(store, pack, decimals_of(max_act))
+    numbers = dict.fromkeys(item["document"] for item in items)
     return {
         "feature": feature,
         "max_act": max_act,
-        "documents": {str(window.document): window.document_name for window in windows},
-        "items": [_context(store, window, decimals) for window in windows],
+        "documents": {str(number): store.document_names.get(number, "") for number in numbers},
+        "items": items,
     }
 
 
-def _context(store: Store, window: Window, decimals: int) -> dict[str, Any]:
-    places = [place for place, act in enumerate(window.acts) if act > 0]
-    return {
-        "group": window.group,
-        "rank": window.rank,
-        "stratum": window.stratum,
-        "document": window.document,
-        "place": window.place,
-        "peak": window.peak,
-        "copies": window.copies,
-        "percentile": round(window.percentile, SHARE_DIGITS),
-        "inclusion": round(window.inclusion, SHARE_DIGITS),
-        "token_ids": window.token_ids,
-        "texts": store.vocabulary.texts(window.token_ids),
-        "places": places,
-        "acts": [round(window.acts[place], decimals) for place in places],
-    }
+def _contexts(store: Store, pack: Pack, decimals: int) -> list[dict[str, Any]]:
+    """`ContextItem` of every window that is shown; all windows together become lists, which is most of the work."""
+    columns = {name: pack.windows[name].tolist() for name in pack.windows.dtype.names or ()}
+    ids, places, acts = pack.token_ids.tolist(), pack.act_places.tolist(), pack.act_values.tolist()
+    rounded = np.round(pack.act_values.astype(np.float64), decimals).tolist()
+    percentiles, inclusions = (
+        np.round(pack.windows[name].astype(np.float64), SHARE_DIGITS).tolist() for name in ("percentile", "inclusion")
+    )
+    top, strata = [], []
+    id_end, act_end = 0, 0
+
+    for n, group in enumerate(columns["group"]):
+        own_ids = slice(id_end, id_end := id_end + columns["length"][n])
+        own_acts = slice(act_end, act_end := act_end + columns["n_acts"][n])
+        if GROUPS[group] == "uniform":
+            continue
+        item = {
+            "group": GROUPS[group],
+            **{name: columns[name][n] for name in ("rank", "stratum", "document", "place", "peak", "copies")},
+            "percentile": percentiles[n],
+            "inclusion": inclusions[n],
+            "token_ids": ids[own_ids],
+            "texts": store.vocabulary.texts(ids[own_ids]),
+            "places": places[own_acts],
+            "acts": rounded[own_acts],
+        }
+        text = (columns["context"][n], *ids[own_ids])
+        strength = acts[own_acts][places[own_acts].index(columns["peak"][n])]
+        (top if GROUPS[group] == "top" else strata).append((item, text, strength))
+
+    shown = {text for _, text, _ in top}
+    top.sort(key=lambda entry: entry[0]["rank"])
+    strata.sort(key=lambda entry: (-entry[0]["stratum"], -entry[2], entry[0]["rank"]))
+    return [item for item, _, _ in top] + [item for item, text, _ in strata if text not in shown]
 
 
 def decimals_of(max_act: float) -> int:

@@ -40,4 +40,4 @@ def context_bodies(store: Store) -> Iterator[bytes]:
     maxima = store.columns.numbers["max_act"].tolist()
     for first in range(0, store.columns.n, FEATURES):
         for feature, pack in queries.packs(store, first, first + FEATURES):
-            yield orjson.dumps(contexts_body(store, feature, maxima[feature], queries.windows_of(store, pack)))
+            yield orjson.dumps(contexts_body(store, feature, maxima[feature], pack))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable
 from math import log
 from typing import Literal, NamedTuple
@@ -11,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from feature_store import queries
+from feature_store.records import ActiveFeature
 from feature_store.store import Store
 
 SearchKind = Literal["all", "label", "explanation", "current", "next", "previous", "promoted", "sentence", "like", "id"]
@@ -21,6 +23,8 @@ MOST_RANKED = 20_000  # labels that are looked at one by one
 EACH = 200  # hits of one kind that are looked at
 SENTENCE_WORDS = 3
 FEW_TOKENS = 512  # of a sentence that are looked up
+DOCUMENTS = 10  # of a feature, in which others may be strong too
+LEAST_SHARED = 0.3
 BEST = 12  # of every kind that come first when all kinds are asked
 
 
@@ -222,19 +226,37 @@ def contrast(store: Store, text: str, against: str, limit: int) -> Found:
 
 
 def like(store: Store, text: str) -> Found:
-    """Features like that of the number `text`: those near it by decoder row, by firing together, and by documents."""
+    """Features like that of the number `text`: near it by decoder row, firing together with it, or in its documents.
+
+    Their order is by the sum of both cosines and of the share of its documents that they are strong in, less the share
+    of all documents that they fire in.
+    """
     if not by_id(store, text).hits:
         return Found([], 0, ["the number of a feature is wanted"])
     number = int(text.removeprefix("#"))
     [feature] = queries.features(store, number, number + 1)
-    scores: dict[int, float] = {}
+    weights: dict[int, float] = {}
     why: dict[int, list[str]] = {}
-    for name, pairs in (("decoder", feature.neighbours), ("firing together", feature.coactive)):
+    for name, pairs in (("decoder", feature.neighbours), ("firing", feature.coactive)):
         for other, cosine in pairs:
-            scores[other] = scores.get(other, 0.0) + cosine
-            why.setdefault(other, []).append(f"{name} {cosine:.2f}")
-    order = sorted(scores, key=lambda other: (-scores[other], other))
-    return Found([Hit(other, "like", "cosine of " + ", ".join(why[other])) for other in order], len(order), [])
+            weights[other] = weights.get(other, 0.0) + cosine
+            why.setdefault(other, []).append(f"cosine of {name} {cosine:.2f}")
+
+    documents = queries.documents_of_features(store, number).get(number, [])[:DOCUMENTS]
+    shared = Counter(active.feature for d, _, _ in documents for active in _features_in(store, d))
+    for other, n in shared.items():
+        above = n / len(documents) - store.columns.numbers["n_documents"][other] / len(store.document_names)
+        if other != number and above > LEAST_SHARED:
+            weights[other] = weights.get(other, 0.0) + above
+            why.setdefault(other, []).append(f"strong in {n} of its {len(documents)} documents")
+
+    order = sorted(weights, key=lambda other: (-weights[other], other))
+    return Found([Hit(other, "like", ", ".join(why[other])) for other in order], len(order), [])
+
+
+def _features_in(store: Store, document: int) -> list[ActiveFeature]:
+    record = queries.document(store, document)
+    return record.features if record else []
 
 
 def corrected(store: Store, text: str) -> str | None:

@@ -216,7 +216,8 @@ def contexts_of(store: Store, feature: int) -> dict[str, Any]:
     if pages := store.pages["context_pages"]:
         return orjson.loads(pages.body(feature))
     max_act = store.columns.row(feature).max_act
-    return contexts_body(store, feature, max_act, queries.windows(store, feature))
+    [(_, pack)] = queries.packs(store, feature, feature + 1)
+    return contexts_body(store, feature, max_act, pack)
 
 
 @router.get("/search", response_model=responses.SearchResult)
