@@ -123,7 +123,7 @@ def test_equal_rows_are_equal_bytes_and_equal_names(tmp_path, kind):
         built = writer.GenerationWriter(tmp_path / str(number), kind)
         built.meta({"n": 1})
         built.insert(*tables[kind])
-        names.append(built.publish())
+        names.append(built.publish(with_pages=False))  # of rows without features
     assert names[0] == names[1] and (tmp_path / "0" / names[0]).read_bytes() == (tmp_path / "1" / names[1]).read_bytes()
 
 

@@ -7,6 +7,7 @@ from math import floor, log10
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from feature_store import queries
 from feature_store.indexing.formats import FORMATS, POSITION_EDGES
@@ -130,7 +131,7 @@ def _contexts(store: Store, pack: Pack, decimals: int) -> list[dict[str, Any]]:
             "acts": rounded[own_acts],
         }
         text = (columns["context"][n], *ids[own_ids])
-        strength = acts[own_acts][places[own_acts].index(columns["peak"][n])]
+        strength = dict(zip(places[own_acts], acts[own_acts], strict=True)).get(columns["peak"][n], 0.0)
         (top if GROUPS[group] == "top" else strata).append((item, text, strength))
 
     shown = {text for _, text, _ in top}
@@ -149,7 +150,7 @@ def concept_body(around: Surroundings, concept: Concept) -> dict[str, Any]:
     return dict(vars(concept)) | {"features": [{"feature": f, "label": around.label(f)} for f in concept.features]}
 
 
-def densities(store: Store, edges: np.ndarray) -> list[int]:
+def densities(store: Store, edges: Float[np.ndarray, " edges"]) -> list[int]:
     """How many features have a density in each range of `edges` (decimal logarithms)."""
     values = store.columns.numbers["density"]
     return np.histogram(np.log10(values[values > 0]), edges)[0].tolist()
