@@ -24,7 +24,7 @@ peers: $(VENV)/test ## an environment on top of the tests' with the peers' own p
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml sae server/*.py feature_store
+	$(VENV)/bin/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml --exclude server/ui sae server feature_store
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python

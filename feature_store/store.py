@@ -68,7 +68,11 @@ class Store:
         except duckdb.Error as error:
             raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
         if not versions or int(versions[0][0]) != schema.FORMAT_VERSION:
-            raise StoreError(f"{path}: format {versions}, this saedex reads format {schema.FORMAT_VERSION}.")
+            written = versions[0][0] if versions else "unknown"
+            raise StoreError(
+                f"{path}: a store of format {written}; this saedex reads format {schema.FORMAT_VERSION}. Index the run "
+                "again: remove this store folder and the run's summary.json, then start sae-train with its config."
+            )
 
     def _floor(self) -> float | None:
         """F2 that 95 % of the labels of random directions do not exceed; None if none were labelled."""
