@@ -157,6 +157,11 @@ def rows_of(store: Store) -> list[FeatureRow]:
     return [store.columns.row(feature) for feature in range(store.n_features)]
 
 
+def copy_run(source: Path, target: Path) -> Path:
+    """Copies a run or dictionary folder without what says who has it, which comes and goes."""
+    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(".owner")))
+
+
 def shared(root: Path, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
     """(folder, what `make` returned) of something made once for all test processes; the others wait for the first.
 

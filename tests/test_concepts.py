@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fixtures import EACH, KINDS, rows_of
+from fixtures import EACH, KINDS, copy_run, rows_of
 
 from feature_store.queries import concepts
 from sae.apply.concept import LEAST_TEXTS, learn
@@ -129,12 +129,11 @@ def test_texts_are_utf_8_whatever_the_locale(tmp_path, monkeypatch):
 
 def test_the_command_learns_on_a_real_run(finished, tmp_path, capsys):
     """Texts with and without a word, on the tiny model's dictionary."""
-    import shutil
 
     from sae.cli import main
 
     run = tmp_path / "run"
-    shutil.copytree(finished, run)
+    copy_run(finished, run)
     words = ["girl", "dog", "tree", "ball", "house", "sun", "park", "mom", "toy", "red"]
     for name, word in (("a", "happy"), ("b", "went")):
         (tmp_path / f"{name}.txt").write_text(

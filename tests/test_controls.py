@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
+from fixtures import copy_run
 from preloaded import run_cli
 
 from feature_store.dictionary_files import LabelSummary, Metrics
@@ -98,7 +98,7 @@ def test_a_sampled_code_holds_the_firings_of_the_sample_alone():
 def test_a_dictionary_is_measured_on_any_text(finished, tmp_path):
     letters = np.random.default_rng(0).integers(97, 123, 20_000).astype(np.uint8).tobytes().decode()
     run = tmp_path / "run"
-    shutil.copytree(finished, run)
+    copy_run(finished, run)
     (tmp_path / "noise.txt").write_text(" ".join(letters[i : i + 5] for i in range(0, 20_000, 5)))
     done = run_cli("eval", run, "--text", f"noise={tmp_path / 'noise.txt'}")
     assert done.returncode == 0 and "first on noise: fvu" in done.stdout

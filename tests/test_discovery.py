@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fixtures import run_here, write_config
+from fixtures import copy_run, run_here, write_config
 
 DRIVER = Path(__file__).parent / "with_plugins.py"
 
@@ -58,7 +57,7 @@ def calls(kind, tmp_path, tree, finished):
         config = write_config(tmp_path, tree, sae=[entry], train__tokens=4000, index__build=False)
         metrics = tmp_path / "runs" / "tiny" / "dictionaries" / "half" / "metrics.json"
         return ("train", config), lambda _: 0 < json.loads(metrics.read_text())["l0"] <= entry["k"] // 2
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    run = copy_run(finished, tmp_path / "run")
     folder = run / "dictionaries" / "first"
     if kind == "measure":
         return (

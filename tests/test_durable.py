@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures import make_tokenizer, run_here, save_model, write_config
+from fixtures import copy_run, make_tokenizer, run_here, save_model, write_config
 
 from feature_store import writer
 from feature_store.atomic import naming, read_sealed, reserve, write_sealed, writing
@@ -28,7 +28,7 @@ from sae.text.mixture import Mixture
 @pytest.fixture
 def copied(finished, tmp_path) -> Path:
     """A copy of the finished run that a test may damage."""
-    shutil.copytree(finished, tmp_path / "runs" / "tiny")
+    copy_run(finished, tmp_path / "runs" / "tiny")
     return tmp_path / "runs" / "tiny"
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fixtures import run_here
+from fixtures import copy_run, run_here
 
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.measures.probing import probe_auc, select_latents
@@ -65,7 +63,7 @@ def test_probes_choose_the_latent_that_tells_the_classes_apart():
 @pytest.fixture(scope="module")
 def copy(finished, tmp_path_factory):
     """A copy of the finished run, to measure in."""
-    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("measured") / "run"))
+    return copy_run(finished, tmp_path_factory.mktemp("measured") / "run")
 
 
 def test_every_measure_but_the_downloaded_one_runs_on_a_finished_run(copy):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures import free_port, rows_of, run_here, write_config
+from fixtures import copy_run, free_port, rows_of, run_here, write_config
 from preloaded import SaeProcess, run_cli
 from safetensors.torch import load_file
 
@@ -327,7 +327,7 @@ def test_damaged_dictionaries_are_refused(finished, tmp_path):
     from sae.errors import ArtefactError
 
     folder = tmp_path / "copy"
-    shutil.copytree(finished / "dictionaries" / "first", folder)
+    copy_run(finished / "dictionaries" / "first", folder)
     data = bytearray((folder / "weights.safetensors").read_bytes())
     data[-3] ^= 1
     (folder / "weights.safetensors").write_bytes(bytes(data))
@@ -362,7 +362,7 @@ def test_serving_refuses_a_taken_port_and_missing_runs(finished, tmp_path, serve
     absent = run_here("serve", tmp_path, "--port", free_port())
     assert absent.returncode == 66 and "no finished dictionary there" in absent.stderr
     broken = tmp_path / "broken"
-    shutil.copytree(finished / "dictionaries" / "first", broken)
+    copy_run(finished / "dictionaries" / "first", broken)
     name = json.loads((broken / "store" / "current.json").read_text())["contexts"]["file"]
     (broken / "store" / name).write_bytes(b"not a database" * 100)
     bad = run_here("serve", broken, "--port", free_port())

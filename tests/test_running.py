@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures import explanations, feature_scores, no_model
+from fixtures import copy_run, explanations, feature_scores, no_model
 
 from feature_store.store import Store
 from sae.architectures import build
@@ -92,7 +92,7 @@ def test_logits_are_those_of_the_changed_activations(running):
 
 
 def test_interventions_are_scored_from_the_command_line(finished, tmp_path, capsys):
-    shutil.copytree(finished, tmp_path / "run")
+    copy_run(finished, tmp_path / "run")
     folder = tmp_path / "run" / "dictionaries" / "first"
     command = ["interpret", str(folder), "--features", "0-15", "--scorers", "intervention"]
     assert main(command) == 0
@@ -112,7 +112,7 @@ def test_interventions_are_scored_from_the_command_line(finished, tmp_path, caps
 
 
 def test_the_run_of_a_dictionary_must_be_there(finished, tmp_path):
-    shutil.copytree(finished / "dictionaries" / "first", tmp_path / "dictionaries" / "alone")
+    copy_run(finished / "dictionaries" / "first", tmp_path / "dictionaries" / "alone")
     with pytest.raises(ConfigError, match="--run RUN"):
         Run(tmp_path, Screen(quiet=True)).live_dictionary(tmp_path / "dictionaries" / "alone")
 

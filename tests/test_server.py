@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from fixtures import no_model, serving
+from fixtures import copy_run, no_model, serving
 
 from sae.errors import ArtefactError
 from sae.foundation.tensor_files import Piece, save_tensors
@@ -273,7 +273,6 @@ def test_pages_and_headers(client):
 
 
 def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
-    import shutil
 
     from fastapi.testclient import TestClient
 
@@ -281,7 +280,7 @@ def test_a_new_generation_is_served_without_a_restart(finished, tmp_path):
     from server.catalogue import open_catalogue
 
     run = tmp_path / "run"
-    shutil.copytree(finished, run)
+    copy_run(finished, run)
     app = create_app(open_catalogue([run]))
     with TestClient(app, base_url="http://localhost") as client:
         before = client.get(f"{D}/features/3").headers["etag"]
@@ -299,7 +298,7 @@ def test_unfinished_dictionaries_do_not_stop_the_others(finished, tmp_path):
     from server.catalogue import CatalogueError, open_catalogue
 
     run = tmp_path / "run"
-    shutil.copytree(finished, run)
+    copy_run(finished, run)
     (run / "dictionaries" / "second" / "store" / "current.json").unlink()
     shutil.copytree(run / "dictionaries" / "second", run / "dictionaries" / ".second.writing")
     entries = open_catalogue([run])
@@ -320,7 +319,7 @@ def test_the_committed_openapi_document_is_current():
 
 
 def test_weights_in_shards_are_on_offer_and_load_from_the_address(finished, tmp_path, monkeypatch):
-    shutil.copytree(finished, tmp_path / "run")
+    copy_run(finished, tmp_path / "run")
     folder = tmp_path / "run" / "dictionaries" / "first"
     whole = dictionary.load(folder).state_dict()
     files = {}

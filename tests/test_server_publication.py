@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import threading
 import time
 import zipfile
@@ -15,7 +14,7 @@ from contextlib import closing
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from fixtures import no_model, serving
+from fixtures import copy_run, no_model, serving
 
 from feature_store import queries
 from feature_store.store import Store
@@ -135,7 +134,7 @@ def publish_under_load(run, n_publications, n_clients):
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of the finished run, to publish into."""
-    return shutil.copytree(finished, tmp_path / "run")
+    return copy_run(finished, tmp_path / "run")
 
 
 def test_readers_never_see_two_generations_at_once(run):

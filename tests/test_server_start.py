@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from http.client import HTTPConnection
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from fixtures import free_port, run_here
+from fixtures import copy_run, free_port, run_here
 
 from server.app import create_app
 from server.catalogue import CatalogueError, open_catalogue
@@ -86,7 +85,7 @@ DAMAGE = {
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of the finished run."""
-    return shutil.copytree(finished, tmp_path / "run")
+    return copy_run(finished, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", DAMAGE)
