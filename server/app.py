@@ -125,7 +125,7 @@ def _add_explorer(app: FastAPI, explorer: Explorer) -> None:
 
 
 def _feature_at(request: Request, path: str) -> Response | None:
-    """Where an address as Neuronpedia's, MODEL/SOURCE/INDEX, leads; None if no dictionary has that id."""
+    """The redirect of an address as Neuronpedia's, MODEL/SOURCE/INDEX; None if no dictionary has that id."""
     parts = path.split("/")
     catalogue: Catalogue = request.app.state.catalogue
     if len(parts) != 3 or parts[1] not in catalogue or not INDEX.fullmatch(parts[2]):

@@ -49,8 +49,7 @@ class Surroundings:
 
     def label(self, feature: int) -> str | None:
         """The label of a feature."""
-        columns = self.store.columns
-        return columns.labels[feature] if columns.labelled[feature] else None
+        return self.store.columns.label(feature)
 
 
 def row_body(row: FeatureRow) -> dict[str, Any]:

@@ -116,16 +116,18 @@ class Columns:
         """Every word of three letters or more in the labels, in lower case."""
         return frozenset(WORD.findall(self.lower_labels.data.decode()))
 
+    def label(self, feature: int) -> str | None:
+        """The label of a feature; None without one."""
+        return self.labels[feature] if self.labelled[feature] else None
+
     def row(self, feature: int) -> FeatureRow:
         """One feature as a table shows it."""
         values = {name: float(column[feature]) for name, column in self.numbers.items()}
         numbers = {
             name: None if value != value else int(value) if name in COUNTS else value for name, value in values.items()
         }
-        label, explainer = None, None
-        if self.labelled[feature]:
-            label, explainer = self.labels[feature], self.explainers[self.explainer[feature]]
-        return FeatureRow(feature=feature, label=label, explainer=explainer, **numbers)  # type: ignore[arg-type]
+        explainer = self.explainers[self.explainer[feature]] if self.labelled[feature] else None
+        return FeatureRow(feature=feature, label=self.label(feature), explainer=explainer, **numbers)  # type: ignore[arg-type]
 
     def order(self, key: str, *, descending: bool = False) -> Integer[np.ndarray, " features"]:
         """All features by a column; those of equal value by id, and those without a value last."""

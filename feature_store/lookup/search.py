@@ -171,14 +171,18 @@ def by_sentence(store: Store, text: str) -> Found:
     """
     tokens = _tokens(store, text)
     weights, best = sentence_weights(store, tokens)
-    order = sorted(weights, key=lambda feature: (-weights[feature], feature))
-    shown = store.vocabulary.shown
-    hits = [
-        Hit(f, "sentence", f"fires on {best[f][0]:.0%} of “{shown(best[f][1]).strip()}” in the indexed text")
-        for f in order[:EACH]
-    ]
+    hits = _sentence_hits(store, weights, best)
     note = "from counts of single tokens in the indexed text; the model was not run on this sentence"
-    return Found(hits, len(order), [note] if hits else [])
+    return Found(hits[:EACH], len(hits), [note] if hits else [])
+
+
+def _sentence_hits(store: Store, weights: dict[int, float], best: dict[int, tuple[float, int]]) -> list[Hit]:
+    """The features by falling weight, each with the token of which it fires on the largest share."""
+    text_of = store.vocabulary.shown
+    return [
+        Hit(f, "sentence", f"fires on {best[f][0]:.0%} of “{text_of(best[f][1]).strip()}” in the indexed text")
+        for f in sorted(weights, key=lambda feature: (-weights[feature], feature))
+    ]
 
 
 def _tokens(store: Store, text: str) -> list[int]:
@@ -209,19 +213,14 @@ def sentence_weights(store: Store, tokens: list[int]) -> tuple[dict[int, float],
         if gain > 0:
             weights[feature] = weights.get(feature, 0.0) + gain
             best[feature] = max(best.get(feature, (0.0, token)), (p, token))
-    return {f: w for f, w in weights.items() if f in best}, best
+    return weights, best
 
 
 def contrast(store: Store, text: str, against: str, limit: int) -> Found:
     """Features that the first text fires more than the second, by the counts that `by_sentence` goes by."""
     (weights, best), (losses, _) = (sentence_weights(store, _tokens(store, t)) for t in (text, against))
     gains = {feature: weight - losses.get(feature, 0.0) for feature, weight in weights.items()}
-    order = sorted((f for f, gain in gains.items() if gain > 0), key=lambda f: (-gains[f], f))
-    shown = store.vocabulary.shown
-    hits = [
-        Hit(f, "sentence", f"fires on {best[f][0]:.0%} of “{shown(best[f][1]).strip()}” in the indexed text")
-        for f in order
-    ]
+    hits = _sentence_hits(store, {feature: gain for feature, gain in gains.items() if gain > 0}, best)
     return Found(hits[:limit], len(hits), ["from counts of single tokens in the indexed text; the model was not run"])
 
 
@@ -287,8 +286,8 @@ def _what_is_known(store: Store, text: str) -> str:
 
 KINDS: dict[SearchKind, Callable[[Store, str], Found]] = {
     "all": _everywhere,
-    "label": lambda store, text: by_label(store, text),
-    "explanation": lambda store, text: by_explanation(store, text),
+    "label": by_label,
+    "explanation": by_explanation,
     "current": lambda store, text: by_token(store, text, "current"),
     "next": lambda store, text: by_token(store, text, "next"),
     "previous": lambda store, text: by_token(store, text, "previous"),

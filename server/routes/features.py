@@ -215,7 +215,7 @@ def contexts_of(store: Store, feature: int) -> dict[str, Any]:
     """`ContextList` of all contexts: from its page, or made now."""
     if pages := store.pages["context_pages"]:
         return orjson.loads(pages.body(feature))
-    max_act = store.columns.row(feature).max_act
+    max_act = float(store.columns.numbers["max_act"][feature])
     [(_, pack)] = queries.packs(store, feature, feature + 1)
     return contexts_body(store, feature, max_act, pack)
 

@@ -231,4 +231,4 @@ def _scope(request: Request, scope: str, wanted: dict[str, Any]) -> list[Entry]:
 
 def _hits(entry: Entry, query: str) -> list[tuple[int, str | None]]:
     store = entry.edition().store
-    return [(hit.feature, store.columns.row(hit.feature).label) for hit in search(store, query, "all", 200).hits]
+    return [(hit.feature, store.columns.label(hit.feature)) for hit in search(store, query, "all", 200).hits]
