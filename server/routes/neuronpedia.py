@@ -18,6 +18,7 @@ from fastapi.responses import Response
 from feature_store.lookup.search import search
 from feature_store.store import Store
 from server.catalogue import Catalogue, Entry
+from server.edition import Edition
 from server.errors import ApiError
 from server.routes.common import json_response
 from server.routes.features import contexts_of, feature_of
@@ -63,17 +64,17 @@ def _index(store: Store, value: Any) -> int:
     return int(text)
 
 
-def _neuron(entry: Entry, store: Store, feature: int, most: int | None) -> dict[str, Any]:
+def _neuron(source: str, edition: Edition, feature: int, most: int | None) -> dict[str, Any]:
     """A feature as Neuronpedia tells it; `most` activations at most."""
-    detail, contexts = feature_of(store, feature), contexts_of(store, feature)
-    model = entry.edition().card.model.name
-    place = {"modelId": model, "layer": entry.id, "index": str(feature)}
+    detail, contexts = feature_of(edition.store, feature), contexts_of(edition.store, feature)
+    model = edition.card.model.name
+    place = {"modelId": model, "layer": source, "index": str(feature)}
     edges = detail["histogram_log2_edges"]
     return {
         **place,
-        "source": entry.id,
-        "sourceSetName": entry.id,
-        "hookName": entry.edition().card.sae["hook"],
+        "source": source,
+        "sourceSetName": source,
+        "hookName": edition.card.sae["hook"],
         "maxActApprox": detail["max_act"],
         "frac_nonzero": detail["density"],
         "hasVector": False,
@@ -89,8 +90,8 @@ def _neuron(entry: Entry, store: Store, feature: int, most: int | None) -> dict[
         "explanations": [
             {
                 **place,
-                "source": entry.id,
-                "id": f"{entry.id}-{feature}-{number}",
+                "source": source,
+                "id": f"{source}-{feature}-{number}",
                 "description": explanation["text"],
                 "typeName": explanation["explainer"],
                 "explanationModelName": None,
@@ -101,20 +102,20 @@ def _neuron(entry: Entry, store: Store, feature: int, most: int | None) -> dict[
             }
             for number, explanation in enumerate(detail["explanations"])
         ],
-        "activations": [_activation(entry, contexts, item) | {"modelId": model} for item in contexts["items"][:most]],
+        "activations": [_activation(source, contexts, item) | {"modelId": model} for item in contexts["items"][:most]],
         "lists": [],
         "comments": [],
         "creator": {"name": "saedex"},
     }
 
 
-def _activation(entry: Entry, contexts: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+def _activation(source: str, contexts: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
     values = np.zeros(len(item["texts"]))
     values[item["places"]] = item["acts"]
     return {
-        "id": f"{entry.id}-{contexts['feature']}-{item['group']}-{item['stratum']}-{item['rank']}",
-        "source": entry.id,
-        "layer": entry.id,
+        "id": f"{source}-{contexts['feature']}-{item['group']}-{item['stratum']}-{item['rank']}",
+        "source": source,
+        "layer": source,
         "index": str(contexts["feature"]),
         "tokens": item["texts"],
         "values": values.tolist(),
@@ -135,7 +136,7 @@ def get_neuron(request: Request, model: str, source: str, index: str) -> Respons
     """One feature."""
     entry = _entry(request, model, source)
     edition = entry.edition()
-    return json_response(_neuron(entry, edition.store, _index(edition.store, index), None), edition, request)
+    return json_response(_neuron(entry.id, edition, _index(edition.store, index), None), edition, request)
 
 
 async def _body(request: Request) -> Any:
@@ -168,10 +169,9 @@ async def get_neurons(request: Request) -> Response:
         neurons = []
         for item in map(_mapping, wanted):
             entry = _entry(request, item.get("modelId"), item.get("layer", item.get("source")))
-            store, most = entry.edition().store, item.get("maxActsToReturn")
-            neurons.append(
-                _neuron(entry, store, _index(store, item.get("index")), most if isinstance(most, int) else None)
-            )
+            edition, most = entry.edition(), item.get("maxActsToReturn")
+            number = _index(edition.store, item.get("index"))
+            neurons.append(_neuron(entry.id, edition, number, most if isinstance(most, int) else None))
         return neurons
 
     return json_response(await anyio.to_thread.run_sync(answer))
@@ -184,10 +184,11 @@ async def get_neurons_from(request: Request) -> Response:
 
     def answer() -> list[dict[str, Any]]:
         entry = _entry(request, wanted.get("modelId"), wanted.get("layer"))
-        store = entry.edition().store
+        edition = entry.edition()
+        store = edition.store
         firing = np.flatnonzero(store.columns.numbers["n_fired"] > 0)
         start = _index(store, wanted.get("offset", 0))
-        return [_neuron(entry, store, f, None) for f in firing[firing >= start][:PER_PAGE].tolist()]
+        return [_neuron(entry.id, edition, f, None) for f in firing[firing >= start][:PER_PAGE].tolist()]
 
     return json_response(await anyio.to_thread.run_sync(answer))
 
@@ -201,13 +202,14 @@ async def search_explanations(request: Request, scope: Literal["search", "search
         raise ApiError(422, "query: 1 to 1000 letters are wanted; offset: a number")
 
     def answer() -> dict[str, Any]:
-        hits = [(entry, hit) for entry in _scope(request, scope, wanted) for hit in _hits(entry, query)]
+        editions = {entry.id: entry.edition() for entry in _scope(request, scope, wanted)}
+        hits = [(source, hit) for source, edition in editions.items() for hit in _hits(edition.store, query)]
         page = hits[offset : offset + PER_SEARCH]
         has_more = offset + PER_SEARCH < len(hits)
         results = [
-            {"modelId": entry.edition().card.model.name, "layer": entry.id, "index": str(feature), "description": label,
-             "cosine_similarity": None, "neuron": _neuron(entry, entry.edition().store, feature, 3)}
-            for entry, (feature, label) in page
+            {"modelId": editions[source].card.model.name, "layer": source, "index": str(feature), "description": label,
+             "cosine_similarity": None, "neuron": _neuron(source, editions[source], feature, 3)}
+            for source, (feature, label) in page
         ]  # fmt: skip
         return {
             "request": wanted,
@@ -229,6 +231,5 @@ def _scope(request: Request, scope: str, wanted: dict[str, Any]) -> list[Entry]:
     return [e for e in every if scope == "search-all" or e.edition().card.model.name == wanted.get("modelId")]
 
 
-def _hits(entry: Entry, query: str) -> list[tuple[int, str | None]]:
-    store = entry.edition().store
+def _hits(store: Store, query: str) -> list[tuple[int, str | None]]:
     return [(hit.feature, store.columns.label(hit.feature)) for hit in search(store, query, "all", 200).hits]
