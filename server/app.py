@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Receive, Scope, Send
 
+from feature_store.people.database import People
 from server import errors, responses
 from server.catalogue import Catalogue
 from server.errors import ApiError
@@ -23,8 +24,10 @@ from server.explorer import Explorer
 from server.middleware.admission import Admission, is_download
 from server.middleware.headers import SafeHeaders
 from server.middleware.hosts import KnownHosts
+from server.middleware.key_holders import KeyHolders
 from server.middleware.ready_pages import ReadyPages
-from server.routes import dictionaries, features, neuronpedia
+from server.routes import dictionaries, features, neuronpedia, search
+from server.routes import people as people_routes
 
 INDEX = re.compile(r"[0-9]{1,9}")
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
@@ -32,7 +35,8 @@ STATIC = Path(__file__).parent / "static"
 EXPOSED = ["etag", "x-sha256", "content-disposition"]  # headers that pages of allowed sites may read
 DESCRIPTION = (
     "Features of sparse autoencoders: what each fires on, its label with scores, concepts, and the dictionaries to "
-    "download. Everything is read; an answer is of one edition of a dictionary, and carries its ETag."
+    "download. Dictionaries are read; an answer is of one edition of one, and carries its ETag. What people say of features "
+    "is written with a key."
 )
 
 
@@ -47,11 +51,17 @@ class _CompressText(GZipMiddleware):
 
 
 def create_app(
-    catalogue: Catalogue, static: Path = STATIC, *, host_names: Iterable[str] = (), origins: Iterable[str] = ()
+    catalogue: Catalogue,
+    static: Path = STATIC,
+    *,
+    people: People | None = None,
+    needs_key: bool = False,
+    host_names: Iterable[str] = (),
+    origins: Iterable[str] = (),
 ) -> FastAPI:
-    """The ASGI application over opened dictionaries; it never writes. It answers to localhost, addresses, `host_names`.
+    """The ASGI application over opened dictionaries; it writes into `people` alone. It answers to localhost, addresses, `host_names`.
 
-    Pages of other sites read its answers, or show the explorer in a frame, only if they are among `origins`.
+    With `needs_key` nobody reads anything without a key of `people`. Pages of other sites read its answers, or show the explorer in a frame, only if they are among `origins`.
     """
 
     host_names, origins = list(host_names), list(origins)
@@ -62,6 +72,8 @@ def create_app(
         yield
         for entry in catalogue.values():
             entry.close()
+        if people:
+            people.close()
 
     shape: dict[int | str, dict[str, Any]] = {status: {"model": responses.ErrorBody} for status in (404, 422, 503)}
     app = FastAPI(
@@ -76,17 +88,13 @@ def create_app(
         responses=shape,
         redoc_url=None,
     )
-    app.state.catalogue = catalogue
-    app.add_middleware(_CompressText, minimum_size=1024, compresslevel=5)
-    app.add_middleware(Admission)
-    app.add_middleware(KnownHosts, names=host_names)
-    app.add_middleware(SafeHeaders, origins=origins)
-    app.add_middleware(ReadyPages, catalogue=catalogue, names=host_names)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "HEAD"], expose_headers=EXPOSED)
+    app.state.catalogue, app.state.people = catalogue, people
+    _add_middleware(app, catalogue, people if needs_key else None, host_names=host_names, origins=origins)
     errors.install(app)
     app.include_router(dictionaries.router)
     app.include_router(features.router)
+    app.include_router(search.router)
+    app.include_router(people_routes.router)
     app.include_router(neuronpedia.router)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
@@ -101,6 +109,21 @@ def create_app(
     _add_explorer(app, Explorer(static))
 
     return app
+
+
+def _add_middleware(
+    app: FastAPI, catalogue: Catalogue, keys: People | None, *, host_names: list[str], origins: list[str]
+) -> None:
+    """What every request passes, the last first; with `keys` nobody passes without one of theirs."""
+    app.add_middleware(_CompressText, minimum_size=1024, compresslevel=5)
+    app.add_middleware(Admission)
+    app.add_middleware(KnownHosts, names=host_names)
+    app.add_middleware(SafeHeaders, origins=origins)
+    app.add_middleware(ReadyPages, catalogue=catalogue, names=host_names)
+    if keys:
+        app.add_middleware(KeyHolders, people=keys)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "HEAD"], expose_headers=EXPOSED)
 
 
 def _add_explorer(app: FastAPI, explorer: Explorer) -> None:

@@ -10,13 +10,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from server.middleware.headers import HEADERS
 
 CODES = {
     400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    409: "conflict",
     413: "too_large",
     416: "range_not_satisfiable",
     421: "unknown_host",
@@ -25,7 +29,6 @@ CODES = {
     501: "not_here",
     503: "busy",
 }
-METHODS = "GET, HEAD"  # of every route
 RETRY = {"retry-after": "1"}
 
 
@@ -47,6 +50,12 @@ def _place(problem: dict[str, Any]) -> str:
     return ".".join(str(part) for part in problem["loc"][1:])
 
 
+def _methods_at(request: Request) -> str:
+    """The methods that some route takes at the address of a request."""
+    at = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for route in at for method in route.methods or ()}))
+
+
 def install(app: FastAPI) -> None:
     """Registers the handlers that give every error its shape."""
 
@@ -59,9 +68,10 @@ def install(app: FastAPI) -> None:
         return answer(422, "; ".join(f"{_place(p)}: {p['msg']}" for p in error.errors()))
 
     @app.exception_handler(HTTPException)
-    def _http(_: Request, error: HTTPException) -> JSONResponse:
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 405:
-            return answer(405, f"this API is read only; allowed are {METHODS}", {"allow": METHODS})
+            methods = _methods_at(request)
+            return answer(405, f"nothing is written here; allowed are {methods}", {"allow": methods})
         return answer(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(duckdb.InterruptException)

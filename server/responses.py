@@ -36,6 +36,7 @@ class Capabilities(BaseModel):
     version: str = Field(description="Version of saedex that answers.", examples=["0.9.0"])
     dictionaries: int = Field(description="Dictionaries that are served.", examples=[2])
     search: list[str] = Field(description="Kinds of search.", examples=[["all", "label", "promoted"]])
+    people: bool = Field(description="Whether people with a key may say something of features.", examples=[False])
     formats: list[str] = Field(description="Formats of a whole table.", examples=[["ndjson", "csv"]])
     live: bool = Field(description="Whether the model runs here, on text of your own.", examples=[False])
 

@@ -6,12 +6,14 @@ import re
 import signal
 import socket
 import sys
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from feature_store.people.database import SCOPES, People, PeopleError
 from server.app import create_app
 from server.catalogue import CatalogueError, open_catalogue
 from server.connection import MOST_HEADER_BYTES, BoundedConnection
@@ -19,6 +21,7 @@ from server.middleware.hosts import host_of, is_address
 
 ORIGIN = re.compile(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?")
 WRONG, MISSING, UNAVAILABLE = 2, 66, 69
+OWNER = "owner"
 FINISH_S = 5  # for answers that are under way when the server is stopped
 
 
@@ -43,28 +46,42 @@ def _is_loopback(host: str) -> bool:
     return ip_address(host).is_loopback if is_address(host) else host == "localhost"
 
 
-def serve(
-    paths: list[Path], host: str, port: int, *, allowed_hosts: list[str], origins: list[str], is_public: bool
-) -> int:
-    """Exit code of the server: 0 after a clean stop, by Ctrl-C or SIGTERM; 66 without a sound dictionary; 69 if the port is
-    taken; 2 if a host name cannot be one, or if others could read and that is not meant (`is_public`).
+@dataclass(frozen=True)
+class Doors:
+    """Who may come in, and what they may do: hosts and sites that are answered, and the file of people's keys and entries."""
+
+    allowed_hosts: list[str] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    is_public: bool = False  # everybody who reaches the port may read
+    needs_key: bool = False  # reading needs a key of the file
+    people: Path | None = None
+
+    def problem(self, host: str, port: int) -> str | None:
+        """What is wrong with them for a server at an address, or None."""
+        if not _is_loopback(host) and not self.is_public and not self.needs_key:
+            return (
+                f"{host} is not this machine alone. Whoever reaches port {port} could read these dictionaries, with the "
+                "training text in their contexts; there is no encryption (docs/security.md). Give --public-read if that is "
+                "meant, or --auth so that reading needs a key."
+            )
+        if self.needs_key and self.people is None:
+            return "--auth needs the file of keys: give --people FILE (`sae people FILE add NAME` makes a key)."
+        for origin in self.origins:
+            if not ORIGIN.fullmatch(origin):
+                return f"--allow-origin {origin}: an origin is wanted, such as https://blog.example.org."
+        for name in self.allowed_hosts:
+            if host_of(name) is None:
+                return f"--allow-host {name}: a host name is wanted, such as explorer.example.org."
+        return None
+
+
+def serve(paths: list[Path], host: str, port: int, doors: Doors) -> int:
+    """Exit code of the server: 0 after a clean stop, by Ctrl-C or SIGTERM; 66 without a sound dictionary, or if the file of
+    people is none; 69 if the port is taken; 2 if the doors are wrong.
     """
-    if not _is_loopback(host) and not is_public:
-        _say(
-            f"error: {host} is not this machine alone. Whoever reaches port {port} could read these dictionaries, with the "
-            "training text in their contexts; there are no accounts and no encryption (docs/security.md). Give "
-            "--public-read if that is meant."
-        )
-        return WRONG
-
-    wrong = [origin for origin in origins if not ORIGIN.fullmatch(origin)]
-    if wrong:
-        _say(f"error: --allow-origin {wrong[0]}: an origin is wanted, such as https://blog.example.org.")
-        return WRONG
-
-    strange = [name for name in allowed_hosts if host_of(name) is None]
-    if strange:
-        _say(f"error: --allow-host {strange[0]}: a host name is wanted, such as explorer.example.org.")
+    problem = doors.problem(host, port)
+    if problem:
+        _say(f"error: {problem}")
         return WRONG
 
     refusal = _refusal(host, port)
@@ -74,7 +91,8 @@ def serve(
 
     try:
         catalogue = open_catalogue(paths)
-    except CatalogueError as error:
+        people = People(doors.people, create=True) if doors.people else None
+    except (CatalogueError, PeopleError) as error:
         _say(f"error: {error}")
         return MISSING
 
@@ -83,15 +101,31 @@ def serve(
     for entry in catalogue.values():
         _say(f"serving {entry.id}  ({entry.folder})")
 
-    if not _is_loopback(host):
-        _say(f"everybody who reaches port {port} can read these dictionaries, with the training text in their contexts")
-    shown = f"[{host}]" if ":" in host else host
-    _say(f"explorer: http://{shown}:{port}/   API: http://{shown}:{port}/api/v1/openapi.json   (Ctrl-C stops)")
-
+    _say_who_comes_in(host, port, doors, people)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: uvicorn finishes and returns
-    uvicorn.run(create_app(catalogue, host_names=[host, *allowed_hosts], origins=origins), **settings(host, port))
+    app = create_app(
+        catalogue,
+        people=people,
+        needs_key=doors.needs_key,
+        host_names=[host, *doors.allowed_hosts],
+        origins=doors.origins,
+    )
+    uvicorn.run(app, **settings(host, port))
 
     return 0
+
+
+def _say_who_comes_in(host: str, port: int, doors: Doors, people: People | None) -> None:
+    """The address, who can read there, and the key of the owner of a new file."""
+    if not _is_loopback(host) and not doors.needs_key:
+        _say(f"everybody who reaches port {port} can read these dictionaries, with the training text in their contexts")
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}/"
+    if people and not people.key_records():
+        key = people.add_key(OWNER, SCOPES)
+        _say(f"new file {people.path}; your key, shown once: {key}")
+        _say(f"to label, rate and take notes, open {address}#/key/{key}")
+    _say(f"explorer: {address}   API: {address}api/v1/openapi.json   (Ctrl-C stops)")
 
 
 def settings(host: str, port: int) -> dict[str, Any]:

@@ -115,6 +115,18 @@ def server(finished: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; tests that use it are skipped without one."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium(), args=arguments)
+        yield browser
+        browser.close()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says loudly when no browser looked at the explorer."""
     if chromium() is None:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import httpx
 import numpy as np
@@ -31,6 +31,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, create_model
 
 from feature_store import queries
 from feature_store.dictionary_files import FilterFacts, LabelSummary, ModelFacts, Provenance, TextFacts
@@ -211,10 +212,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(path: Path) -> Iterator[str]:
+def serving(path: Path, *more: str) -> Iterator[str]:
     """Address of a real server process over a run, for the time of the block."""
     port = free_port()
-    command = [sys.executable, "-m", "sae.cli", "serve", str(path), "--port", str(port)]
+    command = [sys.executable, "-m", "sae.cli", "serve", str(path), "--port", str(port), *more]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     address = f"http://127.0.0.1:{port}"
     for _ in range(100):
@@ -227,6 +228,25 @@ def serving(path: Path) -> Iterator[str]:
     yield address
     process.terminate()
     process.communicate(timeout=20)
+
+
+AXE = Path(__file__).parent.parent / "server" / "ui" / "node_modules" / "axe-core" / "axe.min.js"
+RULES = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+def violations(page: Any) -> list[tuple[str, list[str]]]:
+    """What axe finds on a page by the rules of WCAG 2.2 AA and of good practice: rule, and some of the elements."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("tags => axe.run({ runOnly: tags })", RULES)["violations"]
+    return [(rule["id"], [node["html"] for node in rule["nodes"]][:3]) for rule in found]
+
+
+def settled(page: Any) -> None:
+    """Waits until nothing is loading."""
+    page.wait_for_function(
+        "() => document.querySelector('main h1') && !document.querySelector('.busy')"
+        " && !/(Loading|Searching) …/.test(document.querySelector('main').innerText)"
+    )
 
 
 def chromium() -> str | None:
@@ -550,3 +570,22 @@ def imported(name: str) -> Any:
         if os.environ.get("SAEDEX_PEERS"):  # `make test` installs them all, so a missing one is a failure
             return importlib.import_module(name)
         return pytest.importorskip(name, exc_type=ImportError)
+
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+def strict(annotation: Any) -> Any:
+    """The annotation with every model in it replaced by one that wants all keys, refuses others, and converts nothing."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields: dict[str, Any] = {
+            name: (strict(field.annotation), ...) for name, field in annotation.model_fields.items()
+        }
+        return create_model(f"Strict{annotation.__name__}", __config__=STRICT, **fields)
+    arguments = tuple(map(strict, get_args(annotation)))
+    if get_origin(annotation) is list:
+        return list[arguments[0]]
+    if arguments and type(None) in arguments:
+        (value,) = (a for a in arguments if a is not type(None))
+        return value | None
+    return annotation

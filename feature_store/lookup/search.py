@@ -32,7 +32,7 @@ class Hit(NamedTuple):
     """A feature, the kind of search that found it, why, and how often it fires on a token that was searched."""
 
     feature: int
-    kind: SearchKind
+    kind: str
     why: str
     times: int | None = None
 

@@ -38,6 +38,12 @@ class Interpret(Command):
             "--scorers",
             help=f"comma-separated: {', '.join(plugin_names(SCORERS))} (default: those that need the store only)",
         )
+        parser.add_argument(
+            "--people",
+            type=Path,
+            metavar="FILE",
+            help="score people's labels as well: the file of `sae serve --people`",
+        )
         _add_judge_arguments(parser)
 
     def run(self, arguments: Namespace) -> int:
@@ -101,10 +107,12 @@ def _settings(arguments: Namespace) -> InterpretConfig:
             **dict(zip(("price_read", "price_written"), arguments.judge_prices, strict=True)),
         }
 
-    return settings_of(arguments.explainers, arguments.scorers, judge)
+    return settings_of(arguments.explainers, arguments.scorers, judge, arguments.people)
 
 
-def settings_of(explainers: str | None, scorers: str | None, judge: dict[str, Any] | None) -> InterpretConfig:
+def settings_of(
+    explainers: str | None, scorers: str | None, judge: dict[str, Any] | None, people: Path | None = None
+) -> InterpretConfig:
     """The settings that the command line gives; raises `ConfigError`."""
     from pydantic import ValidationError
 
@@ -116,7 +124,7 @@ def settings_of(explainers: str | None, scorers: str | None, judge: dict[str, An
     names: dict[str, Any] = {key: tuple(text.split(",")) for key, text in lists.items() if text is not None}
 
     try:
-        return InterpretConfig(**names, judge=JudgeConfig(**judge) if judge else None)
+        return InterpretConfig(**names, judge=JudgeConfig(**judge) if judge else None, people=people)
     except ValidationError as error:
         problem = error.errors()[0]
         option = "".join(f"--{part}: " for part in problem["loc"][:1])

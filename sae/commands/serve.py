@@ -29,6 +29,16 @@ class Serve(Command):
             action="store_true",
             help="let everybody who reaches --host read; without it an address beyond this machine is refused",
         )
+        parser.add_argument(
+            "--people",
+            type=Path,
+            metavar="FILE",
+            help="let people with a key label, rate, tag and take notes; they are kept in FILE, which is made if there is "
+            "none (`sae people` gives keys)",
+        )
+        parser.add_argument(
+            "--auth", action="store_true", help="let only people read who have a key of the file of --people"
+        )
         parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
         parser.add_argument(
             "--allow-host",
@@ -48,13 +58,13 @@ class Serve(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Runs the server until it is stopped."""
-        from server.run import serve
+        from server.run import Doors, serve
 
-        return serve(
-            arguments.paths,
-            arguments.host,
-            arguments.port,
-            allowed_hosts=arguments.allow_host,
-            origins=arguments.allow_origin,
+        doors = Doors(
+            arguments.allow_host,
+            arguments.allow_origin,
             is_public=arguments.public_read,
+            needs_key=arguments.auth,
+            people=arguments.people,
         )
+        return serve(arguments.paths, arguments.host, arguments.port, doors)

@@ -94,10 +94,10 @@ class TokenCounts(Strong):
 
 
 class Evidence:
-    """Counts, windows and logits of every feature of one store."""
+    """Counts, windows and logits of every feature of one store, and what people said of them."""
 
-    def __init__(self, store: Store):
-        self.store = store
+    def __init__(self, store: Store, said: dict[int, list[str]] | None = None):
+        self.store, self.said = store, said or {}
         self.events = Events(store)
         self.firings = evidence_queries.firing_counts(store)
         counts = np.array(evidence_queries.token_counts(store))

@@ -37,6 +37,11 @@ class Explainer(ABC):
     def explain(self, evidence: Evidence, feature: int) -> Proposal | None:
         """A proposal, or None if this kind of text does not apply to the feature."""
 
+    def proposals(self, evidence: Evidence, feature: int) -> list[Proposal]:
+        """All proposals: one or none, unless several texts come from elsewhere."""
+        proposal = self.explain(evidence, feature)
+        return [] if proposal is None else [proposal]
+
     @abstractmethod
     def items(self, evidence: Evidence, event: Event) -> frozenset[Hashable]:
         """What rules of this kind look at in an event: a rule matches if it shares an item."""

@@ -18,6 +18,7 @@ from sae.interpret.explainer import Explainer, Proposal
 from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
 from sae.interpret.scorer import Figure, Label
 
+HUMAN = "human"  # the explainer that people are
 LEAST_F2 = 0.05  # of a rule that says what a feature is; judged by eye on 40 labels (docs/results.md)
 
 
@@ -131,8 +132,11 @@ class ExplanationTable:
         return offset
 
     def add_rules(self, evidence: Evidence, feature: int, explainers: list[Explainer]) -> ChosenLabel:
-        """Adds the proposals of all explainers with their rules' scores; returns the chosen label."""
-        proposals = [(e, p) for e in explainers if (p := e.explain(evidence, feature)) is not None]
+        """Adds the proposals of all explainers with their rules' scores; returns the chosen label.
+
+        What people said that has no rule is added without a score; only a judge can test it.
+        """
+        proposals = [(explainer, p) for explainer in explainers for p in explainer.proposals(evidence, feature)]
         best = best_proposal(proposals, evidence, evidence.strongest(feature))
         n_documents = evidence.n_documents_fired(feature), len(evidence.events.test_documents)
         baseline = next((p.test.balanced_accuracy for e, p in proposals if e.is_baseline), nan)
@@ -169,7 +173,16 @@ class ExplanationTable:
                 self.choose(key, accuracy, f2.interval.value)
                 chosen = ChosenLabel(Label(feature, explainer.name, proposal.text, proposal.rule), key)
 
+        tested = {proposal.text for _, proposal in proposals}
+        for text in evidence.said.get(feature, ()):
+            if text not in tested:
+                self.add_text(feature, HUMAN, text, None)
+
         return chosen
+
+    def said(self, features: set[int]) -> list[ExplanationRow]:
+        """What people said of some features, in the order of explanations."""
+        return [row for row in self.explanations if row.explainer == HUMAN and row.feature in features]
 
     def add_text(self, feature: int, explainer: str, text: str, rule: str | None) -> int:
         """Adds an explanation and returns its id."""

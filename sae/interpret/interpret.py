@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from feature_store import queries
-from feature_store.dictionary_files import JudgeCost, LabelSummary
+from feature_store.dictionary_files import DictionaryCard, JudgeCost, LabelSummary
 from feature_store.store import Store
 from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.files import write_bytes
@@ -27,6 +27,7 @@ from sae.interpret.judging.concept_names import named_by
 from sae.interpret.judging.judge import Judge, JudgeConfig
 from sae.interpret.judging.judge_features import judge_features
 from sae.interpret.live_dictionary import LiveDictionary
+from sae.interpret.said import texts_said
 from sae.interpret.scorer import N_NULL_LABELS, Label, ScoringCase
 from sae.interpret.scorers import JUDGED_SCORERS, SCORERS
 from sae.interpret.scorers.confidence import Confidence
@@ -52,6 +53,11 @@ class InterpretConfig(Section):
         default=None, description="A language model that explains and scores; none: no model."
     )
 
+    people: Path | None = Field(
+        default=None,
+        description="File of what people said in the explorer, whose labels are scored as well; none: none.",
+    )
+
     @model_validator(mode="after")
     def _names_are_known(self) -> InterpretConfig:
         for kind, names, free, judged in (
@@ -69,7 +75,7 @@ class InterpretConfig(Section):
     def explainers_to_run(self) -> tuple[str, ...]:
         """The explainers that are named, or the defaults."""
         if self.explainers is not None:
-            return self.explainers
+            return tuple(dict.fromkeys((*self.explainers, *(("human",) if self.people else ()))))
         judged = [name for name, explainer in JUDGED_EXPLAINERS.items() if explainer.by_default and self.judge]
         return (*EXPLAINERS, *judged)
 
@@ -103,7 +109,7 @@ def interpret(
         path.parent.name: _label_control(path, config, processes) for path in sorted(folder.glob("controls/*/store"))
     }
     with closing(Store(folder / "store")) as store:
-        evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
+        evidence, table = Evidence(store, _said_of(folder, config)), ExplanationTable(store.meta["seed"])
         live_features, n_alive = evidence.to_label(), evidence.n_alive()
         features_to_label = live_features if features is None else [f for f in live_features if f in features]
         if features is not None:
@@ -136,10 +142,15 @@ def interpret(
     return processes.on_first(lambda: _summary(table, n_alive, cost, controls, floor=floor))
 
 
+def _said_of(folder: Path, config: InterpretConfig) -> dict[int, list[str]]:
+    """What people said of the features of a dictionary; nothing if no file is named."""
+    return texts_said(config.people, DictionaryCard.read(folder).weights_sha256) if config.people else {}
+
+
 def _label_control(store_folder: Path, config: InterpretConfig, processes: Processes) -> ControlLabels:
     """Figures of the labels of a control; only the scorer that figures are made of is run."""
     scorers = tuple(name for name in config.scorers_to_run if name == Confidence.name)
-    without_judge = config.model_copy(update={"scorers": scorers, "judge": None})
+    without_judge = config.model_copy(update={"scorers": scorers, "judge": None, "people": None})
     with closing(Store(store_folder)) as store:
         evidence, table = Evidence(store), ExplanationTable(store.meta["seed"])
         features = evidence.to_label()

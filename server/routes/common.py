@@ -22,12 +22,13 @@ DictionaryId = Annotated[str, Path(description="Id of a dictionary.", examples=[
 
 
 class ReadRouter(APIRouter):
-    """A router whose every route answers HEAD as well as GET."""
+    """A router whose every route that answers GET answers HEAD too."""
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **settings: Any) -> None:
-        """Adds the route for both methods; the API's document speaks of GET alone."""
+        """Adds the route, for HEAD too; the API's document speaks of GET alone."""
         super().add_api_route(path, endpoint, **settings)
-        super().add_api_route(path, endpoint, **{**settings, "methods": ["HEAD"], "include_in_schema": False})
+        if "GET" in settings["methods"]:
+            super().add_api_route(path, endpoint, **{**settings, "methods": ["HEAD"], "include_in_schema": False})
 
 
 def entry_of(request: Request, dictionary: str) -> Entry:
@@ -84,6 +85,13 @@ def json_response(body: Any, edition: Edition | None = None, request: Request | 
         if is_unchanged(request, headers["etag"]):
             return Response(status_code=304, headers=headers | {"vary": "Accept-Encoding"})
     return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+
+
+def never_kept(body: Any) -> Response:
+    """`body` as JSON that nobody keeps: what people say changes from one moment to the next, and differs by who asks."""
+    response = json_response(body)
+    response.headers["cache-control"] = "no-store"
+    return response
 
 
 def page_response(pages: Pages, number: int, edition: Edition, request: Request) -> Response:

@@ -17,6 +17,7 @@ from server.catalogue import Catalogue, Entry
 from server.edition import DENSITY_EDGES, Edition
 from server.errors import ApiError
 from server.parts import close, length_of, respond
+from server.people.access import people_if_on
 from server.routes.common import DictionaryId, ReadRouter, edition_of, entry_of, json_response, known_parameters
 from server.tables import FORMATS
 
@@ -57,7 +58,8 @@ def get_capabilities(request: Request) -> Response:
     return json_response({
         "version": version("saedex"),
         "dictionaries": len(catalogue),
-        "search": list(get_args(SearchKind)),
+        "search": [*get_args(SearchKind), *(["people"] if people_if_on(request) else [])],
+        "people": people_if_on(request) is not None,
         "formats": ["json", *FORMATS, "parquet"],
         "live": False,
     })  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
@@ -16,11 +17,12 @@ from feature_store.lookup.bodies import Surroundings, contexts_body, feature_bod
 from feature_store.lookup.examples import examples
 from feature_store.lookup.filters import Filter
 from feature_store.lookup.parquet_table import parquet_table
-from feature_store.lookup.search import SearchKind, contrast, search
 from feature_store.queries import WindowGroup
 from feature_store.store import Store
 from server import responses
 from server.errors import ApiError
+from server.people.access import people_of
+from server.people.finding import features_with
 from server.routes.common import (
     DictionaryId,
     ReadRouter,
@@ -28,6 +30,7 @@ from server.routes.common import (
     edition_soon,
     json_response,
     known_parameters,
+    never_kept,
     page_response,
 )
 from server.routes.table_filter import table_filter
@@ -61,6 +64,10 @@ def list_features(
         int | None, Query(ge=0, le=10**9, description="Go on after this feature, instead of offset.")
     ] = None,
     snippets: Annotated[bool, Query(description="Also the strongest context of each feature of a page.")] = False,
+    tag: Annotated[str | None, Query(max_length=64, description="Only those that somebody gave this tag.")] = None,
+    in_list: Annotated[
+        str | None, Query(alias="list", max_length=100, description="Only those in somebody's list: PERSON/NAME.")
+    ] = None,
     fields: Annotated[str | None, Query(max_length=256, description="Only these, such as feature,label.")] = None,
     format: Annotated[
         Literal["json", "ndjson", "csv", "parquet"],
@@ -73,6 +80,10 @@ def list_features(
     if any(name not in columns.explainers for name in wanted.explainers):
         known = ", ".join(columns.explainers) or "none"
         raise ApiError(422, f"explainer: no label comes from it; labels come from {known}")
+    if tag or in_list:
+        people = people_of(request)
+        features = features_with(people, edition.card.weights_sha256, tag, in_list)
+        wanted = replace(wanted, ids=[f for f in features if wanted.ids is None or f in wanted.ids])
 
     attached = {"content-disposition": f'attachment; filename="features.{format}"'}
     if format == "parquet":
@@ -99,7 +110,7 @@ def list_features(
         "offset": page.offset,
         "next_after": page.rows[-1].feature if page.offset + limit < page.total else None,
     }
-    return json_response(body, edition, request)
+    return never_kept(body) if tag or in_list else json_response(body, edition, request)
 
 
 def _fields(text: str | None) -> list[str]:
@@ -168,7 +179,8 @@ def get_scatter(request: Request, dictionary: DictionaryId) -> Response:
     return json_response(body, edition, request)
 
 
-def _refused(store: Store) -> ApiError:
+def refused(store: Store) -> ApiError:
+    """What is answered where a feature is asked for that there is not."""
     return ApiError(404, f"no such feature; this dictionary has features 0..{store.n_features - 1}")
 
 
@@ -178,7 +190,7 @@ async def get_feature(request: Request, dictionary: DictionaryId, feature: Featu
     edition = await edition_soon(request, dictionary)
     store, pages = edition.store, edition.store.pages["feature_pages"]
     if not 0 <= feature < store.n_features:
-        raise _refused(store)
+        raise refused(store)
     if pages is not None:
         return page_response(pages, feature, edition, request)
     return json_response(await anyio.to_thread.run_sync(feature_of, store, feature), edition, request)
@@ -203,7 +215,7 @@ async def get_contexts(
     edition = await edition_soon(request, dictionary)
     store, pages = edition.store, edition.store.pages["context_pages"]
     if not 0 <= feature < store.n_features:
-        raise _refused(store)
+        raise refused(store)
     if pages is not None and group == "all":
         return page_response(pages, feature, edition, request)
     body = await anyio.to_thread.run_sync(contexts_of, store, feature)
@@ -218,43 +230,3 @@ def contexts_of(store: Store, feature: int) -> dict[str, Any]:
     max_act = float(store.columns.numbers["max_act"][feature])
     [(_, pack)] = queries.packs(store, feature, feature + 1)
     return contexts_body(store, feature, max_act, pack)
-
-
-@router.get("/search", response_model=responses.SearchResult)
-def search_features(
-    request: Request,
-    dictionary: DictionaryId,
-    q: Annotated[str, Query(min_length=1, max_length=1000, description="Words, a token, a number, or a sentence.")],
-    kind: Annotated[
-        SearchKind,
-        Query(
-            description="label, explanation: all words in it; current, next, previous: fires on, before, after the token; "
-            "promoted: raises the token's logit; sentence: fires on its tokens; like: near the feature of that number; "
-            "all: the best of each."
-        ),
-    ] = "all",
-    *,
-    against: Annotated[
-        str | None, Query(max_length=1000, description="Of a sentence: features that fire less on this.")
-    ] = None,
-    limit: Limit = 50,
-) -> Response:
-    """Features that a text finds, each with the reason."""
-    edition = edition_of(request, dictionary)
-    store = edition.store
-    if against is not None and kind != "sentence":
-        raise ApiError(422, "against: only a sentence can be held against another; give kind=sentence")
-    result = contrast(store, q, against, limit) if against is not None else search(store, q, kind, limit)
-    items = [
-        row_body(store.columns.row(hit.feature)) | {"kind": hit.kind, "why": hit.why, "times": hit.times}
-        for hit in result.hits
-    ]
-    body = {
-        "query": q,
-        "kind": kind,
-        "items": items,
-        "total": result.total,
-        "notes": result.notes,
-        "floor": store.floor,
-    }
-    return json_response(body, edition, request)

@@ -6,7 +6,6 @@ answer 501. Keys are spelled as Neuronpedia spells them.
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,11 +19,11 @@ from feature_store.store import Store
 from server.catalogue import Catalogue, Entry
 from server.edition import Edition
 from server.errors import ApiError
+from server.routes.bodies import json_body
 from server.routes.common import json_response
 from server.routes.features import contexts_of, feature_of
 
 router = APIRouter(prefix="/api", include_in_schema=False)
-MOST_BODY_BYTES = 1 << 16
 MOST_FEATURES = 50
 PER_PAGE, PER_SEARCH = 25, 20
 NOT_HERE = (
@@ -139,19 +138,6 @@ def get_neuron(request: Request, model: str, source: str, index: str) -> Respons
     return json_response(_neuron(entry.id, edition, _index(edition.store, index), None), edition, request)
 
 
-async def _body(request: Request) -> Any:
-    """The JSON of a request, which is read up to a limit."""
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MOST_BODY_BYTES:
-            raise ApiError(413, f"the body may have {MOST_BODY_BYTES} bytes")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise ApiError(422, "a JSON body is wanted") from None
-
-
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(422, "an object with modelId and layer is wanted")
@@ -161,7 +147,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 @router.post("/features")
 async def get_neurons(request: Request) -> Response:
     """Several features, in the order in which they are asked for."""
-    wanted = await _body(request)
+    wanted = await json_body(request)
     if not isinstance(wanted, list) or not 0 < len(wanted) <= MOST_FEATURES:
         raise ApiError(422, f"a list of 1 to {MOST_FEATURES} objects with modelId, layer and index is wanted")
 
@@ -180,7 +166,7 @@ async def get_neurons(request: Request) -> Response:
 @router.post("/features-offset")
 async def get_neurons_from(request: Request) -> Response:
     """The next 25 features that fire."""
-    wanted = _mapping(await _body(request))
+    wanted = _mapping(await json_body(request))
 
     def answer() -> list[dict[str, Any]]:
         entry = _entry(request, wanted.get("modelId"), wanted.get("layer"))
@@ -196,7 +182,7 @@ async def get_neurons_from(request: Request) -> Response:
 @router.post("/explanation/{scope}")
 async def search_explanations(request: Request, scope: Literal["search", "search-model", "search-all"]) -> Response:
     """Features that words find; they are compared as words, not by meaning, so there is no cosine."""
-    wanted = _mapping(await _body(request))
+    wanted = _mapping(await json_body(request))
     query, offset = wanted.get("query"), wanted.get("offset", 0)
     if not isinstance(query, str) or not 0 < len(query) <= 1000 or not isinstance(offset, int) or offset < 0:
         raise ApiError(422, "query: 1 to 1000 letters are wanted; offset: a number")

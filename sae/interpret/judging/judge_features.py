@@ -35,21 +35,26 @@ def judge_features(
     judge: Judge,
     progress: Progress,
 ) -> None:
-    """Adds the judge's explanations of all cases and its scores.
+    """Adds the judge's explanations of all cases, and its scores of these and of what people said.
 
-    The first explainer's text becomes the label if detection finds it better than chance and not worse than the best
+    What a person said, else the first explainer's text, becomes the label if detection finds it better than chance and not worse than the best
     rule on the same windows, both at 95 %. Its score is then the detection's, which is optimistic: the same windows
     decided whether the text was accepted. Otherwise the best rule stays the label.
     """
     for first in range(0, len(cases), FEATURES_AT_ONCE):
         part = cases[first : first + FEATURES_AT_ONCE]
         judge_progress = _JudgeProgress(first, len(cases), judge, progress)
-        texts = _explain(table, part, explainers, judge, shown=judge_progress)
+        texts = _said(table, part) + _explain(table, part, explainers, judge, shown=judge_progress)
         for scorer in scorers:
             scored = texts if scorer.about_label else [JudgedText(case) for case in part]
             _score(table, scorer, scored, judge, shown=judge_progress)
 
     progress.update(len(cases), len(cases))
+
+
+def _said(table: ExplanationTable, cases: list[ScoringCase]) -> list[JudgedText]:
+    by_feature = {case.feature: case for case in cases}
+    return [JudgedText(by_feature[row.feature], row.id, row.text) for row in table.said(set(by_feature))]
 
 
 class _JudgeProgress:

@@ -1,4 +1,5 @@
 // The API as the explorer sees it: types from the OpenAPI document, one function per route.
+import { withKey } from "./key";
 import type { components } from "./schema";
 
 type Schemas = components["schemas"];
@@ -21,13 +22,15 @@ export type ConceptList = Schemas["ConceptList"];
 export type DocumentDetail = Schemas["DocumentDetail"];
 export type DamageItem = Schemas["DamageItem"];
 export type DownloadItem = Schemas["DownloadItem"];
+export type EntryItem = Schemas["EntryItem"];
+export type PeopleSummary = Schemas["PeopleSummary"];
 
 const ROOT = "api/v1";
 const BASE = `${ROOT}/dictionaries`;
 export type Values = Record<string, string | number | boolean | null | undefined>;
 
-async function get<T>(path: string): Promise<T> {
-  const response = await fetch(path);
+async function get<T>(path: string, method = "GET", sent?: string): Promise<T> {
+  const response = await fetch(path, { method, headers: withKey(), ...(sent !== undefined && { body: sent }) });
   const body = await response.json().catch(() => null);
   if (!response.ok) throw new Error(body?.error?.message ?? `the server answered ${response.status}`);
   return body as T;
@@ -55,8 +58,17 @@ export const listFeatures = (id: string, values: Values) => get<FeaturePage>(tab
 export const listExamples = (id: string, limit: number) => get<FeaturePage>(`${at(id)}/examples?limit=${limit}`);
 export const listExplainers = (id: string) => get<ExplainerList>(`${at(id)}/explainers`);
 export const search = (id: string, values: Values) => get<SearchResult>(`${at(id)}/search?${query(values)}`);
+export const getSelf = () => get<Schemas["Self"]>(`${ROOT}/people`);
+export const listSaid = (id: string, feature: number) => get<Schemas["EntryList"]>(`${featureAddress(id, feature)}/people`);
+export const say = (id: string, feature: number, entry: { kind: string; subject?: string; value: string | null }) => get<EntryItem>(`${featureAddress(id, feature)}/people`, "POST", JSON.stringify(entry));
+export const undo = (entry?: number) => get<EntryItem>(`${ROOT}/people/undo?${query({ entry })}`, "POST");
+export const summarizePeople = (id: string) => get<PeopleSummary>(`${at(id)}/people`);
+export const getTriage = (id: string, limit: number) => get<Schemas["Triage"]>(`${at(id)}/triage?limit=${limit}`);
+export const importEntries = (text: string) => get<Schemas["Imported"]>(`${ROOT}/people/entries`, "POST", text);
+/** Entries as JSON lines; with `all` what was replaced or undone too. */
+export const exportEntries = async (all: boolean) => (await fetch(`${ROOT}/people/entries?${query({ all })}`, { headers: withKey() })).text();
 /** Text of a file of the dictionary that is on offer for download. */
 export const getText = async (id: string, file: string) => {
-  const response = await fetch(`${at(id)}/download/${file}`);
+  const response = await fetch(`${at(id)}/download/${file}`, { headers: withKey() });
   return response.ok ? response.text() : null;
 };
