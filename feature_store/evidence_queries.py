@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from feature_store.records import Bigram, FiringCount, RandomWindow, TokenCount, TokenFirings, WordsAround
+from feature_store.records import Bigram, FiringCount, TokenCount, TokenFirings, WordsAround
 from feature_store.store import Store
 
 
@@ -16,17 +16,6 @@ def token_firings(store: Store, kind: str) -> list[TokenFirings]:
         "select feature, token, n_explain, n_test from feature_token where kind = ? order by all", [kind]
     ).fetchall()
     return [TokenFirings(*row) for row in rows]
-
-
-def random_windows(store: Store) -> list[RandomWindow]:
-    """The stored random windows, in the order in which they were drawn."""
-    cursor = store.cursor()
-    rows = cursor.execute("select document, token_ids, peak, place, latents from random_window order by id").fetchall()
-    dtype = f"<u{store.meta['id_bytes']}"
-    return [
-        RandomWindow(document, np.frombuffer(ids, dtype), peak, place, latents=np.frombuffer(latents, "<u4"))
-        for document, ids, peak, place, latents in rows
-    ]
 
 
 def negatives(store: Store) -> list[bytes]:

@@ -24,6 +24,9 @@ WINDOW = np.dtype(
     ]
 )
 ACT_LEVELS = 65535
+RANDOM = -1  # in place of the feature of a window: the window is a random one
+SILENT, FIRES, UNREADABLE = 0, 1, 2  # what was said of a window
+JUDGED = np.dtype([("feature", "<i4"), ("number", "<u2"), ("fires", "?"), ("said", "u1")])
 GROUPS = ("top", "stratum", "uniform")  # by number in a window's record
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from feature_store.packing import GROUPS, Pack, dense_windows, unpack_columns
+from feature_store.packing import GROUPS, JUDGED, Pack, dense_windows, unpack_columns
 from feature_store.records import (
     ActiveFeature,
     Concept,
@@ -17,7 +17,10 @@ from feature_store.records import (
     Feature,
     FeatureRow,
     Interpretation,
+    JudgedRow,
+    JudgedWindow,
     LabelRow,
+    RandomWindow,
     Score,
     ScoreRow,
     TokenHit,
@@ -103,11 +106,38 @@ def interpretation(store: Store) -> Interpretation:
     explanations = cursor.execute("select * from explanation order by id").fetchall()
     scores = cursor.execute("select * from score order by all").fetchall()
     labels = cursor.execute("select * from label order by feature").fetchall()
+    judged = cursor.execute("select * from judged order by feature, explanation, scorer").fetchall()
     return Interpretation(
         [ExplanationRow(*row) for row in explanations],
         [ScoreRow(feature, explanation, Score(*score)) for feature, explanation, *score in scores],
         [LabelRow(*row) for row in labels],
+        [JudgedRow(feature, explanation, scorer, unpack_judged(blob)) for feature, explanation, scorer, blob in judged],
     )
+
+
+def unpack_judged(blob: bytes) -> tuple[JudgedWindow, ...]:
+    """Windows of a row of `judged`."""
+    return tuple(JudgedWindow(*record) for record in np.frombuffer(blob, JUDGED).tolist())
+
+
+def judged(store: Store, feature: int) -> list[tuple[str, str, str, tuple[JudgedWindow, ...]]]:
+    """(scorer, explainer, text, windows that were judged) of every explanation of a feature for which they are kept."""
+    rows = (
+        store.cursor()
+        .execute(
+            """select scorer, explainer, text, windows from judged j join explanation e on e.id = j.explanation
+            where j.feature = ? order by chosen desc, e.id, scorer""",
+            [feature],
+        )
+        .fetchall()
+    )
+    return [(scorer, explainer, text, unpack_judged(blob)) for scorer, explainer, text, blob in rows]
+
+
+def document_text(store: Store, number: int) -> np.ndarray | None:
+    """Token ids of a document; None if its text is not kept."""
+    rows = store.cursor().execute("select token_ids from document_text where document = ?", [number]).fetchall()
+    return np.frombuffer(rows[0][0], f"<u{store.meta['id_bytes']}") if rows else None
 
 
 def packs(store: Store, first: int, last: int) -> list[tuple[int, Pack]]:
@@ -211,6 +241,17 @@ def token_occurrences(store: Store, tokens: list[int]) -> dict[int, int]:
         .execute(f"select token, n_explain + n_test from token where token in ({marks})", tokens)
         .fetchall()
     )
+
+
+def random_windows(store: Store) -> list[RandomWindow]:
+    """The stored random windows, in the order in which they were drawn."""
+    cursor = store.cursor()
+    rows = cursor.execute("select document, token_ids, peak, place, latents from random_window order by id").fetchall()
+    dtype = f"<u{store.meta['id_bytes']}"
+    return [
+        RandomWindow(document, np.frombuffer(ids, dtype), peak, place, latents=np.frombuffer(latents, "<u4"))
+        for document, ids, peak, place, latents in rows
+    ]
 
 
 def documents_of_features(store: Store, only: int | None = None) -> dict[int, list[tuple[int, float, float]]]:

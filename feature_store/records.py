@@ -149,6 +149,27 @@ class LabelRow:
     f2: float | None
 
 
+class JudgedWindow(NamedTuple):
+    """A window that a scorer read: the feature whose window it is (`packing.RANDOM`: a random one), and its number there;
+    whether the scored feature fires in it, and what was said (`packing.SILENT`, `FIRES`, `UNREADABLE`).
+    """
+
+    feature: int
+    number: int
+    fires: bool
+    said: int
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A row of the table `judged`: the windows that one scorer read for one explanation."""
+
+    feature: int
+    explanation: int
+    scorer: str
+    windows: tuple[JudgedWindow, ...]
+
+
 @dataclass(frozen=True)
 class Interpretation:
     """All rows of a published explanation generation."""
@@ -156,6 +177,7 @@ class Interpretation:
     explanations: list[ExplanationRow]
     scores: list[ScoreRow]
     labels: list[LabelRow]
+    judged: list[JudgedRow]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 STORAGE_VERSION = "v1.2.0"  # readable by DuckDB 1.2 and everything newer
 
 META = "create table meta (key varchar primary key, value varchar not null)"
@@ -61,6 +61,10 @@ CONTEXTS = (
         means blob not null,    -- float32, mean over the document's tokens
         maxima blob not null    -- float32
     )""",
+    """create table document_text ( -- empty if the text is not kept
+        document uinteger primary key,
+        token_ids blob not null -- uint16 or uint32, all of the document
+    )""",
     """create table random_window (
         id uinteger primary key, document uinteger not null,
         token_ids blob not null, -- uint16 or uint32
@@ -96,6 +100,13 @@ EXPLANATIONS = (
         feature uinteger primary key, explainer varchar not null, text varchar not null,
         score double, low double, high double, n_pos uinteger not null, -- held out, with a 95 % interval
         f2 double -- of the text's rule; null for texts that only a judge can test
+    )""",
+    """create table judged ( -- which windows a scorer read, and what it found
+        feature uinteger not null, explanation uinteger not null, scorer varchar not null,
+        windows blob not null -- feature_store.packing.JUDGED
+    )""",
+    """create table place ( -- of a feature on the map: near those that it is like
+        feature uinteger primary key, x float not null, y float not null -- 0 to 1
     )""",
     """create table concept (
         concept uinteger primary key, parent uinteger, name varchar not null,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+from jaxtyping import Int
 
 from feature_store import schema
 from feature_store.engine import Engine
@@ -19,7 +21,7 @@ from feature_store.lookup.pages import Pages
 from feature_store.lookup.vocabulary import Vocabulary
 from feature_store.pointer import DATABASES, PAGES, read_pointer, verify
 
-LOADED = ("document_names", "vocabulary", "columns")  # what is read when it is first asked for
+LOADED = ("document_names", "document_starts", "vocabulary", "columns")  # what is read when it is first asked for
 
 
 class Store:
@@ -96,6 +98,12 @@ class Store:
     def document_names(self) -> dict[int, str]:
         """Names of the documents."""
         return dict(self.cursor().execute("select document, name from document").fetchall())
+
+    @cached_property
+    def document_starts(self) -> Int[np.ndarray, " documents"]:
+        """Tokens of the stream before every document."""
+        sizes = self.cursor().execute("select n_tokens from document order by document").fetchnumpy()["n_tokens"]
+        return np.cumsum(sizes, dtype=np.int64) - sizes
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -27,6 +27,7 @@ CONTEXTS_PER_BATCH = 256
 PILOT_CONTEXTS = 64
 MEMORY_BYTES = 2_000_000_000
 TOKENS_PER_INSERT = 32_768
+TEXT_PER_INSERT = 4_000_000  # tokens
 
 
 class Corpus(NamedTuple):
@@ -90,6 +91,7 @@ class Limits(NamedTuple):
     features_per_document: int
     seed: int
     memory_bytes: int = MEMORY_BYTES
+    keep_text: bool = True  # whole documents, so that a reader can go on beyond a window
 
 
 class _Pass(NamedTuple):
@@ -150,7 +152,7 @@ def publish(
     writer = GenerationWriter(store, "contexts")
     writer.meta({
         "id_bytes": codes.ids.dtype.itemsize, "log2_edges": read.collected.log2_edges.tolist(), "n_tokens": int(corpus.is_read.sum()),
-        "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
+        "ctx_len": codes.ids.shape[1], "tokens_test": int(is_test[codes.documents].sum()), "tokens_all": codes.ids.size, "seed": seed,
         **_totals(read.stream), **facts,
     })  # fmt: skip
     if shards is None:
@@ -161,6 +163,8 @@ def publish(
 
     _write_tokens(writer, codes, vocabulary, is_test)
     _write_documents(writer, codes, read.documents, corpus.document_names, is_test=is_test)
+    if limits.keep_text:
+        _write_document_text(writer, codes, len(corpus.document_names))
     _write_random_windows(writer, codes, corpus.is_read, seed)
     _write_promotion(writer, directions.promotion)
 
@@ -233,6 +237,20 @@ def _write_documents(
         "means": [documents.means[s].astype("<f4").tobytes() for s in spans],
         "maxima": [documents.maxima[s].astype("<f4").tobytes() for s in spans],
     })  # fmt: skip
+
+
+def _write_document_text(writer: GenerationWriter, codes: Codes, n_documents: int) -> None:
+    """The tokens of every document, which follow each other in the stream."""
+    ids, id_dtype = codes.ids.reshape(-1), f"<u{codes.ids.dtype.itemsize}"
+    ends = np.cumsum(np.bincount(codes.documents.reshape(-1), minlength=n_documents))
+    first = 0
+    while first < n_documents:
+        start = int(ends[first - 1]) if first else 0
+        last = max(int(np.searchsorted(ends, start + TEXT_PER_INSERT)), first + 1)
+        bounds = [start, *ends[first:last].tolist()]
+        texts = [ids[a:b].astype(id_dtype).tobytes() for a, b in itertools.pairwise(bounds)]
+        writer.insert("document_text", {"document": np.arange(first, last), "token_ids": texts})
+        first = last
 
 
 def _write_random_windows(writer: GenerationWriter, codes: Codes, is_read: np.ndarray, seed: int) -> None:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from feature_store import queries
 from feature_store.indexing.formats import FORMATS, POSITION_EDGES
-from feature_store.packing import GROUPS, Pack
-from feature_store.records import Concept, Feature, FeatureRow
+from feature_store.packing import FIRES, GROUPS, RANDOM, UNREADABLE, Pack, dense_windows
+from feature_store.records import Concept, Feature, FeatureRow, JudgedWindow
 from feature_store.store import Store
 
 DOCUMENTS = 10  # of a feature that its page names
@@ -111,6 +111,7 @@ def _contexts(store: Store, pack: Pack, decimals: int) -> list[dict[str, Any]]:
     percentiles, inclusions = (
         np.round(pack.windows[name].astype(np.float64), SHARE_DIGITS).tolist() for name in ("percentile", "inclusion")
     )
+    positions = _positions(store, columns)
     top, strata = [], []
     id_end, act_end = 0, 0
 
@@ -122,6 +123,7 @@ def _contexts(store: Store, pack: Pack, decimals: int) -> list[dict[str, Any]]:
         item = {
             "group": GROUPS[group],
             **{name: columns[name][n] for name in ("rank", "stratum", "document", "place", "peak", "copies")},
+            "position": positions[n],
             "percentile": percentiles[n],
             "inclusion": inclusions[n],
             "token_ids": ids[own_ids],
@@ -137,6 +139,51 @@ def _contexts(store: Store, pack: Pack, decimals: int) -> list[dict[str, Any]]:
     top.sort(key=lambda entry: entry[0]["rank"])
     strata.sort(key=lambda entry: (-entry[0]["stratum"], -entry[2], entry[0]["rank"]))
     return [item for item, _, _ in top] + [item for item, text, _ in strata if text not in shown]
+
+
+def _positions(store: Store, columns: dict[str, list[int]]) -> list[int]:
+    """How many tokens of its document stand before the peak of every window; documents follow each other in the stream."""
+    starts, length = store.document_starts, store.meta["ctx_len"]
+    positions = []
+    for document, context, place in zip(columns["document"], columns["context"], columns["place"], strict=True):
+        start = int(starts[document])
+        positions.append(max(start, context * length) - start + place)
+    return positions
+
+
+def judged_body(store: Store, feature: int) -> dict[str, Any]:
+    """`JudgedList`: the windows that scorers read for a feature's explanations, and what they found."""
+    rows = queries.judged(store, feature)
+    wanted = {window.feature for *_, windows in rows for window in windows if window.feature != RANDOM}
+    packs = {other: queries.packs(store, other, other + 1)[0][1] for other in wanted}
+    texts = {other: dense_windows(pack) for other, pack in packs.items()}
+    random = queries.random_windows(store) if any(w.feature == RANDOM for *_, ws in rows for w in ws) else []
+
+    def shown(window: JudgedWindow) -> dict[str, Any]:
+        if window.feature == RANDOM:
+            drawn = random[window.number]
+            ids, peak, document = drawn.token_ids, drawn.peak, drawn.document
+        else:
+            record = packs[window.feature].windows[window.number]
+            ids, peak, document = texts[window.feature][window.number][0], int(record["peak"]), int(record["document"])
+        acts = texts[feature][window.number][1] if window.feature == feature else np.zeros(len(ids))
+        return {
+            "fires": window.fires,
+            "said": None if window.said == UNREADABLE else window.said == FIRES,
+            "document": document,
+            "peak": peak,
+            "texts": store.vocabulary.texts(ids.tolist()),
+            "places": np.flatnonzero(acts).tolist(),
+            "acts": acts[acts > 0].astype(float).round(decimals_of(float(acts.max(initial=0)))).tolist(),
+        }
+
+    items = [
+        {"scorer": scorer, "explainer": explainer, "text": text, "windows": [shown(w) for w in windows]}
+        for scorer, explainer, text, windows in rows
+    ]
+    numbers = dict.fromkeys(window["document"] for item in items for window in item["windows"])
+    names = {str(number): store.document_names.get(number, "") for number in numbers}
+    return {"feature": feature, "documents": names, "items": items}
 
 
 def decimals_of(max_act: float) -> int:

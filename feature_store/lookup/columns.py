@@ -107,6 +107,14 @@ class Columns:
         return Texts(b"".join(blocks))
 
     @cached_property
+    def places(self) -> Float[np.ndarray, "2 features"]:
+        """x and y of every feature on the map, between 0 and 1; nan for those that are not on it."""
+        columns: dict[str, Any] = self._cursor().execute("select feature, x, y from place").fetchnumpy()
+        places = np.full((2, self.n), np.nan, np.float32)
+        places[:, columns["feature"]] = columns["x"], columns["y"]
+        return places
+
+    @cached_property
     def lower_labels(self) -> Texts:
         """Labels in lower case, to search in."""
         return self._texts("lower(text)")

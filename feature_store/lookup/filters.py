@@ -32,6 +32,15 @@ class Span(NamedTuple):
     largest: float | None = None
 
 
+class Area(NamedTuple):
+    """A rectangle of the map, whose sides are between 0 and 1; its border is part of it."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+
 @dataclass(frozen=True)
 class Filter:
     """Features that pass every condition that is given, sorted by some columns, then by id."""
@@ -42,6 +51,7 @@ class Filter:
     explainers: tuple[str, ...] = ()  # their label comes from one of them
     words: tuple[str, ...] = ()  # their label holds all of them, whatever the case
     firing: Firing = "all"
+    area: Area | None = None
 
     def mask(self, columns: Columns) -> Bool[np.ndarray, " features"]:
         """Which features pass."""
@@ -65,6 +75,11 @@ class Filter:
             passes &= having
         if self.firing != "all":
             passes &= (columns.numbers["n_fired"] > 0) == (self.firing == "alive")
+
+        if self.area is not None:
+            x, y = columns.places
+            passes &= (x >= self.area.left) & (x <= self.area.right)
+            passes &= (y >= self.area.bottom) & (y <= self.area.top)
 
         return passes
 

@@ -14,7 +14,7 @@ import numpy as np
 from feature_store.atomic import naming
 from feature_store.errors import StoreError
 
-VERSION = 1  # of the bodies: those of another version are not served
+VERSION = 2  # of the bodies: those of another version are not served
 HEAD_BYTES = 512
 LEVEL = 6
 BLOCK = 256  # bodies that are compressed at a time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,10 +13,20 @@ from feature_store import evidence_queries, queries
 from feature_store.indexing.contexts import level_edges
 from feature_store.indexing.formats import CLASSES, breaks_line, classes_of, position_bin
 from feature_store.indexing.negatives import NEGATIVE
-from feature_store.packing import GROUPS, Pack, dense_windows
+from feature_store.packing import GROUPS, RANDOM, Pack, dense_windows
 from feature_store.store import Store
 
 RECENT, RECENT_SILENT = 1 << 17, 16
+
+
+class Source(NamedTuple):
+    """Where a window is stored: with a feature, by its number there, or among the random ones (`packing.RANDOM`)."""
+
+    feature: int
+    number: int
+
+
+NOWHERE = Source(RANDOM, 0)  # of a window that is made up
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -31,6 +42,7 @@ class Event:
     acts: tuple[float, ...]
     group: str  # "top", "stratum", "uniform" or "random"
     inclusion: float
+    source: Source = NOWHERE
 
 
 class Events:
@@ -49,10 +61,11 @@ class Events:
         self.random: list[Event] = []
         self.random_firing: dict[int, set[int]] = {}  # feature -> indices of the random windows in which it fires
 
-        for number, window in enumerate(evidence_queries.random_windows(store)):
+        for number, window in enumerate(queries.random_windows(store)):
             self.random.append(Event(
                 tuple(window.token_ids.tolist()), window.peak, window.place, window.document,
                 is_test=window.document in self.test_documents, act=0.0, acts=(), group="random", inclusion=1.0,
+                source=Source(RANDOM, number),
             ))  # fmt: skip
             for feature in window.latents.tolist():
                 self.random_firing.setdefault(feature, set()).add(number)
@@ -71,7 +84,7 @@ class Events:
         pack = self._packs[feature]
         events, places = [], set()
 
-        for w, (ids, acts) in zip(pack.windows, dense_windows(pack), strict=True):
+        for number, (w, (ids, acts)) in enumerate(zip(pack.windows, dense_windows(pack), strict=True)):
             group = GROUPS[w["group"]]
             if group not in groups:
                 continue
@@ -85,6 +98,7 @@ class Events:
             events.append(Event(
                 tuple(ids.tolist()), peak, int(w["place"]), document, is_test=document in self.test_documents,
                 act=float(acts[peak]), acts=tuple(acts.tolist()), group=group, inclusion=float(w["inclusion"]),
+                source=Source(feature, number),
             ))  # fmt: skip
 
         return events

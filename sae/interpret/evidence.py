@@ -135,7 +135,11 @@ class Evidence:
 
     def n_alive(self) -> int:
         """Features that fire anywhere."""
-        return sum(n_strong > 0 for _, n_strong, _, _ in self.firings)
+        return len(self.alive())
+
+    def alive(self) -> list[int]:
+        """The features that fire anywhere."""
+        return [f for f, n_strong, _, _ in self.firings if n_strong > 0]
 
     def to_label(self) -> list[int]:
         """Features that fire strongly somewhere in the explain part: the ones that can be labelled."""

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from feature_store.records import Concept, ExplanationRow, Interpretation, LabelRow, Score, ScoreRow
+from feature_store.packing import JUDGED
+from feature_store.records import Concept, ExplanationRow, Interpretation, JudgedRow, LabelRow, Score, ScoreRow
 from feature_store.writer import GenerationWriter
 from sae.interpret.events import Event
 from sae.interpret.evidence import SPLIT_ID, Counts, Evidence
 from sae.interpret.explainer import Explainer, Proposal
+from sae.interpret.feature_map import Places
 from sae.interpret.intervals import NOTHING, Interval, balanced_accuracy, proportion
 from sae.interpret.scorer import Figure, Label
 
@@ -101,6 +103,8 @@ class ExplanationTable:
         self.scores: list[ScoreRow] = []
         self.labels: dict[int, LabelRow] = {}
         self.concepts: list[Concept] = []
+        self.judged: list[JudgedRow] = []
+        self.places: Places | None = None
         self._chosen: dict[int, int] = {}  # feature -> id of its chosen explanation
 
     def keep(self, published: Interpretation, relabelled: range) -> None:
@@ -116,6 +120,11 @@ class ExplanationTable:
                 explanation = None if row.explanation is None else new_ids[row.explanation]
                 self.scores.append(replace(row, explanation=explanation))
 
+        self.judged += [
+            replace(row, explanation=new_ids[row.explanation])
+            for row in published.judged
+            if row.feature not in relabelled
+        ]
         self._chosen |= {row.feature: row.id for row in self.explanations if row.chosen}
         self.labels |= {row.feature: row for row in published.labels if row.feature not in relabelled}
 
@@ -127,6 +136,7 @@ class ExplanationTable:
             replace(row, explanation=None if row.explanation is None else row.explanation + offset)
             for row in other.scores
         ]
+        self.judged += [replace(row, explanation=row.explanation + offset) for row in other.judged]
         self.labels |= other.labels
         self._chosen |= {feature: key + offset for feature, key in other._chosen.items()}
         return offset
@@ -239,6 +249,8 @@ class ExplanationTable:
             prompt=prompt,
         )
         self.scores.append(ScoreRow(feature, explanation, score))
+        if figure.windows and explanation is not None:
+            self.judged.append(JudgedRow(feature, explanation, scorer, figure.windows))
 
     def publish(self, store: Path, floor: float | None) -> None:
         """Writes the generation and makes it the current one; `floor` is the F2 that labels of random directions reach."""
@@ -251,11 +263,17 @@ class ExplanationTable:
             ],
             "label": [asdict(row) for row in self.labels.values()],
             "concept": [_concept_columns(concept) for concept in self.concepts],
+            "judged": [
+                vars(row) | {"windows": np.array([tuple(w) for w in row.windows], JUDGED).tobytes()}
+                for row in sorted(self.judged, key=lambda row: (row.feature, row.explanation, row.scorer))
+            ],
         }
         for table, rows in tables.items():
             if rows:
                 writer.insert(table, {name: [row[name] for row in rows] for name in rows[0]})
 
+        if self.places is not None:
+            writer.insert("place", self.places._asdict())
         writer.publish()
 
 

@@ -23,6 +23,7 @@ from sae.interpret.events import activation_levels
 from sae.interpret.evidence import SPLIT_ID, Evidence
 from sae.interpret.explainers import EXPLAINERS, JUDGED_EXPLAINERS
 from sae.interpret.explanation_table import ChosenLabel, ExplanationTable
+from sae.interpret.feature_map import places_of
 from sae.interpret.judging.concept_names import named_by
 from sae.interpret.judging.judge import Judge, JudgeConfig
 from sae.interpret.judging.judge_features import judge_features
@@ -128,6 +129,7 @@ def interpret(
         def group_and_judge() -> JudgeCost | None:
             best_rules = {label.feature: label for label in table.rules()}
             table.concepts = concepts_of(store, best_rules, live_features, table.seed)
+            table.places = places_of(store, evidence.alive(), table.concepts, table.seed)
             if config.judge is None:
                 return None
             with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
@@ -201,8 +203,9 @@ def _label(
     own_table = ExplanationTable(table.seed)
     cases = [(case(feature), labels[feature].explanation) for feature in own_features]
     _score(own_table, cases, [name for name in config.scorers_to_run if name in SCORERS], progress)
-    for rows in processes.all_gather_objects(own_table.scores):
-        table.scores += rows
+    for scores, judged in processes.all_gather_objects((own_table.scores, own_table.judged)):
+        table.scores += scores
+        table.judged += judged
 
     return case
 

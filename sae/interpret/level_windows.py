@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import nan
 
+from feature_store.records import JudgedWindow
 from sae.interpret.events import Event, level_of
 from sae.interpret.intervals import balanced_accuracy, proportion
 from sae.interpret.scorer import Figure, ScoringCase
@@ -30,14 +31,32 @@ def level_windows(case: ScoringCase, test: bool = True) -> tuple[list[Event], li
     return positive, case.drawn(case.part(events.random_silent(case.feature), test), MOST)
 
 
-def figures(hits: int, m: int, false: int, n: int, *, null: list[float], failed: int = 0) -> list[Figure]:
+def figures(
+    hits: int,
+    m: int,
+    false: int,
+    n: int,
+    *,
+    null: list[float],
+    failed: int = 0,
+    windows: tuple[JudgedWindow, ...] = (),
+) -> list[Figure]:
     """Recall, true negative rate, confidence and precision of `hits` of m positives and `false` of n negatives."""
     recall, silent = proportion(hits, m), proportion(n - false, n)
     baseline = sum(null) / len(null) if null else nan
     rates = [
         Figure("recall", recall, 0.5, m, n_neg=n, n_failed=failed),
         Figure("true_negative_rate", silent, 0.5, m, n_neg=n, n_failed=failed),
-        Figure("confidence", balanced_accuracy(recall, silent), 0.5, m, n_neg=n, n_failed=failed, baseline=baseline),
+        Figure(
+            "confidence",
+            balanced_accuracy(recall, silent),
+            0.5,
+            m,
+            n_neg=n,
+            n_failed=failed,
+            baseline=baseline,
+            windows=windows,
+        ),
     ]
     if hits + false:
         rates.append(Figure("precision", proportion(hits, hits + false), m / (m + n), m, n_neg=n, n_failed=failed))

@@ -11,6 +11,8 @@ from typing import ClassVar, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from feature_store.packing import FIRES, SILENT, UNREADABLE
+from feature_store.records import JudgedWindow
 from sae.interpret.events import Event
 from sae.interpret.evidence import Evidence
 from sae.interpret.explainers import EXPLAINERS
@@ -73,6 +75,12 @@ class Figure(NamedTuple):
     n_neg: int
     n_failed: int = 0
     baseline: float = nan
+    windows: tuple[JudgedWindow, ...] = ()  # that were read, where a reader may look at them
+
+
+def judged_window(event: Event, fires: bool, said: bool | None) -> JudgedWindow:
+    """A window with the truth and what was said of it; None: an answer that could not be read."""
+    return JudgedWindow(*event.source, fires=fires, said=UNREADABLE if said is None else FIRES if said else SILENT)
 
 
 class Scorer(ABC):

@@ -61,6 +61,10 @@ class IndexConfig(Section):
         default=True,
         description="Also index random and principal directions on the same text, so that scores can be compared.",
     )
+    keep_text: bool = Field(
+        default=True,
+        description="Keep whole documents in the store, so that a reader can go on beyond a context; false: contexts alone.",
+    )
     token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
 
 
@@ -218,7 +222,7 @@ def index(
         )
 
     context_limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
-    limits = Limits(context_limits, config.features_per_document, seed, config.memory_bytes)
+    limits = Limits(context_limits, config.features_per_document, seed, config.memory_bytes, keep_text=config.keep_text)
     names, keys = contexts.document_names(), contexts.document_keys()
     corpus = corpus_of(codes[0], token_bytes(lm.tokenizer), names, document_keys=keys, is_read=is_read)
     hook = sae.config.writes[0]  # of several hook points the pages show the first

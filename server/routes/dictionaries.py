@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, get_args
 from urllib.parse import quote
 
-from fastapi import Path, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from feature_store import queries
@@ -22,6 +22,7 @@ from server.routes.common import DictionaryId, ReadRouter, edition_of, entry_of,
 from server.tables import FORMATS
 
 router = ReadRouter(prefix="/api/v1", tags=["dictionaries"], dependencies=[known_parameters])
+DocumentNumber = Annotated[int, Path(description="Number of the document.")]
 POSSIBLE_DOCUMENTS = range(1 << 32)  # the store keeps ids in 32 bits
 
 
@@ -100,9 +101,7 @@ def list_concepts(request: Request, dictionary: DictionaryId) -> Response:
 
 
 @router.get("/dictionaries/{dictionary}/documents/{document}", response_model=responses.DocumentDetail)
-def get_document(
-    request: Request, dictionary: DictionaryId, document: Annotated[int, Path(description="Number of the document.")]
-) -> Response:
+def get_document(request: Request, dictionary: DictionaryId, document: DocumentNumber) -> Response:
     """The strongest features of one document of the index corpus, by mean activation times length."""
     edition = edition_of(request, dictionary)
     record = queries.document(edition.store, document) if document in POSSIBLE_DOCUMENTS else None
@@ -111,6 +110,31 @@ def get_document(
     around = Surroundings(edition.store)
     features = [dict(vars(active)) | {"label": around.label(active.feature)} for active in record.features]
     return json_response({"document": document, "name": record.name, "features": features}, edition, request)
+
+
+@router.get("/dictionaries/{dictionary}/documents/{document}/text", response_model=responses.DocumentText)
+def get_document_text(
+    request: Request,
+    dictionary: DictionaryId,
+    document: DocumentNumber,
+    *,
+    first: Annotated[int, Query(ge=0, le=1 << 40, description="Number of the first token.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=5000, description="Tokens.")] = 1000,
+) -> Response:
+    """A part of the text of one document, token by token."""
+    edition = edition_of(request, dictionary)
+    store = edition.store
+    ids = queries.document_text(store, document) if document in POSSIBLE_DOCUMENTS else None
+    if ids is None:
+        raise ApiError(404, "no document of that number, or whole documents are not kept (index.keep_text)")
+    body = {
+        "document": document,
+        "name": store.document_names[document],
+        "n_tokens": len(ids),
+        "first": first,
+        "texts": store.vocabulary.texts(ids[first : first + limit].tolist()),
+    }
+    return json_response(body, edition, request)
 
 
 @router.get("/dictionaries/{dictionary}/download", response_model=list[responses.DownloadItem])

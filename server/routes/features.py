@@ -13,7 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from feature_store import queries
 from feature_store.lookup import filters
-from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body, row_body
+from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body, judged_body, row_body
 from feature_store.lookup.examples import examples
 from feature_store.lookup.filters import Filter
 from feature_store.lookup.parquet_table import parquet_table
@@ -39,7 +39,8 @@ from server.tables import FORMATS
 router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"], dependencies=[known_parameters])
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
 FeatureId = Annotated[int, Path(description="Number of the feature.", examples=[1500])]
-MOST_POINTS = 20_000
+MOST_POINTS, MOST_MAPPED = 20_000, 200_000
+MAP_STEPS = 4095  # of each side
 PARQUET = "application/vnd.apache.parquet"
 SNIPPET = 60  # letters on each side
 TABLE_BODIES: dict[int | str, dict[str, Any]] = {
@@ -179,6 +180,31 @@ def get_scatter(request: Request, dictionary: DictionaryId) -> Response:
     return json_response(body, edition, request)
 
 
+@router.get("/map", response_model=responses.FeatureMap)
+def get_map(request: Request, dictionary: DictionaryId) -> Response:
+    """Where every feature is on the map, in columns; every n-th of them where they are many."""
+    edition = edition_of(request, dictionary)
+    columns, concepts = edition.store.columns, queries.concepts(edition.store)
+    groups = [concept for concept in concepts if concept.parent is None]
+    group = np.full(columns.n, -1)
+    for number, concept in enumerate(groups):
+        group[concept.features] = number
+    features = np.flatnonzero(~np.isnan(columns.places[0]))
+    features = features[:: -(-len(features) // MOST_MAPPED) or 1]
+    x, y = np.rint(columns.places[:, features] * MAP_STEPS).astype(int).tolist()
+    body = {
+        "features": features.tolist(),
+        "steps": MAP_STEPS,
+        "x": x,
+        "y": y,
+        "group": group[features].tolist(),
+        "low": [None if low != low else low for low in np.round(columns.numbers["low"][features], 3).tolist()],
+        "log10_density": np.round(np.log10(columns.numbers["density"][features]), 2).tolist(),
+        "groups": [{"concept": concept.concept, "name": concept.name} for concept in groups],
+    }
+    return json_response(body, edition, request)
+
+
 def refused(store: Store) -> ApiError:
     """What is answered where a feature is asked for that there is not."""
     return ApiError(404, f"no such feature; this dictionary has features 0..{store.n_features - 1}")
@@ -230,3 +256,12 @@ def contexts_of(store: Store, feature: int) -> dict[str, Any]:
     max_act = float(store.columns.numbers["max_act"][feature])
     [(_, pack)] = queries.packs(store, feature, feature + 1)
     return contexts_body(store, feature, max_act, pack)
+
+
+@router.get("/features/{feature}/judged", response_model=responses.JudgedList)
+def list_judged(request: Request, dictionary: DictionaryId, feature: FeatureId) -> Response:
+    """The windows that scorers read for a feature's explanations: where it fires or not, and what was said."""
+    edition = edition_of(request, dictionary)
+    if not 0 <= feature < edition.store.n_features:
+        raise refused(edition.store)
+    return json_response(judged_body(edition.store, feature), edition, request)

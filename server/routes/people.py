@@ -20,9 +20,9 @@ from fastapi.responses import Response, StreamingResponse
 from feature_store.people.agreement import Said, Scale, agreement
 from feature_store.people.database import People, PeopleError, Person
 from feature_store.people.entry import RATINGS, EntryError, Kind, Place, Record, checked
+from server import responses
 from server.edition import Edition
 from server.errors import ApiError
-from server.people import responses
 from server.people.access import known_person, people_if_on, people_of, person_of
 from server.routes.bodies import json_body
 from server.routes.common import DictionaryId, ReadRouter, entry_of, known_parameters, never_kept

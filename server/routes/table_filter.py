@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, get_args
 
 from fastapi import Query
 
-from feature_store.lookup.filters import Filter, Firing, Sort, SortKey, Span
+from feature_store.lookup.filters import Area, Filter, Firing, Sort, SortKey, Span
 from server.errors import ApiError
 
 MOST_IDS, MOST_KEYS = 200, 3
@@ -35,6 +36,9 @@ async def table_filter(
         str | None, Query(max_length=256, description="Labels from these, such as token,bigram.")
     ] = None,
     q: Annotated[str | None, Query(max_length=128, description="Words that a label holds, all of them.")] = None,
+    area: Annotated[
+        str | None, Query(max_length=64, description="A rectangle of the map: LEFT,RIGHT,BOTTOM,TOP, each 0 to 1.")
+    ] = None,
     firing: Annotated[Firing, Query(description="Those that fire on the indexed text, or do not.")] = "all",
 ) -> Filter:
     """The filter; 422 with what is allowed if a parameter is wrong."""
@@ -52,6 +56,7 @@ async def table_filter(
         explainers=tuple(explainer.split(",")) if explainer else (),
         words=tuple((q or "").split()),
         firing=firing,
+        area=_area(area),
     )
 
 
@@ -65,6 +70,16 @@ def _sorts(keys: str, orders: str) -> tuple[Sort, ...]:
         raise ApiError(422, "order: asc or desc is wanted, once or for every column of sort")
     directions *= len(names) if len(directions) == 1 else 1
     return tuple(Sort(known[name], way == "desc") for name, way in zip(names, directions, strict=True))
+
+
+def _area(text: str | None) -> Area | None:
+    """The rectangle of a list such as `0.1,0.3,0.5,0.9`."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"[01](\.\d{1,12})?", part) for part in parts):
+        raise ApiError(422, "area: LEFT,RIGHT,BOTTOM,TOP are wanted, each between 0 and 1, such as 0.1,0.3,0.5,0.9")
+    return Area(*map(float, parts))
 
 
 def _ids(text: str | None) -> list[int] | None:

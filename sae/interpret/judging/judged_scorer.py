@@ -11,7 +11,7 @@ from sae.interpret.events import Event
 from sae.interpret.intervals import NOTHING, Interval, auc, balanced_accuracy, proportion
 from sae.interpret.judging.judge import Answer, Prompt
 from sae.interpret.judging.prompts import as_data, schema, shown
-from sae.interpret.scorer import Figure, Label, ScoringCase
+from sae.interpret.scorer import Figure, Label, ScoringCase, judged_window
 
 TEXTS_PER_PROMPT = 5
 POSITIVES, NEGATIVES = 20, 20
@@ -24,6 +24,7 @@ class Trial(NamedTuple):
     prompt: Prompt
     truth: list[Any]
     baseline: list[Any]
+    events: tuple[Event, ...] = ()  # the windows, where one answer is about one window
 
 
 class JudgedScorer(ABC):
@@ -73,7 +74,8 @@ class YesNoScorer(JudgedScorer):
                 matches={"type": "array", "items": {"type": "boolean"}, "minItems": len(part), "maxItems": len(part)}
             )
             lexical = [matches_anywhere(case, case.label, i.event, i.marks) for i in part]
-            trials.append(Trial(Prompt(self.system, data, answer), [i.truth for i in part], lexical))
+            events = () if any(i.marks for i in part) else tuple(i.event for i in part)
+            trials.append(Trial(Prompt(self.system, data, answer), [i.truth for i in part], lexical, events))
 
         return trials
 
@@ -162,8 +164,20 @@ def classified(trials: list[Trial], said: list[list[bool] | None]) -> Figure:
     void = failed > MOST_FAILED * (n_pos + n_neg) or not n_pos or not n_neg
     value = NOTHING if void else _balanced(right)
 
+    windows = tuple(
+        judged_window(event, fires, None if answer is None else answer[place])
+        for trial, answer in zip(trials, said, strict=True)
+        for place, (event, fires) in enumerate(zip(trial.events, trial.truth, strict=False))
+    )
     return Figure(
-        "balanced_accuracy", value, 0.5, n_pos, n_neg=n_neg, n_failed=failed, baseline=_balanced(lexical).value
+        "balanced_accuracy",
+        value,
+        0.5,
+        n_pos,
+        n_neg=n_neg,
+        n_failed=failed,
+        baseline=_balanced(lexical).value,
+        windows=windows,
     )
 
 

@@ -7,7 +7,7 @@ from typing import final
 from sae.interpret.events import Event
 from sae.interpret.intervals import balanced_accuracy, proportion
 from sae.interpret.level_windows import figures, level_windows, uniform_windows
-from sae.interpret.scorer import N_NULL_LABELS, Figure, Label, Scorer, ScoringCase
+from sae.interpret.scorer import N_NULL_LABELS, Figure, Label, Scorer, ScoringCase, judged_window
 
 
 @final
@@ -40,9 +40,14 @@ class Confidence(Scorer):
             return tuple(sum(label.matches(case.evidence, e) for e in part) for part in (positive, negative))  # pyright: ignore
 
         m, n = len(positive), len(negative)
-        hits, false = rates(case.label, positive)
+        windows = tuple(
+            judged_window(event, fires, case.label.matches(case.evidence, event))
+            for fires, part in ((True, positive), (False, negative))
+            for event in part
+        )
+        hits, false = (sum(w.said for w in windows if w.fires == fires) for fires in (True, False))
         null = [(a / m + 1 - b / n) / 2 for a, b in (rates(other, positive) for other in case.others)]
-        scores = figures(hits, m, false, n, null=null)
+        scores = figures(hits, m, false, n, null=null, windows=windows)
         if len(null) == N_NULL_LABELS:
             value = (hits / m + 1 - false / n) / 2
             reached = proportion(sum(other >= value for other in null), N_NULL_LABELS)

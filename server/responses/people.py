@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from server.responses import FEATURE
+from server.responses.common import FEATURE
 
 
 class Self(BaseModel):

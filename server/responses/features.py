@@ -1,77 +1,10 @@
-"""The bodies of the API, in one place: the OpenAPI document and the explorer's types follow from them.
-
-`feature_store.bodies` makes those of features, contexts and concepts.
-"""
+"""Bodies about features: tables, one feature, search, the map."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, Field
 
-FEATURE = Field(description="Number of the feature in its dictionary.", examples=[1500])
-LABEL = Field(description="Its label; null without one.", examples=["token “torch”"])
-DOCUMENT = Field(description="Number of the document in the indexed text.", examples=[17])
-DOCUMENT_NAME = Field(description="Its name.", examples=["wiki/Anarchism"])
-CONCEPT = Field(description="Number of the concept.", examples=[3])
-NAME = Field(
-    description="Words that occur in its members' labels more often than in others.", examples=["war, army, battle"]
-)
-ACT = Field(description="Activation.", examples=[51.82])
-
-
-class ErrorInfo(BaseModel):
-    code: str = Field(description="Stable, for programs.", examples=["not_found"])
-    message: str = Field(
-        description="For people: what was wrong and what is allowed.",
-        examples=["no such feature; this dictionary has features 0..4095"],
-    )
-
-
-class ErrorBody(BaseModel):
-    error: ErrorInfo = Field(description="What went wrong.")
-
-
-class Capabilities(BaseModel):
-    version: str = Field(description="Version of saedex that answers.", examples=["0.9.0"])
-    dictionaries: int = Field(description="Dictionaries that are served.", examples=[2])
-    search: list[str] = Field(description="Kinds of search.", examples=[["all", "label", "promoted"]])
-    people: bool = Field(description="Whether people with a key may say something of features.", examples=[False])
-    formats: list[str] = Field(description="Formats of a whole table.", examples=[["ndjson", "csv"]])
-    live: bool = Field(description="Whether the model runs here, on text of your own.", examples=[False])
-
-
-class DictionarySummary(BaseModel):
-    id: str = Field(description="Run and name, the id in addresses.", examples=["quickstart.resid-4096"])
-    name: str = Field(description="Name in its run.", examples=["resid-4096"])
-    run: str = Field(description="The run that trained it.", examples=["quickstart"])
-    model: str = Field(description="The language model.", examples=["SmolLM2-135M-Instruct"])
-    hook: str = Field(
-        description="Where in the model it reads, with the number of the block.", examples=["resid_post.8"]
-    )
-    architecture: str = Field(description="Kind of sparse autoencoder.", examples=["topk"])
-    d_sae: int = Field(description="Latents, each of them a feature.", examples=[4096])
-    k: int | None = Field(description="Latents that a token may use; null where that is not fixed.", examples=[32])
-    generation: str = Field(
-        description="Changes when new evidence or labels are published.", examples=["5185c8046f1f-5872e72bf2fc"]
-    )
-    features: int = Field(description="Features in all.", examples=[4096])
-    alive: int = Field(description="Features that fire on the indexed text.", examples=[4087])
-    labelled: int = Field(description="Features with a label.", examples=[4087])
-    fvu: float | None = Field(description="Fraction of variance unexplained, on held-out text.", examples=[0.11])
-    l0: float | None = Field(description="Features that are active on a token, on average.", examples=[32.0])
-    loss_recovered: float | None = Field(
-        description="Share of the model's loss that the reconstruction keeps, against mean ablation.", examples=[0.98]
-    )
-
-
-class DictionaryDetail(DictionarySummary):
-    card: dict[str, Any] = Field(description="What card.json says: weights, model, corpus, versions.")
-    metrics: dict[str, Any] = Field(description="What metrics.json says: figures on held-out text.")
-    labels: dict[str, Any] = Field(description="What labels.json says: how well labels hold up.")
-    densities_log10_edges: list[float] = Field(description="Edges of density ranges, decimal logarithms.")
-    densities_features: list[int] = Field(description="Features in each of these ranges.")
-    training: list[dict[str, Any]] = Field(description="Lines of training.jsonl.")
+from server.responses.common import ACT, CONCEPT, DOCUMENT, DOCUMENT_NAME, FEATURE, FLOOR, LABEL, NAME
 
 
 class FeatureItem(BaseModel):
@@ -97,21 +30,14 @@ class FeatureItem(BaseModel):
     )
 
 
-FLOOR = Field(
-    description="F2 that 95 % of the labels of random directions do not exceed; a label at or below it is weak. Null if "
-    "none were labelled.",
-    examples=[0.42],
-)
-
-
-class TableItem(FeatureItem):
-    snippet: Snippet | None = Field(default=None, description="Its strongest context, if `snippets` asks for it.")
-
-
 class Snippet(BaseModel):
     before: str = Field(description="Text before the token with the largest activation.", examples=["the city of"])
     peak: str = Field(description="That token.", examples=[" Paris"])
     after: str = Field(description="Text after it.", examples=[" in France"])
+
+
+class TableItem(FeatureItem):
+    snippet: Snippet | None = Field(default=None, description="Its strongest context, if `snippets` asks for it.")
 
 
 class FeaturePage(BaseModel):
@@ -218,33 +144,20 @@ class FeatureDetail(FeatureItem):
     floor: float | None = FLOOR
 
 
-class ContextItem(BaseModel):
-    group: str = Field(
-        description="top: the strongest; stratum: sampled from one range of activation.", examples=["top"]
-    )
-    rank: int = Field(description="Place in its group.", examples=[0])
-    stratum: int = Field(description="Number of the range, of 8.", examples=[0])
-    document: int = DOCUMENT
-    place: int = Field(description="Tokens before the peak in its document, or in its stretch of text.", examples=[87])
-    peak: int = Field(description="Index of the token with the largest activation.", examples=[20])
-    copies: int = Field(description="How often this text occurred while it was in the list.", examples=[1])
-    percentile: float = Field(
-        description="Share of the feature's firings that are weaker than this peak.", examples=[0.99]
-    )
-    inclusion: float = Field(description="Probability that a context of this stratum was kept.", examples=[1.0])
-    token_ids: list[int] = Field(description="Token ids.", examples=[[260, 7042]])
-    texts: list[str] = Field(description="Text of each token.", examples=[[" of", " Paris"]])
-    places: list[int] = Field(description="Indices of the tokens on which the feature fires.", examples=[[1]])
-    acts: list[float] = Field(description="Activation on each of these.", examples=[[51.82]])
+class MapGroup(BaseModel):
+    concept: int = CONCEPT
+    name: str = NAME
 
 
-class ContextList(BaseModel):
-    feature: int = FEATURE
-    max_act: float = Field(description="Largest activation of the feature.", examples=[51.82])
-    documents: dict[str, str] = Field(
-        description="Names of the documents by number.", examples=[{"17": "wiki/Anarchism"}]
-    )
-    items: list[ContextItem] = Field(description="From the strongest down: the top ones, then the strata.")
+class FeatureMap(BaseModel):
+    features: list[int] = Field(description="Features that fire, in a sample of at most 200,000.")
+    steps: int = Field(description="Steps of each side of the map.", examples=[4095])
+    x: list[int] = Field(description="Steps from the left of each.")
+    y: list[int] = Field(description="Steps from the bottom of each.")
+    group: list[int] = Field(description="Index into `groups`; -1 for features without one.")
+    low: list[float | None] = Field(description="Lower end of the 95 % interval of each score.")
+    log10_density: list[float] = Field(description="Decimal logarithm of the density of each.")
+    groups: list[MapGroup] = Field(description="Concepts of the first level, the largest first.")
 
 
 class SearchHit(FeatureItem):
@@ -265,52 +178,3 @@ class SearchResult(BaseModel):
     total: int = Field(description="Features found in all.", examples=[31])
     notes: list[str] = Field(description="What to know of this result: a corrected spelling, why nothing was found.")
     floor: float | None = FLOOR
-
-
-class ConceptMember(BaseModel):
-    feature: int = FEATURE
-    label: str | None = LABEL
-
-
-class ConceptItem(BaseModel):
-    concept: int = CONCEPT
-    parent: int | None = Field(
-        description="The concept that this one is a part of; null on the first level.", examples=[None]
-    )
-    name: str = NAME
-    coverage: float = Field(description="Share of members whose label holds a word of the name.", examples=[0.6])
-    purity: float = Field(description="Share of the members' affinity that stays inside the group.", examples=[0.8])
-    features: list[ConceptMember] = Field(description="Its members.")
-
-
-class ConceptList(BaseModel):
-    features_grouped: int = Field(description="Features that are in any concept.", examples=[3900])
-    items: list[ConceptItem] = Field(description="The largest first, each followed by its parts.")
-
-
-class DocumentFeature(BaseModel):
-    feature: int = FEATURE
-    label: str | None = LABEL
-    mean_act: float = Field(description="Mean activation over the document's tokens.", examples=[0.8])
-    max_act: float = ACT
-
-
-class DocumentDetail(BaseModel):
-    document: int = DOCUMENT
-    name: str = DOCUMENT_NAME
-    features: list[DocumentFeature] = Field(description="Features that fire most in it, the strongest first.")
-
-
-class DownloadItem(BaseModel):
-    name: str = Field(description="Name of the file.", examples=["weights.safetensors"])
-    size_bytes: int = Field(description="Its size.", examples=[18900000])
-    sha256: str | None = Field(description="null for dictionary.zip, which is put together while it is sent.")
-    url: str = Field(description="Its address, relative to the server's root.")
-
-
-class DamageItem(BaseModel):
-    id: str = Field(description="Id of the dictionary that is left out.", examples=["quickstart.resid-4096"])
-    problem: str = Field(description="What is wrong, and with which file.", examples=["card.json is not valid JSON."])
-
-
-TableItem.model_rebuild()
