@@ -26,7 +26,7 @@ from server.middleware.headers import SafeHeaders
 from server.middleware.hosts import KnownHosts
 from server.middleware.key_holders import KeyHolders
 from server.middleware.ready_pages import ReadyPages
-from server.routes import dictionaries, features, neuronpedia, search
+from server.routes import comparisons, dictionaries, features, neuronpedia, search
 from server.routes import people as people_routes
 
 INDEX = re.compile(r"[0-9]{1,9}")
@@ -93,6 +93,7 @@ def create_app(
     errors.install(app)
     app.include_router(dictionaries.router)
     app.include_router(features.router)
+    app.include_router(comparisons.router)
     app.include_router(search.router)
     app.include_router(people_routes.router)
     app.include_router(neuronpedia.router)

@@ -225,9 +225,11 @@ def serving(path: Path, *more: str) -> Iterator[str]:
         except httpx.HTTPError:
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             time.sleep(0.1)
-    yield address
-    process.terminate()
-    process.communicate(timeout=20)
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
 
 
 AXE = Path(__file__).parent.parent / "server" / "ui" / "node_modules" / "axe-core" / "axe.min.js"

@@ -16,7 +16,7 @@ from feature_store import records
 from server import responses
 from server.app import create_app
 from server.catalogue import Catalogue
-from server.routes import dictionaries, features, search
+from server.routes import comparisons, dictionaries, features, search
 
 PATHS = [
     path
@@ -26,7 +26,7 @@ PATHS = [
 ]
 MODELS = {
     route.path: route.response_model
-    for router in (dictionaries.router, features.router, search.router)
+    for router in (comparisons.router, dictionaries.router, features.router, search.router)
     for route in router.routes
     if isinstance(route, APIRoute)
 }

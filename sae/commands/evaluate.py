@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from sae.commands.command import Command, plugin_names
 
-if TYPE_CHECKING:
-    from sae.pipeline.stage import Run
-    from sae.pipeline.stages.prepare import Prepare
-
-SCRATCH = ".evaluating"  # in the run's folder, so that the next evaluation finds what a killed one left
 MEASURES_PACKAGE = "sae.evaluation.measures"
 
 
@@ -87,16 +79,17 @@ def evaluate_dictionaries(
     """
     from sae.errors import ConfigError
     from sae.evaluation.evaluate import known_measures
+    from sae.pipeline.borrowed import borrowed_run, prepared
     from sae.pipeline.stage import perform
     from sae.pipeline.stages.evaluate import Evaluate as EvaluateStage
 
-    run, folders = _opened(path, run_folder)
+    run, folders = borrowed_run(path, run_folder)
     try:
         names = known_measures(measures) if measures else run.config.evaluate.measures
     except ValueError as error:
         raise ConfigError(f"--measures: {error}") from None
 
-    with _prepared(run, folders) as (prepare, _):
+    with prepared(run, folders) as (prepare, _):
         perform([prepare, *(EvaluateStage(folder, names, against) for folder in folders)], run)
 
     return folders
@@ -112,12 +105,13 @@ class TextFigures(NamedTuple):
 
 def evaluate_on_texts(path: Path, run_folder: Path | None, texts: tuple[str, ...]) -> list[TextFigures]:
     """Measures dictionaries on other texts, each "files" or "name=files"; see `sae eval --text`."""
+    from sae.pipeline.borrowed import borrowed_run, prepared
     from sae.pipeline.stage import perform
     from sae.pipeline.stages.evaluate_on_text import EvaluateOnText
     from sae.text.corpus import described, source_named
 
-    run, folders = _opened(path, run_folder)
-    with _prepared(run, folders) as (prepare, scratch):
+    run, folders = borrowed_run(path, run_folder)
+    with prepared(run, folders) as (prepare, scratch):
         stages = []
         for number, text in enumerate(texts):
             name, _, files = text.rpartition("=")
@@ -127,36 +121,3 @@ def evaluate_on_texts(path: Path, run_folder: Path | None, texts: tuple[str, ...
         perform([prepare, *stages], run)
 
     return [TextFigures(stage.dictionary, stage.name, stage.figures) for stage in stages]
-
-
-def _opened(path: Path, run_folder: Path | None) -> tuple[Run, list[Path]]:
-    """The run whose model and text are used, and the dictionaries to measure."""
-    from sae.foundation.files import dictionaries_in
-    from sae.foundation.screen import Screen
-    from sae.pipeline.stage import Run
-
-    folders = dictionaries_in(path.resolve())
-    return Run((run_folder or folders[0].parent.parent).resolve(), Screen()), folders
-
-
-@contextmanager
-def _prepared(run: Run, folders: list[Path]) -> Iterator[tuple[Prepare, Path]]:
-    """The stage that loads the run's model and text for these dictionaries, and a scratch folder that is removed."""
-    from sae.foundation.files import owned
-    from sae.foundation.stop import StopRequest
-    from sae.pipeline.stages.prepare import Prepare
-    from sae.publish import dictionary
-
-    configs = [dictionary.load(folder).config for folder in folders]
-    channels = tuple(dict.fromkeys(channel for config in configs for channel in config.channels))
-    scratch = run.folder / SCRATCH
-
-    with owned(run.folder), StopRequest().listening() as run.stop:
-        shutil.rmtree(scratch, ignore_errors=True)  # of an evaluation that was killed
-        scratch.mkdir()
-        try:
-            for statistics in (run.folder / "activations").glob("*.json"):  # the filters of training, not new ones
-                shutil.copy(statistics, scratch)
-            yield Prepare(channels, scratch), scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)

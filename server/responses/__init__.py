@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from server.responses.comparisons import ComparisonDetail, ComparisonItem, ComparisonSide, ComparisonTwin
 from server.responses.dictionaries import (
     ConceptItem,
     ConceptList,
@@ -56,6 +57,10 @@ from server.responses.service import Capabilities, DamageItem, ErrorBody, ErrorI
 __all__ = [
     "AgreementItem",
     "Capabilities",
+    "ComparisonDetail",
+    "ComparisonItem",
+    "ComparisonSide",
+    "ComparisonTwin",
     "ConceptItem",
     "ConceptList",
     "ConceptMember",

@@ -24,6 +24,8 @@ export type DocumentText = Schemas["DocumentText"];
 export type FeatureMap = Schemas["FeatureMap"];
 export type JudgedItem = Schemas["JudgedItem"];
 export type JudgedList = Schemas["JudgedList"];
+export type ComparisonItem = Schemas["ComparisonItem"];
+export type ComparisonDetail = Schemas["ComparisonDetail"];
 export type DamageItem = Schemas["DamageItem"];
 export type DownloadItem = Schemas["DownloadItem"];
 export type EntryItem = Schemas["EntryItem"];
@@ -55,6 +57,8 @@ export const listConcepts = (id: string) => get<ConceptList>(`${at(id)}/concepts
 export const getDocument = (id: string, document: number) => get<DocumentDetail>(`${at(id)}/documents/${document}`);
 export const getDocumentText = (id: string, document: number, first: number, limit: number) => get<DocumentText>(`${at(id)}/documents/${document}/text?${query({ first, limit })}`);
 export const getMap = (id: string) => get<FeatureMap>(`${at(id)}/map`);
+export const listComparisons = (id: string) => get<ComparisonItem[]>(`${at(id)}/comparisons`);
+export const getComparison = (id: string, other: string) => get<ComparisonDetail>(`${at(id)}/comparisons/${encodeURIComponent(other)}`);
 export const listDownloads = (id: string) => get<DownloadItem[]>(`${at(id)}/download`);
 export const featureAddress = (id: string, feature: number) => `${at(id)}/features/${feature}`;
 export const getFeature = (id: string, feature: number) => get<FeatureDetail>(featureAddress(id, feature));
