@@ -56,5 +56,5 @@ class Comparison(JsonFile):
 
 def comparisons_of(folder: Path) -> dict[str, Path]:
     """The folders of a dictionary's comparisons, by the id of the other dictionary."""
-    found = sorted((folder / FOLDER).glob(f"*/{Comparison.file_name}"))
-    return {path.parent.name: path.parent for path in found}
+    files = sorted((folder / FOLDER).glob(f"*/{Comparison.file_name}"))
+    return {path.parent.name: path.parent for path in files}

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt
 
 from feature_store.packing import GROUPS, JUDGED, Pack, dense_windows, unpack_columns
 from feature_store.records import (
@@ -134,7 +135,7 @@ def judged(store: Store, feature: int) -> list[tuple[str, str, str, tuple[Judged
     return [(scorer, explainer, text, unpack_judged(blob)) for scorer, explainer, text, blob in rows]
 
 
-def document_text(store: Store, number: int) -> np.ndarray | None:
+def document_text(store: Store, number: int) -> UInt[np.ndarray, " tokens"] | None:
     """Token ids of a document; None if its text is not kept."""
     rows = store.cursor().execute("select token_ids from document_text where document = ?", [number]).fetchall()
     return np.frombuffer(rows[0][0], f"<u{store.meta['id_bytes']}") if rows else None

@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Receive, Scope, Send
 
+from feature_store.lookup.meaning import Meaning
 from feature_store.people.database import People
 from server import errors, responses
 from server.catalogue import Catalogue
@@ -33,6 +34,7 @@ INDEX = re.compile(r"[0-9]{1,9}")
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
 EXPOSED = ["etag", "x-sha256", "content-disposition"]  # headers that pages of allowed sites may read
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": responses.ErrorBody} for status in (404, 422, 503)}
 DESCRIPTION = (
     "Features of sparse autoencoders: what each fires on, its label with scores, concepts, and the dictionaries to "
     "download. Dictionaries are read; an answer is of one edition of one, and carries its ETag. What people say of features "
@@ -56,12 +58,13 @@ def create_app(
     *,
     people: People | None = None,
     needs_key: bool = False,
+    meaning: Meaning | None = None,
     host_names: Iterable[str] = (),
     origins: Iterable[str] = (),
 ) -> FastAPI:
     """The ASGI application over opened dictionaries; it writes into `people` alone. It answers to localhost, addresses, `host_names`.
 
-    With `needs_key` nobody reads anything without a key of `people`. Pages of other sites read its answers, or show the explorer in a frame, only if they are among `origins`.
+    `meaning` answers searches by meaning. With `needs_key` nobody reads anything without a key of `people`. Pages of other sites read its answers, or show the explorer in a frame, only if they are among `origins`.
     """
 
     host_names, origins = list(host_names), list(origins)
@@ -75,7 +78,6 @@ def create_app(
         if people:
             people.close()
 
-    shape: dict[int | str, dict[str, Any]] = {status: {"model": responses.ErrorBody} for status in (404, 422, 503)}
     app = FastAPI(
         title="saedex",
         version="1",
@@ -85,10 +87,10 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         openapi_url="/api/v1/openapi.json",
-        responses=shape,
+        responses=ERRORS,
         redoc_url=None,
     )
-    app.state.catalogue, app.state.people = catalogue, people
+    app.state.catalogue, app.state.people, app.state.meaning = catalogue, people, meaning
     _add_middleware(app, catalogue, people if needs_key else None, host_names=host_names, origins=origins)
     errors.install(app)
     app.include_router(dictionaries.router)

@@ -13,9 +13,10 @@ from typing import Any
 
 import uvicorn
 
+from feature_store.lookup.meaning import Meaning
 from feature_store.people.database import SCOPES, People, PeopleError
 from server.app import create_app
-from server.catalogue import CatalogueError, open_catalogue
+from server.catalogue import Catalogue, CatalogueError, open_catalogue
 from server.connection import MOST_HEADER_BYTES, BoundedConnection
 from server.middleware.hosts import host_of, is_address
 
@@ -55,6 +56,7 @@ class Doors:
     is_public: bool = False  # everybody who reaches the port may read
     needs_key: bool = False  # reading needs a key of the file
     people: Path | None = None
+    meaning: Meaning | None = None  # for searches by meaning
 
     def problem(self, host: str, port: int) -> str | None:
         """What is wrong with them for a server at an address, or None."""
@@ -101,18 +103,28 @@ def serve(paths: list[Path], host: str, port: int, doors: Doors) -> int:
     for entry in catalogue.values():
         _say(f"serving {entry.id}  ({entry.folder})")
 
+    if doors.meaning:
+        _read_meanings(doors.meaning, catalogue)
     _say_who_comes_in(host, port, doors, people)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: uvicorn finishes and returns
     app = create_app(
         catalogue,
         people=people,
         needs_key=doors.needs_key,
+        meaning=doors.meaning,
         host_names=[host, *doors.allowed_hosts],
         origins=doors.origins,
     )
     uvicorn.run(app, **settings(host, port))
 
     return 0
+
+
+def _read_meanings(meaning: Meaning, catalogue: Catalogue) -> None:
+    """Makes the vectors of all dictionaries, which takes a while the first time."""
+    for entry in catalogue.values():
+        _say(f"reading what is said of the features of {entry.id}, for searches by meaning")
+        meaning.vectors(entry.edition().store)
 
 
 def _say_who_comes_in(host: str, port: int, doors: Doors, people: People | None) -> None:

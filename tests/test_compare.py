@@ -78,7 +78,7 @@ def test_random_directions_are_told_apart():
 def test_a_dictionary_and_itself_are_matched_everywhere():
     sae = make("topk", d_sae=64, seed=0)
     one = Dictionary("a.a", "0" * 64, sae)
-    found = compare(one, one, [], one, 0)
+    found = compare(one, one, [], twin=one, seed=0)
     assert found.this.counts()["matched"] == 64 and found.twin is not None and found.twin.matched == 1
     assert found.tokens == 0 and found.random_correlation is None and set(found.this.correlation) == {None}
     assert Comparison.parse(json.dumps(found.as_json()).encode(), "here") == found

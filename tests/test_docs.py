@@ -91,7 +91,7 @@ def test_every_public_function_and_class_says_what_it_is(path):
     for node in [*tree.body, *(inner for c in classes for inner in c.body)]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             length = (node.end_lineno or 0) - node.lineno
-            if length > 8 and "responses.py" not in path.name:
+            if length > 8 and path.parent.name != "responses":
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
             if isinstance(node, ast.FunctionDef):
                 assert length <= 60, f"{path.name}: {node.name} has {length} lines"

@@ -7,11 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from math import log
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from feature_store import queries
+from feature_store.lookup.hits import NOTHING, Found, Hit, share_of, tokens_of
 from feature_store.records import ActiveFeature
 from feature_store.store import Store
 
@@ -22,30 +23,9 @@ CLOSE = 0.75  # likeness of two spellings
 MOST_RANKED = 20_000  # labels that are looked at one by one
 EACH = 200  # hits of one kind that are looked at
 SENTENCE_WORDS = 3
-FEW_TOKENS = 512  # of a sentence that are looked up
 DOCUMENTS = 10  # of a feature, in which others may be strong too
 LEAST_SHARED = 0.3
 BEST = 12  # of every kind that come first when all kinds are asked
-
-
-class Hit(NamedTuple):
-    """A feature, the kind of search that found it, why, and how often it fires on a token that was searched."""
-
-    feature: int
-    kind: str
-    why: str
-    times: int | None = None
-
-
-class Found(NamedTuple):
-    """Hits, the best first, how many there are, and what the reader should know of the search."""
-
-    hits: list[Hit]
-    total: int
-    notes: list[str]
-
-
-NOTHING = Found([], 0, [])
 
 
 def search(store: Store, text: str, kind: SearchKind, limit: int) -> Found:
@@ -140,16 +120,12 @@ def by_token(store: Store, text: str, kind: Literal["current", "next", "previous
         Hit(
             hit.feature,
             kind,
-            f"fires {place} {_share(hit.of_tokens)} of “{text}”, which is {_share(hit.of_firings)} of its strong firings",
+            f"fires {place} {share_of(hit.of_tokens)} of “{text}”, which is {share_of(hit.of_firings)} of its strong firings",
             hit.times,
         )
         for hit in queries.features_of_token(store, store.vocabulary.like(text), kind, EACH)
     ]
     return Found(hits, len(hits), [])
-
-
-def _share(value: float) -> str:
-    return f"{value:.0%}" if value >= 0.01 else "less than 1%"
 
 
 def by_promotion(store: Store, text: str) -> Found:
@@ -169,7 +145,7 @@ def by_sentence(store: Store, text: str) -> Found:
     A feature's weight is sum over the text's distinct tokens of p log(p / q), where p is the share of the token's
     occurrences on which it fires strongly and q the share of all tokens.
     """
-    tokens = _tokens(store, text)
+    tokens = tokens_of(store, text)
     weights, best = sentence_weights(store, tokens)
     hits = _sentence_hits(store, weights, best)
     note = "from counts of single tokens in the indexed text; the model was not run on this sentence"
@@ -183,11 +159,6 @@ def _sentence_hits(store: Store, weights: dict[int, float], best: dict[int, tupl
         Hit(f, "sentence", f"fires on {best[f][0]:.0%} of “{text_of(best[f][1]).strip()}” in the indexed text")
         for f in sorted(weights, key=lambda feature: (-weights[feature], feature))
     ]
-
-
-def _tokens(store: Store, text: str) -> list[int]:
-    """Distinct tokens of a text, whose first word is taken for one with a space before it, as most are."""
-    return list(dict.fromkeys(store.vocabulary.split(f" {text.strip()}")))[:FEW_TOKENS]
 
 
 def sentence_weights(store: Store, tokens: list[int]) -> tuple[dict[int, float], dict[int, tuple[float, int]]]:
@@ -214,14 +185,6 @@ def sentence_weights(store: Store, tokens: list[int]) -> tuple[dict[int, float],
             weights[feature] = weights.get(feature, 0.0) + gain
             best[feature] = max(best.get(feature, (0.0, token)), (p, token))
     return weights, best
-
-
-def contrast(store: Store, text: str, against: str, limit: int) -> Found:
-    """Features that the first text fires more than the second, by the counts that `by_sentence` goes by."""
-    (weights, best), (losses, _) = (sentence_weights(store, _tokens(store, t)) for t in (text, against))
-    gains = {feature: weight - losses.get(feature, 0.0) for feature, weight in weights.items()}
-    hits = _sentence_hits(store, {feature: gain for feature, gain in gains.items() if gain > 0}, best)
-    return Found(hits[:limit], len(hits), ["from counts of single tokens in the indexed text; the model was not run"])
 
 
 def like(store: Store, text: str) -> Found:

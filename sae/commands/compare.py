@@ -52,15 +52,17 @@ class Compare(Command):
 
         if arguments.tokens < 0:
             raise ConfigError(f"--tokens: {arguments.tokens} is negative; give a number of tokens, or 0.")
-        found = compare_dictionaries(
+        comparison = compare_dictionaries(
             arguments.dictionary, arguments.other, arguments.twin, arguments.run, tokens=arguments.tokens
         )
-        for side in (found.this, found.other):
+        for side in (comparison.this, comparison.other):
             counts = side.counts()
             print(f"{side.dictionary}: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n))
-        if found.twin:
-            print(f"of the first, {found.twin.matched:.1%} are matched in its twin {found.twin.dictionary}")
-        print(f"random directions reach a cosine of {found.random_cosine:.2f}; {found.found} counts as found again")
+        if comparison.twin:
+            print(f"of the first, {comparison.twin.matched:.1%} are matched in its twin {comparison.twin.dictionary}")
+        print(
+            f"random directions reach a cosine of {comparison.random_cosine:.2f}; {comparison.found} counts as found again"
+        )
         return 0
 
 

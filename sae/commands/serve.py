@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from sae.commands.command import Command
+
+if TYPE_CHECKING:
+    from feature_store.lookup.meaning import Meaning
 
 
 @final
@@ -39,6 +42,12 @@ class Serve(Command):
         parser.add_argument(
             "--auth", action="store_true", help="let only people read who have a key of the file of --people"
         )
+        parser.add_argument(
+            "--meaning",
+            action="store_true",
+            help="search by meaning too, with a small sentence encoder, which is downloaded on first use (needs the "
+            "packages of training)",
+        )
         parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
         parser.add_argument(
             "--allow-host",
@@ -66,5 +75,14 @@ class Serve(Command):
             is_public=arguments.public_read,
             needs_key=arguments.auth,
             people=arguments.people,
+            meaning=_meaning() if arguments.meaning else None,
         )
         return serve(arguments.paths, arguments.host, arguments.port, doors)
+
+
+def _meaning() -> Meaning:
+    from feature_store.lookup.meaning import Meaning
+    from sae.foundation.downloads import cache_dir
+    from sae.interpret.encoder import sentence_encoder
+
+    return Meaning(sentence_encoder().encode, cache_dir() / "meaning")

@@ -60,19 +60,19 @@ def kinds_of(
     cosine_of_other: Float[np.ndarray, " m"],
     *,
     alive: Bool[np.ndarray, " n"],
-    found: float = FOUND,
+    bound: float = FOUND,
 ) -> Int[np.ndarray, " n"]:
     """The kind of every feature, as an index into `KINDS`.
 
-    dead: it never fires. alone: no feature of the other has a cosine of `found`. split: it is the nearest of two or more
+    dead: it never fires. alone: no feature of the other has a cosine of `bound`. split: it is the nearest of two or more
     features of the other, each with that cosine. merged: so is its own nearest, of two or more features here. matched: both
     are each other's nearest. near: found, but its nearest has a nearer one here.
     """
-    covers = np.bincount(best_of_other[cosine_of_other >= found], minlength=len(best))
-    covered_by = np.bincount(best[cosine >= found], minlength=len(best_of_other))
+    covers = np.bincount(best_of_other[cosine_of_other >= bound], minlength=len(best))
+    covered_by = np.bincount(best[cosine >= bound], minlength=len(best_of_other))
     is_mutual = best_of_other[best] == np.arange(len(best))
     names = np.select(
-        [~alive, cosine < found, covers > 1, covered_by[best] > 1, is_mutual],
+        [~alive, cosine < bound, covers > 1, covered_by[best] > 1, is_mutual],
         [KINDS.index(kind) for kind in ("dead", "alone", "split", "merged", "matched")],
         KINDS.index("near"),
     )
@@ -161,7 +161,7 @@ class Dictionary(NamedTuple):
     sae: SparseAutoencoder
 
 
-def compare(a: Dictionary, b: Dictionary, rows: Iterable[Rows], twin: Dictionary | None, seed: int) -> Comparison:
+def compare(a: Dictionary, b: Dictionary, rows: Iterable[Rows], *, twin: Dictionary | None, seed: int) -> Comparison:
     """The comparison of a with b; `twin` is a dictionary like a of another seed, whose share of matches is beside it."""
     near = nearest(a.sae.W_dec, b.sae.W_dec)
     rng = np.random.default_rng(seed)

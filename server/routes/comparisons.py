@@ -24,9 +24,14 @@ def list_comparisons(request: Request, dictionary: DictionaryId) -> Response:
     entry = entry_of(request, dictionary)
     items = []
     for other in comparisons_of(entry.folder):
-        found = _read(entry, other)
+        comparison = _read(entry, other)
         items.append(
-            {"other": other, "is_served": other in catalogue, "counts": _counts(found.this), "tokens": found.tokens}
+            {
+                "other": other,
+                "is_served": other in catalogue,
+                "counts": _counts(comparison.this),
+                "tokens": comparison.tokens,
+            }
         )
     return never_kept(items)
 
@@ -42,17 +47,17 @@ def get_comparison(
     entry = entry_of(request, dictionary)
     if other not in comparisons_of(entry.folder):
         raise ApiError(404, "not compared with a dictionary of that id; `sae compare A B` does that")
-    found = _read(entry, other)
+    comparison = _read(entry, other)
     return never_kept({
         "is_served": other in catalogue,
-        "is_current": found.this.weights_sha256 == entry.edition().card.weights_sha256,
+        "is_current": comparison.this.weights_sha256 == entry.edition().card.weights_sha256,
         "kinds": KINDS,
-        "found": found.found,
-        "random_cosine": found.random_cosine,
-        "random_correlation": found.random_correlation,
-        "tokens": found.tokens,
-        "twin": found.twin.model_dump() if found.twin else None,
-        **{name: _side(side) for name, side in (("this", found.this), ("other", found.other))},
+        "found": comparison.found,
+        "random_cosine": comparison.random_cosine,
+        "random_correlation": comparison.random_correlation,
+        "tokens": comparison.tokens,
+        "twin": comparison.twin.model_dump() if comparison.twin else None,
+        **{name: _side(side) for name, side in (("this", comparison.this), ("other", comparison.other))},
     })  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def get_capabilities(request: Request) -> Response:
     return json_response({
         "version": version("saedex"),
         "dictionaries": len(catalogue),
-        "search": [*get_args(SearchKind), *(["people"] if people_if_on(request) else [])],
+        "search": [*get_args(SearchKind), *(["meaning"] if request.app.state.meaning else []), *(["people"] if people_if_on(request) else [])],
         "people": people_if_on(request) is not None,
         "formats": ["json", *FORMATS, "parquet"],
         "live": False,

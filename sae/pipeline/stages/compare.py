@@ -47,7 +47,7 @@ class Compare(DictionaryStage):
         seed = run.config.seed if self.tokens else 0
         folder = self.dictionary / FOLDER / other.id
         folder.mkdir(parents=True, exist_ok=True)
-        compare(one, other, rows, twin, seed).write(folder)
+        compare(one, other, rows, twin=twin, seed=seed).write(folder)
 
     def _opened(self, run: Run, folder: Path) -> Dictionary:
         card = dictionary.read_card(folder)

@@ -68,7 +68,13 @@ export const tableAddress = (id: string, values: Values) => `${at(id)}/features?
 export const listFeatures = (id: string, values: Values) => get<FeaturePage>(tableAddress(id, values));
 export const listExamples = (id: string, limit: number) => get<FeaturePage>(`${at(id)}/examples?limit=${limit}`);
 export const listExplainers = (id: string) => get<ExplainerList>(`${at(id)}/explainers`);
-export const search = (id: string, values: Values) => get<SearchResult>(`${at(id)}/search?${query(values)}`);
+const LONGEST = 1000; // letters of a search that go into an address
+export const search = (id: string, values: { q: string; kind?: string; against?: string; limit?: number }) =>
+  values.q.length + (values.against?.length ?? 0) > LONGEST
+    ? get<SearchResult>(`${at(id)}/search`, "POST", JSON.stringify({ ...values, against: values.against || null }))
+    : get<SearchResult>(`${at(id)}/search?${query(values)}`);
+export const searchVector = (id: string, vector: number[], limit: number) => get<SearchResult>(`${at(id)}/search/vector`, "POST", JSON.stringify({ vector, limit }));
+export const getCapabilities = () => get<Capabilities>(`${ROOT}/capabilities`);
 export const getSelf = () => get<Schemas["Self"]>(`${ROOT}/people`);
 export const listSaid = (id: string, feature: number) => get<Schemas["EntryList"]>(`${featureAddress(id, feature)}/people`);
 export const say = (id: string, feature: number, entry: { kind: string; subject?: string; value: string | null }) => get<EntryItem>(`${featureAddress(id, feature)}/people`, "POST", JSON.stringify(entry));
