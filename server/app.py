@@ -27,9 +27,10 @@ from server.middleware.headers import SafeHeaders
 from server.middleware.hosts import KnownHosts
 from server.middleware.key_holders import KeyHolders
 from server.middleware.ready_pages import ReadyPages
-from server.routes import comparisons, dictionaries, features, neuronpedia, search
+from server.routes import comparisons, dictionaries, features, neuronpedia, neuronpedia_people, search
 from server.routes import people as people_routes
 
+ROUTES = (dictionaries, features, comparisons, search, people_routes, neuronpedia, neuronpedia_people)
 INDEX = re.compile(r"[0-9]{1,9}")
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
@@ -93,12 +94,8 @@ def create_app(
     app.state.catalogue, app.state.people, app.state.meaning = catalogue, people, meaning
     _add_middleware(app, catalogue, people if needs_key else None, host_names=host_names, origins=origins)
     errors.install(app)
-    app.include_router(dictionaries.router)
-    app.include_router(features.router)
-    app.include_router(comparisons.router)
-    app.include_router(search.router)
-    app.include_router(people_routes.router)
-    app.include_router(neuronpedia.router)
+    for routes in ROUTES:
+        app.include_router(routes.router)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
     async def healthy() -> Response:

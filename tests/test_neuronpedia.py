@@ -6,6 +6,12 @@ import os
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
+from fixtures import serving
+
+from feature_store.people.database import People
+from server.app import create_app
+from server.catalogue import open_catalogue
 
 D = "/api/v1/dictionaries/tiny.first"
 
@@ -73,7 +79,9 @@ def test_explanations_are_searched_page_by_page(client, model):
         ("explanation/generate", {}, 501),
         ("steer", {}, 501),
         ("steer/", {}, 501),
-        ("vector/new", {}, 501),
+        ("vector/new", {}, 404),
+        ("list/list", {}, 404),
+        ("feature/upload-batch", {}, 501),
         ("nothing", {}, 405),
     ],
 )
@@ -106,3 +114,81 @@ def test_its_own_client_reads_features(server, model, monkeypatch):
         FeatureRequest(api_key="none").get(model, "tiny.first", 64)
     with pytest.raises(HTTPError, match="501"):
         SteerCompletionRequest(api_key="none").send_request(json={})
+
+
+def test_lists_and_vectors_are_kept_in_its_shapes(finished, tmp_path):
+    people = People(tmp_path / "people.sqlite", create=True)
+    key = {"x-api-key": people.add_key("ada", ["write"])}
+    with TestClient(create_app(open_catalogue([finished]), people=people), base_url="http://localhost") as client:
+        model = client.get(D).json()["model"]
+        post = lambda path, body, headers=key: client.post(f"/api/{path}", json=body, headers=headers)  # noqa: E731
+        made = post("list/new", {"name": "mine", "description": "what I keep"}).json()
+        assert made == {"id": "ada/mine", "name": "mine", "description": "what I keep"}
+        assert client.post("/api/list/list", headers=key).json() == [made]
+        items = [{"modelId": model, "layer": "tiny.first", "index": n} for n in (9, "3")]
+        added = post("list/add-features", {"listId": made["id"], "featuresToAdd": items}).json()
+        assert [item["index"] for item in added] == ["9", "3"]
+        assert post("list/get", {"listId": made["id"]}, {}).json() == made | {"neurons": added}
+        assert client.get(f"{D}/features", params={"list": "ada/mine"}).json()["total"] == 2
+
+        body = {
+            "modelId": model,
+            "layerNumber": 1,
+            "hookType": "hook_resid_post",
+            "vector": [0.5, -1],
+            "vectorLabel": "v",
+        }
+        vector = post("vector/new", body).json()["vector"]
+        place = {"modelId": model, "source": vector["source"], "index": vector["index"]}
+        got = post("vector/get", place, {}).json()["vector"]
+        assert got["vector"] == vector["values"] == [0.5, -1] and got["vectorLabel"] == "v" and got["layer"] == "ada"
+        assert client.post("/api/vector/list-owned", headers=key).json() == {"vectors": [got]}
+        other = {"x-api-key": people.add_key("bob", ["write"])}
+        for path, wrong, who, status in (
+            ("list/new", {"name": "x"}, {}, 401),
+            ("list/new", {"name": "<x>"}, key, 422),
+            ("list/add-features", {"listId": "ada/mine", "featuresToAdd": items}, other, 403),
+            ("list/add-features", {"listId": "ada/mine", "featuresToAdd": [items[0] | {"index": 64}]}, key, 404),
+            ("list/add-features", {"listId": "ada/mine", "featuresToAdd": []}, key, 422),
+            ("list/get", {"listId": "ada/none"}, key, 404),
+            ("vector/new", body | {"vector": ["x"]}, key, 422),
+            ("vector/delete", place, other, 403),
+            ("vector/get", place | {"index": "7"}, key, 404),
+        ):
+            assert post(path, wrong, who).status_code == status, (path, wrong)
+        assert post("vector/delete", place).status_code == 200 and post("vector/get", place).status_code == 404
+
+
+@pytest.mark.skipif("SAEDEX_PEERS" not in os.environ, reason="the client is installed beside the peers (make peers)")
+def test_its_own_client_keeps_lists_and_vectors(finished, tmp_path, monkeypatch):
+    from neuronpedia.np_list import NPList, NPListItem
+    from neuronpedia.np_vector import NPVector
+    from neuronpedia.requests.base_request import NPRequest
+
+    people = People(tmp_path / "people.sqlite", create=True)
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", people.add_key("ada", ["write"]))
+    people.close()
+    with serving(finished, "--people", str(tmp_path / "people.sqlite")) as address:
+        monkeypatch.setattr(NPRequest, "BASE_URL", f"{address}/api")
+        model = httpx.get(f"{address}{D}").json()["model"]
+        made = NPList.new("mine", "what I keep")
+        made.add_items([NPListItem(model, "tiny.first", "9"), NPListItem(model, "tiny.first", "3")])
+        got = NPList.get(made.id)
+        assert [item.index for item in got.items] == ["9", "3"] and got.description == "what I keep"
+        assert [owned.id for owned in NPList.get_owned()] == [made.id]
+
+        vector = NPVector.new("a way", model, 1, "hook_resid_post", [0.5, -1.0])
+        assert NPVector.get(model, vector.source, vector.index) == vector and NPVector.get_owned() == [vector]
+        vector.delete()
+        assert NPVector.get_owned() == []
+
+
+@pytest.mark.skipif("SAEDEX_PEERS" not in os.environ, reason="SAELens is installed beside the peers (make peers)")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_saelens_reads_a_feature(server, model, client, monkeypatch):
+    from sae_lens.analysis import neuronpedia_integration
+
+    monkeypatch.setattr(neuronpedia_integration, "NEURONPEDIA_DOMAIN", server)
+    layer = client.get(D).json()["hook"].rpartition(".")[2]
+    found = neuronpedia_integration.get_neuronpedia_feature(3, int(layer), model, "first")
+    assert found["index"] == 3 and found["hookName"] == client.get(D).json()["hook"] and found["activations"]

@@ -23,7 +23,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 ALLOWS: dict[Scope, tuple[Kind, ...]] = {
     "read": (),
     "rate": ("rating", "vote"),
-    "write": ("label", "note", "tag", "list", "rating", "vote"),
+    "write": ("label", "note", "tag", "list", "rating", "vote", "description", "vector"),
     "admin": (),
 }
 FORMAT_VERSION = 1
@@ -188,6 +188,18 @@ class People:
             f"select {COLUMNS} from said where weights = ?{where} order by id", [weights, *chosen.values()]
         )
         return [_record(row) for row in rows]
+
+    def members(self, person: str, name: str) -> list[Record]:
+        """The entries of a list, whatever their dictionary, in the order in which they were added."""
+        rows = self._connection.execute(
+            f"select {COLUMNS} from said where kind = 'list' and person = ? and subject = ? order by id", [person, name]
+        )
+        return [_record(row) for row in rows]
+
+    def n_written(self, person: str, kind: Kind) -> int:
+        """How many entries of a kind a person ever wrote."""
+        query = "select count(*) from entry where person = ? and kind = ?"
+        return self._connection.execute(query, [person, kind]).fetchone()[0]
 
     def records(self, *, everything: bool = False, person: str | None = None, after: int = 0) -> Iterator[Record]:
         """What counts, or everything that was ever said, in the order in which it was said; of one person or of all."""

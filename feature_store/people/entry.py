@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-Kind = Literal["label", "note", "tag", "list", "vote", "rating"]
+Kind = Literal["label", "note", "tag", "list", "vote", "rating", "description", "vector"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MOST_LETTERS = {"label": 200, "note": 4000, "name": 64, "subject": 1000}
+MOST_LETTERS = {"label": 200, "note": 4000, "description": 4000, "vector": 4_000_000, "name": 64, "subject": 1000}
 NAME = re.compile(r"[^\W_][\w .:+-]*")
+ABOUT_NO_FEATURE: tuple[Kind, ...] = ("description", "vector")
 YES = "yes"
 RATINGS = ("1", "2", "3", "4", "5")
 VOTES = ("up", "down")
@@ -24,7 +25,8 @@ class EntryError(ValueError):
 class Entry:
     """What is said. `subject` tells entries of one kind apart: the name of a tag or list, the text that is voted on.
 
-    A label, a note and a rating have no subject: a person has one of each per feature. `value` None takes it back.
+    A label, a note and a rating have no subject: a person has one of each per feature. The description of a list and a
+    vector are about no feature. `value` None takes it back.
     """
 
     kind: Kind
@@ -38,6 +40,9 @@ class Place(NamedTuple):
     dictionary: str
     weights: str
     feature: int
+
+
+NOWHERE = Place("-", "-", 0)  # of what is not about a feature: the description of a list, a vector
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,15 @@ def _name(kind: Kind, subject: str, value: str | None) -> None:
         raise EntryError(f'value: "{YES}" is wanted, or null')
 
 
+def _of_name(kind: Kind, subject: str, value: str | None) -> None:
+    if len(subject) > MOST_LETTERS["name"] or not NAME.fullmatch(subject):
+        raise EntryError(
+            f"subject: a {kind} has a name of up to {MOST_LETTERS['name']} letters, digits, spaces or .:+-_"
+        )
+    if value is not None and len(value) > MOST_LETTERS[kind]:
+        raise EntryError(f"value: a {kind} has up to {MOST_LETTERS[kind]:,} letters")
+
+
 def _vote(kind: Kind, subject: str, value: str | None) -> None:
     if not 0 < len(subject) <= MOST_LETTERS["subject"]:
         raise EntryError("subject: the text that is voted on is wanted")
@@ -112,4 +126,6 @@ _CHECKS: dict[Kind, Callable[[Kind, str, str | None], None]] = {
     "list": _name,
     "vote": _vote,
     "rating": _rating,
+    "description": _of_name,
+    "vector": _of_name,
 }

@@ -28,8 +28,8 @@ MOST_FEATURES = 50
 PER_PAGE, PER_SEARCH = 25, 20
 NOT_HERE = (
     "activation/new", "activation/source", "activation/upload-batch", "feature/upload-batch", "search-all", "search-topk-by-token",
-    "steer", "steer-chat", "steer-logits", "cossim", "tokenize", "vector/new", "vector/get", "vector/delete", "vector/list-owned",
-    "list/list", "list/new", "list/get", "list/add-features", "bookmark/new", "comment/new", "graph/generate", "graph/delete",
+    "steer", "steer-chat", "steer-logits", "cossim", "tokenize",
+    "bookmark/new", "comment/new", "graph/generate", "graph/delete",
     "graph/list-owned", "graph/signed-put", "graph/save-to-db", "source-set/new", "source-set/get", "model/new",
     "explanation/new", "explanation/generate", "explanation/score",
 )  # fmt: skip
@@ -46,17 +46,25 @@ for _path in NOT_HERE:
         router.add_api_route(f"/{_path}{_ending}", refuse, methods=["POST"])
 
 
-def _entry(request: Request, model: Any, source: Any) -> Entry:
+def entry_of_source(request: Request, model: Any, source: Any) -> Entry:
     """The dictionary of a model and a source; 404 with those that there are."""
     catalogue: Catalogue = request.app.state.catalogue
-    matching = [entry for entry in catalogue.values() if source in (entry.id, entry.edition().card.name)]
+    matching = [entry for entry in catalogue.values() if source in _names_of(entry)]
     if len(matching) == 1 and model in (matching[0].edition().card.model.name, matching[0].id):
         return matching[0]
     known = ", ".join(f"{entry.edition().card.model.name}/{entry.id}" for entry in list(catalogue.values())[:5])
     raise ApiError(404, f"no such model and source; there are {known or 'none'}")
 
 
-def _index(store: Store, value: Any) -> int:
+def _names_of(entry: Entry) -> set[str]:
+    """What a source may be called: its id or name, also with the number of its layer in front, as SAELens says it."""
+    card = entry.edition().card
+    layer = card.sae["hook"].rpartition(".")[2]
+    return {entry.id, card.name, f"{layer}-{entry.id}", f"{layer}-{card.name}"}
+
+
+def index_of(store: Store, value: Any) -> int:
+    """The number of a feature that a body names; 404 if there is none."""
     text = str(value)
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < store.n_features):
         raise ApiError(404, f"no such feature; this source has features 0..{store.n_features - 1}")
@@ -133,12 +141,13 @@ def _activation(source: str, contexts: dict[str, Any], item: dict[str, Any]) -> 
 @router.get("/feature/{model}/{source}/{index}")
 def get_neuron(request: Request, model: str, source: str, index: str) -> Response:
     """One feature."""
-    entry = _entry(request, model, source)
+    entry = entry_of_source(request, model, source)
     edition = entry.edition()
-    return json_response(_neuron(entry.id, edition, _index(edition.store, index), None), edition, request)
+    return json_response(_neuron(entry.id, edition, index_of(edition.store, index), None), edition, request)
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
+    """A body that is an object; 422 otherwise."""
     if not isinstance(value, dict):
         raise ApiError(422, "an object with modelId and layer is wanted")
     return value
@@ -153,10 +162,10 @@ async def get_neurons(request: Request) -> Response:
 
     def answer() -> list[dict[str, Any]]:
         neurons = []
-        for item in map(_mapping, wanted):
-            entry = _entry(request, item.get("modelId"), item.get("layer", item.get("source")))
+        for item in map(mapping, wanted):
+            entry = entry_of_source(request, item.get("modelId"), item.get("layer", item.get("source")))
             edition, most = entry.edition(), item.get("maxActsToReturn")
-            number = _index(edition.store, item.get("index"))
+            number = index_of(edition.store, item.get("index"))
             neurons.append(_neuron(entry.id, edition, number, most if isinstance(most, int) else None))
         return neurons
 
@@ -166,14 +175,14 @@ async def get_neurons(request: Request) -> Response:
 @router.post("/features-offset")
 async def get_neurons_from(request: Request) -> Response:
     """The next 25 features that fire."""
-    wanted = _mapping(await json_body(request))
+    wanted = mapping(await json_body(request))
 
     def answer() -> list[dict[str, Any]]:
-        entry = _entry(request, wanted.get("modelId"), wanted.get("layer"))
+        entry = entry_of_source(request, wanted.get("modelId"), wanted.get("layer"))
         edition = entry.edition()
         store = edition.store
         firing = np.flatnonzero(store.columns.numbers["n_fired"] > 0)
-        start = _index(store, wanted.get("offset", 0))
+        start = index_of(store, wanted.get("offset", 0))
         return [_neuron(entry.id, edition, f, None) for f in firing[firing >= start][:PER_PAGE].tolist()]
 
     return json_response(await anyio.to_thread.run_sync(answer))
@@ -182,7 +191,7 @@ async def get_neurons_from(request: Request) -> Response:
 @router.post("/explanation/{scope}")
 async def search_explanations(request: Request, scope: Literal["search", "search-model", "search-all"]) -> Response:
     """Features that words find; they are compared as words, not by meaning, so there is no cosine."""
-    wanted = _mapping(await json_body(request))
+    wanted = mapping(await json_body(request))
     query, offset = wanted.get("query"), wanted.get("offset", 0)
     if not isinstance(query, str) or not 0 < len(query) <= 1000 or not isinstance(offset, int) or offset < 0:
         raise ApiError(422, "query: 1 to 1000 letters are wanted; offset: a number")
@@ -212,7 +221,7 @@ def _scope(request: Request, scope: str, wanted: dict[str, Any]) -> list[Entry]:
     catalogue: Catalogue = request.app.state.catalogue
     layers = wanted.get("layers")
     if scope == "search" and isinstance(layers, list):
-        return [_entry(request, wanted.get("modelId"), layer) for layer in layers]
+        return [entry_of_source(request, wanted.get("modelId"), layer) for layer in layers]
     every = list(catalogue.values())
     return [e for e in every if scope == "search-all" or e.edition().card.model.name == wanted.get("modelId")]
 

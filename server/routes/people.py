@@ -19,7 +19,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from feature_store.people.agreement import Said, Scale, agreement
 from feature_store.people.database import People, PeopleError, Person
-from feature_store.people.entry import RATINGS, EntryError, Kind, Place, Record, checked
+from feature_store.people.entry import ABOUT_NO_FEATURE, RATINGS, EntryError, Kind, Place, Record, checked
 from server import responses
 from server.edition import Edition
 from server.errors import ApiError
@@ -82,6 +82,8 @@ async def say(request: Request, dictionary: DictionaryId, feature: FeatureId, pe
             entry = checked(body.get("kind"), body.get("subject", ""), body.get("value"))
         except EntryError as error:
             raise ApiError(422, str(error)) from None
+        if entry.kind in ABOUT_NO_FEATURE:
+            raise ApiError(422, f"a {entry.kind} is not about a feature")
         if not person.may(entry.kind):
             raise ApiError(403, f"this key allows {', '.join(person.scopes)}; a {entry.kind} needs another")
         return people.write(person.name, _place(entry_of(request, dictionary).edition(), dictionary, feature), entry)
