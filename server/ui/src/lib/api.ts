@@ -1,5 +1,6 @@
 // The API as the explorer sees it: types from the OpenAPI document, one function per route.
 import { withKey } from "./key";
+import { narrowed } from "./narrowed";
 import type { components } from "./schema";
 
 type Schemas = components["schemas"];
@@ -35,11 +36,22 @@ const ROOT = "api/v1";
 const BASE = `${ROOT}/dictionaries`;
 export type Values = Record<string, string | number | boolean | null | undefined>;
 
+/** Whether this is a site of some features: files stand in place of the API (`sae site`). */
+export const isWidget = import.meta.env.MODE === "widget"; // in a notebook, which gives what is shown
+export const isSite = isWidget || document.querySelector('meta[name="saedex"][content="site"]') !== null;
+
 async function get<T>(path: string, method = "GET", sent?: string): Promise<T> {
+  if (isSite) return file<T>(path);
   const response = await fetch(path, { method, headers: withKey(), ...(sent !== undefined && { body: sent }) });
   const body = await response.json().catch(() => null);
   if (!response.ok) throw new Error(body?.error?.message ?? `the server answered ${response.status}`);
   return body as T;
+}
+
+async function file<T>(path: string): Promise<T> {
+  const response = await fetch(`${path.split("?")[0]}.json`);
+  if (!response.ok) throw new Error("this is not part of this site");
+  return (await response.json()) as T;
 }
 
 function query(values: Values): string {
@@ -65,9 +77,12 @@ export const getFeature = (id: string, feature: number) => get<FeatureDetail>(fe
 export const getContexts = (id: string, feature: number) => get<ContextList>(`${featureAddress(id, feature)}/contexts`);
 export const listJudged = (id: string, feature: number) => get<JudgedList>(`${featureAddress(id, feature)}/judged`);
 export const tableAddress = (id: string, values: Values) => `${at(id)}/features?${query(values)}`;
-export const listFeatures = (id: string, values: Values) => get<FeaturePage>(tableAddress(id, values));
+export const listFeatures = async (id: string, values: Values) => {
+  const page = await get<FeaturePage>(tableAddress(id, values));
+  return isSite ? narrowed(page, values) : page;
+};
 export const listExamples = (id: string, limit: number) => get<FeaturePage>(`${at(id)}/examples?limit=${limit}`);
-export const listExplainers = (id: string) => get<ExplainerList>(`${at(id)}/explainers`);
+export const listExplainers = async (id: string): Promise<ExplainerList> => (isSite ? { items: [] } : get<ExplainerList>(`${at(id)}/explainers`));
 const LONGEST = 1000; // letters of a search that go into an address
 export const search = (id: string, values: { q: string; kind?: string; against?: string; limit?: number }) =>
   values.q.length + (values.against?.length ?? 0) > LONGEST
@@ -86,6 +101,7 @@ export const importEntries = (text: string) => get<Schemas["Imported"]>(`${ROOT}
 export const exportEntries = async (all: boolean) => (await fetch(`${ROOT}/people/entries?${query({ all })}`, { headers: withKey() })).text();
 /** Text of a file of the dictionary that is on offer for download. */
 export const getText = async (id: string, file: string) => {
+  if (isSite) return null;
   const response = await fetch(`${at(id)}/download/${file}`, { headers: withKey() });
   return response.ok ? response.text() : null;
 };

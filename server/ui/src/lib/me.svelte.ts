@@ -1,5 +1,5 @@
 // Who the reader is: the key that lets them say something of features, kept in this browser.
-import { getSelf, say, undo, type EntryItem } from "./api";
+import { getSelf, isWidget, say, undo, type EntryItem } from "./api";
 import { KEY } from "./key";
 
 type Entry = { kind: string; subject?: string; value: string | null };
@@ -13,7 +13,7 @@ class Me {
   said = $state(0); // rises with every entry, so that pages read again
 
   constructor() {
-    void this.read();
+    if (!isWidget) void this.read();
   }
 
   async read(): Promise<void> {
