@@ -10,7 +10,7 @@ quickstart: $(VENV)/train ## from nothing to labelled features of a real model
 	@echo "To look at the features in a browser:  make explore"
 
 explore: $(VENV)/train ## open the explorer of the quickstart run
-	$(VENV)/bin/sae serve runs/quickstart
+	$(VENV)/bin/sae serve runs/quickstart --people runs/people.sqlite
 
 test: $(VENV)/test lint peers ## everything that must hold
 	@sh tests/bring_chromium.sh

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         load,
         load_config,
         scores,
+        show,
         train,
     )
 
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "load_config",
     "scores",
+    "show",
     "train",
 ]  # fmt: skip
 

@@ -25,6 +25,8 @@ from sae.publish.dictionary import load
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from sae.publish.notebook import FeatureWidget
+
 __all__ = [
     "RunConfig",
     "SparseAutoencoder",
@@ -35,6 +37,7 @@ __all__ = [
     "load",
     "load_config",
     "scores",
+    "show",
     "train",
 ]  # fmt: skip
 
@@ -98,6 +101,16 @@ def contexts(folder: str | Path, feature: int, group: Literal["top", "stratum", 
     """A table of one feature's contexts: text before the peak, the peak, text after it, and activations by token."""
     with closing(_store(folder)) as store:
         return frames.contexts(store, feature, group)
+
+
+def show(folder: str | Path, feature: int = 0) -> FeatureWidget:
+    """The page of a feature of a dictionary folder, as the last value of a notebook's cell; links in it lead on.
+
+    Needs `saedex[notebook]`. Raises `ConfigError` if there is no such feature.
+    """
+    from sae.publish.notebook import FeatureWidget
+
+    return FeatureWidget(Path(folder), feature)
 
 
 def _store(folder: str | Path) -> Store:

@@ -7,8 +7,8 @@ import json
 import pytest
 from fixtures import chromium, violations
 
+from sae import show
 from sae.errors import ConfigError
-from sae.notebook import show
 
 PAGE = """<!doctype html><html lang="en"><title>notebook</title><body data-jp-theme-light="THEME"><main><h1>A notebook</h1><div id="cell"></div></main>
 <script type="module">

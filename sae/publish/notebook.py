@@ -1,4 +1,4 @@
-"""A feature's page inside a notebook: `show(folder, feature)`. Needs anywidget: pip install 'saedex[notebook]'."""
+"""A feature's page inside a notebook: `sae.show`. Needs anywidget: pip install 'saedex[notebook]'."""
 
 from __future__ import annotations
 
@@ -52,11 +52,6 @@ class FeatureWidget(anywidget.AnyWidget):
             "detail": feature_body(Surroundings(self._store, feature), record),
             "contexts": contexts_body(self._store, feature, record.row.max_act, pack),
         }
-
-
-def show(folder: str | Path, feature: int = 0) -> FeatureWidget:
-    """The page of a feature of a dictionary folder, as the last value of a notebook's cell."""
-    return FeatureWidget(Path(folder), feature)
 
 
 def _module() -> str:
