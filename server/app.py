@@ -93,7 +93,7 @@ def create_app(
     )
     app.state.catalogue, app.state.people, app.state.meaning = catalogue, people, meaning
     _add_middleware(app, catalogue, people if needs_key else None, host_names=host_names, origins=origins)
-    errors.install(app)
+    errors.install(app, [route for routes in ROUTES for route in routes.router.routes])
     for routes in ROUTES:
         app.include_router(routes.router)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import duckdb
@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match, Route
 
 from server.middleware.headers import HEADERS
 
@@ -50,14 +50,14 @@ def _place(problem: dict[str, Any]) -> str:
     return ".".join(str(part) for part in problem["loc"][1:])
 
 
-def _methods_at(request: Request) -> str:
-    """The methods that some route takes at the address of a request."""
-    at = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
-    return ", ".join(sorted({method for route in at for method in route.methods or ()}))
+def _methods_at(request: Request, routes: Iterable[BaseRoute]) -> str:
+    """The methods that some route takes at the address of a request; the explorer's addresses take GET and HEAD."""
+    at = [route for route in routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for route in at for method in route.methods or ()} or {"GET", "HEAD"}))
 
 
-def install(app: FastAPI) -> None:
-    """Registers the handlers that give every error its shape."""
+def install(app: FastAPI, routes: Iterable[BaseRoute] = ()) -> None:
+    """Registers the handlers that give every error its shape; `routes` are those of the API."""
 
     @app.exception_handler(ApiError)
     def _refused(_: Request, error: ApiError) -> JSONResponse:
@@ -70,7 +70,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 405:
-            methods = _methods_at(request)
+            methods = _methods_at(request, routes)
             return answer(405, f"nothing is written here; allowed are {methods}", {"allow": methods})
         return answer(error.status_code, str(error.detail), error.headers)
 

@@ -24,6 +24,7 @@ from fixtures import (
     Script,
     chromium,
     make_planted,
+    opened_chromium,
     run_here,
     save_model,
     save_text,
@@ -115,16 +116,11 @@ def server(finished: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium; tests that use it are skipped without one."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium(), args=arguments)
+    """A headless Chromium; tests that use it are skipped without one. Its event loop runs until it is closed."""
+    with opened_chromium() as browser:
         yield browser
-        browser.close()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

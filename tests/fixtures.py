@@ -251,6 +251,18 @@ def settled(page: Any) -> None:
     )
 
 
+@contextlib.contextmanager
+def opened_chromium() -> Iterator[Any]:
+    """A headless Chromium for the time of the block."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium(), args=arguments)
+        yield browser
+        browser.close()
+
+
 def chromium() -> str | None:
     """Path of a Chromium, if there is one."""
     names = ("chromium", "chromium-browser", "google-chrome")

@@ -21,10 +21,11 @@ from feature_store.errors import StoreError
 from feature_store.lookup import filters, pages
 from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body
 from feature_store.lookup.columns import Texts
+from feature_store.lookup.contrast import contrast
 from feature_store.lookup.filters import Filter, Sort, Span
 from feature_store.lookup.parquet_table import parquet_table
 from feature_store.lookup.rendering import write_pages
-from feature_store.lookup.search import KINDS, contrast, corrected, search, sentence_weights
+from feature_store.lookup.search import KINDS, corrected, search, sentence_weights
 from feature_store.lookup.vocabulary import Vocabulary, shared
 from feature_store.store import Store
 

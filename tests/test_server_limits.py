@@ -18,7 +18,7 @@ from server import connection
 from server.app import create_app
 from server.catalogue import open_catalogue
 from server.middleware import admission
-from server.routes import features
+from server.routes import features, search
 from server.run import settings
 
 FEATURES = "/api/v1/dictionaries/tiny.first/features"
@@ -206,7 +206,7 @@ def test_a_query_that_takes_too_long_is_interrupted(finished, monkeypatch):
         numbers = "select sum(a.range * b.range) from range(10000000) a, range(10000000) b"
         return store.cursor().execute(numbers).fetchall()
 
-    monkeypatch.setattr(features, "search", endless)
+    monkeypatch.setattr(search, "search", endless)
     with served(finished) as address:
         start = time.monotonic()
         answer = httpx.get(f"{address}/api/v1/dictionaries/tiny.first/search?q=cat", timeout=60)

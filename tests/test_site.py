@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-from fixtures import chromium, run_here, settled, violations
+from fixtures import chromium, opened_chromium, run_here, settled, violations
 
 from feature_store.dictionary_files import DictionaryCard
 from feature_store.people.database import People
@@ -43,6 +43,13 @@ def folder(finished, people_file, tmp_path_factory):
     )
     assert done.returncode == 0 and "tiny.first: 2 features" in done.stdout, done.stderr
     return out
+
+
+@pytest.fixture
+def browser():
+    """One for each test, since the command runs an event loop of its own."""
+    with opened_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
