@@ -145,6 +145,8 @@ def test_the_filter_offers_the_explainers_of_the_dictionary(page, server):
 
 def test_the_filter_is_a_file(page):
     page.goto(f"/#/{DICTIONARY}/features?q=token&min_low=0.5")
+    page.get_by_text("label comes from").wait_for()  # which moves the link down
+    settled(page)
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
     lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
