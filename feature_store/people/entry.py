@@ -84,21 +84,22 @@ def _text(kind: Kind, subject: str, value: str | None) -> None:
 
 
 def _name(kind: Kind, subject: str, value: str | None) -> None:
-    if len(subject) > MOST_LETTERS["name"] or not NAME.fullmatch(subject):
-        raise EntryError(
-            f"subject: the name of a {kind} has up to {MOST_LETTERS['name']} letters, digits, spaces or .:+-_"
-        )
+    _has_name(kind, subject)
     if value not in (None, YES):
         raise EntryError(f'value: "{YES}" is wanted, or null')
 
 
-def _of_name(kind: Kind, subject: str, value: str | None) -> None:
-    if len(subject) > MOST_LETTERS["name"] or not NAME.fullmatch(subject):
-        raise EntryError(
-            f"subject: a {kind} has a name of up to {MOST_LETTERS['name']} letters, digits, spaces or .:+-_"
-        )
+def _named_text(kind: Kind, subject: str, value: str | None) -> None:
+    _has_name(kind, subject)
     if value is not None and len(value) > MOST_LETTERS[kind]:
         raise EntryError(f"value: a {kind} has up to {MOST_LETTERS[kind]:,} letters")
+
+
+def _has_name(kind: Kind, subject: str) -> None:
+    if len(subject) > MOST_LETTERS["name"] or not NAME.fullmatch(subject):
+        raise EntryError(
+            f"subject: the name of a {kind} has up to {MOST_LETTERS['name']} letters, digits, spaces or .:+-_"
+        )
 
 
 def _vote(kind: Kind, subject: str, value: str | None) -> None:
@@ -126,6 +127,6 @@ _CHECKS: dict[Kind, Callable[[Kind, str, str | None], None]] = {
     "list": _name,
     "vote": _vote,
     "rating": _rating,
-    "description": _of_name,
-    "vector": _of_name,
+    "description": _named_text,
+    "vector": _named_text,
 }

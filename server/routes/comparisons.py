@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path as FolderPath
 from typing import Annotated, Any
 
 from fastapi import Path, Request
@@ -10,7 +11,7 @@ from fastapi.responses import Response
 from feature_store.comparison import KINDS, Comparison, Side, comparisons_of
 from feature_store.dictionary_files import JsonFileError
 from server import responses
-from server.catalogue import Catalogue, Entry
+from server.catalogue import Catalogue
 from server.errors import ApiError
 from server.routes.common import DictionaryId, ReadRouter, entry_of, known_parameters, never_kept
 
@@ -23,8 +24,8 @@ def list_comparisons(request: Request, dictionary: DictionaryId) -> Response:
     catalogue: Catalogue = request.app.state.catalogue
     entry = entry_of(request, dictionary)
     items = []
-    for other in comparisons_of(entry.folder):
-        comparison = _read(entry, other)
+    for other, folder in comparisons_of(entry.folder).items():
+        comparison = _read(folder, other)
         items.append(
             {
                 "other": other,
@@ -45,9 +46,10 @@ def get_comparison(
     """How every feature corresponds, in columns by feature, seen from both sides."""
     catalogue: Catalogue = request.app.state.catalogue
     entry = entry_of(request, dictionary)
-    if other not in comparisons_of(entry.folder):
+    folder = comparisons_of(entry.folder).get(other)
+    if folder is None:
         raise ApiError(404, "not compared with a dictionary of that id; `sae compare A B` does that")
-    comparison = _read(entry, other)
+    comparison = _read(folder, other)
     return never_kept({
         "is_served": other in catalogue,
         "is_current": comparison.this.weights_sha256 == entry.edition().card.weights_sha256,
@@ -61,10 +63,10 @@ def get_comparison(
     })  # fmt: skip
 
 
-def _read(entry: Entry, other: str) -> Comparison:
+def _read(folder: FolderPath, other: str) -> Comparison:
     try:
-        return Comparison.read(comparisons_of(entry.folder)[other])
-    except (JsonFileError, KeyError) as error:
+        return Comparison.read(folder)
+    except JsonFileError as error:
         raise ApiError(404, f"the comparison with {other} cannot be read: {error}") from None
 
 

@@ -127,16 +127,17 @@ async def search_vector(request: Request, dictionary: DictionaryId) -> Response:
     if not is_vector or type(limit) is not int or not 0 < limit <= 200:
         raise ApiError(422, "an object is wanted: vector, a list of numbers; limit, 1 to 200")
 
-    def found() -> list[Hit]:
+    def answer() -> Response:
         entry = entry_of(request, dictionary)
+        edition = entry.edition()
         try:
-            near = nearest_rows(entry.folder, entry.edition().card, np.array(vector, np.float64), limit)
+            near = nearest_rows(entry.folder, edition.card, np.array(vector, np.float64), limit)
         except ValueError as error:
             raise ApiError(422, str(error)) from None
-        return [Hit(row.feature, "vector", f"cosine {row.cosine:.2f} with its decoder row") for row in near]
+        hits = [Hit(row.feature, "vector", f"cosine {row.cosine:.2f} with its decoder row") for row in near]
+        return _respond(request, edition, Search(q="vector", limit=limit), Found(hits, len(hits), []))
 
-    hits = await anyio.to_thread.run_sync(found)
-    return _respond(request, dictionary, Search(q="vector", limit=limit), Found(hits, len(hits), []))
+    return await anyio.to_thread.run_sync(answer)
 
 
 def _answer(request: Request, dictionary: str, wanted: Search) -> Response:
@@ -145,15 +146,15 @@ def _answer(request: Request, dictionary: str, wanted: Search) -> Response:
         raise ApiError(422, "against: only a sentence can be held against another; give kind=sentence")
 
     if wanted.kind == "meaning":
-        return _respond(request, dictionary, wanted, _of_meaning(request, edition.store, wanted))
+        return _respond(request, edition, wanted, _of_meaning(request, edition.store, wanted))
     result = _of_store(edition.store, wanted)
     if wanted.kind in ("all", "people"):
         result = _with_people(_of_people(people, edition, wanted.q), result, wanted.limit)
-    return _respond(request, dictionary, wanted, result)
+    return _respond(request, edition, wanted, result)
 
 
-def _respond(request: Request, dictionary: str, wanted: Search, result: Found) -> Response:
-    edition, store = edition_of(request, dictionary), edition_of(request, dictionary).store
+def _respond(request: Request, edition: Edition, wanted: Search, result: Found) -> Response:
+    store = edition.store
     items = [
         row_body(store.columns.row(hit.feature)) | {"kind": hit.kind, "why": hit.why, "times": hit.times}
         for hit in result.hits
