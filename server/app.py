@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Receive, Scope, Send
@@ -27,11 +25,11 @@ from server.middleware.headers import SafeHeaders
 from server.middleware.hosts import KnownHosts
 from server.middleware.key_holders import KeyHolders
 from server.middleware.ready_pages import ReadyPages
+from server.preview.page import feature_at
 from server.routes import comparisons, dictionaries, features, neuronpedia, neuronpedia_people, search
 from server.routes import people as people_routes
 
 ROUTES = (dictionaries, features, comparisons, search, people_routes, neuronpedia, neuronpedia_people)
-INDEX = re.compile(r"[0-9]{1,9}")
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
 EXPOSED = ["etag", "x-sha256", "content-disposition"]  # headers that pages of allowed sites may read
@@ -144,14 +142,4 @@ def _add_explorer(app: FastAPI, explorer: Explorer) -> None:
 
     @app.api_route("/{rest:path}", **every)
     async def page(request: Request, rest: str) -> Response:
-        return _feature_at(request, rest) or explorer.answer()
-
-
-def _feature_at(request: Request, path: str) -> Response | None:
-    """The redirect of an address as Neuronpedia's, MODEL/SOURCE/INDEX; None if no dictionary has that id."""
-    parts = path.split("/")
-    catalogue: Catalogue = request.app.state.catalogue
-    if len(parts) != 3 or parts[1] not in catalogue or not INDEX.fullmatch(parts[2]):
-        return None
-    embed = "?embed=true" if request.query_params.get("embed") == "true" else ""
-    return RedirectResponse(f"../../#/{quote(parts[1], safe='')}/features/{int(parts[2])}{embed}")
+        return await anyio.to_thread.run_sync(feature_at, request, rest) or explorer.answer()

@@ -143,6 +143,15 @@ def test_lists_and_vectors_are_kept_in_its_shapes(finished, tmp_path):
         got = post("vector/get", place, {}).json()["vector"]
         assert got["vector"] == vector["values"] == [0.5, -1] and got["vectorLabel"] == "v" and got["layer"] == "ada"
         assert client.post("/api/vector/list-owned", headers=key).json() == {"vectors": [got]}
+        texts = [{"tokens": ["a", " b"], "values": [0, 2.5]}, {"tokens": ["c"], "values": [1.0]}]
+        for sent in (texts, texts[:1]):  # the same text is kept once
+            answer = post("activation/upload-batch", place | {"activations": sent})
+            assert answer.status_code == 200 and answer.json()["activationsCount"] == 2
+        neuron = client.get(f"/api/feature/{model}/ada/{vector['index']}").json()
+        assert neuron["hasVector"] and neuron["vector"] == [0.5, -1] and neuron["maxActApprox"] == 2.5
+        assert [(a["tokens"], a["values"]) for a in neuron["activations"]] == [
+            (text["tokens"], text["values"]) for text in texts
+        ]
         other = {"x-api-key": people.add_key("bob", ["write"])}
         for path, wrong, who, status in (
             ("list/new", {"name": "x"}, {}, 401),
@@ -154,6 +163,16 @@ def test_lists_and_vectors_are_kept_in_its_shapes(finished, tmp_path):
             ("vector/new", body | {"vector": ["x"]}, key, 422),
             ("vector/delete", place, other, 403),
             ("vector/get", place | {"index": "7"}, key, 404),
+            ("activation/upload-batch", place | {"activations": texts}, other, 403),
+            ("activation/upload-batch", place | {"activations": []}, key, 422),
+            ("activation/upload-batch", place | {"activations": [{"tokens": ["a"], "values": [1, 2]}]}, key, 422),
+            ("activation/upload-batch", place | {"activations": [{"tokens": ["a"], "values": ["1"]}]}, key, 422),
+            (
+                "activation/upload-batch",
+                place | {"activations": [{"tokens": [f"{n}"], "values": [1]} for n in range(499)]},
+                key,
+                422,
+            ),
         ):
             assert post(path, wrong, who).status_code == status, (path, wrong)
         assert post("vector/delete", place).status_code == 200 and post("vector/get", place).status_code == 404
@@ -161,9 +180,11 @@ def test_lists_and_vectors_are_kept_in_its_shapes(finished, tmp_path):
 
 @pytest.mark.skipif("SAEDEX_PEERS" not in os.environ, reason="the client is installed beside the peers (make peers)")
 def test_its_own_client_keeps_lists_and_vectors(finished, tmp_path, monkeypatch):
+    from neuronpedia.np_activation import Activation
     from neuronpedia.np_list import NPList, NPListItem
     from neuronpedia.np_vector import NPVector
     from neuronpedia.requests.base_request import NPRequest
+    from neuronpedia.requests.feature_request import FeatureRequest
 
     people = People(tmp_path / "people.sqlite", create=True)
     monkeypatch.setenv("NEURONPEDIA_API_KEY", people.add_key("ada", ["write"]))
@@ -179,6 +200,9 @@ def test_its_own_client_keeps_lists_and_vectors(finished, tmp_path, monkeypatch)
 
         vector = NPVector.new("a way", model, 1, "hook_resid_post", [0.5, -1.0])
         assert NPVector.get(model, vector.source, vector.index) == vector and NPVector.get_owned() == [vector]
+        vector.upload_activations([Activation(model, vector.source, int(vector.index), ["a", " b"], [0.0, 2.5])])
+        feature = FeatureRequest().get(model, vector.source, int(vector.index))
+        assert [(a.tokens, a.values) for a in feature.activations] == [(["a", " b"], [0.0, 2.5])]
         vector.delete()
         assert NPVector.get_owned() == []
 

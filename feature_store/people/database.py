@@ -23,7 +23,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 ALLOWS: dict[Scope, tuple[Kind, ...]] = {
     "read": (),
     "rate": ("rating", "vote"),
-    "write": ("label", "note", "tag", "list", "rating", "vote", "description", "vector"),
+    "write": ("label", "note", "tag", "list", "rating", "vote", "description", "vector", "activations"),
     "admin": (),
 }
 FORMAT_VERSION = 1

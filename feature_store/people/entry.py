@@ -7,11 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-Kind = Literal["label", "note", "tag", "list", "vote", "rating", "description", "vector"]
+Kind = Literal["label", "note", "tag", "list", "vote", "rating", "description", "vector", "activations"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MOST_LETTERS = {"label": 200, "note": 4000, "description": 4000, "vector": 4_000_000, "name": 64, "subject": 1000}
+MOST_LETTERS = {
+    "label": 200,
+    "note": 4000,
+    "description": 4000,
+    "vector": 4_000_000,
+    "activations": 16_000_000,
+    "name": 64,
+    "subject": 1000,
+}
 NAME = re.compile(r"[^\W_][\w .:+-]*")
-ABOUT_NO_FEATURE: tuple[Kind, ...] = ("description", "vector")
+ABOUT_NO_FEATURE: tuple[Kind, ...] = ("description", "vector", "activations")
 YES = "yes"
 RATINGS = ("1", "2", "3", "4", "5")
 VOTES = ("up", "down")
@@ -25,8 +33,8 @@ class EntryError(ValueError):
 class Entry:
     """What is said. `subject` tells entries of one kind apart: the name of a tag or list, the text that is voted on.
 
-    A label, a note and a rating have no subject: a person has one of each per feature. The description of a list and a
-    vector are about no feature. `value` None takes it back.
+    A label, a note and a rating have no subject: a person has one of each per feature. The description of a list, a
+    vector and the texts of a vector are about no feature. `value` None takes it back.
     """
 
     kind: Kind
@@ -42,7 +50,7 @@ class Place(NamedTuple):
     feature: int
 
 
-NOWHERE = Place("-", "-", 0)  # of what is not about a feature: the description of a list, a vector
+NOWHERE = Place("-", "-", 0)  # of what is not about a feature: the description of a list, a vector and its texts
 
 
 @dataclass(frozen=True)
@@ -129,4 +137,5 @@ _CHECKS: dict[Kind, Callable[[Kind, str, str | None], None]] = {
     "rating": _rating,
     "description": _named_text,
     "vector": _named_text,
+    "activations": _named_text,
 }

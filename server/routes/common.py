@@ -72,7 +72,8 @@ async def _refuse_unknown(request: Request) -> None:
 known_parameters = Depends(_refuse_unknown)
 
 
-def _headers_of(edition: Edition) -> dict[str, str]:
+def headers_of(edition: Edition) -> dict[str, str]:
+    """The headers of an answer that is the same as long as the edition is."""
     # Weak: the bytes are other ones where they are sent compressed.
     return {"etag": f'W/"{edition.tag}"', "cache-control": "no-cache"}
 
@@ -81,7 +82,7 @@ def json_response(body: Any, edition: Edition | None = None, request: Request | 
     """`body` as JSON; of an edition also with its ETag, and 304 if the client has it already."""
     headers = {}
     if edition is not None and request is not None:
-        headers = _headers_of(edition)
+        headers = headers_of(edition)
         if is_unchanged(request, headers["etag"]):
             return Response(status_code=304, headers=headers | {"vary": "Accept-Encoding"})
     return Response(orjson.dumps(body), media_type="application/json", headers=headers)
@@ -96,7 +97,7 @@ def never_kept(body: Any) -> Response:
 
 def page_response(pages: Pages, number: int, edition: Edition, request: Request) -> Response:
     """A body that was made at publication, as it lies in the file if the client takes gzip."""
-    headers = _headers_of(edition) | {"vary": "Accept-Encoding"}
+    headers = headers_of(edition) | {"vary": "Accept-Encoding"}
     if is_unchanged(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
     if "gzip" not in request.headers.get("accept-encoding", ""):

@@ -20,14 +20,17 @@ from feature_store.lookup.parquet_table import parquet_table
 from feature_store.queries import WindowGroup
 from feature_store.store import Store
 from server import responses
+from server.conditions import is_unchanged
 from server.errors import ApiError
 from server.people.access import people_of
 from server.people.finding import features_with
+from server.preview.picture import picture
 from server.routes.common import (
     DictionaryId,
     ReadRouter,
     edition_of,
     edition_soon,
+    headers_of,
     json_response,
     known_parameters,
     never_kept,
@@ -256,6 +259,23 @@ def contexts_of(store: Store, feature: int) -> dict[str, Any]:
     max_act = float(store.columns.numbers["max_act"][feature])
     [(_, pack)] = queries.packs(store, feature, feature + 1)
     return contexts_body(store, feature, max_act, pack)
+
+
+@router.get(
+    "/features/{feature}/picture.png",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def get_picture(request: Request, dictionary: DictionaryId, feature: FeatureId) -> Response:
+    """A picture of a feature, 1200 x 630, which other sites show where its address is posted."""
+    edition = edition_of(request, dictionary)
+    if not 0 <= feature < edition.store.n_features:
+        raise refused(edition.store)
+    headers = headers_of(edition)
+    if is_unchanged(request, headers["etag"]):
+        return Response(status_code=304, headers=headers)
+    detail, contexts = feature_of(edition.store, feature), contexts_of(edition.store, feature)
+    return Response(picture(edition.card, detail, contexts), media_type="image/png", headers=headers)
 
 
 @router.get("/features/{feature}/judged", response_model=responses.JudgedList)

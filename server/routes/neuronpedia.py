@@ -15,19 +15,22 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from feature_store.lookup.search import search
+from feature_store.people.database import People
+from feature_store.people.entry import NOWHERE
 from feature_store.store import Store
 from server.catalogue import Catalogue, Entry
 from server.edition import Edition
 from server.errors import ApiError
+from server.people.vectors import neuron_of_vector, vector_record
 from server.routes.bodies import json_body
-from server.routes.common import json_response
+from server.routes.common import json_response, never_kept
 from server.routes.features import contexts_of, feature_of
 
 router = APIRouter(prefix="/api", include_in_schema=False)
 MOST_FEATURES = 50
 PER_PAGE, PER_SEARCH = 25, 20
 NOT_HERE = (
-    "activation/new", "activation/source", "activation/upload-batch", "feature/upload-batch", "search-all", "search-topk-by-token",
+    "activation/new", "activation/source", "feature/upload-batch", "search-all", "search-topk-by-token",
     "steer", "steer-chat", "steer-logits", "cossim", "tokenize",
     "bookmark/new", "comment/new", "graph/generate", "graph/delete",
     "graph/list-owned", "graph/signed-put", "graph/save-to-db", "source-set/new", "source-set/get", "model/new",
@@ -140,7 +143,10 @@ def _activation(source: str, contexts: dict[str, Any], item: dict[str, Any]) -> 
 
 @router.get("/feature/{model}/{source}/{index}")
 def get_neuron(request: Request, model: str, source: str, index: str) -> Response:
-    """One feature."""
+    """One feature, or one of the vectors that people keep."""
+    people: People | None = request.app.state.people
+    if people and people.said(NOWHERE.weights, kind="vector", person=source):
+        return never_kept(neuron_of_vector(people, vector_record(people, source, index)))
     entry = entry_of_source(request, model, source)
     edition = entry.edition()
     return json_response(_neuron(entry.id, edition, index_of(edition.store, index), None), edition, request)

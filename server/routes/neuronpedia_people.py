@@ -1,4 +1,4 @@
-"""Neuronpedia's door for what people keep: lists of features, and vectors. They are entries of the file of people.
+"""Neuronpedia's door for what people keep: lists of features, vectors, and texts for them. They are entries of the file of people.
 
 A list is called PERSON/NAME. A vector has its owner as its source, and a number. Keys are spelled as Neuronpedia spells
 them; writing needs a key, which its client sends as X-Api-Key.
@@ -19,6 +19,13 @@ from feature_store.people.entry import NOWHERE, YES, Entry, EntryError, Kind, Pl
 from server.catalogue import Catalogue
 from server.errors import ApiError
 from server.people.access import known_person, people_of
+from server.people.vectors import (
+    MOST_ACTIVATIONS,
+    activations_of,
+    checked_activations,
+    vector_body,
+    vector_record,
+)
 from server.routes.bodies import json_body
 from server.routes.common import never_kept
 from server.routes.neuronpedia import entry_of_source, index_of, mapping
@@ -135,34 +142,39 @@ def new_vector(request: Request, people: People, body: dict[str, Any]) -> dict[s
 
 def get_vector(request: Request, people: People, body: dict[str, Any]) -> dict[str, Any]:
     """One vector."""
-    return {"vector": _vector(_vector_record(people, body))}
+    return {"vector": vector_body(vector_record(people, body.get("source"), body.get("index")))}
 
 
 def owned_vectors(request: Request, people: People, body: dict[str, Any]) -> dict[str, Any]:
     """The vectors of the person who asks."""
     person = known_person(request)
-    return {"vectors": [_vector(r) for r in people.said(NOWHERE.weights, kind="vector", person=person.name)]}
+    return {"vectors": [vector_body(r) for r in people.said(NOWHERE.weights, kind="vector", person=person.name)]}
 
 
 def delete_vector(request: Request, people: People, body: dict[str, Any]) -> dict[str, Any]:
     """Takes one of one's own vectors back."""
-    person, record = known_person(request), _vector_record(people, body)
-    if record.person != person.name:
-        raise ApiError(403, f"this vector is not {person.name}'s")
+    person, record = _own_vector(request, people, body)
     people.write(person.name, NOWHERE, Entry("vector", record.entry.subject, None))
     return {"message": "deleted"}
 
 
-def _vector_record(people: People, body: dict[str, Any]) -> Record:
-    source, index = str(body.get("source")), str(body.get("index"))
-    for record in people.said(NOWHERE.weights, kind="vector", person=source):
-        if record.entry.subject == index:
-            return record
-    raise ApiError(404, "no such vector; its source is its owner's name, its index a number")
+def upload_activations(request: Request, people: People, body: dict[str, Any]) -> dict[str, Any]:
+    """Keeps texts on which one of one's own vectors was evaluated, beside those that are there already."""
+    person, record = _own_vector(request, people, body)
+    uploaded = checked_activations(body.get("activations"))
+    kept = activations_of(people, record)
+    texts = kept + [text for text in uploaded if text not in kept]
+    if len(texts) > MOST_ACTIVATIONS:
+        raise ApiError(422, f"a vector has up to {MOST_ACTIVATIONS} texts, this one would have {len(texts)}")
+    _said(people, person, "activations", NOWHERE, subject=record.entry.subject, value=json.dumps(texts))
+    return {"message": f"{len(texts)} activations", "activationsCount": len(texts)}
 
 
-def _vector(record: Record) -> dict[str, Any]:
-    return json.loads(record.entry.value or "{}") | {"layer": record.person, "index": record.entry.subject}
+def _own_vector(request: Request, people: People, body: dict[str, Any]) -> tuple[Person, Record]:
+    person, record = known_person(request), vector_record(people, body.get("source"), body.get("index"))
+    if record.person != person.name:
+        raise ApiError(403, f"this vector is not {person.name}'s")
+    return person, record
 
 
 for _path, _work in {
@@ -174,5 +186,6 @@ for _path, _work in {
     "vector/get": get_vector,
     "vector/list-owned": owned_vectors,
     "vector/delete": delete_vector,
+    "activation/upload-batch": upload_activations,
 }.items():
     _route(_path, _work)
