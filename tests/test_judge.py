@@ -24,7 +24,7 @@ from sae.interpret.judging.judge import Judge, JudgeConfig, Prompt, read, yes_pr
 from sae.interpret.judging.judged_scorer import Trial, ranked
 from sae.interpret.judging.prompts import CLOSE, LONGEST_LABEL, OPEN, plain
 
-FEATURES = range(0, 4)  # features that fire on one word
+FEATURES = range(0, 2)  # features that fire on one word
 PROMPT = Prompt("say ok", "{}", {"type": "object"})
 
 
@@ -130,7 +130,7 @@ def test_a_random_judge_scores_at_chance_within_the_interval(planted, tmp_path, 
         for (_, metric), s in scores(store, f, e).items()
         if metric in ("balanced_accuracy", "confidence", "accuracy", "correlation")
     ]
-    assert len(inside) > 40 and sum(inside) >= 0.88 * len(inside)
+    assert len(inside) >= 30 and sum(inside) >= 0.88 * len(inside)
 
 
 def test_a_judge_that_knows_scores_near_one(planted, tmp_path, judges):

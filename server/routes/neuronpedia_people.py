@@ -162,8 +162,8 @@ def upload_activations(request: Request, people: People, body: dict[str, Any]) -
     """Keeps texts on which one of one's own vectors was evaluated, beside those that are there already."""
     person, record = _own_vector(request, people, body)
     uploaded = checked_activations(body.get("activations"))
-    kept = activations_of(people, record)
-    texts = kept + [text for text in uploaded if text not in kept]
+    earlier = activations_of(people, record)
+    texts = earlier + [text for text in uploaded if text not in earlier]
     if len(texts) > MOST_ACTIVATIONS:
         raise ApiError(422, f"a vector has up to {MOST_ACTIVATIONS} texts, this one would have {len(texts)}")
     _said(people, person, "activations", NOWHERE, subject=record.entry.subject, value=json.dumps(texts))
