@@ -21,7 +21,7 @@ from feature_store.indexing.contexts import (
     ContextLimits,
 )
 from feature_store.indexing.document_features import count_documents
-from feature_store.indexing.tables import count, stream_of
+from feature_store.indexing.tables import Codes, count, stream_of, used_widths
 from feature_store.indexing.tables import in_test_part as documents_for_testing
 from feature_store.indexing.windows import Peaks, random_windows, windows_of
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
@@ -109,7 +109,11 @@ def test_windows_hold_the_activations_of_the_stream():
     read = stream_of(stream, TOKENS, np.zeros(int(stream.documents.max()) + 1, bool))
     tables = count(stream, read, found, promoted=np.zeros((D_SAE, 1)), n_coactive=3, memory_bytes=1 << 20)
     pack = windows_of(
-        found, stream, 5, Peaks(tables.samples.weaker[5], tables.samples.uniform[5], int(tables.samples.available[5]))
+        found,
+        stream,
+        5,
+        Peaks(tables.samples.weaker[5], tables.samples.uniform[5], int(tables.samples.available[5])),
+        used=used_widths(stream.acts),
     )
     columns = pack_columns(pack, "<u2")
     back = unpack_columns(columns, 2, float(found.maximum[5]))
@@ -140,7 +144,9 @@ def test_windows_end_where_their_document_does():
     stream.documents[:] = np.arange(CONTEXTS)[:, None] * 2 + (np.arange(LENGTH) >= 9)
     found = collect(stream, ContextLimits(n_top=4, n_per_stratum=1), 60)
     for feature in range(D_SAE):
-        for w in windows_of(found, stream, feature, Peaks(np.zeros(12), np.empty(0, int), 0)).windows:
+        for w in windows_of(
+            found, stream, feature, Peaks(np.zeros(12), np.empty(0, int), 0), used=used_widths(stream.acts)
+        ).windows:
             length, peak, place = int(w["length"]), int(w["peak"]), int(w["place"])
             second = w["document"] % 2
             assert peak <= place and place - peak + length <= (LENGTH - 9 if second else 9)
@@ -224,3 +230,17 @@ def test_half_of_the_documents_are_for_testing():
 
 
 assert N_BINS % N_STRATA == 0
+
+
+def test_the_padding_of_a_row_is_no_activation_of_latent_0():
+    """Rows of codes are as wide as the token with most latents; what is left of one is filled with latent 0 at 0."""
+    stream = codes(3)
+    indices, acts = (np.concatenate([part, np.zeros_like(part)], axis=2) for part in (stream.indices, stream.acts))
+    padded = Codes(stream.ids, stream.documents, indices, acts)
+    assert (used_widths(padded.acts) <= stream.acts.shape[2]).all()
+    found = collect(stream, ContextLimits(n_top=4, n_per_stratum=1), 60)
+    plain, wide = (
+        windows_of(found, c, 0, Peaks(np.zeros(12), np.empty(0, int), 0), used=used_widths(c.acts))
+        for c in (stream, padded)
+    )
+    assert len(plain.act_values) and all(np.array_equal(a, b) for a, b in zip(plain, wide, strict=True))

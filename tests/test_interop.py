@@ -23,11 +23,12 @@ HOLDS = {
     "dictionary_learning": {"topk", "gradient", "batch_topk", "matryoshka", "top_afa", "jumprelu", "relu", "gated"},
     "sparsify": {"topk", "gradient", "transcoder"},
     "gemma_npz": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
+    "gemma_scope_2": {"batch_topk", "matryoshka", "top_afa", "jumprelu", "relu"},
 }
 
 
 def test_every_format_of_the_command_line_is_there():
-    assert set(FORMATS) == {*HOLDS, "openai"}
+    assert set(FORMATS) == {*HOLDS, "goodfire", "llama_scope", "openai", "qwen_scope", "transcoder_layer"}
 
 
 @pytest.mark.parametrize("form", HOLDS)
@@ -64,8 +65,10 @@ def test_sites_survive_and_transcoders_of_other_kinds_are_refused(tmp_path):
     for form in ("dictionary_learning", "saelens"):
         export_dictionary(folder, form, tmp_path / form)
         assert str(import_dictionary(tmp_path / form, form, tmp_path / f"{form}-back", None).config.hook) == "mlp_out.5"
-    with pytest.raises(ConfigError, match="TopK transcoders only"):
-        import_dictionary(tmp_path / "saelens", "saelens", tmp_path / "new", "mlp_in.5", writes="mlp_out.5")
+    gated = published(tmp_path / "gated", "gated", hook="mlp_out.5")
+    export_dictionary(gated, "saelens", tmp_path / "theirs")
+    with pytest.raises(ConfigError, match="TopK, JumpReLU and ReLU transcoders"):
+        import_dictionary(tmp_path / "theirs", "saelens", tmp_path / "new", "mlp_in.5", writes="mlp_out.5")
     assert not (tmp_path / "new").exists()
 
 

@@ -16,16 +16,18 @@ PER_KIND = 15
 
 
 @njit(cache=True)
-def _fires(feature, indices, acts, context, position):  # pragma: no cover (compiled)
+def _fires(feature, indices, acts, used, context, position):  # pragma: no cover (compiled)
     for p in range(max(0, position - BEFORE), min(indices.shape[1], position + AFTER + 1)):
-        for j in range(indices.shape[2]):
+        for j in range(used[context, p]):
             if indices[context, p, j] == feature and acts[context, p, j] > 0:
                 return True
     return False
 
 
 @njit(cache=True)
-def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_source, start):  # pragma: no cover
+def _negatives(
+    sources, top_context, top_position, indices, acts, used, per_kind, per_source, start
+):  # pragma: no cover
     """Rows (feature, source, rank, kind): first every source's strongest usable window, then every second one, ..."""
     n_features, n_kinds, n_sources = sources.shape
     rows = np.empty((n_features * n_kinds * per_kind, 4), np.int64)
@@ -53,7 +55,7 @@ def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_
                             known |= (
                                 top_context[rows[q, 1], rows[q, 2]] == c and top_position[rows[q, 1], rows[q, 2]] == p
                             )
-                        if not known and not _fires(f, indices, acts, c, p):
+                        if not known and not _fires(f, indices, acts, used, c, p):
                             rows[n_rows] = f, source, r, kind
                             n_rows += 1
                             n += 1
@@ -64,15 +66,16 @@ def _negatives(sources, top_context, top_position, indices, acts, per_kind, per_
 
 def hard_negatives(
     sources: Integer[np.ndarray, "features kinds n"], top_context: UInt[np.ndarray, "d_sae n_top"], top_position: UInt[np.ndarray, "d_sae n_top"], indices: Integer[np.ndarray, "contexts ctx_len k"], *, acts: Float[np.ndarray, "contexts ctx_len k"],
-    start: int = 0,
+    used: UInt[np.ndarray, "contexts ctx_len"], start: int = 0,
 ) -> list[Shaped[np.ndarray, " _windows"]]:  # fmt: skip
     """Per feature a record array of `NEGATIVE`: windows of other features in which this feature does not fire.
 
     `sources` [features, kinds, n] are the nearest features of the features from `start` on, by each kind of nearness.
-    Ranks count the sources' top windows [d_sae, n_top]; codes are [contexts, ctx_len, k].
+    Ranks count the sources' top windows [d_sae, n_top]; codes are [contexts, ctx_len, k],
+    of which a token needs the first `used` alone (`tables.used_widths`).
     """
     rows = _negatives(
-        sources.astype(np.int64), top_context, top_position.astype(np.int64), indices, acts, PER_KIND,
+        sources.astype(np.int64), top_context, top_position.astype(np.int64), indices, acts, used, PER_KIND,
         WINDOWS_PER_SOURCE, start,
     )  # fmt: skip
     cuts = np.searchsorted(rows[:, 0], start + np.arange(len(sources) + 1))

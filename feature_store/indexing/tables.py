@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt
-from numba import get_num_threads, njit
+from numba import get_num_threads, njit, prange
 
 from feature_store.indexing.contexts import Collected
 from feature_store.indexing.firing_samples import FiringSamples, sample
@@ -36,6 +36,22 @@ class Codes(NamedTuple):
     documents: Integer[np.ndarray, "contexts ctx_len"]
     indices: Integer[np.ndarray, "contexts ctx_len k"]
     acts: Float[np.ndarray, "contexts ctx_len k"]
+
+
+@njit(parallel=True, cache=True)
+def used_widths(acts: Float[np.ndarray, "contexts ctx_len k"]) -> UInt[np.ndarray, "contexts ctx_len"]:
+    """How many codes of a token go up to its last activation above 0. Rows are as wide as the token with most latents
+    needs, which may be fifty times the mean.
+    """
+    n_contexts, ctx_len, width = acts.shape
+    used = np.zeros((n_contexts, ctx_len), np.uint32)
+    for context in prange(n_contexts):
+        for position in range(ctx_len):
+            for j in range(width - 1, -1, -1):
+                if acts[context, position, j] > 0:
+                    used[context, position] = j + 1
+                    break
+    return used
 
 
 def in_test_part(keys: Integer[np.ndarray, " documents"]) -> Bool[np.ndarray, " documents"]:

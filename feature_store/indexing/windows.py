@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 from numba import njit
 
 from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
@@ -24,8 +24,13 @@ class Peaks(NamedTuple):
     available: int
 
 
-def windows_of(collected: Collected, codes: Codes, feature: int, peaks: Peaks) -> Pack:
-    """The stored windows of one feature, cut around their peaks, with the feature's activations in them."""
+def windows_of(
+    collected: Collected, codes: Codes, feature: int, peaks: Peaks, *, used: UInt[np.ndarray, "contexts ctx_len"]
+) -> Pack:
+    """The stored windows of one feature, cut around their peaks, with the feature's activations in them.
+
+    A token needs the first `used` of its codes alone (`tables.used_widths`).
+    """
     slots = _filled(collected, "top", feature)
     for stratum in range(collected.stratum_act.shape[1]):
         slots += _filled(collected, "stratum", (feature, stratum))
@@ -37,7 +42,7 @@ def windows_of(collected: Collected, codes: Codes, feature: int, peaks: Peaks) -
 
     windows = np.zeros(len(slots), WINDOW)
     where = np.array([(slot.context, slot.position) for slot in slots], np.int64).reshape(-1, 2)
-    bounds, lengths, places, values = _cut(where, codes.documents, codes.indices, codes.acts, feature)
+    bounds, lengths, places, values = _cut(where, codes.documents, codes.indices, codes.acts, used, feature)
 
     for number, slot in enumerate(slots):
         first, start, end = bounds[number]
@@ -78,7 +83,7 @@ def _window(owner, position):  # pragma: no cover (compiled)
 
 
 @njit(cache=True)
-def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compiled)
+def _cut(where, documents, indices, acts, used, feature):  # pragma: no cover (compiled)
     """Cuts windows around (context, position) and gathers a feature's activations in them.
 
     Returns (first token of the document, start, end) [windows, 3]; the number of tokens on which the feature fires
@@ -96,7 +101,7 @@ def _cut(where, documents, indices, acts, feature):  # pragma: no cover (compile
         before = n
         for p in range(start, end):
             act = np.float32(0)
-            for j in range(indices.shape[2]):
+            for j in range(used[c, p]):
                 if indices[c, p, j] == feature:
                     act = acts[c, p, j]
             if act != 0:

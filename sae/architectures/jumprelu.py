@@ -14,6 +14,7 @@ from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.foundation.section import Count
 from sae.kernels.sparse import pick, selection_for
+from sae.model.hookpoints import HookPoint, HookPointField
 
 LEAST = 1e-3
 FIRST_SHARE = 0.1  # of target_l0 that fires at the first threshold
@@ -44,6 +45,29 @@ class JumpReluConfig(Penalised):
         ge=1,
         description="A latent that is silent for this many tokens is dead: its threshold falls until it fires again.",
     )
+
+    target: HookPointField | None = Field(
+        default=None,
+        description="Hook point to reconstruct instead of `hook`: a transcoder, such as mlp_out.8 from mlp_in.8.",
+    )
+    skip: bool = Field(
+        default=False, description="With a target: add a linear map from input to output beside the code."
+    )
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """The target, if there is one."""
+        return (self.target or self.hook,)
+
+    @model_validator(mode="after")
+    def _skip_has_a_target(self) -> JumpReluConfig:
+        if self.target == self.hook:
+            raise ValueError(f"target is the hook itself ({self.hook}); leave it out")
+        if self.skip and self.target is None:
+            raise ValueError("skip is for a transcoder: give its target too")
+        if self.token_norm and self.target is not None:
+            raise ValueError("token_norm is for dictionaries that read and write one hook point")
+        return self
 
     @model_validator(mode="after")
     def _target_fits(self) -> JumpReluConfig:
@@ -102,6 +126,8 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
     Thresholds are float32 and positive. Latents within half a bandwidth below their threshold take part in training
     with activation 0, because their thresholds get a gradient.
 
+    With a target it is a transcoder: what it reads is not centred, and `skip` adds x W_skip, as Gemma Scope 2 has it.
+
     Paper: Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders, Rajamanoharan et al.
     2024, arXiv 2407.14435, equations 9 to 12.
     Differs from the paper: the penalty aims at a target l0 instead of weighing l0; the input is centred by b_dec;
@@ -113,7 +139,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
     config_class = JumpReluConfig
     ragged = True
     computes_as = "jumprelu"
-    foreign_tensors = ("threshold",)
+    foreign_tensors = ("threshold", "W_skip")
     extra_loss_terms = "code"
     in_units_of_activation = ("threshold",)
     lr_multiples: ClassVar[dict[str, float]] = {"threshold": 10.0}  # a threshold has farther to go than a weight
@@ -124,6 +150,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
         if begin is None:  # until `calibrate`: random unit directions see scaled inputs as standard normal numbers
             begin = NormalDist().inv_cdf(1 - min(0.5, config.target_l0 / config.d_sae)) or 0.1
         self.threshold = nn.Parameter(torch.full((config.d_sae,), begin))
+        self.W_skip = nn.Parameter(torch.zeros(d_in, d_out)) if config.skip else None
 
     @torch.no_grad()
     def calibrate(self, x: Float[Tensor, "rows d_in"]) -> None:

@@ -71,6 +71,15 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return tensors
 
 
+def holds(path: Path, name: str) -> bool:
+    """Whether a torch file of plain data has an entry of that name; its tensors are mapped, not read."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception:  # whatever a damaged file raises: it holds nothing by that name
+        return False
+    return isinstance(tensors, dict) and name in tensors
+
+
 def read_arrays(path: Path) -> dict[str, Any]:
     """Arrays of an npz file; the headers of all are checked before one is read."""
     with parsing(path), zipfile.ZipFile(path) as archive:
@@ -122,6 +131,11 @@ class ForeignTensors:
     def pop(self, name: str, default: Any = None) -> Any:
         """What is there under a name, whatever it is."""
         return self._left.pop(name, default)
+
+    def rank(self, name: str) -> int:
+        """How many dimensions the tensor of that name has; 0 if there is none."""
+        tensor = self._left.get(name)
+        return tensor.dim() if isinstance(tensor, Tensor) else 0
 
     def matrix(self, name: str) -> Float[Tensor, "_rows _columns"]:
         """The matrix of that name; raises `ArtefactError` if there is none."""

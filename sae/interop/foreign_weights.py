@@ -127,16 +127,21 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
     d_out = weights.W_dec.shape[1]
     settings: dict[str, Any] = {"name": name, "hook": hook, "d_sae": d_sae, "token_norm": weights.token_norm}
     transcodes = "target" in weights.facts
-    if transcodes and weights.kind != "topk":
-        raise ConfigError(f"a transcoder that computes as {weights.kind}: saedex has TopK transcoders only.")
+    if transcodes and weights.kind == "gated":
+        raise ConfigError("a transcoder that computes as gated: saedex has TopK, JumpReLU and ReLU transcoders.")
+    if transcodes and weights.kind == "relu":  # ReLU(z) is JumpReLU with thresholds 0
+        weights = replace(
+            weights, kind="jumprelu", extra={**weights.extra, "threshold": torch.zeros_like(weights.b_enc)}
+        )
     if transcodes:
         settings |= {"target": weights.facts["target"], "skip": "W_skip" in weights.extra}
     if weights.kind == "topk":
         settings["k"] = _checked_k(weights.k, d_sae)
     if weights.kind == "jumprelu":
-        settings["target_l0"] = min(JumpReluConfig.model_fields["target_l0"].default, d_sae)
+        said_l0 = weights.facts.get("l0") or JumpReluConfig.model_fields["target_l0"].default
+        settings["target_l0"] = min(said_l0, d_sae)
 
-    settings["architecture"] = "transcoder" if transcodes else weights.kind
+    settings["architecture"] = "transcoder" if transcodes and weights.kind == "topk" else weights.kind
     sae = build(config_of(settings, "the settings of the dictionary"), d_in, d_out)
     converted = weights.as_centred(not transcodes)
     tensors = {

@@ -17,6 +17,13 @@ class Format(ABC):
     """
 
     writes: ClassVar[bool] = True  # whether it can be exported to
+    files: ClassVar[tuple[str, ...]]  # what a folder of it holds, by which it is told; a name may be a glob
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a folder or file looks like this format, by its names and, where several share those, by its content."""
+        if path.is_dir():
+            return all(any(path.glob(name)) for name in self.files)
+        return path.is_file() and any(path.match(name) for name in self.files[:1])
 
     @abstractmethod
     def write(self, weights: ForeignWeights, folder: Path) -> None:

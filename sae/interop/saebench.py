@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError
-from sae.interop.formats.saelens import hook_name
+from sae.interop.hook_names import hook_name
 
 
 class SaeBenchAdapter(nn.Module):

@@ -86,9 +86,36 @@ def import_dictionary(
         raise ConfigError(f"{path}: no such file or folder.")
 
     name = _name_of(target)
+    sae, facts = converted(form, path, name, hook=hook, writes=writes)
+    dictionary.publish(target, sae, provenance_of(facts, source, path), write_new_folder)
+
+    return sae
+
+
+def converted(
+    form: Format,
+    path: Path,
+    name: str,
+    *,
+    hook: str | None = None,
+    writes: str | None = None,
+    known: dict[str, Any] | None = None,
+) -> tuple[SparseAutoencoder, dict[str, Any]]:
+    """(the dictionary in a foreign file, called `name`; what is known of it).
+
+    `known` are facts that the file need not say, such as those of its release; `hook` and `writes` are what people say,
+    and they win. Raises `ConfigError` for what nobody says, `ArtefactError` for what cannot be.
+    """
     weights = form.read(path)
+    said = {key: value for key, value in weights.facts.items() if value not in (None, "unknown")}
+    # The file is nearer to the weights than the names around it; but only it says whether there is a target at all.
+    weights = replace(weights, facts={**weights.facts, **(known or {}), **said})
+    if weights.kind == "topk" and weights.k is None and "k" not in said and (known or {}).get("l0"):
+        weights = replace(weights, k=int(weights.facts["l0"]))
+
     if writes is not None or "target" in weights.facts:
-        if writes is None or hook is None:
+        writes = writes or (weights.facts["target"] if weights.facts["target"] != "unknown" else None)
+        if writes is None or (hook is None and "hook" not in weights.facts):
             raise ConfigError(
                 f"{path}: a transcoder. Say where it reads and writes: --hook mlp_in.8 --target mlp_out.8"
             )
@@ -96,28 +123,30 @@ def import_dictionary(
 
     if hook is not None:
         weights = _with_facts(weights, {"hook": _hook_point(hook, "--hook")})
-    if hook is not None and hook == writes:
-        raise ConfigError(f"--hook and --target are both {hook}; a transcoder reads one hook point and writes another.")
+    if writes is not None and weights.facts.get("hook") == writes:
+        raise ConfigError(
+            f"--hook and --target are both {writes}; a transcoder reads one hook point and writes another."
+        )
     if "hook" not in weights.facts:
-        said = weights.facts.get("hook_of_file")
-        reason = f"says {said!r}, which is no hook point that saedex knows for certain" if said else "does not say it"
+        there = weights.facts.get("hook_of_file")
+        reason = f"says {there!r}, which is no hook point that saedex knows for certain" if there else "does not say it"
         raise ConfigError(f"{path}: where was it trained? The file {reason}. Give --hook, such as resid_post.8.")
 
     try:
-        sae = module_of(weights, name)
+        return module_of(weights, name), weights.facts
     except ArtefactError as error:
         raise ArtefactError(f"{path}: {error}") from None
 
-    provenance = Provenance(
-        run="imported",
-        model=ModelFacts(name=_text(weights.facts.get("model"))),
-        text=TextFacts(ctx_len=_length(weights.facts.get("ctx_len"))),
+
+def provenance_of(facts: dict[str, Any], source: str, path: Path, run: str = "imported") -> Provenance:
+    """What the card of a foreign dictionary says of where it comes from."""
+    return Provenance(
+        run=run,
+        model=ModelFacts(name=_text(facts.get("model"))),
+        text=TextFacts(ctx_len=_length(facts.get("ctx_len"))),
         training=TrainingFacts(activations_seen=None, dead_at_end=None),
         imported_from=ImportFacts(format=source, path=path.name),
     )
-    dictionary.publish(target, sae, provenance, write_new_folder)
-
-    return sae
 
 
 def _name_of(target: Path) -> str:

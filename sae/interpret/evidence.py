@@ -90,7 +90,11 @@ class TokenCounts(Strong):
 
     def of(self, tokens: set[int]) -> Counts:
         """Counts of the rule "fires strongly exactly on these tokens"."""
-        return self.counts(sum(self.hits.get(t, 0) for t in tokens), sum(int(self.occurrences[t]) for t in tokens))
+        return self.counts(*self.sums(tokens))
+
+    def sums(self, tokens: set[int]) -> tuple[int, int]:
+        """(strong firings, occurrences) of these tokens together."""
+        return sum(self.hits.get(t, 0) for t in tokens), sum(int(self.occurrences[t]) for t in tokens)
 
 
 class Evidence:

@@ -73,8 +73,10 @@ def token_proposal(evidence: Evidence, feature: int, kind: str, prefix: str) -> 
     """A proposal by the tokens under ("current"), after ("next") or before ("previous") the feature's firings."""
     explain, test = evidence.counts(feature, kind)
     tokens_by_text = evidence.tokens_by_text
+    candidates = {evidence.normal(token) for token in explain.hits}
+    sums = {text: explain.sums(tokens_by_text[text]) for text in candidates}  # no token has two texts, so they add up
     chosen = best_of(
-        {evidence.normal(token) for token in explain.hits}, lambda texts: explain.of(joined(tokens_by_text, texts))
+        candidates, lambda texts: explain.counts(sum(sums[t][0] for t in texts), sum(sums[t][1] for t in texts))
     )
     if not chosen:
         return None

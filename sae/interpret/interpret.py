@@ -95,12 +95,14 @@ def interpret(
     live_dictionary: Callable[[], LiveDictionary],
     *,
     features: range | None = None,
+    with_groups: bool = True,
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> LabelSummary:
     """Explains and scores the live features of the store under `folder`, publishes, and returns a summary.
 
-    If `features` is given, other features keep what the published generation holds of them. `live_dictionary` loads the
+    If `features` is given, other features keep what the published generation holds of them. Concepts and the map of all
+    features are made `with_groups`. `live_dictionary` loads the
     model; it is called only if a scorer runs the model. Of several processes each has a range of the features; the
     first one asks the judge, groups concepts and publishes. The controls that were indexed beside the dictionary are
     labelled by the same explainers; nothing but their figures is kept.
@@ -128,8 +130,9 @@ def interpret(
 
         def group_and_judge() -> JudgeCost | None:
             best_rules = {label.feature: label for label in table.rules()}
-            table.concepts = concepts_of(store, best_rules, live_features, table.seed)
-            table.places = places_of(store, evidence.alive(), table.concepts, table.seed)
+            if with_groups:
+                table.concepts = concepts_of(store, best_rules, live_features, table.seed)
+                table.places = places_of(store, evidence.alive(), table.concepts, table.seed)
             if config.judge is None:
                 return None
             with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.errors import ConfigError
+from sae.kernels.cpu_largest import keep_largest
 from sae.model.blocks import probe_ids
 from sae.model.hookpoints import HookPoint, Place, find_places
 from sae.model.language_model import LanguageModel
@@ -173,6 +174,9 @@ class Promotion:
 
     def add(self, ids: Int[Tensor, " tokens"], logits: Float[Tensor, "rows tokens"]) -> None:
         """Takes the next latents' logits, less their means."""
+        if logits.device.type == "cpu":
+            self._add_on_cpu(ids, logits)
+            return
         heights = (logits / logits.std(dim=1, keepdim=True).clamp(min=1e-12)).T
         latents = torch.arange(self._seen, self._seen + len(logits), device=logits.device).expand(heights.shape)
         if self._seen:
@@ -182,8 +186,22 @@ class Promotion:
         self._ids, self._heights, self._latents = ids, top.values, latents.gather(1, top.indices)
         self._seen += len(logits)
 
+    def _add_on_cpu(self, ids: Int[Tensor, " tokens"], logits: Float[Tensor, "rows tokens"]) -> None:
+        """The same by one pass over the block: nearly all logits are no newcomers."""
+        if not self._seen:
+            self._ids = ids
+            self._heights = torch.full((len(ids), self.n), -torch.inf)
+            self._latents = torch.zeros(len(ids), self.n, dtype=torch.int64)
+        scales = logits.std(dim=1).clamp(min=1e-12)
+        keep_largest(logits.numpy(), scales.numpy(), self._seen, self._heights.numpy(), self._latents.numpy())
+        self._seen += len(logits)
+
     def found(self) -> Promoters:
         """The strongest of all latents that were added, on the CPU."""
+        if self._seen < self.n:  # of a dictionary with fewer latents than are kept
+            return Promoters(
+                self._ids.cpu(), self._latents[:, : self._seen].cpu().long(), self._heights[:, : self._seen].cpu()
+            )
         return Promoters(self._ids.cpu(), self._latents.cpu().long(), self._heights.cpu())
 
 

@@ -17,6 +17,7 @@ from sae.evaluation.evaluate import EvaluateConfig
 from sae.foundation.section import Count, Section, classes_in, describe_problems
 from sae.interpret.interpret import InterpretConfig
 from sae.model.language_model import ModelConfig
+from sae.pipeline.opened import OpenedConfig
 from sae.pipeline.run_log import LogConfig
 from sae.pipeline.sweep import expand
 from sae.publish.index import IndexConfig
@@ -53,6 +54,9 @@ class RunConfig(Section):
     index: IndexConfig = Field(default_factory=IndexConfig, description="Feature store.")
     interpret: InterpretConfig = Field(default_factory=InterpretConfig, description="Labels.")
     log: LogConfig = Field(default_factory=LogConfig, description="Logging.")
+    opened: OpenedConfig | None = Field(
+        default=None, description="A dictionary that comes from elsewhere, in place of training; `sae open` writes it."
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

@@ -7,7 +7,7 @@ Every stage but `Prepare` leaves its result on disk, so the same command resumes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from sae.foundation.stop import StopRequest
 from sae.pipeline.config import RunConfig, config_of_run
 from sae.pipeline.run_log import LogConfig, MetricsLog
 from sae.pipeline.stage import Run, Stage, owned_by_first, perform
+from sae.pipeline.stages.adopt import Adopt
+from sae.pipeline.stages.check import Check
 from sae.pipeline.stages.evaluate import Evaluate
+from sae.pipeline.stages.first_look import FirstLabels, FirstLook
 from sae.pipeline.stages.index import Index
 from sae.pipeline.stages.label import Label
 from sae.pipeline.stages.prepare import Prepare
@@ -39,22 +42,30 @@ def stages_of(config: RunConfig) -> list[Stage]:
     """The table of contents of a run."""
     stages: list[Stage] = [
         Prepare(),  # the model, the tokens, and activations that are harvested when a later stage asks for them
-        Train(),  # all dictionaries of the config on one stream, then published
     ]
+    if config.opened is None:
+        stages.append(Train())  # all dictionaries of the config on one stream, then published
     for folder in config.dictionary_folders.values():
+        if config.opened is not None:
+            stages += [Adopt(folder), Check(folder), FirstLook(folder, config.opened.first_tokens), FirstLabels(folder)]
         stages += [stage(folder) for stage in DICTIONARY_STAGES if stage is Evaluate or config.index.build]
     return [*stages, Summarise()]
 
 
-def run(config: RunConfig, screen: Screen, processes: Processes = ALONE) -> RunSummary:
-    """Performs all stages and returns the summary; the processes share the run folder and the work."""
+def run(
+    config: RunConfig, screen: Screen, processes: Processes = ALONE, *, after: Callable[[Stage], None] | None = None
+) -> RunSummary:
+    """Performs all stages and returns the summary; the processes share the run folder and the work.
+
+    `after` is called in the first process after every stage, also one that was done before.
+    """
     folder = config.folder
     with owned_by_first(folder, processes), StopRequest().listening() as stop:
         summary = processes.on_first(lambda: _begin(config, screen))
         if summary is not None:
             return summary
 
-        work = Run(folder, screen, config, processes, stop=stop)
+        work = Run(folder, screen, config, processes, stop=stop, after=after)
         stages = stages_of(config)
         with _timed(folder, screen, processes):
             perform(stages[:1], work)

@@ -5,7 +5,7 @@ how a killed run resumes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,7 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
     log: MetricsLog | None = None
     sources: Sources | None = None  # made by the stage `Prepare`
+    after: Callable[[Stage], None] | None = None  # told of every stage whose result is there
     _loaded: tuple[Path, SparseAutoencoder] | None = None
 
     @property
@@ -120,20 +121,27 @@ def perform(stages: Iterable[Stage], run: Run) -> None:
     on_first = run.processes.on_first
     for stage in stages:
         # The first process decides, so that all agree on what the disk holds.
-        if on_first(lambda stage=stage: stage.done(run)):
-            continue
-        for needed in stage.needed():
-            if not on_first(lambda needed=needed: needed.done(run)):
-                raise ConfigError(
-                    f"{stage.title}: {_where(stage)}the stage '{needed.title}' has not been done yet. "
-                    "Run sae-train with the run's config to its end first."
-                )
-        with _held(stage, run):
-            if stage.workers == "all":
-                stage.work(run)
-            else:
-                on_first(lambda stage=stage: stage.work(run))
-        run.stop.check()
+        if not on_first(lambda stage=stage: stage.done(run)):
+            _perform(stage, run)
+            run.stop.check()
+        if run.after is not None:
+            on_first(lambda stage=stage: run.after(stage) if run.after else None)
+
+
+def _perform(stage: Stage, run: Run) -> None:
+    """Does the work of a stage; raises `ConfigError` if one that it reads has not been done."""
+    on_first = run.processes.on_first
+    for needed in stage.needed():
+        if not on_first(lambda needed=needed: needed.done(run)):
+            raise ConfigError(
+                f"{stage.title}: {_where(stage)}the stage '{needed.title}' has not been done yet. "
+                "Run sae-train with the run's config to its end first."
+            )
+    with _held(stage, run):
+        if stage.workers == "all":
+            stage.work(run)
+        else:
+            on_first(lambda stage=stage: stage.work(run))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from feature_store.indexing.contexts import ContextLimits
 from feature_store.indexing.generation import Directions, Limits, corpus_of, publish, write_shard
 from feature_store.indexing.tables import Codes
 from sae.architectures import SparseAutoencoder
-from sae.foundation.files import reserve
+from sae.foundation.files import reserve, writing
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import HookPoint
@@ -227,7 +227,8 @@ def index(
     corpus = corpus_of(codes[0], token_bytes(lm.tokenizer), names, document_keys=keys, is_read=is_read)
     hook = sae.config.writes[0]  # of several hook points the pages show the first
     width = len(activations.statistics(hook).centre)
-    directions = _directions(sae.W_dec, width, lm, config, hook=hook)
+    known = scratch / f"directions-{facts.get('weights_sha256', '')[:16]}.npz"
+    directions = _known_directions(known, lambda: _directions(sae.W_dec, width, lm, config, hook=hook))
     processes, shards = activations.processes, None
     for (name, sample), code in zip(samples.items(), codes[1:], strict=True):
         rows = sample.control.W_dec[sample.features.to(sae.W_dec.device)]
@@ -273,6 +274,26 @@ def _control_encoder(name: str, sample: ControlSample) -> _Encoder:
         return sampled_code(code.top_acts, code.top_indices, number)
 
     return _Encoder(f"control-{name}", len(sample.features), encode)
+
+
+def _known_directions(path: Path, compute: Callable[[], Directions]) -> Directions:
+    """Directions that an index of the same weights left beside its codes, or new ones: for wide dictionaries they take
+    longer than the codes of a short text.
+    """
+    if path.exists():
+        with np.load(path) as arrays:
+            promotion = feature_rows.Promotion(
+                *(arrays[f"promotion_{name}"] for name in feature_rows.Promotion._fields)
+            )
+            return Directions(*(arrays[name] for name in Directions._fields[:-1]), promotion=promotion)
+
+    directions = compute()
+    columns = {f"promotion_{name}": column for name, column in directions.promotion._asdict().items()}
+    columns |= {name: getattr(directions, name) for name in Directions._fields[:-1]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **columns)  # pyright: ignore[reportArgumentType]
+    return directions
 
 
 def _directions(rows: Tensor, width: int, lm: LanguageModel, config: IndexConfig, *, hook: HookPoint) -> Directions:

@@ -33,7 +33,17 @@ class DictionarySummary(BaseModel):
     )
 
 
+class OtherText(BaseModel):
+    id: str = Field(description="Id of the dictionary on that text.", examples=["gemma-on-emails.layer-9"])
+    text: str | None = Field(description="The text, in words; null: that of training.", examples=["emails.jsonl"])
+
+
 class DictionaryDetail(DictionarySummary):
+    text: str | None = Field(
+        description="The text it was indexed on, if that is not the text of training.", examples=["emails.jsonl"]
+    )
+    is_first_look: bool = Field(description="Whether only the first tokens are indexed yet.", examples=[False])
+    other_texts: list[OtherText] = Field(description="The same weights on other texts; features keep their numbers.")
     card: dict[str, Any] = Field(description="What card.json says: weights, model, corpus, versions.")
     metrics: dict[str, Any] = Field(description="What metrics.json says: figures on held-out text.")
     labels: dict[str, Any] = Field(description="What labels.json says: how well labels hold up.")

@@ -79,6 +79,9 @@ def get_dictionary(request: Request, dictionary: DictionaryId) -> Response:
     entry = entry_of(request, dictionary)
     edition = entry.edition()
     body = _summary(entry, edition) | {
+        "text": edition.store.meta.get("text"),
+        "is_first_look": edition.store.meta.get("first_look", False),
+        "other_texts": _other_texts(request, entry, edition),
         "card": edition.card.as_json(),
         "metrics": edition.metrics.as_json(),
         "labels": edition.labels.as_json() if edition.labels else {},
@@ -87,6 +90,17 @@ def get_dictionary(request: Request, dictionary: DictionaryId) -> Response:
         "training": edition.training,
     }
     return json_response(body, edition, request)
+
+
+def _other_texts(request: Request, entry: Entry, edition: Edition) -> list[dict[str, Any]]:
+    """Dictionaries of the same weights that were indexed on other texts: a feature has the same number in all of them."""
+    catalogue: Catalogue = request.app.state.catalogue
+    others = [(other, other.edition()) for other in catalogue.values() if other.id != entry.id]
+    return [
+        {"id": other.id, "text": their.store.meta.get("text")}
+        for other, their in others
+        if their.card.weights_sha256 == edition.card.weights_sha256
+    ]
 
 
 @router.get("/dictionaries/{dictionary}/concepts", response_model=responses.ConceptList)

@@ -23,6 +23,8 @@ from sae.model.hookpoints import SITES
 class DictionaryLearning(Format):
     """Trainer folders of dictionary_learning."""
 
+    files = ("config.json", "ae.pt")
+
     def write(self, weights: ForeignWeights, folder: Path) -> None:
         """config.json and ae.pt."""
         if weights.W_enc.shape[0] != weights.W_dec.shape[1] or not weights.centred or "W_skip" in weights.extra:

@@ -18,6 +18,8 @@ from sae.interop.format import Format
 class GemmaNpz(Format):
     """Gemma Scope's JumpReLU files."""
 
+    files = ("*.npz",)
+
     def write(self, weights: ForeignWeights, folder: Path) -> None:
         """params.npz."""
         if weights.kind not in ("jumprelu", "relu") or weights.token_norm or "W_skip" in weights.extra:

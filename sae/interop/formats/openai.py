@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from sae.errors import ArtefactError, ConfigError
-from sae.interop.foreign_files import ForeignTensors, check_keys, choice, read_tensors, whole_number
+from sae.interop.foreign_files import ForeignTensors, check_keys, choice, holds, read_tensors, whole_number
 from sae.interop.foreign_weights import ForeignWeights
 from sae.interop.format import Format
 
@@ -15,7 +15,11 @@ from sae.interop.format import Format
 class OpenAi(Format):
     """OpenAI's released state dicts; TopK ones read inputs normalised token by token."""
 
-    writes = False
+    writes, files = False, ("*.pt",)
+
+    def recognises(self, path: Path) -> bool:
+        """A torch file; other libraries write such files too, and what it holds decides."""
+        return path.is_file() and path.suffix == ".pt" and holds(path, "latent_bias")
 
     def write(self, weights: ForeignWeights, folder: Path) -> None:
         """Not offered."""

@@ -14,17 +14,12 @@ from sae.errors import ArtefactError, ConfigError
 from sae.interop.foreign_files import ForeignTensors, check_keys, check_sizes, choice, read_json, read_tensors
 from sae.interop.foreign_weights import ForeignWeights, Kind
 from sae.interop.format import Format
+from sae.interop.hook_names import hook_name, our_hook
 
 ARCHITECTURES: dict[Kind, str] = {"topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated"}
-SITES = {
-    "resid_pre": "hook_resid_pre", "resid_post": "hook_resid_post", "attn_out": "hook_attn_out",
-    "attn_z": "attn.hook_z", "mlp_out": "hook_mlp_out", "mlp_hidden": "mlp.hook_post",
-    "mlp_in": "mlp.hook_in",
-}  # fmt: skip
-# More names of the same places in TransformerLens 3. Not `ln2.hook_normalized`, which comes before the norm's own
-# weights, nor `mlp.hook_out` and `attn.hook_out`: some models normalise these before they add them to the stream.
-SYNONYMS = {
-    "hook_in": "resid_pre", "hook_out": "resid_post", "attn.o.hook_in": "attn_z", "mlp.out.hook_in": "mlp_hidden",
+TRANSCODERS: dict[str, Kind] = {
+    "transcoder": "relu", "skip_transcoder": "relu", "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
 }  # fmt: skip
 DTYPES = {
     "float32": torch.float32, "torch.float32": torch.float32, "float16": torch.float16, "torch.float16": torch.float16,
@@ -43,7 +38,7 @@ OLD_METADATA = {
 # All that decides what is computed, and what is known to be of the training alone.
 KEYS = frozenset({
     "apply_b_dec_to_input", "architecture", "d_in", "d_sae", "device", "dtype", "finetuning_scaling_factor", "k",
-    "metadata", "normalize_activations", "rescale_acts_by_decoder_norm", "reshape_activations", "sae_lens_version",
+    "d_out", "metadata", "normalize_activations", "rescale_acts_by_decoder_norm", "reshape_activations", "sae_lens_version",
     "aux_loss_coefficient", "decoder_heuristic_init", "decoder_heuristic_init_norm", "decoder_init_norm",
     "decoder_orthogonal_init", "init_encoder_as_decoder_transpose", "jumprelu_bandwidth", "jumprelu_init_threshold",
     "jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input", "jumprelu_tanh_scale", "l0_coefficient",
@@ -53,23 +48,11 @@ KEYS = frozenset({
 })  # fmt: skip
 
 
-def hook_name(hook: str) -> str:
-    """`blocks.8.hook_resid_post` for `resid_post.8`."""
-    site, _, layer = hook.partition(".")
-    return f"blocks.{layer}.{SITES[site]}"
-
-
-def our_hook(name: str) -> str | None:
-    """The inverse of `hook_name`; None for a hook point that saedex does not know."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    names = {name: site for site, name in SITES.items()} | SYNONYMS
-    site = names.get(match[2]) if match else None
-    return None if match is None or site is None else f"{site}.{match[1]}"
-
-
 @final
 class SaeLens(Format):
     """Inference folders of SAELens 6."""
+
+    files = ("cfg.json", "sae_weights.safetensors")
 
     def write(self, weights: ForeignWeights, folder: Path) -> None:
         """cfg.json and sae_weights.safetensors."""
@@ -115,9 +98,10 @@ class SaeLens(Format):
         cfg = _as_version_6(read_json(config), config)
         check_keys(cfg, config, KEYS)
         architecture = cfg.get("architecture")
-        kind: Kind | None = next((ours for ours, theirs in ARCHITECTURES.items() if theirs == architecture), None)
+        known: dict[str, Kind] = {**{theirs: ours for ours, theirs in ARCHITECTURES.items()}, **TRANSCODERS}
+        kind = known.get(architecture) if isinstance(architecture, str) else None
         if kind is None:
-            raise ArtefactError(f"{config}: architecture {architecture!r}; known: {', '.join(ARCHITECTURES.values())}.")
+            raise ArtefactError(f"{config}: architecture {architecture!r}; known: {', '.join(known)}.")
 
         choice(cfg, "reshape_activations", config, ("none", "hook_z"))
         normalised = choice(cfg, "normalize_activations", config, ("none", "layer_norm"))  # fold others in SAELens
@@ -137,9 +121,15 @@ class SaeLens(Format):
             extra["threshold"] = extra["threshold"].clamp_min(
                 0
             )  # theirs is ReLU(z) 1[z > t], so t < 0 does what 0 does
+        sizes = {"d_in": W_enc.shape[0], "d_sae": W_enc.shape[1]}
+        if architecture in TRANSCODERS:
+            sizes |= {"d_out": W_dec.shape[1]}
+            centred = False  # theirs has no b_dec of the input's space
+        if "skip" in str(architecture):
+            extra["W_skip"] = tensors.matrix("W_skip").T
         _check_scaling(tensors, cfg, file)
         tensors.check_all_taken()
-        check_sizes(cfg, config, {"d_in": W_enc.shape[0], "d_sae": W_enc.shape[1]})
+        check_sizes(cfg, config, sizes)
 
         weights = ForeignWeights(
             kind,
@@ -151,7 +141,7 @@ class SaeLens(Format):
             centred=centred,
             token_norm=normalised == "layer_norm",
             extra=extra,
-            facts=_facts(cfg.get("metadata", {}), config),
+            facts=_facts(cfg.get("metadata", {}), config, transcodes=architecture in TRANSCODERS),
         )
         weights.check_shapes()
         return weights.with_unit_rows() if rescales else weights
@@ -195,16 +185,18 @@ def _check_scaling(tensors: ForeignTensors, cfg: dict[str, Any], file: Path) -> 
         )
 
 
-def _facts(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
+def _facts(metadata: dict[str, Any], path: Path, *, transcodes: bool) -> dict[str, Any]:
     """Model, context length and hook point; raises `ArtefactError` if the dictionary is of a part of a hook point."""
     name = metadata.get("hook_name")
     if metadata.get("hook_head_index") is not None:
         raise ArtefactError(
             f"{path}: a dictionary of head {metadata['hook_head_index']!r} alone; saedex has all heads."
         )
-    if metadata.get("hook_name_out") not in (None, name):
+    written = metadata.get("hook_name_out")
+    if not transcodes and written not in (None, name):
         raise ArtefactError(f"{path}: reads {name!r} and writes {metadata['hook_name_out']!r}; saedex reads no such.")
 
     hook = our_hook(str(name))
     facts = {"model": metadata.get("model_name"), "ctx_len": metadata.get("context_size"), "hook_of_file": name}
-    return facts | ({"hook": hook} if hook else {})
+    facts |= {"hook": hook} if hook else {}
+    return facts | ({"target": our_hook(str(written)) or "unknown"} if transcodes else {})

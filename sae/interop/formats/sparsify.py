@@ -24,6 +24,8 @@ KEYS = frozenset({
 class Sparsify(Format):
     """Hook point folders of sparsify: TopK, and TopK transcoders with or without skip."""
 
+    files = ("cfg.json", "sae.safetensors")
+
     def write(self, weights: ForeignWeights, folder: Path) -> None:
         """cfg.json and sae.safetensors."""
         if weights.kind != "topk" or weights.token_norm:

@@ -13,9 +13,9 @@ from sae.evaluation import plots
 from sae.evaluation.evaluate import evaluate, subject_of
 from sae.foundation.files import write_bytes
 from sae.pipeline.stage import DictionaryStage, Run
+from sae.pipeline.stages.index import text_of
 from sae.pipeline.stages.prepare import Prepare
 from sae.publish import dictionary
-from sae.text.corpus import described
 
 
 @final
@@ -59,11 +59,12 @@ class Evaluate(DictionaryStage):
     def _begin(self, run: Run, title: str) -> None:
         """Puts the training curve beside the dictionary and starts metrics.json."""
         folder = self.dictionary
-        drop_all(folder / "store")  # of an earlier dictionary in this folder
+        if run.config.opened is None:
+            drop_all(folder / "store")  # of an earlier dictionary in this folder
         lines = run.log.read(folder.name) if run.log else []
         write_bytes(folder / "training.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         plots.curves(lines, title, folder / "curves.png")
         card = dictionary.read_card(folder)
-        sources = " and ".join(described(source) for source in run.config.text.sources)
-        text = f"held-out documents of {sources}, which training never saw"
+        text = f"held-out documents of {text_of(run.config)}"
+        text += ", which training never saw" if run.config.opened is None else ", on which the dictionary was opened"
         Metrics(text=text, dead=card.training.dead_at_end, d_sae=run.sae(folder).d_sae).write(folder)

@@ -28,6 +28,7 @@ class Label(DictionaryStage):
     workers = "all"
     settings: InterpretConfig | None = None
     features: range | None = None
+    with_groups: bool = True  # concepts and the map, which need all features
 
     def done(self, run: Run) -> bool:
         """Whether explanations are published."""
@@ -46,6 +47,7 @@ class Label(DictionaryStage):
                     settings,
                     live_dictionary,
                     features=self.features,
+                    with_groups=self.with_groups,
                     processes=run.processes,
                     progress=progress,
                 )

@@ -1,0 +1,195 @@
+"""`sae open` and `sae index`: dictionaries from anywhere become runs that can be explored, and misfits are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from fixtures import copy_run, free_port, run_here, serving
+
+from feature_store.pointer import read_pointer
+from feature_store.store import Store
+from sae.interop.origin import origin_of
+from sae.interop.transfer import export_dictionary
+from sae.pipeline.config import config_of_run
+from sae.publish import dictionary
+
+
+def opened(what, text, runs, *more):
+    return run_here("index", what, "--text", text, "--runs", runs, "--tokens", 6000, "--ctx-len", 32, *more)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory, text_file):
+    """Other text than that of training: its second half."""
+    path = tmp_path_factory.mktemp("text") / "mine.jsonl"
+    path.write_text("".join(text_file.read_text().splitlines(keepends=True)[200:]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory, every_architecture):
+    """A JumpReLU dictionary of the tiny model in Gemma Scope 2's layout."""
+    folder = tmp_path_factory.mktemp("foreign") / "layer_1"
+    export_dictionary(every_architecture / "dictionaries" / "jumprelu", "gemma_scope_2", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory, finished, text):
+    """The run folder of a dictionary of ours, opened on other text."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = opened(finished / "dictionaries" / "first", text, runs)
+    assert done.returncode == 0, done.stderr
+    return runs / "first-on-mine.jsonl"
+
+
+def test_a_dictionary_of_ours_is_indexed_on_other_text(looked_at, finished):
+    folder = looked_at / "dictionaries" / "first"
+    check = json.loads((folder / "check.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 < check["fvu"] < 0.9 and check["l0"] == pytest.approx(4, abs=0.1)
+    assert metrics["fvu"] == pytest.approx(check["fvu"], rel=0.3) and "opened" in metrics["text"]
+    store = Store(folder / "store")
+    assert store.meta["text"] == "mine.jsonl" and "first_look" not in store.meta and store.meta["n_tokens"] > 5000
+    labels = json.loads((folder / "labels.json").read_text())
+    assert labels["features_labelled"] > 20 and labels["controls"]["random"]
+    assert (folder / "concepts.json").exists() and (folder / "contexts.parquet").exists()
+    card, trained = (dictionary.read_card(f) for f in (folder, finished / "dictionaries" / "first"))
+    assert card.weights_sha256 == trained.weights_sha256 and card.run == "first-on-mine.jsonl"
+    assert config_of_run(looked_at, "").model == config_of_run(finished, "").absolute().model
+
+
+def test_the_same_words_go_on_where_they_were(looked_at, finished, text):
+    done = opened(finished / "dictionaries" / "first", text, looked_at.parent)
+    assert done.returncode == 0 and "complete already" in done.stdout + done.stderr
+    other = opened(finished / "dictionaries" / "second", text, looked_at.parent, "--name", looked_at.name)
+    assert other.returncode == 2 and "another run" in other.stderr
+
+
+def test_eval_and_interpret_work_on_it(looked_at, tmp_path):
+    run = copy_run(looked_at, tmp_path / looked_at.name)
+    done = run_here("eval", run, "--measures", "decoder")
+    assert done.returncode == 0, done.stderr
+    done = run_here("interpret", run, "--features", "0-9", "--scorers", "token_lookup")
+    assert done.returncode == 0, done.stderr
+
+
+def test_texts_of_one_dictionary_lead_to_each_other(looked_at, finished, tmp_path):
+    for run in (looked_at, finished):
+        copy_run(run, tmp_path / run.name)
+    with serving(tmp_path) as address:
+        get = lambda name: httpx.get(f"{address}/api/v1/dictionaries/{name}").raise_for_status().json()  # noqa: E731
+        there, here = get("tiny.first"), get("first-on-mine.jsonl.first")
+        assert here["text"] == "mine.jsonl" and not here["is_first_look"]
+        assert here["other_texts"] == [{"id": "tiny.first", "text": None}]
+        assert there["text"] is None and there["other_texts"] == [{"id": here["id"], "text": "mine.jsonl"}]
+
+
+def test_a_foreign_dictionary_is_opened(foreign, finished, every_architecture, text, tmp_path):
+    done = opened(foreign, text, tmp_path, "--model", finished)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "layer_1-on-mine.jsonl"
+    ours = dictionary.load(every_architecture / "dictionaries" / "jumprelu")
+    adopted = dictionary.load(run / "dictionaries" / "layer_1")
+    assert adopted.config.hook == ours.config.hook and adopted.d_sae == ours.d_sae
+    card = dictionary.read_card(run / "dictionaries" / "layer_1")
+    assert card.imported_from is not None and card.imported_from.format == "gemma_scope_2"
+    assert json.loads((run / "summary.json").read_text())["dictionaries"]["layer_1"]["labels"]["features_labelled"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (  # made for an input that was multiplied by sqrt(d) first
+            lambda t: t | {"w_enc": t["w_enc"] / 32**0.5, "w_dec": t["w_dec"] * 32**0.5, "b_dec": t["b_dec"] * 32**0.5},
+            "multiplied by sqrt(d)",
+        ),
+        (lambda t: t | {"w_dec": -t["w_dec"]}, "another model"),
+    ],
+)
+def test_a_dictionary_that_does_not_fit_is_told_with_reasons(foreign, finished, text, tmp_path, change, told):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(foreign, tmp_path / "layer_1")
+    path = tmp_path / "layer_1" / "params.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+    done = opened(tmp_path / "layer_1", text, tmp_path / "runs", "--model", finished)
+    assert done.returncode == 66 and "1 is no better than the mean" in done.stderr and told in done.stderr
+    store = tmp_path / "runs" / "layer_1-on-mine.jsonl" / "dictionaries" / "layer_1" / "store"
+    assert not read_pointer(store)
+    done = opened(tmp_path / "layer_1", text, tmp_path / "again", "--model", finished, "--accept-misfit")
+    assert done.returncode == 0 and "no better than the mean" in done.stdout + done.stderr
+
+
+def test_what_cannot_be_opened_is_one_clear_line(foreign, finished, text, tmp_path):
+    for what, more, code, told in (
+        (tmp_path / "nothing", (), 2, "no such file or folder"),
+        (text.parent, (), 2, "no layout that saedex reads"),
+        (foreign, (), 2, "Give --model"),
+        (foreign, ("--model", tmp_path / "none here"), 2, "--model"),
+        (foreign, ("--model", finished, "--hook", "mlp_hidden.1"), 2, "numbers per token"),
+        (foreign, ("--model", finished, "--hook", "resid_post.9"), 2, "layers 0..2"),
+        (foreign, ("--model", finished, "--format", "pickle"), 2, "known are"),
+        ("gpt2-small-hook-z-kk/blocks.0.hook_z", ("--model", finished), 69, "hub"),
+    ):
+        runs = tmp_path / "runs"
+        done = opened(what, text, runs, *more)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == code and last.startswith("error: ") and told in last, done.stderr
+        assert "Traceback" not in done.stderr
+        shutil.rmtree(runs, ignore_errors=True)
+
+
+def test_a_killed_opening_ends_with_the_same_store(looked_at, finished, text, tmp_path):
+    command = [sys.executable, "-m", "sae.cli", "index", str(finished / "dictionaries" / "first"), "--text", str(text)]
+    command += ["--runs", str(tmp_path), "--tokens", "6000", "--ctx-len", "32"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = tmp_path / looked_at.name / "dictionaries" / "first" / "store"
+    deadline = time.monotonic() + 120
+    while "contexts" not in read_pointer(store) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = opened(finished / "dictionaries" / "first", text, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_pointer(store) == read_pointer(looked_at / "dictionaries" / "first" / "store")
+
+
+def test_open_serves_while_it_works(finished, text, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "sae.cli", "open", str(finished / "dictionaries" / "first"), "--text", str(text)]
+    command += ["--runs", str(tmp_path), "--tokens", "6000", "--ctx-len", "32", "--port", str(port), "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        seen, deadline = [], time.monotonic() + 120
+        while time.monotonic() < deadline and (not seen or seen[-1]["is_first_look"]):
+            time.sleep(0.2)
+            try:
+                answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/dictionaries/first-on-mine.jsonl.first", timeout=5)
+            except httpx.TransportError:
+                continue
+            seen.append(answer.raise_for_status().json())
+        assert not seen[-1]["is_first_look"] and seen[-1]["alive"] > 0
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2)
+
+
+def test_names_around_a_copy_say_what_the_file_does_not(foreign, tmp_path):
+    place = tmp_path / "google" / "gemma-scope-2b-pt-res" / "layer_12" / "width_16k" / "average_l0_82"
+    place.mkdir(parents=True)
+    (place / "params.npz").write_bytes(b"")
+    origin = origin_of(str(place))
+    assert origin.format == "gemma_npz" and origin.path == place / "params.npz"
+    assert origin.facts == {"model": "google/gemma-2-2b", "l0": 82.0, "d_sae": 16384, "hook": "resid_post.12"}
+    assert "CC BY" in (origin.licence or "") and os.path.basename(origin.name)
