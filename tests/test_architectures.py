@@ -6,7 +6,7 @@ import pytest
 import torch
 from fixtures import D_MODEL, D_SAE, K, batch, make, rows
 
-from sae.architectures import ARCHITECTURES, Batch
+from sae.architectures import ARCHITECTURES, Batch, base
 from sae.foundation.metrics import FvuMeter, density, geometric_median, l0, loss_recovered
 
 VARIANCE = torch.tensor(3.0)
@@ -369,3 +369,21 @@ def test_multi_topk_adds_an_eighth_of_the_wider_code():
     wide = make("topk", k=4 * K)
     expected = plain.losses(given, VARIANCE).total + wide.losses(given, VARIANCE).total / 8
     torch.testing.assert_close(multi.losses(given, VARIANCE).total, expected)
+
+
+@every
+def test_a_code_made_in_pieces_is_that_of_all_rows(name, monkeypatch):
+    sae = make(name)
+    for seed in range(3):  # thresholds of a whole batch begin at what they see
+        sae.observe(sae.losses(batch(seed=seed, same=sae.centred), VARIANCE).training_pass)
+    sae.eval()
+    part = batch(50, same=sae.centred)
+
+    def dense():
+        code = sae.encode(part.x, part.gradient)
+        return torch.zeros(len(part.x), D_SAE).scatter_add(1, code.top_indices, code.top_acts)
+
+    whole = dense()
+    monkeypatch.setattr(base, "PIECE_NUMBERS", 7 * D_SAE)
+    assert whole.any()
+    torch.testing.assert_close(dense(), whole)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import releases
 import torch
 from fixtures import published, run_here
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +30,11 @@ from sae.publish import dictionary
 MANY = settings(
     max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
+SINGLE = [
+    ("qwen_scope", releases.qwen, "layer14.sae.pt"),
+    ("goodfire", releases.goodfire, "Llama-3.1-8B-Instruct-SAE-l19.pth"),
+    ("transcoder_layer", releases.mwhanna, "layer_14.safetensors"),
+]
 LEAVES = (
     st.none() | st.booleans() | st.integers(-3, 300) | st.sampled_from([2**31, 2**63, 10**30, -(10**19)]) | st.floats()
     | st.text(max_size=4) | st.sampled_from(["topk", "../x", "/etc", "\x1b]0;x\x07", "float32", "resid_post.1", "x" * 5000])
@@ -73,6 +79,12 @@ def place(tmp_path_factory):
     for form in ("saelens", "dictionary_learning", "sparsify", "gemma_npz"):
         export_dictionary(folder / ("jumprelu" if form == "gemma_npz" else "topk"), form, folder / form)
     export_dictionary(folder / "gated", "saelens", folder / "saelens-gated")
+    export_dictionary(folder / "jumprelu", "gemma_scope_2", folder / "gemma_scope_2")
+    releases.llama_scope(folder, "llama_scope", "Llama3_1-8B-Base-L15R-8x").rename(folder / "llama")
+    (folder / "llama_scope").rmdir()
+    (folder / "llama").rename(folder / "llama_scope")
+    for form, write, file in SINGLE:
+        write(folder, form, file)
     return folder
 
 
@@ -103,7 +115,9 @@ def attempt(path: Path, form: str, hooks: dict[str, Any]) -> None:
         assert not target.exists()
 
 
-FOLDERS = st.sampled_from(["saelens", "saelens-gated", "dictionary_learning", "sparsify"])
+FOLDERS = st.sampled_from([
+    "saelens", "saelens-gated", "dictionary_learning", "sparsify", "gemma_scope_2", "llama_scope"
+])  # fmt: skip
 HOOKS = st.sampled_from([
     {"hook": None, "writes": None}, {"hook": "resid_post.1", "writes": None}, {"hook": "mlp_in.1", "writes": "mlp_out.1"},
 ])  # fmt: skip
@@ -170,9 +184,29 @@ def test_every_set_of_foreign_tensors_is_read_or_refused(place, data, name, hook
     elif name == "dictionary_learning":
         torch.save(changed_tensors(data.draw, torch.load(path / "ae.pt"), TENSORS | ODD), path / "ae.pt")
     else:
-        (file,) = path.glob("*.safetensors")
+        (file,) = path.rglob("*.safetensors")
         save_file(changed_tensors(data.draw, load_file(file), TENSORS), file)
     return attempt(path, name.partition("-")[0], hooks)
+
+
+@MANY
+@given(st.data(), st.sampled_from(SINGLE), HOOKS, st.booleans())
+def test_every_single_file_is_read_or_refused(place, data, single, hooks, damaged):
+    name, _, file_name = single
+    path = place / "single"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(place / name, path)
+    file = path / file_name
+    if damaged:
+        content = bytearray(file.read_bytes())
+        for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+            content[at] ^= 1 << (at % 8)
+        file.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    elif file.suffix == ".safetensors":
+        save_file(changed_tensors(data.draw, load_file(file), TENSORS), file)
+    else:
+        torch.save(changed_tensors(data.draw, torch.load(file), TENSORS | ODD), file)
+    return attempt(file, name, hooks)
 
 
 @MANY
@@ -180,7 +214,7 @@ def test_every_set_of_foreign_tensors_is_read_or_refused(place, data, name, hook
 def test_every_damaged_file_is_read_or_refused(place, data, name, seed):
     path, rng = place / "damaged", np.random.default_rng(seed)
     shutil.copytree(place / name, path, dirs_exist_ok=True)
-    file = data.draw(st.sampled_from(sorted(path.glob("*.*"))))
+    file = data.draw(st.sampled_from(sorted(path.rglob("*.*"))))
     content = bytearray(file.read_bytes())
     how = data.draw(st.sampled_from(["bits", "header", "cut", "empty", "junk"]))
     if how in ("bits", "header"):

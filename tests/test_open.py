@@ -12,6 +12,7 @@ import time
 
 import httpx
 import pytest
+from fake_hub import serving_hub
 from fixtures import copy_run, free_port, run_here, serving
 
 from feature_store.pointer import read_pointer
@@ -72,6 +73,8 @@ def test_the_same_words_go_on_where_they_were(looked_at, finished, text):
     assert done.returncode == 0 and "complete already" in done.stdout + done.stderr
     other = opened(finished / "dictionaries" / "second", text, looked_at.parent, "--name", looked_at.name)
     assert other.returncode == 2 and "another run" in other.stderr
+    longer = run_here("index", finished / "dictionaries" / "first", "--text", text, "--runs", looked_at.parent)
+    assert longer.returncode == 2 and "another --tokens" in longer.stderr
 
 
 def test_eval_and_interpret_work_on_it(looked_at, tmp_path):
@@ -193,3 +196,24 @@ def test_names_around_a_copy_say_what_the_file_does_not(foreign, tmp_path):
     assert origin.format == "gemma_npz" and origin.path == place / "params.npz"
     assert origin.facts == {"model": "google/gemma-2-2b", "l0": 82.0, "d_sae": 16384, "hook": "resid_post.12"}
     assert "CC BY" in (origin.licence or "") and os.path.basename(origin.name)
+
+
+def test_dictionary_and_model_come_from_the_hub(foreign, tiny_model, text, tmp_path):
+    """Through the hub's own client, from a server that speaks its protocol; a second start needs no network."""
+    for source, repo in ((foreign, "ada/words/layer_1"), (tiny_model, "ada/tiny")):
+        shutil.copytree(source, tmp_path / "repos" / repo)
+    command = [sys.executable, "-m", "sae.cli", "index", "ada/words", "--model", "ada/tiny", "--text", str(text)]
+    command += ["--runs", str(tmp_path / "runs"), "--tokens", "6000", "--ctx-len", "32"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    with serving_hub(tmp_path / "repos") as hub:
+        environment |= {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    [folder] = (run / "dictionaries").iterdir()
+    assert dictionary.read_card(folder).imported_from.format == "gemma_scope_2"
+    assert json.loads((folder / "labels.json").read_text())["features_labelled"] > 0
+
+    environment |= {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0 and "complete already" in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, final
 
@@ -17,6 +18,7 @@ PADDED = -1e30  # the pre-activation of padding in a code: so low that it is nev
 TOKEN_NORM_EPS = 1e-5
 # Rows of initial weights drawn at a time. torch draws 16 numbers at once, so blocks give the same numbers as one draw.
 INITIAL_ROWS = 1 << 16
+PIECE_NUMBERS = 1 << 26  # pre-activations that are in memory at a time outside of training
 
 
 C = TypeVar("C", bound=ArchitectureConfig)
@@ -188,9 +190,23 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @final
     def encode(self, x: Float[Tensor, "tokens d_in"], gradient: Float[Tensor, "tokens d_in"] | None = None) -> Encoding:
-        """Sparse code of activations x [tokens, d_in]; `gradient` is for architectures that select by it."""
+        """Sparse code of activations x [tokens, d_in]; `gradient` is for architectures that select by it.
+
+        Outside of training, rows are taken in pieces, so that no table of all tokens and latents lies in memory.
+        """
         x, mean, deviation = self.prepared(x)
-        return self._code(x, gradient)[0]._replace(mean=mean, deviation=deviation)
+        most = max(1, PIECE_NUMBERS // self.d_sae)
+        if self.training or len(x) <= most:
+            return self._code(x, gradient)[0]._replace(mean=mean, deviation=deviation)
+
+        gradients = itertools.repeat(None) if gradient is None else gradient.split(most)
+        pieces = [self._code(rows, part)[0] for rows, part in zip(x.split(most), gradients, strict=False)]
+        width = max(piece.top_acts.shape[1] for piece in pieces)
+        acts, indices = (
+            torch.cat([F.pad(table, (0, width - table.shape[1])) for table in tables])
+            for tables in zip(*((piece.top_acts, piece.top_indices) for piece in pieces), strict=True)
+        )
+        return Encoding(acts, indices, mean, deviation)
 
     @final
     def decode(

@@ -45,7 +45,9 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
-def fit_of(sae: SparseAutoencoder, batch: Batch, change: Callable[[Tensor], Changed] | None = None) -> Fit:
+def fit_of(
+    sae: SparseAutoencoder, batch: Batch, change: Callable[[Float[Tensor, "rows d"]], Changed] | None = None
+) -> Fit:
     """The fit on some rows, which `change` may change before they are encoded.
 
     A position whose norm is more than ten times the median counts for nothing: it would outweigh all others.

@@ -17,7 +17,7 @@ from sae.architectures import ArchitectureConfig
 from sae.errors import ConfigError
 from sae.foundation.files import owned, write_folder
 from sae.foundation.screen import Screen
-from sae.foundation.section import describe_problems
+from sae.foundation.section import Section, describe_problems
 from sae.interop.origin import OURS, Origin, origin_of
 from sae.interop.transfer import converted, format_called, provenance_of
 from sae.model.language_model import FolderModel, HubModel, PackageModel
@@ -68,6 +68,8 @@ def opened_run(opening: Opening, screen: Screen) -> RunConfig:
     nor said.
     """
     source = text_source(opening.text)
+    if former := _former(opening, source):
+        return former
     origin = origin_of(opening.what, opening.format)
     if origin.licence:
         screen.say(f"{origin.name}: licence {origin.licence}")
@@ -75,7 +77,9 @@ def opened_run(opening: Opening, screen: Screen) -> RunConfig:
     name = opening.name or f"{origin.name[:40].rstrip('-._')}-on-{short_text}"
     folder = opening.runs_dir.expanduser() / name
     if (folder / "config.yaml").exists():
-        return _same(config_of_run(folder, ""), opening, source)
+        raise ConfigError(
+            f"{folder}: holds another run already. Give a name for this one: --name NAME, or remove the folder."
+        )
 
     target = folder / "dictionaries" / origin.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,14 +126,44 @@ def _absolute(pattern: Path) -> list[Path]:
     return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
 
-def _same(config: RunConfig, opening: Opening, source: Any) -> RunConfig:
-    """The config of a former opening, which must be of the same dictionary and text."""
-    same_text = config.text.sources == (source.absolute() if hasattr(source, "absolute") else source,)
-    if config.opened is None or config.opened.what != opening.what or not same_text:
-        raise ConfigError(
-            f"{config.folder}: holds another run already. Give a name for this one: --name NAME, or remove the folder."
-        )
-    return config
+def _former(opening: Opening, source: Any) -> RunConfig | None:
+    """The config of an earlier opening of the same dictionary on the same text, so that it goes on without a network.
+
+    Raises `ConfigError` if it was begun with other settings than are given now.
+    """
+    home = opening.runs_dir.expanduser()
+    name = opening.name or "*"
+    for path in sorted(home.glob(f"{name}/config.yaml")):
+        if b"\nopened:\n" not in path.read_bytes():
+            continue
+        config = config_of_run(path.parent, "")
+        opened, texts = config.opened, config.text.sources
+        if opened is None or opened.what != opening.what or texts != (_absolute_source(source),):
+            continue
+        differing = [option for option, differs in _differences(config, opening).items() if differs]
+        if differing:
+            raise ConfigError(
+                f"{config.folder}: was begun with another {', '.join(differing)}. Give this one a name: --name NAME, or remove "
+                "the folder."
+            )
+        return config
+    return None
+
+
+def _absolute_source(source: Any) -> Any:
+    """The source as a run's config has it."""
+    return source.absolute() if isinstance(source, Section) else source
+
+
+def _differences(config: RunConfig, opening: Opening) -> dict[str, bool]:
+    """What people say now, and whether the run was begun with something else."""
+    [sae] = config.sae
+    return {
+        "--tokens": config.train.tokens != opening.tokens,
+        "--hook": opening.hook is not None and str(sae.hook) != opening.hook,
+        "--ctx-len": opening.ctx_len is not None and config.text.ctx_len != opening.ctx_len,
+        "--model": opening.model is not None and config.model != _absolute_source(model_named(opening.model)),
+    }
 
 
 def _bring(origin: Origin, opening: Opening, target: Path, run_name: str) -> None:

@@ -199,8 +199,11 @@ def index(
     scratch: Path,
     facts: dict[str, Any],
     progress: Progress,
+    with_pages: bool = True,
 ) -> str:
     """Builds and publishes the context generation under `folder`/store; returns its file name.
+
+    Without pages, a server renders them when they are asked for.
 
     Processes that share the activations encode their own contexts and count their own features; the first one joins
     both.
@@ -245,7 +248,8 @@ def index(
     def put_together() -> str:
         if config.token_latents:
             parquet.write_token_latents(folder / "token_latents.parquet", codes[0])
-        return publish(folder / "store", corpus, directions, limits, facts=facts, shards=shards)
+        store = folder / "store"
+        return publish(store, corpus, directions, limits, facts=facts, shards=shards, with_pages=with_pages)
 
     return processes.on_first(put_together)
 

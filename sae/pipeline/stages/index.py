@@ -59,6 +59,7 @@ def index_dictionary(run: Run, folder: Path, settings: IndexConfig, facts: dict[
             scratch=run.folder / "codes" / folder.name,
             facts={"weights_sha256": card.weights_sha256, "hook": str(sae.config.hook), **facts},
             progress=progress,
+            with_pages=FIRST_LOOK not in facts,
         )
 
 

@@ -1,0 +1,91 @@
+"""Files of published dictionaries, with names, shapes, dtypes and config keys as their releases have them, small."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+D, M = 24, 96
+
+
+def weights(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    rows = torch.nn.functional.normalize(draw(M, D), dim=1)
+    return {"W_enc": draw(D, M), "W_dec": rows, "b_enc": draw(M), "b_dec": draw(D), "threshold": draw(M).abs() + 0.5}
+
+
+def gemma_2(root, repo, place):
+    folder = root / repo / place
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in weights().items()})
+    return folder
+
+
+def gemma_3(root, repo, place, point="output", target=None):
+    folder, w = root / repo / place, weights()
+    folder.mkdir(parents=True)
+    tensors = {"w_enc": w["W_enc"], "w_dec": w["W_dec"], **{name: w[name] for name in ("b_enc", "b_dec", "threshold")}}
+    layer = place.split("layer_")[1].split("_")[0]
+    config = {
+        "hf_hook_point_in": f"model.layers.{layer}.{point}", "hf_hook_point_out": None, "width": M, "architecture": "jump_relu",
+        "model_name": "google/gemma-3-270m-pt", "affine_connection": False, "l0": 10.0,
+    }  # fmt: skip
+    if target:
+        config["hf_hook_point_out"] = f"model.layers.{layer}.{target}"
+    if "affine" in place:
+        tensors["affine_skip_connection"] = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
+        config["affine_connection"] = True
+    save_file(tensors, folder / "params.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def qwen(root, repo, place):
+    (root / repo).mkdir(parents=True)
+    w = weights()
+    torch.save({"W_enc": w["W_enc"].T.contiguous(), "W_dec": w["W_dec"].T.contiguous(), "b_enc": w["b_enc"], "b_dec": w["b_dec"]}, root / repo / place)  # fmt: skip
+    return root / repo / place
+
+
+def llama_scope(root, repo, place):
+    folder, w = root / repo / place, weights()
+    (folder / "checkpoints").mkdir(parents=True)
+    layer = place.split("-L")[1].split("R")[0]
+    hyper = {
+        "d_model": D, "d_sae": M, "act_fn": "jumprelu", "jump_relu_threshold": 0.75, "use_decoder_bias": True,
+        "apply_decoder_bias_to_pre_encoder": False, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True,
+        "dataset_average_activation_norm": {"in": 2 * D**0.5, "out": 2 * D**0.5}, "hook_point_in": f"blocks.{layer}.hook_resid_post",
+        "hook_point_out": f"blocks.{layer}.hook_resid_post", "expansion_factor": 4,
+    }  # fmt: skip
+    (folder / "hyperparams.json").write_text(json.dumps(hyper))
+    tensors = {"encoder.weight": w["W_enc"].T, "decoder.weight": w["W_dec"].T, "encoder.bias": w["b_enc"], "decoder.bias": w["b_dec"]}  # fmt: skip
+    save_file(
+        {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()},
+        folder / "checkpoints" / "final.safetensors",
+    )
+    return folder
+
+
+def mwhanna(root, repo, place):
+    (root / repo).mkdir(parents=True)
+    w = weights()
+    tensors = {"W_enc": w["W_enc"].T.contiguous(), "W_dec": w["W_dec"], "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
+    save_file(tensors, root / repo / place)
+    config = "model_name: Qwen/Qwen3-0.6B\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
+    (root / repo / "config.yaml").write_text(config)
+    wandb = f"d_model:\n  value: {D}\nd_feature:\n  value: {M}\nbatch_size:\n  value: 64\n"
+    (root / repo / "wandb-config.yaml").write_text(wandb)
+    return root / repo / place
+
+
+def goodfire(root, repo, place):
+    (root / repo).mkdir(parents=True)
+    w = weights()
+    names = {"encoder_linear.weight": w["W_enc"].T, "decoder_linear.weight": w["W_dec"].T}
+    names |= {"encoder_linear.bias": w["b_enc"], "decoder_linear.bias": w["b_dec"]}
+    torch.save({name: tensor.contiguous() for name, tensor in names.items()}, root / repo / place)
+    return root / repo / place
