@@ -128,7 +128,7 @@ def test_a_dictionary_that_does_not_fit_is_told_with_reasons(foreign, finished, 
     assert done.returncode == 66 and "1 is no better than the mean" in done.stderr and told in done.stderr
     store = tmp_path / "runs" / "layer_1-on-mine.jsonl" / "dictionaries" / "layer_1" / "store"
     assert not read_pointer(store)
-    done = opened(tmp_path / "layer_1", text, tmp_path / "again", "--model", finished, "--accept-misfit")
+    done = opened(tmp_path / "layer_1", text, tmp_path / "runs", "--model", finished, "--accept-misfit")
     assert done.returncode == 0 and "no better than the mean" in done.stdout + done.stderr
 
 

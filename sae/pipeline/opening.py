@@ -129,6 +129,8 @@ def _absolute(pattern: Path) -> list[Path]:
 def _former(opening: Opening, source: Any) -> RunConfig | None:
     """The config of an earlier opening of the same dictionary on the same text, so that it goes on without a network.
 
+    One that was refused by the check, so that nothing was made of it, makes room for a trial with other settings.
+
     Raises `ConfigError` if it was begun with other settings than are given now.
     """
     home = opening.runs_dir.expanduser()
@@ -141,6 +143,11 @@ def _former(opening: Opening, source: Any) -> RunConfig | None:
         if opened is None or opened.what != opening.what or texts != (_absolute_source(source),):
             continue
         differing = [option for option, differs in _differences(config, opening).items() if differs]
+        if differing and not any(path.parent.glob("dictionaries/*/check.json")):
+            with owned(path.parent):  # nobody works on it: it was refused, and this is another trial
+                pass
+            shutil.rmtree(path.parent)
+            return None
         if differing:
             raise ConfigError(
                 f"{config.folder}: was begun with another {', '.join(differing)}. Give this one a name: --name NAME, or remove "
@@ -162,6 +169,8 @@ def _differences(config: RunConfig, opening: Opening) -> dict[str, bool]:
         "--tokens": config.train.tokens != opening.tokens,
         "--hook": opening.hook is not None and str(sae.hook) != opening.hook,
         "--ctx-len": opening.ctx_len is not None and config.text.ctx_len != opening.ctx_len,
+        "--target": opening.target is not None and str(sae.writes[0]) != opening.target,
+        "--accept-misfit": config.opened is not None and config.opened.accept_misfit != opening.accept_misfit,
         "--model": opening.model is not None and config.model != _absolute_source(model_named(opening.model)),
     }
 
