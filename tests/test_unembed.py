@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae.kernels.cpu_largest import COLUMNS, keep_largest
+from sae.model.largest import COLUMNS, keep_largest
 from sae.model.unembed import Promotion
 
 

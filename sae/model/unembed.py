@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.errors import ConfigError
-from sae.kernels.cpu_largest import keep_largest
 from sae.model.blocks import probe_ids
 from sae.model.hookpoints import HookPoint, Place, find_places
 from sae.model.language_model import LanguageModel
+from sae.model.largest import keep_largest
 
 ROWS = 256
 TRIAL_ROWS = 8

@@ -203,14 +203,10 @@ def index(
 ) -> str:
     """Builds and publishes the context generation under `folder`/store; returns its file name.
 
-    Without pages, a server renders them when they are asked for.
-
-    Processes that share the activations encode their own contexts and count their own features; the first one joins
+    Without pages, a server renders them when they are asked for. Processes that share the activations encode their own contexts and count their own features; the first one joins
     both.
     """
-    contexts = activations.contexts
-    n_contexts_to_index = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
-    n_contexts = min(n_contexts_to_index, contexts.n_contexts)
+    contexts, n_contexts = activations.contexts, _n_contexts(activations, config)
     progress.say(
         f"index: {budget(n_contexts * contexts.ctx_len, sae.config.expected_l0, sae.d_sae, config.memory_bytes)}"
     )
@@ -224,15 +220,14 @@ def index(
             f"{sae.config.name} is dead: no latent fires on the text; its store holds features without contexts"
         )
 
-    context_limits = ContextLimits(config.top_contexts, config.contexts_per_stratum)
-    limits = Limits(context_limits, config.features_per_document, seed, config.memory_bytes, keep_text=config.keep_text)
+    limits = _limits(config, seed)
     names, keys = contexts.document_names(), contexts.document_keys()
     corpus = corpus_of(codes[0], token_bytes(lm.tokenizer), names, document_keys=keys, is_read=is_read)
     hook = sae.config.writes[0]  # of several hook points the pages show the first
     width = len(activations.statistics(hook).centre)
-    known = scratch / f"directions-{facts.get('weights_sha256', '')[:16]}.npz"
-    directions = _known_directions(known, lambda: _directions(sae.W_dec, width, lm, config, hook=hook))
     processes, shards = activations.processes, None
+    known = scratch / f"directions-{processes.rank}-{facts.get('weights_sha256', '')[:16]}.npz"
+    directions = _known_directions(known, lambda: _directions(sae.W_dec, width, lm, config, hook=hook))
     for (name, sample), code in zip(samples.items(), codes[1:], strict=True):
         rows = sample.control.W_dec[sample.features.to(sae.W_dec.device)]
         part = _directions(rows, width, lm, config, hook=hook)
@@ -252,6 +247,18 @@ def index(
         return publish(store, corpus, directions, limits, facts=facts, shards=shards, with_pages=with_pages)
 
     return processes.on_first(put_together)
+
+
+def _n_contexts(activations: Activations, config: IndexConfig) -> int:
+    """How many contexts of the stream are indexed."""
+    contexts = activations.contexts
+    wanted = contexts.n_contexts if config.tokens is None else -(-config.tokens // contexts.ctx_len)
+    return min(wanted, contexts.n_contexts)
+
+
+def _limits(config: IndexConfig, seed: int) -> Limits:
+    contexts = ContextLimits(config.top_contexts, config.contexts_per_stratum)
+    return Limits(contexts, config.features_per_document, seed, config.memory_bytes, keep_text=config.keep_text)
 
 
 def _encoder_of(sae: SparseAutoencoder) -> _Encoder:
