@@ -26,8 +26,8 @@ OWNER = "owner"
 FINISH_S = 5  # for answers that are under way when the server is stopped
 
 
-def _refusal(host: str, port: int) -> str | None:
-    """Why the server cannot listen on the address, or None."""
+def why_refused(host: str, port: int) -> str | None:
+    """Why no server can listen on an address, or None."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -86,7 +86,7 @@ def serve(paths: list[Path], host: str, port: int, doors: Doors) -> int:
         _say(f"error: {problem}")
         return WRONG
 
-    refusal = _refusal(host, port)
+    refusal = why_refused(host, port)
     if refusal:
         _say(f"error: {host} port {port} cannot be used ({refusal}). Choose another with --port.")
         return UNAVAILABLE

@@ -21,7 +21,7 @@ HOOKS = {"transcoder": "mlp_in.1"}
 
 def entry(name):
     fields = ARCHITECTURES[name].config_class.model_fields
-    known = {key: value for key, value in SETTINGS.items() if key in fields}
+    known = {key: value for key, value in SETTINGS.items() if key in fields and (key, name) != ("target", "jumprelu")}
     return {"name": name.replace("_", "-"), "architecture": name, **known, "hook": HOOKS.get(name, SETTINGS["hook"])}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +152,17 @@ def test_what_cannot_be_opened_is_one_clear_line(foreign, finished, text, tmp_pa
         shutil.rmtree(runs, ignore_errors=True)
 
 
+def test_an_address_that_is_taken_or_open_to_all_is_refused_at_once(foreign, text, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_here("open", foreign, "--text", text, "--runs", tmp_path, "--port", port)
+        assert done.returncode == 69 and "Give another" in done.stderr
+    done = run_here("open", foreign, "--text", text, "--runs", tmp_path, "--host", "0.0.0.0")
+    assert done.returncode == 2 and "--public-read" in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_killed_opening_ends_with_the_same_store(looked_at, finished, text, tmp_path):
     command = [sys.executable, "-m", "sae.cli", "index", str(finished / "dictionaries" / "first"), "--text", str(text)]
     command += ["--runs", str(tmp_path), "--tokens", "6000", "--ctx-len", "32"]
@@ -184,6 +196,28 @@ def test_open_serves_while_it_works(finished, text, tmp_path):
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2)
+
+
+def test_who_ends_the_server_of_a_finished_opening_ends_the_command(looked_at, finished, text):
+    port = free_port()
+    command = [sys.executable, "-m", "sae.cli", "open", str(finished / "dictionaries" / "first"), "--text", str(text)]
+    command += ["--runs", str(looked_at.parent), "--tokens", "6000", "--ctx-len", "32", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    while "Everything is there" not in process.stdout.readline():
+        assert process.poll() is None
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2).raise_for_status()
+            break
+        except httpx.TransportError:
+            time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    process.stdout.close()
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=2)
 

@@ -29,6 +29,7 @@ class Open(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Performs the run, with a server beside it from the first look on."""
+        _check_address(arguments.host, arguments.port)
         server: list[subprocess.Popen[bytes]] = []
         address = f"http://{arguments.host}:{arguments.port}/"
 
@@ -46,8 +47,29 @@ class Open(Command):
         try:
             perform(opening_of(arguments), serve)
             print(f"Everything is there: {address}   (Ctrl-C ends the server)", flush=True)
-            return server[0].wait() if server else 0
+            return _waited(server[0])
         finally:
             for process in server:
                 process.terminate()
                 process.wait()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises `ConfigError` or `UnavailableError` for an address that no server could have later."""
+    from sae.errors import ConfigError, UnavailableError
+    from server.run import Doors, why_refused
+
+    if problem := Doors().problem(host, port):
+        raise ConfigError(f"--host: {problem} (`sae index` makes the same, for `sae serve` with these.)")
+    if reason := why_refused(host, port):
+        raise UnavailableError(f"--port {port}: cannot listen on {host}:{port} ({reason}). Give another.")
+
+
+def _waited(server: subprocess.Popen[bytes]) -> int:
+    """The exit code of the server when it ends by itself; 0 if people end it, as all that was wanted is done."""
+    from sae.errors import Interrupted
+
+    try:
+        return server.wait()
+    except Interrupted:
+        return 0
