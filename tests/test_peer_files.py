@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sae.errors import ArtefactError, ConfigError
+from sae.interop import hook_names
 from sae.interop.formats import saelens, sparsify
 from sae.interop.transfer import import_dictionary
 from sae.model.hookpoints import HookPoint
@@ -254,14 +255,14 @@ def test_hook_points_of_saelens_carry_what_ours_carry(tmp_path):
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     lm = LanguageModel(hf, SimpleNamespace(all_special_ids=[0], bos_token_id=0), "x", "", "", False)
     tokens = ids()
-    ours = harvested(lm, [HookPoint(site, 1) for site in saelens.SITES], tokens)
+    ours = harvested(lm, [HookPoint(site, 1) for site in hook_names.SITES], tokens)
     _, cache = bridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32).run_with_cache(
         torch.tensor(tokens)
     )
 
-    for name in (*saelens.SITES.values(), *saelens.SYNONYMS):
+    for name in (*hook_names.SITES.values(), *hook_names.SYNONYMS):
         theirs = cache[f"blocks.1.{name}"]
-        mine = ours[HookPoint.parse(saelens.our_hook(f"blocks.1.{name}"))].float()
+        mine = ours[HookPoint.parse(hook_names.our_hook(f"blocks.1.{name}"))].float()
         torch.testing.assert_close(theirs.reshape(*theirs.shape[:2], -1), mine, rtol=1e-4, atol=1e-5, msg=name)
 
 
