@@ -38,7 +38,7 @@ def release_called(what: str) -> Release | None:
 
 
 def origin_of(what: str, form: str | None = None) -> Origin:
-    """Where a dictionary is; its files are fetched if they are elsewhere.
+    """A dictionary's files on this machine; they are fetched if they are elsewhere.
 
     Raises `ConfigError` if nothing is known by that name, and what `fetch` raises.
     """

@@ -15,12 +15,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from feature_store.lookup.search import search
-from feature_store.people.database import People
 from feature_store.people.entry import NOWHERE
 from feature_store.store import Store
 from server.catalogue import Catalogue, Entry
 from server.edition import Edition
 from server.errors import ApiError
+from server.people.access import people_if_on
 from server.people.vectors import neuron_of_vector, vector_record
 from server.routes.bodies import json_body
 from server.routes.common import json_response, never_kept
@@ -144,7 +144,7 @@ def _activation(source: str, contexts: dict[str, Any], item: dict[str, Any]) -> 
 @router.get("/feature/{model}/{source}/{index}")
 def get_neuron(request: Request, model: str, source: str, index: str) -> Response:
     """One feature, or one of the vectors that people keep."""
-    people: People | None = request.app.state.people
+    people = people_if_on(request)
     if people and people.said(NOWHERE.weights, kind="vector", person=source):
         return never_kept(neuron_of_vector(people, vector_record(people, source, index)))
     entry = entry_of_source(request, model, source)

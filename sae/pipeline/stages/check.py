@@ -19,7 +19,7 @@ from sae.foundation.files import write_json
 from sae.foundation.screen import Progress
 from sae.model.hookpoints import Channel, HookPoint, find_places
 from sae.pipeline.stage import DictionaryStage, Run
-from sae.pipeline.stages.adopt import Adopt
+from sae.pipeline.stages.prepare import Prepare
 from sae.stream.harvest import Harvester
 
 TOKENS = 4096  # that the fit is measured on
@@ -37,15 +37,11 @@ class Check(DictionaryStage):
     """
 
     title = "check"
-    needs = (Adopt,)
+    needs = (Prepare,)
 
     def done(self, run: Run) -> bool:
         """Whether the figures are there."""
         return (self.dictionary / "check.json").exists()
-
-    def needed(self) -> tuple[()]:
-        """Nothing that could be missing: `Adopt` comes right before it."""
-        return ()
 
     def work(self, run: Run) -> None:
         """See the class."""
