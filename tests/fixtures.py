@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 import httpx
 import numpy as np
@@ -35,10 +35,10 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from feature_store import queries
 from feature_store.dictionary_files import FilterFacts, LabelSummary, ModelFacts, Provenance, TextFacts
+from feature_store.indexing.codes import Codes, codes_of_rows
 from feature_store.indexing.contexts import ContextCollector, ContextLimits
 from feature_store.indexing.formats import POSITION_EDGES
 from feature_store.indexing.generation import Directions, Limits, corpus_of, publish
-from feature_store.indexing.tables import Codes
 from feature_store.records import Explanation, FeatureRow, Score
 from feature_store.store import Store
 from sae.architectures import ARCHITECTURES, Batch, build
@@ -410,6 +410,19 @@ STREAM_D_SAE, STREAM_K, STREAM_CONTEXTS, STREAM_LENGTH, STREAM_VOCABULARY = 12, 
 STREAM_TOKENS = [b" a", b"b", b" C", b"7", b"\n", b".", b" A"]
 
 
+class CodeRows(NamedTuple):
+    """Codes with k places for every token, easy to count with; an activation of 0 is no latent."""
+
+    ids: np.ndarray
+    documents: np.ndarray
+    indices: np.ndarray
+    acts: np.ndarray
+
+    @property
+    def codes(self) -> Codes:
+        return codes_of_rows(*self)
+
+
 def codes(seed, levels=6, contexts=STREAM_CONTEXTS):
     """A stream with few token ids and few activation values, so that equal texts and ties are common."""
     rng = np.random.default_rng(seed)
@@ -420,14 +433,14 @@ def codes(seed, levels=6, contexts=STREAM_CONTEXTS):
     acts = rng.integers(0, levels, (contexts, STREAM_LENGTH, STREAM_K)).astype(np.float32)
     acts[:, 0] = 0
     documents = np.repeat(np.arange(contexts // 3), 3)[:, None].repeat(STREAM_LENGTH, 1).astype(np.uint32)
-    return Codes(ids, documents, indices, acts)
+    return CodeRows(ids, documents, indices, acts)
 
 
 def collect(stream, limits, batch, seed=0):
-    collector = ContextCollector(STREAM_D_SAE, limits, stream.acts[stream.acts > 0], seed)
+    sparse = stream.codes
+    collector = ContextCollector(STREAM_D_SAE, limits, sparse.acts, seed)
     for first in range(0, len(stream.ids), batch):
-        part = slice(first, first + batch)
-        collector.add(stream.ids[part], stream.indices[part], stream.acts[part], first)
+        collector.add(sparse, slice(first, first + batch))
     return collector.finish(STREAM_CONTEXTS * (STREAM_LENGTH - 1))
 
 
@@ -498,7 +511,7 @@ def make_planted(folder: Path) -> tuple[LabelSummary, list[str]]:
     indices = np.broadcast_to(np.arange(len(columns), dtype=np.uint16), acts.shape)
     documents = np.repeat(np.arange(PLANTED_CONTEXTS, dtype=np.uint32)[:, None], PLANTED_LENGTH, 1)
     corpus = corpus_of(
-        Codes(ids, documents, indices, acts.astype(np.float32)),
+        codes_of_rows(ids, documents, indices, acts.astype(np.float32)),
         words,
         [f"d{n}" for n in range(PLANTED_CONTEXTS)],
         document_keys=np.arange(PLANTED_CONTEXTS, dtype=np.uint64),

@@ -10,7 +10,7 @@ from fixtures import STREAM_CONTEXTS as CONTEXTS
 from fixtures import STREAM_D_SAE as D_SAE
 from fixtures import STREAM_LENGTH as LENGTH
 from fixtures import STREAM_TOKENS as TOKENS
-from fixtures import codes, collect
+from fixtures import CodeRows, codes, collect
 
 from feature_store.indexing.contexts import (
     HASH_AFTER,
@@ -21,10 +21,11 @@ from feature_store.indexing.contexts import (
     ContextLimits,
 )
 from feature_store.indexing.document_features import count_documents
-from feature_store.indexing.tables import Codes, count, stream_of, used_widths
+from feature_store.indexing.tables import count, stream_of
 from feature_store.indexing.tables import in_test_part as documents_for_testing
 from feature_store.indexing.windows import Peaks, random_windows, windows_of
 from feature_store.packing import ACT_LEVELS, WINDOW, Pack, dense_windows, pack_columns, unpack_columns
+from sae.publish.code_files import CodeFiles
 
 
 def peaks(stream):
@@ -106,14 +107,13 @@ def test_stratified_sample_is_uniform_and_independent_of_batches():
 def test_windows_hold_the_activations_of_the_stream():
     stream = codes(2)
     found = collect(stream, ContextLimits(n_top=4, n_per_stratum=1), 60)
-    read = stream_of(stream, TOKENS, np.zeros(int(stream.documents.max()) + 1, bool))
-    tables = count(stream, read, found, promoted=np.zeros((D_SAE, 1)), n_coactive=3, memory_bytes=1 << 20)
+    read = stream_of(stream.codes, TOKENS, np.zeros(int(stream.documents.max()) + 1, bool))
+    tables = count(stream.codes, read, found, promoted=np.zeros((D_SAE, 1)), n_coactive=3, memory_bytes=1 << 20)
     pack = windows_of(
         found,
-        stream,
+        stream.codes,
         5,
         Peaks(tables.samples.weaker[5], tables.samples.uniform[5], int(tables.samples.available[5])),
-        used=used_widths(stream.acts),
     )
     columns = pack_columns(pack, "<u2")
     back = unpack_columns(columns, 2, float(found.maximum[5]))
@@ -144,16 +144,14 @@ def test_windows_end_where_their_document_does():
     stream.documents[:] = np.arange(CONTEXTS)[:, None] * 2 + (np.arange(LENGTH) >= 9)
     found = collect(stream, ContextLimits(n_top=4, n_per_stratum=1), 60)
     for feature in range(D_SAE):
-        for w in windows_of(
-            found, stream, feature, Peaks(np.zeros(12), np.empty(0, int), 0), used=used_widths(stream.acts)
-        ).windows:
+        for w in windows_of(found, stream.codes, feature, Peaks(np.zeros(12), np.empty(0, int), 0)).windows:
             length, peak, place = int(w["length"]), int(w["peak"]), int(w["place"])
             second = w["document"] % 2
             assert peak <= place and place - peak + length <= (LENGTH - 9 if second else 9)
             position = place + 9 * second
             row = (stream.indices[w["context"], position] == feature) * stream.acts[w["context"], position]
             assert row.max() > 0
-    for window in random_windows(stream, np.ones(stream.ids.shape, bool), 40, 0):
+    for window in random_windows(stream.codes, np.ones(stream.ids.shape, bool), 40, 0):
         second = window.document % 2
         start = window.place - window.peak
         assert start >= 0 and start + len(window.token_ids) <= (LENGTH - 9 if second else 9)
@@ -170,8 +168,8 @@ def test_token_tables_equal_counting():
     found = collect(stream, ContextLimits(), 60)
     is_test = documents_for_testing(np.arange(int(stream.documents.max()) + 1))
     promoted = np.tile(np.array([0, 1]), (D_SAE, 1))
-    read = stream_of(stream, TOKENS, is_test)
-    tables = count(stream, read, found, promoted=promoted, n_coactive=10, memory_bytes=1 << 20)
+    read = stream_of(stream.codes, TOKENS, is_test)
+    tables = count(stream.codes, read, found, promoted=promoted, n_coactive=10, memory_bytes=1 << 20)
     truth = {"current": Counter(), "next": Counter()}
     strong = Counter()
     for c, p, j in zip(*(stream.acts > 0).nonzero(), strict=True):
@@ -196,7 +194,7 @@ def test_token_tables_equal_counting():
 def test_document_latents_equal_counting():
     stream = codes(5)
     n = int(stream.documents.max()) + 1
-    tables = count_documents(stream, D_SAE, 3)
+    tables = count_documents(stream.codes, D_SAE, 3)
     for document in range(n):
         inside = stream.documents == document
         totals = np.bincount(stream.indices[inside].reshape(-1), stream.acts[inside].reshape(-1), minlength=D_SAE)
@@ -208,7 +206,7 @@ def test_document_latents_equal_counting():
 
 def test_random_windows_list_what_fires():
     stream = codes(6)
-    drawn = random_windows(stream, (stream.acts > 0).any(2), 20, 0)
+    drawn = random_windows(stream.codes, (stream.acts > 0).any(2), 20, 0)
     assert len(drawn) == 20
     for window in drawn:
         ids = window.token_ids
@@ -236,11 +234,25 @@ def test_the_padding_of_a_row_is_no_activation_of_latent_0():
     """Rows of codes are as wide as the token with most latents; what is left of one is filled with latent 0 at 0."""
     stream = codes(3)
     indices, acts = (np.concatenate([part, np.zeros_like(part)], axis=2) for part in (stream.indices, stream.acts))
-    padded = Codes(stream.ids, stream.documents, indices, acts)
-    assert (used_widths(padded.acts) <= stream.acts.shape[2]).all()
-    found = collect(stream, ContextLimits(n_top=4, n_per_stratum=1), 60)
-    plain, wide = (
-        windows_of(found, c, 0, Peaks(np.zeros(12), np.empty(0, int), 0), used=used_widths(c.acts))
-        for c in (stream, padded)
-    )
-    assert len(plain.act_values) and all(np.array_equal(a, b) for a, b in zip(plain, wide, strict=True))
+    padded = CodeRows(stream.ids, stream.documents, indices, acts).codes
+    assert all(np.array_equal(a, b) for a, b in zip(stream.codes, padded, strict=True))
+
+
+def test_codes_take_the_room_of_what_fires(tmp_path):
+    """One token fires 3,989 latents and 999 fire two: the files hold 5,987 latents, not 1,000 times 3,989."""
+    files, rng = CodeFiles(tmp_path, 1000, 5000), np.random.default_rng(0)
+    acts, indices = np.zeros((1000, 3989), np.float32), np.tile(np.arange(3989), (1000, 1))
+    acts[:, :2], acts[500] = 1.5, rng.uniform(0.1, 1, 3989)
+    tokens = np.delete(np.arange(1000), 7)  # one was not read
+    for part in np.array_split(tokens, 9):
+        files.write(part, indices[part], acts[part])
+    latents = files.latents()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 6 * latents.acts.size == 6 * (998 * 2 + 3989)
+    assert latents.starts[7] == latents.starts[8] and latents.starts[-1] == latents.acts.size
+    wide = slice(*latents.starts[500:502])
+    assert np.array_equal(latents.acts[wide], acts[500]) and np.array_equal(latents.indices[wide], np.arange(3989))
+
+
+def test_a_text_without_a_firing_has_codes(tmp_path):
+    latents = CodeFiles(tmp_path, 10, 70_000).latents()
+    assert latents.acts.size == 0 and not latents.starts.any() and latents.indices.dtype == np.uint32

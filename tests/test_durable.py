@@ -149,12 +149,12 @@ def test_damaged_tokens_are_refused_by_name_and_left_as_they_are(copied, name, d
 
 
 def test_tokens_outside_the_tables_are_refused_before_compiled_code_reads_them():
+    from feature_store.indexing.codes import codes_of_rows
     from feature_store.indexing.generation import corpus_of
-    from feature_store.indexing.tables import Codes
 
     ids = np.zeros((8, 16), np.uint16)
     acts = np.ones((8, 16, 1), np.float32)
-    codes = Codes(ids, np.zeros((8, 16), np.uint32), np.zeros((8, 16, 1), np.uint16), acts)
+    codes = codes_of_rows(ids, np.zeros((8, 16), np.uint32), np.zeros((8, 16, 1), np.uint16), acts)
     for field, number, said in (("documents", 1 << 30, "document 1073741824"), ("ids", 60_000, "token 60000")):
         damaged = getattr(codes, field).copy()
         damaged[3, 5] = number

@@ -57,5 +57,5 @@ def test_an_index_takes_no_more_memory_than_stated(corpus, tmp_path):
         publish(tmp_path / "store", corpus, directions(), limits, facts={})
     stated = budget(corpus.codes.ids.size, SIZE.k, SIZE.latents, limits.memory_bytes)
     assert memory.peak_bytes < stated.memory + 64_000_000  # libraries hold some of their own
-    assert stated.codes == corpus.codes.indices.nbytes + corpus.codes.acts.nbytes
+    assert stated.codes >= corpus.codes.indices.nbytes + corpus.codes.acts.nbytes > 0.9 * stated.codes
     assert "MiB of memory" in str(stated) and "GiB of codes" in str(budget(10_000_000, 32, 1 << 15, 1 << 31))

@@ -24,7 +24,7 @@ from feature_store.indexing.formats import (
 )
 from feature_store.indexing.negatives import hard_negatives
 from feature_store.indexing.statistics import BIGRAMS_PER_FEATURE, GROUPS
-from feature_store.indexing.tables import count, joined, stream_of, used_widths
+from feature_store.indexing.tables import count, joined, stream_of
 from feature_store.indexing.tables import in_test_part as halves
 
 SAME = first_of_same_text(TOKENS).tolist()  # the last token is the first's text in another case
@@ -36,11 +36,11 @@ def counted():
     stream.documents[:] = np.arange(CONTEXTS)[:, None] * 2 + (np.arange(LENGTH) >= 12)  # two documents a context
     found = collect(stream, ContextLimits(), 60)
     is_test = halves(np.arange(int(stream.documents.max()) + 1))
-    tokens = stream_of(stream, TOKENS, is_test)
+    tokens = stream_of(stream.codes, TOKENS, is_test)
 
     def counts(memory_bytes, features=None):
         return count(
-            stream, tokens, found, promoted=np.zeros((D_SAE, 3)), n_coactive=3,
+            stream.codes, tokens, found, promoted=np.zeros((D_SAE, 3)), n_coactive=3,
             memory_bytes=memory_bytes, features=features,
         )  # fmt: skip
 
@@ -135,9 +135,7 @@ def test_coactive_features_and_hard_negatives(counted):
         np.testing.assert_allclose(scores, np.sort(cosine[f])[::-1][: len(scores)], rtol=1e-5)
         np.testing.assert_allclose(scores, cosine[f, mine], rtol=1e-5)
     sources = np.stack([tables.statistics.coactive, tables.statistics.coactive[:, ::-1]], axis=1)
-    rows = hard_negatives(
-        sources, found.top_context, found.top_position, stream.indices, acts=stream.acts, used=used_widths(stream.acts)
-    )
+    rows = hard_negatives(sources, found.top_context, found.top_position, stream.codes)
     for f, records in enumerate(rows):
         for record in records:
             c, p = (

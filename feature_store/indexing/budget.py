@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from feature_store.indexing.tables import BYTES_PER_FIRING
 
-TOKEN_BYTES = 72  # documents, parts, positions, formats, sorted pairs of neighbours, words
+TOKEN_BYTES = 80  # documents, where latents start, parts, positions, formats, sorted pairs of neighbours, words
 FEATURE_BYTES = 32_000  # kept contexts, counts of tokens and pairs, windows on their way to the store
 
 
@@ -27,7 +27,7 @@ def _said(n_bytes: int) -> str:
 def budget(n_tokens: int, width: int, d_sae: int, memory_bytes: int) -> Budget:
     """The budget of `n_tokens` tokens with `width` latents each, if the firings held at a time may take `memory_bytes`.
 
-    memory = 72 tokens + 32,000 features + min(memory_bytes, 24 firings); codes = (4 + 2 or 4) tokens width.
+    memory = 80 tokens + 32,000 features + min(memory_bytes, 24 firings); codes = (4 + 2 or 4) tokens width.
     """
     firings = min(memory_bytes, BYTES_PER_FIRING * n_tokens * width)
     latent = 2 if d_sae <= 1 << 16 else 4

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Integer, Real, UInt
+from jaxtyping import Float, Int, Real, UInt
 from numba import get_num_threads, njit, prange
+
+from feature_store.indexing.codes import Codes
 
 N_BINS = 32
 N_LEVELS = 10
@@ -142,14 +144,16 @@ def _offer_sample(act, context, position, key, acts, contexts, positions, keys):
 
 
 @njit(parallel=True, cache=True)
-def _collect(ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample):  # pragma: no cover
+def _collect(
+    ids, starts, indices, acts, first_context, seed, low, width, scratch, counts, top, sample
+):  # pragma: no cover
     for share in prange(len(scratch[2])):
-        _collect_share(share, ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample)
+        _collect_share(share, ids, starts, indices, acts, first_context, seed, low, width, scratch, counts, top, sample)
 
 
 @njit(cache=True)
 def _collect_share(
-    share, ids, indices, acts, first_context, seed, low, width, scratch, counts, top, sample
+    share, ids, starts, indices, acts, first_context, seed, low, width, scratch, counts, top, sample
 ):  # pragma: no cover (compiled)
     """The part of the pass for one share of the features; features are independent, so the number of shares changes
     nothing.
@@ -163,9 +167,10 @@ def _collect_share(
     for c in range(ids.shape[0]):
         n_touched = 0
         for p in range(ids.shape[1]):
-            for j in range(indices.shape[2]):
-                act, f = acts[c, p, j], indices[c, p, j]
-                if act <= 0 or (f >> BLOCK_BITS) % n_shares != share:
+            token = c * ids.shape[1] + p
+            for j in range(starts[token], starts[token + 1]):
+                act, f = acts[j], indices[j]
+                if (f >> BLOCK_BITS) % n_shares != share:
                     continue
                 n_fired[f] += 1
                 total[f] += act
@@ -226,21 +231,14 @@ class ContextCollector:
         shape = (d_sae, N_STRATA, limits.n_per_stratum)
         self._sample = (*_empty_slots(shape), np.full(shape, np.iinfo(np.uint64).max, np.uint64))
 
-    def add(
-        self,
-        ids: Integer[np.ndarray, "contexts ctx_len"],
-        indices: Integer[np.ndarray, "contexts ctx_len k"],
-        acts: Float[np.ndarray, "contexts ctx_len k"],
-        first_context: int,
-    ) -> None:
-        """Token ids [contexts, ctx_len], latents and activations [contexts, ctx_len, k] of consecutive contexts.
-
-        Positions that the dictionary does not read carry zeros.
-        """
-        arrays = np.ascontiguousarray(ids), np.ascontiguousarray(indices), np.ascontiguousarray(acts, np.float32)
+    def add(self, codes: Codes, contexts: slice) -> None:
+        """Some consecutive contexts of the codes. Positions that the dictionary does not read have no latents."""
         _collect(
-            *arrays,
-            first_context,
+            np.ascontiguousarray(codes.ids[contexts]),
+            codes.starts_of(contexts),
+            codes.indices,
+            codes.acts,
+            contexts.start,
             self._seed,
             self._low,
             self._width,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt
 from numba import get_num_threads, njit
 
-from feature_store.indexing.tables import Codes
+from feature_store.indexing.codes import Codes
 
 
 class Documents(NamedTuple):
@@ -25,7 +25,7 @@ class Documents(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (compiled)
+def _document_latents(starts, indices, acts, owner, d_sae, keep):  # pragma: no cover (compiled)
     """(n_documents [d_sae], rows of (document, feature), their mean and maximum); `owner` only rises."""
     total, peak = np.zeros(d_sae, np.float64), np.zeros(d_sae, np.float32)
     touched = np.empty(d_sae, np.int64)
@@ -37,15 +37,13 @@ def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (c
     while start < owner.size:
         end, n_touched = start, 0
         while end < owner.size and owner[end] == owner[start]:
-            for j in range(indices.shape[1]):
-                act = acts[end, j]
-                if act > 0:
-                    f = indices[end, j]
-                    if total[f] == 0:
-                        touched[n_touched] = f
-                        n_touched += 1
-                    total[f] += act
-                    peak[f] = max(peak[f], act)
+            for j in range(starts[end], starts[end + 1]):
+                act, f = acts[j], indices[j]
+                if total[f] == 0:
+                    touched[n_touched] = f
+                    n_touched += 1
+                total[f] += act
+                peak[f] = max(peak[f], act)
             end += 1
         seen = np.sort(touched[:n_touched])
         order = np.argsort(-total[seen], kind="mergesort")
@@ -66,14 +64,14 @@ def _document_latents(indices, acts, owner, d_sae, keep):  # pragma: no cover (c
 def count_documents(codes: Codes, d_sae: int, keep: int) -> Documents:
     """The strongest `keep` features of every document, on all cores."""
     owner = np.ascontiguousarray(codes.documents).reshape(-1)
-    indices, acts = (np.asarray(t).reshape(owner.size, -1) for t in (codes.indices, codes.acts))
     n_shares = get_num_threads()
     firsts = owner[np.arange(n_shares) * owner.size // n_shares]  # every share begins with a document
     cuts = np.unique([0, *np.searchsorted(owner, firsts), owner.size])
 
     def of(cut: tuple[int, int]) -> Documents:
-        part = slice(*cut)
-        return Documents(*_document_latents(indices[part], acts[part], owner[part], d_sae, keep))
+        first, stop = cut
+        starts = codes.starts[first : stop + 1]
+        return Documents(*_document_latents(starts, codes.indices, codes.acts, owner[first:stop], d_sae, keep))
 
     with ThreadPoolExecutor(n_shares) as pool:
         n_documents, *columns = zip(*pool.map(of, itertools.pairwise(cuts.tolist())), strict=True)

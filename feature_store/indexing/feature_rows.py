@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.contexts import Collected
 from feature_store.indexing.negatives import hard_negatives
-from feature_store.indexing.tables import Codes, Tables, used_widths
+from feature_store.indexing.tables import Tables
 from feature_store.indexing.windows import Peaks, windows_of
 from feature_store.packing import pack_columns
 
@@ -123,23 +124,13 @@ def _write_packs(
     numbers = range(features.start, features.stop)
     n = min(directions.neighbours.shape[1], counted.statistics.coactive.shape[1])
     sources = np.stack([directions.neighbours[features, :n], counted.statistics.coactive[:, :n]], axis=1)
-    used = used_widths(codes.acts)
-    negatives = hard_negatives(
-        sources,
-        collected.top_context,
-        collected.top_position,
-        codes.indices,
-        acts=codes.acts,
-        used=used,
-        start=features.start,
-    )
+    negatives = hard_negatives(sources, collected.top_context, collected.top_position, codes, start=features.start)
     names = ("windows", "token_ids", "act_places", "act_values")
 
     for start in range(0, len(numbers), FEATURES_PER_INSERT):
         part = numbers[start : start + FEATURES_PER_INSERT]
         packs = [
-            pack_columns(windows_of(collected, codes, f, _peaks(counted, f - features.start), used=used), id_dtype)
-            for f in part
+            pack_columns(windows_of(collected, codes, f, _peaks(counted, f - features.start)), id_dtype) for f in part
         ]
         columns: dict[str, list[bytes]] = dict(zip(names, map(list, zip(*packs, strict=True)), strict=True))
         columns["negatives"] = [records.tobytes() for records in negatives[start : start + len(part)]]

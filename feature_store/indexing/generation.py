@@ -11,13 +11,13 @@ from jaxtyping import Bool, UInt
 
 from feature_store.errors import StoreError
 from feature_store.indexing import tables
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.contexts import Collected, ContextCollector, ContextLimits
 from feature_store.indexing.document_features import Documents, count_documents
 from feature_store.indexing.feature_rows import Directions, Promotion, write_feature_rows
 from feature_store.indexing.formats import FORMATS, N_POSITIONS
 from feature_store.indexing.shards import ShardWriter, merge
 from feature_store.indexing.statistics import GROUPS, Stream
-from feature_store.indexing.tables import Codes
 from feature_store.indexing.windows import random_windows
 from feature_store.indexing.words import text_of
 from feature_store.writer import GenerationWriter
@@ -76,11 +76,12 @@ def corpus_of(
 
 def collect(codes: Codes, d_sae: int, limits: ContextLimits, seed: int, *, n_tokens: int) -> Collected:
     """The streaming pass over the codes."""
-    pilot = codes.acts[:: max(1, codes.acts.shape[0] // PILOT_CONTEXTS)]
-    collector = ContextCollector(d_sae, limits, pilot[pilot > 0], seed)
-    for first in range(0, len(codes.ids), CONTEXTS_PER_BATCH):
-        part = slice(first, first + CONTEXTS_PER_BATCH)
-        collector.add(codes.ids[part], codes.indices[part], codes.acts[part], first)
+    n_contexts, ctx_len = codes.ids.shape
+    sample = range(0, n_contexts, max(1, n_contexts // PILOT_CONTEXTS))
+    parts = [codes.latents_of(slice(c * ctx_len, (c + 1) * ctx_len)) for c in sample]
+    collector = ContextCollector(d_sae, limits, np.concatenate([codes.acts[part] for part in parts]), seed)
+    for first in range(0, n_contexts, CONTEXTS_PER_BATCH):
+        collector.add(codes, slice(first, first + CONTEXTS_PER_BATCH))
     return collector.finish(n_tokens)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from jaxtyping import Float, Integer, Shaped, UInt
+from jaxtyping import Integer, Shaped, UInt
 from numba import njit
 
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT
 
 NEGATIVE = np.dtype([("source", "<u4"), ("rank", "<u1"), ("kind", "<u1")])  # kind 0: by cosine, 1: by co-activation
@@ -16,17 +17,17 @@ PER_KIND = 15
 
 
 @njit(cache=True)
-def _fires(feature, indices, acts, used, context, position):  # pragma: no cover (compiled)
-    for p in range(max(0, position - BEFORE), min(indices.shape[1], position + AFTER + 1)):
-        for j in range(used[context, p]):
-            if indices[context, p, j] == feature and acts[context, p, j] > 0:
-                return True
+def _fires(feature, starts, indices, ctx_len, context, position):  # pragma: no cover (compiled)
+    first, stop = max(0, position - BEFORE), min(ctx_len, position + AFTER + 1)
+    for j in range(starts[context * ctx_len + first], starts[context * ctx_len + stop]):
+        if indices[j] == feature:
+            return True
     return False
 
 
 @njit(cache=True)
 def _negatives(
-    sources, top_context, top_position, indices, acts, used, per_kind, per_source, start
+    sources, top_context, top_position, starts, indices, ctx_len, per_kind, per_source, start
 ):  # pragma: no cover
     """Rows (feature, source, rank, kind): first every source's strongest usable window, then every second one, ..."""
     n_features, n_kinds, n_sources = sources.shape
@@ -55,7 +56,7 @@ def _negatives(
                             known |= (
                                 top_context[rows[q, 1], rows[q, 2]] == c and top_position[rows[q, 1], rows[q, 2]] == p
                             )
-                        if not known and not _fires(f, indices, acts, used, c, p):
+                        if not known and not _fires(f, starts, indices, ctx_len, np.int64(c), p):
                             rows[n_rows] = f, source, r, kind
                             n_rows += 1
                             n += 1
@@ -65,18 +66,17 @@ def _negatives(
 
 
 def hard_negatives(
-    sources: Integer[np.ndarray, "features kinds n"], top_context: UInt[np.ndarray, "d_sae n_top"], top_position: UInt[np.ndarray, "d_sae n_top"], indices: Integer[np.ndarray, "contexts ctx_len k"], *, acts: Float[np.ndarray, "contexts ctx_len k"],
-    used: UInt[np.ndarray, "contexts ctx_len"], start: int = 0,
+    sources: Integer[np.ndarray, "features kinds n"], top_context: UInt[np.ndarray, "d_sae n_top"], top_position: UInt[np.ndarray, "d_sae n_top"],
+    codes: Codes, *, start: int = 0,
 ) -> list[Shaped[np.ndarray, " _windows"]]:  # fmt: skip
     """Per feature a record array of `NEGATIVE`: windows of other features in which this feature does not fire.
 
     `sources` [features, kinds, n] are the nearest features of the features from `start` on, by each kind of nearness.
-    Ranks count the sources' top windows [d_sae, n_top]; codes are [contexts, ctx_len, k],
-    of which a token needs the first `used` alone (`tables.used_widths`).
+    Ranks count the sources' top windows [d_sae, n_top].
     """
     rows = _negatives(
-        sources.astype(np.int64), top_context, top_position.astype(np.int64), indices, acts, used, PER_KIND,
-        WINDOWS_PER_SOURCE, start,
+        sources.astype(np.int64), top_context, top_position.astype(np.int64), codes.starts, codes.indices,
+        codes.ids.shape[1], PER_KIND, WINDOWS_PER_SOURCE, start,
     )  # fmt: skip
     cuts = np.searchsorted(rows[:, 0], start + np.arange(len(sources) + 1))
     records = np.zeros(len(rows), NEGATIVE)

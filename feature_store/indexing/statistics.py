@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt
 from numba import njit
 
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.formats import FORMATS, N_POSITIONS
 from feature_store.indexing.words import StreamWords
 
@@ -171,7 +172,7 @@ def _lookup(offsets, firings, acts, ids, is_test, group, n_explain, n_test):  # 
 
 
 @njit(nogil=True, cache=True)
-def _coactive(first, offsets, firings, indices, acts, n_fired, keep, most):  # pragma: no cover (compiled)
+def _coactive(first, offsets, firings, starts, indices, n_fired, keep, most):  # pragma: no cover (compiled)
     """The features that fire on most of a feature's (at most `most`, evenly spaced) firings, by cosine of firing."""
     n = offsets.size - 1
     partners, scores = np.zeros((n, keep), np.uint32), np.zeros((n, keep), np.float32)
@@ -185,9 +186,9 @@ def _coactive(first, offsets, firings, indices, acts, n_fired, keep, most):  # p
         n_touched = 0
         for r in range(n_seen):
             t = firings[offsets[i] + r * n_all // n_seen]
-            for j in range(indices.shape[1]):
-                other = indices[t, j]
-                if acts[t, j] > 0 and other != f:
+            for j in range(starts[t], starts[t + 1]):
+                other = indices[j]
+                if other != f:
                     if both[other] == 0:
                         touched[n_touched] = other
                         n_touched += 1
@@ -209,7 +210,7 @@ def gather(
     strong: tuple[Int[np.ndarray, " offsets"], UInt[np.ndarray, " strong"]],
     fired: tuple[Int[np.ndarray, " offsets"], UInt[np.ndarray, " fired"], Float[np.ndarray, " fired"]],
     *,
-    codes: tuple[Integer[np.ndarray, "tokens k"], Float[np.ndarray, "tokens k"]],
+    codes: Codes,
     first: int,
     n_fired: Int[np.ndarray, " d_sae"],
     n_coactive: int,
@@ -217,7 +218,7 @@ def gather(
     """All counts of consecutive features, starting with the feature `first`.
 
     `strong` is (offsets, places) of their strong firings by feature, `fired` (offsets, places, activations) of all
-    their firings, `codes` latents and activations [tokens, k], `n_fired` [d_sae] how often every feature fires.
+    their firings, `n_fired` [d_sae] how often every feature fires.
     """
     rows = _bigrams(*strong, stream.normal, stream.is_test, stream.starts, stream.size, BIGRAMS_PER_FEATURE)
     occurrences = [_occurrences(pairs, rows[:, 1]) for pairs in totals.pairs]
@@ -232,7 +233,7 @@ def gather(
         _bins(*strong, stream.is_test, stream.format, len(FORMATS)),
         bigrams,
         _lookup(offsets, places, acts, stream.ids, stream.is_test, stream.group, totals.n_explain, totals.n_test),
-        *_coactive(first, offsets, places, *codes, n_fired, n_coactive, COACTIVE_FIRINGS),
+        *_coactive(first, offsets, places, codes.starts, codes.indices, n_fired, n_coactive, COACTIVE_FIRINGS),
     )
 
 

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer, UInt
-from numba import get_num_threads, njit, prange
+from jaxtyping import Bool, Int, Integer, UInt
+from numba import get_num_threads, njit
 
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.contexts import Collected
 from feature_store.indexing.firing_samples import FiringSamples, sample
 from feature_store.indexing.formats import (
@@ -29,31 +30,6 @@ STRONG = 1 / 3
 BYTES_PER_FIRING = 24  # place and activation of a firing, again if it is strong, and what is sorted of it
 
 
-class Codes(NamedTuple):
-    """A stream of contexts and its sparse codes: ids [contexts, ctx_len], latents and acts [contexts, ctx_len, k]."""
-
-    ids: Integer[np.ndarray, "contexts ctx_len"]
-    documents: Integer[np.ndarray, "contexts ctx_len"]
-    indices: Integer[np.ndarray, "contexts ctx_len k"]
-    acts: Float[np.ndarray, "contexts ctx_len k"]
-
-
-@njit(parallel=True, cache=True)
-def used_widths(acts: Float[np.ndarray, "contexts ctx_len k"]) -> UInt[np.ndarray, "contexts ctx_len"]:
-    """How many codes of a token go up to its last activation above 0. Rows are as wide as the token with most latents
-    needs, which may be fifty times the mean.
-    """
-    n_contexts, ctx_len, width = acts.shape
-    used = np.zeros((n_contexts, ctx_len), np.uint32)
-    for context in prange(n_contexts):
-        for position in range(ctx_len):
-            for j in range(width - 1, -1, -1):
-                if acts[context, position, j] > 0:
-                    used[context, position] = j + 1
-                    break
-    return used
-
-
 def in_test_part(keys: Integer[np.ndarray, " documents"]) -> Bool[np.ndarray, " documents"]:
     """Which documents test explanations: half of them, by a hash of the key that near-duplicates share."""
     return (mixed(keys) & np.uint64(1)).astype(bool)
@@ -68,7 +44,7 @@ def mixed(numbers: Integer[np.ndarray, "*shape"]) -> UInt[np.ndarray, "*shape"]:
 
 
 @njit(nogil=True, cache=True)
-def _firings(indices, acts, first, n_fired):  # pragma: no cover (compiled)
+def _firings(starts, indices, acts, first, n_fired):  # pragma: no cover (compiled)
     """(offsets, flat token places, activations) of the firings of the features from `first` on, by feature, in order."""
     n = n_fired.size
     offsets = np.zeros(n + 1, np.int64)
@@ -76,11 +52,11 @@ def _firings(indices, acts, first, n_fired):  # pragma: no cover (compiled)
     place = offsets[:-1].copy()
     tokens, values = np.empty(offsets[-1], np.uint32), np.empty(offsets[-1], np.float32)
 
-    for t in range(indices.shape[0]):
-        for j in range(indices.shape[1]):
-            f = np.int64(indices[t, j]) - first
-            if 0 <= f < n and acts[t, j] > 0:
-                tokens[place[f]], values[place[f]] = t, acts[t, j]
+    for t in range(starts.size - 1):
+        for j in range(starts[t], starts[t + 1]):
+            f = np.int64(indices[j]) - first
+            if 0 <= f < n:
+                tokens[place[f]], values[place[f]] = t, acts[j]
                 place[f] += 1
 
     return offsets, tokens, values
@@ -225,13 +201,12 @@ def count(
     features = features or slice(0, len(n_fired))
     firings = int(n_fired[features].sum())
     most = min(memory_bytes // (n_threads * BYTES_PER_FIRING), -(-firings // (2 * n_threads)))
-    indices, acts = (np.asarray(t).reshape(stream.ids.size, -1) for t in (codes.indices, codes.acts))
     ctx_len, nothing = codes.ids.shape[1], np.empty((0, 0), np.int64)
     test_documents = stream.in_test_part()
 
     def of(part: slice) -> Tables:
         own_features = slice(features.start + part.start, features.start + part.stop)
-        fired = _firings(indices, acts, own_features.start, n_fired[own_features])
+        fired = _firings(*codes[2:], own_features.start, n_fired[own_features])
         strong = _strong(*fired, (collected.maximum[own_features] * STRONG).astype(np.float32))
         offsets, places = strong
         is_test = np.concatenate([[0], np.cumsum(stream.is_test[places])])
@@ -250,7 +225,7 @@ def count(
             totals,
             strong,
             fired,
-            codes=(indices, acts),
+            codes=codes,
             first=own_features.start,
             n_fired=n_fired,
             n_coactive=n_coactive,

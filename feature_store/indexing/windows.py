@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt
+from jaxtyping import Bool, Float, Int
 from numba import njit
 
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
-from feature_store.indexing.tables import Codes
 from feature_store.packing import GROUPS, WINDOW, Pack, quantise
 from feature_store.records import RandomWindow
 
@@ -24,13 +24,8 @@ class Peaks(NamedTuple):
     available: int
 
 
-def windows_of(
-    collected: Collected, codes: Codes, feature: int, peaks: Peaks, *, used: UInt[np.ndarray, "contexts ctx_len"]
-) -> Pack:
-    """The stored windows of one feature, cut around their peaks, with the feature's activations in them.
-
-    A token needs the first `used` of its codes alone (`tables.used_widths`).
-    """
+def windows_of(collected: Collected, codes: Codes, feature: int, peaks: Peaks) -> Pack:
+    """The stored windows of one feature, cut around their peaks, with the feature's activations in them."""
     slots = _filled(collected, "top", feature)
     for stratum in range(collected.stratum_act.shape[1]):
         slots += _filled(collected, "stratum", (feature, stratum))
@@ -42,7 +37,7 @@ def windows_of(
 
     windows = np.zeros(len(slots), WINDOW)
     where = np.array([(slot.context, slot.position) for slot in slots], np.int64).reshape(-1, 2)
-    bounds, lengths, places, values = _cut(where, codes.documents, codes.indices, codes.acts, used, feature)
+    bounds, lengths, places, values = _cut(where, *codes[1:], feature)
 
     for number, slot in enumerate(slots):
         first, start, end = bounds[number]
@@ -83,7 +78,7 @@ def _window(owner, position):  # pragma: no cover (compiled)
 
 
 @njit(cache=True)
-def _cut(where, documents, indices, acts, used, feature):  # pragma: no cover (compiled)
+def _cut(where, documents, starts, indices, acts, feature):  # pragma: no cover (compiled)
     """Cuts windows around (context, position) and gathers a feature's activations in them.
 
     Returns (first token of the document, start, end) [windows, 3]; the number of tokens on which the feature fires
@@ -100,13 +95,12 @@ def _cut(where, documents, indices, acts, used, feature):  # pragma: no cover (c
         bounds[w] = first, start, end
         before = n
         for p in range(start, end):
-            act = np.float32(0)
-            for j in range(used[c, p]):
-                if indices[c, p, j] == feature:
-                    act = acts[c, p, j]
-            if act != 0:
-                places[n], values[n] = p - start, act
-                n += 1
+            token = c * documents.shape[1] + p
+            for j in range(starts[token], starts[token + 1]):
+                if indices[j] == feature:
+                    places[n], values[n] = p - start, acts[j]
+                    n += 1
+                    break
         lengths[w] = n - before
 
     return bounds, lengths, places[:n].copy(), values[:n].copy()
@@ -126,7 +120,8 @@ def random_windows(
         documents = codes.documents[context]
         first, start, end = _window(documents, position)
         cut = slice(start, end)
-        latents = np.unique(codes.indices[context, cut][codes.acts[context, cut] > 0])
+        token = context * ctx_len
+        latents = np.unique(codes.indices[codes.latents_of(slice(token + start, token + end))])
         ids = codes.ids[context, cut]
         windows.append(RandomWindow(int(documents[position]), ids, position - start, position - first, latents=latents))
 

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from feature_store.indexing.budget import budget
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.contexts import ContextLimits
 from feature_store.indexing.generation import MEMORY_BYTES, Directions, Limits, collect, corpus_of, publish
-from feature_store.indexing.tables import Codes
 from sae.foundation.device import PeakMemory
+from sae.publish.code_files import CodeFiles
 
+BATCH = 32_768  # tokens drawn at a time
 DOCUMENT_TOKENS = 500
 NEIGHBOURS = 10
 
@@ -37,24 +39,21 @@ def random_codes(size: Size, n_tokens: int, folder: Path) -> Codes:
     """Codes in files on disk. Latents fire as unequally as real ones do: their frequencies fall as 1 / sqrt(rank)."""
     random = np.random.default_rng(0)
     n = n_tokens // size.ctx_len
-    shape = (n, size.ctx_len, size.k)
-    small = size.latents <= 1 << 16
-    indices = np.memmap(folder / "indices", np.uint16 if small else np.uint32, "w+", shape=shape)
-    acts = np.memmap(folder / "acts", np.float32, "w+", shape=shape)
+    files = CodeFiles(folder, n * size.ctx_len, size.latents)
 
-    for start in range(0, n, 256):
-        part = (min(256, n - start), size.ctx_len, size.k)
+    for start in range(0, n * size.ctx_len, BATCH):
+        tokens = np.arange(start, min(start + BATCH, n * size.ctx_len))
+        part = (len(tokens), size.k)
         # The square of a uniform number has the density 1 / (2 sqrt(x)).
-        drawn = np.sort((random.random(part) ** 2 * size.latents).astype(np.int64), axis=2)
+        drawn = np.sort((random.random(part) ** 2 * size.latents).astype(np.int64), axis=1)
         repeated = np.zeros(part, bool)
-        repeated[..., 1:] = drawn[..., 1:] == drawn[..., :-1]
-        indices[start : start + part[0]] = drawn
-        acts[start : start + part[0]] = np.where(repeated, 0, random.exponential(1, part))
+        repeated[:, 1:] = drawn[:, 1:] == drawn[:, :-1]
+        files.write(tokens, drawn, np.where(repeated, 0, random.exponential(1, part)))
 
     ids = (random.random((n, size.ctx_len)) ** 4 * size.vocabulary).astype(np.uint16)
     documents = (np.arange(n * size.ctx_len) // DOCUMENT_TOKENS).astype(np.uint32).reshape(n, size.ctx_len)
 
-    return Codes(ids, documents, indices, acts)
+    return Codes(ids, documents, *files.latents())
 
 
 def _directions(size: Size) -> Directions:
@@ -92,7 +91,7 @@ def measure(size: Size = USUAL) -> dict[str, Any]:
             whole = time.perf_counter() - start
             stored = sum(f.stat().st_size for f in (Path(folder) / "store").glob("*"))
         runs.append(
-            {"tokens": codes.ids.size, "activations": int(codes.ids.size * size.k), "contexts_s": contexts}
+            {"tokens": codes.ids.size, "activations": codes.acts.size, "contexts_s": contexts}
             | {"whole_s": whole, "store_bytes": stored, "peak_bytes": memory.peak_bytes}
             | {"stated_bytes": budget(codes.ids.size, size.k, size.latents, size.memory_bytes).memory}
         )

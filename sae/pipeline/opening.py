@@ -28,6 +28,7 @@ from sae.pipeline.stages.first_look import FirstLook
 from sae.pipeline.summary import RunSummary
 from sae.publish import dictionary
 from sae.publish.card import config_of, read_card, weights_files
+from sae.publish.controls import CHECK_FILE
 from sae.text.corpus import DatasetText, source_named
 
 CTX_LEN = 128
@@ -143,7 +144,7 @@ def _former(opening: Opening, source: Any) -> RunConfig | None:
         if opened is None or opened.what != opening.what or texts != (_absolute_source(source),):
             continue
         differing = [option for option, differs in _differences(config, opening).items() if differs]
-        if differing and not any(path.parent.glob("dictionaries/*/check.json")):
+        if differing and not any(path.parent.glob(f"dictionaries/*/{CHECK_FILE}")):
             with owned(path.parent):  # nobody works on it: it was refused, and this is another trial
                 pass
             shutil.rmtree(path.parent)

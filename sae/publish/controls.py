@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from feature_store.atomic import read_json
 from feature_store.dictionary_files import Metrics
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import ArchitectureConfig, SelectionInput
@@ -22,6 +23,7 @@ MEANINGS: dict[ControlName, str] = {
     "random": "random unit directions, as many as the dictionary has latents",
     "principal": "the principal directions of the activations, each with both signs",
 }
+CHECK_FILE = "check.json"  # of an opened dictionary: fvu, l0 and loss recovered on the first tokens of its text
 FEATURES = 256  # of a control that are labelled; its code competes over all of them
 COVARIANCE_ROWS = 1 << 16
 
@@ -94,8 +96,12 @@ def principal_directions(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "twice_
 
 
 def l0_of(sae: SparseAutoencoder[Any], folder: Path) -> int:
-    """How many latents a control keeps per token: as many as the dictionary in `folder` does, measured or expected."""
-    measured = Metrics.read(folder).l0 if (folder / Metrics.file_name).exists() else None
+    """How many latents the dictionary in `folder` fires per token: measured when it was opened or evaluated, or expected."""
+    measured = None
+    if (folder / CHECK_FILE).exists():
+        measured = read_json(folder / CHECK_FILE)["l0"]
+    elif (folder / Metrics.file_name).exists():
+        measured = Metrics.read(folder).l0
     return max(1, round(measured or sae.config.expected_l0))
 
 

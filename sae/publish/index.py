@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
 from pydantic import Field
 from torch import Tensor
 
 from feature_store.indexing import feature_rows
 from feature_store.indexing.budget import budget
+from feature_store.indexing.codes import Codes
 from feature_store.indexing.contexts import ContextLimits
 from feature_store.indexing.generation import Directions, Limits, corpus_of, publish, write_shard
-from feature_store.indexing.tables import Codes
 from sae.architectures import SparseAutoencoder
-from sae.foundation.files import reserve, writing
+from sae.foundation.files import writing
 from sae.foundation.screen import Progress
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import HookPoint
@@ -27,6 +26,7 @@ from sae.model.language_model import LanguageModel
 from sae.model.unembed import Promotion, nearest, token_logits
 from sae.model.vocabulary import token_bytes
 from sae.publish import parquet
+from sae.publish.code_files import CodeFiles
 from sae.publish.controls import CONTROLS, ControlSample, control_of, l0_of, sampled_code
 from sae.stream.activations import Activations
 
@@ -68,45 +68,6 @@ class IndexConfig(Section):
     token_latents: bool = Field(default=False, description="Also write every token's latents to Parquet.")
 
 
-class _CodeFiles:
-    """Sparse codes of a stream in two memory-mapped files, widened when a token fires more latents than any before."""
-
-    def __init__(self, folder: Path, n_tokens: int, d_sae: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.n_tokens, self.width = folder, n_tokens, 0
-        self.index_type = np.uint16 if d_sae <= 1 << 16 else np.uint32
-        self.indices = self.acts = np.empty((n_tokens, 0))
-
-    def open(self, width: int, mode: Literal["w+", "r+"]) -> None:
-        """Opens both files at a width; "w+" creates them without codes."""
-        shape = (self.n_tokens, width)
-        if mode == "w+":
-            for name, itemsize in (("indices", np.dtype(self.index_type).itemsize), ("acts", 4)):
-                reserve(self.folder / f"{name}-{width}.bin", self.n_tokens * width * itemsize)
-        self.indices = np.memmap(self.folder / f"indices-{width}.bin", self.index_type, "r+", shape=shape)
-        self.acts = np.memmap(self.folder / f"acts-{width}.bin", np.float32, "r+", shape=shape)
-        self.width = width
-
-    def _widen(self, width: int) -> None:
-        before, indices, acts = self.width, self.indices, self.acts
-        self.open(width, "w+")
-        self.indices[:, :before], self.acts[:, :before] = indices, acts
-        for name in ("indices", "acts"):
-            (self.folder / f"{name}-{before}.bin").unlink(missing_ok=True)
-
-    def write(
-        self,
-        rows: Int[np.ndarray, " tokens"],
-        indices: Integer[np.ndarray, "tokens width"],
-        acts: Float[np.ndarray, "tokens width"],
-    ) -> None:
-        """Puts the codes of some tokens in their places."""
-        if acts.shape[1] > self.width:
-            self._widen(acts.shape[1] if self.width == 0 else int(acts.shape[1] * 1.2))
-        self.indices[rows, : acts.shape[1]] = indices
-        self.acts[rows, : acts.shape[1]] = acts
-
-
 class _Encoder(NamedTuple):
     """A dictionary, or a control, whose code is stored: x [tokens, d_in] to (activations, latents) [tokens, width]."""
 
@@ -126,12 +87,12 @@ def _encode_stream(
 ) -> tuple[list[Codes], np.ndarray]:
     """(sparse codes of the first contexts by every encoder, which tokens were read [contexts, ctx_len]).
 
-    Codes are memory-mapped, with zeros at positions filtered out.
+    Codes are memory-mapped; positions filtered out have no latents.
     """
     contexts, processes = activations.contexts, activations.processes
     total = n_contexts * contexts.ctx_len
     home = folder if processes.world_size == 1 else folder / str(processes.rank)
-    files = [_CodeFiles(home / encoder.name, total, encoder.d_sae) for encoder in encoders]
+    files = [CodeFiles(home / encoder.name, total, encoder.d_sae) for encoder in encoders]
     is_read = np.zeros(total, bool)
 
     for g in range(activations.n_segments):
@@ -152,39 +113,26 @@ def _encode_stream(
         progress.update(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
 
     if processes.world_size > 1:
-        files = [
-            _joined(file, activations, folder / encoder.name) for encoder, file in zip(encoders, files, strict=True)
-        ]
         is_read = np.any(processes.all_gather_objects(is_read), axis=0)
+        parts = list(_own_tokens(activations, total))
+        latents = [
+            file.joined(folder / encoder.name, processes, parts) for encoder, file in zip(encoders, files, strict=True)
+        ]
+    else:
+        latents = [file.latents() for file in files]
 
     ids, documents = contexts.ids[:n_contexts], contexts.documents[:n_contexts]
-    shapes = [(n_contexts, contexts.ctx_len, file.width) for file in files]
-    codes = [
-        Codes(ids, documents, file.indices.reshape(shape), file.acts.reshape(shape))
-        for file, shape in zip(files, shapes, strict=True)
-    ]
+    codes = [Codes(ids, documents, *found) for found in latents]
 
     return codes, is_read.reshape(n_contexts, contexts.ctx_len)
 
 
-def _joined(own_files: _CodeFiles, activations: Activations, folder: Path) -> _CodeFiles:
-    """The codes of all processes in shared files; every process copies the rows of its own contexts."""
-    processes, length = activations.processes, activations.contexts.ctx_len
-    shared = _CodeFiles(folder, own_files.n_tokens, 0)
-    shared.index_type = own_files.index_type
-    width = max(processes.all_gather_objects(own_files.width))
-    processes.on_first(lambda: shared.open(width, "w+"))
-    shared.open(width, "r+")
-
+def _own_tokens(activations: Activations, total: int) -> Iterator[slice]:
+    """The tokens of the flat text, up to `total`, that this process encodes: one part of every segment."""
+    length = activations.contexts.ctx_len
     for g in range(activations.n_segments):
         read = activations.contexts_of(g)
-        rows = slice(read.start * length, min(read.stop * length, own_files.n_tokens))
-        shared.indices[rows, : own_files.width] = own_files.indices[rows]
-        shared.acts[rows, : own_files.width] = own_files.acts[rows]
-
-    processes.barrier()
-
-    return shared
+        yield slice(min(read.start * length, total), min(read.stop * length, total))
 
 
 @torch.no_grad()
@@ -207,15 +155,13 @@ def index(
     both.
     """
     contexts, n_contexts = activations.contexts, _n_contexts(activations, config)
-    progress.say(
-        f"index: {budget(n_contexts * contexts.ctx_len, sae.config.expected_l0, sae.d_sae, config.memory_bytes)}"
-    )
+    progress.say(f"index: {budget(n_contexts * contexts.ctx_len, l0_of(sae, folder), sae.d_sae, config.memory_bytes)}")
     samples = _controls(sae, activations, folder, seed) if config.controls else {}
     encoders = [_encoder_of(sae), *map(_control_encoder, samples, samples.values())]
     codes, is_read = _encode_stream(
         encoders, sae.config.reads, activations, n_contexts, folder=scratch, progress=progress
     )
-    if not (codes[0].acts > 0).any():
+    if not codes[0].acts.size:
         progress.say(
             f"{sae.config.name} is dead: no latent fires on the text; its store holds features without contexts"
         )

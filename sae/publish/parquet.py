@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from feature_store import queries
 from feature_store.atomic import writing
-from feature_store.indexing.tables import Codes
+from feature_store.indexing.codes import Codes
 from feature_store.packing import WINDOW, Pack, dense_acts
 from feature_store.records import Concept, FeatureRow
 from feature_store.store import Store
@@ -81,11 +81,10 @@ def write_token_latents(path: Path, codes: Codes) -> None:
     ])  # fmt: skip
     with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for c in range(len(codes.ids)):
-            fired = [acts > 0 for acts in codes.acts[c]]
-            writer.write_table(pa.table({
-                "context": [c] * codes.ids.shape[1],
-                "position": range(codes.ids.shape[1]),
-                "token": codes.ids[c],
-                "latents": [row[f] for row, f in zip(codes.indices[c], fired, strict=True)],
-                "acts": [row[f] for row, f in zip(codes.acts[c], fired, strict=True)],
-            }, schema=schema))  # fmt: skip
+            starts = codes.starts_of(slice(c, c + 1))
+            part, offsets = slice(starts[0], starts[-1]), (starts - starts[0]).astype(np.int32)
+            lists = (codes.indices[part].astype(np.uint32), codes.acts[part])
+            latents, acts = (pa.ListArray.from_arrays(offsets, pa.array(values)) for values in lists)
+            n_tokens = codes.ids.shape[1]
+            columns = [[c] * n_tokens, range(n_tokens), codes.ids[c].astype(np.uint32), latents, acts]
+            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))

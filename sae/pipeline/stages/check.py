@@ -20,6 +20,7 @@ from sae.foundation.screen import Progress
 from sae.model.hookpoints import Channel, HookPoint, find_places
 from sae.pipeline.stage import DictionaryStage, Run
 from sae.pipeline.stages.prepare import Prepare
+from sae.publish.controls import CHECK_FILE
 from sae.stream.harvest import Harvester
 
 TOKENS = 4096  # that the fit is measured on
@@ -41,7 +42,7 @@ class Check(DictionaryStage):
 
     def done(self, run: Run) -> bool:
         """Whether the figures are there."""
-        return (self.dictionary / "check.json").exists()
+        return (self.dictionary / CHECK_FILE).exists()
 
     def work(self, run: Run) -> None:
         """See the class."""
@@ -62,7 +63,7 @@ class Check(DictionaryStage):
             recovered = self._loss_recovered(run, sae, progress)
             progress.say(f"{self.dictionary.name}: fvu {fit.fvu:.3f}, l0 {fit.l0:.1f}, loss recovered {recovered:.3f}")
             write_json(
-                self.dictionary / "check.json",
+                self.dictionary / CHECK_FILE,
                 {"fvu": fit.fvu, "l0": fit.l0, "said_l0": said, "loss_recovered": recovered, "tokens": TOKENS},
             )
 
