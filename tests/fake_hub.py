@@ -1,7 +1,8 @@
-"""A server that speaks as much of the Hugging Face hub's HTTP protocol as a download needs, and fails on demand."""
+"""A server that speaks as much of the Hugging Face hub's HTTP protocol as downloads and uploads need, and fails on demand."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LARGE = (".safetensors", ".pt", ".npz")  # what the hub keeps in LFS, with a SHA-256
+LARGE = (
+    ".safetensors",
+    ".pt",
+    ".npz",
+    ".duckdb",
+    ".pages",
+    ".parquet",
+    ".png",
+)  # what the hub keeps in LFS, with a SHA-256
 
 
 @dataclass
@@ -27,6 +36,8 @@ class Hub:
     damaged: set[str] = field(default_factory=set)  # files whose content is another one than their hash says
     interrupted: set[str] = field(default_factory=set)  # files of which the first answer ends in the middle
     asked: list[str] = field(default_factory=list)
+    account: str | None = None  # the token of who may write; None: nobody may
+    objects: dict[str, bytes] = field(default_factory=dict)  # large files that were sent, by their SHA-256
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -53,6 +64,62 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(match[1], match[2], match[3], with_body=with_body)
         else:
             self._refuse(404, "RepoNotFound")
+
+    def do_POST(self) -> None:
+        path = self.path.split("?")[0].strip("/")
+        self.hub.asked.append(f"POST {path}")
+        body = self.rfile.read(int(self.headers.get("content-length", "0")))
+        if not self.hub.account or self.headers.get("authorization") != f"Bearer {self.hub.account}":
+            self._send(403, b'{"error": "Forbidden"}', {"content-type": "application/json"})
+        elif path == "api/validate-yaml":  # the front matter of README.md
+            self._send_json({"errors": [], "warnings": []})
+        elif path == "api/repos/create":
+            wanted = json.loads(body)
+            repo = f"{wanted.get('organization') or 'ada'}/{wanted['name']}"
+            (self.hub.root / repo).mkdir(parents=True, exist_ok=True)
+            self._send_json({"url": f"{self.hub.address}/{repo}"})
+        elif re.fullmatch(r"api/models/[^/]+/[^/]+/preupload/main", path):
+            files = [
+                {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
+                 "shouldIgnore": False, "oid": None}
+                for file in json.loads(body)["files"]
+            ]  # fmt: skip
+            self._send_json({"files": files})
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = [self._upload_of(item) for item in json.loads(body)["objects"]]
+            self._send_json({"transfer": "basic", "objects": objects})
+        elif match := re.fullmatch(r"api/models/([^/]+/[^/]+)/commit/main", path):
+            self._commit(self.hub.root / match[1], [json.loads(line) for line in body.splitlines()])
+        else:
+            self._refuse(404, "EntryNotFound")
+
+    def do_PUT(self) -> None:
+        oid = self.path.rpartition("/")[2]
+        body = self.rfile.read(int(self.headers["content-length"]))
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.hub.objects[oid] = body
+        self.hub.asked.append(f"PUT {oid}")
+        self._send(200, b"", {})
+
+    def _upload_of(self, item: dict[str, Any]) -> dict[str, Any]:
+        has_it = item["oid"] in self.hub.objects
+        href = {"upload": {"href": f"{self.hub.address}/objects/{item['oid']}"}}
+        return {**item, **({} if has_it else {"actions": href})}
+
+    def _commit(self, folder: Path, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] not in ("file", "lfsFile"):
+                continue
+            path = folder / value["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = self.hub.objects[value["oid"]] if line["key"] == "lfsFile" else base64.b64decode(value["content"])
+            path.write_bytes(data)
+        self._send_json({"commitUrl": f"{self.hub.address}/{folder.parent.name}/{folder.name}/commit/{COMMIT}",
+                         "commitOid": COMMIT})  # fmt: skip
+
+    def _send_json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"content-type": "application/json"})
 
     def _known(self, repo: str, revision: str | None) -> bool:
         if repo in self.hub.gated:

@@ -212,7 +212,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(path: Path, *more: str) -> Iterator[str]:
+def serving(path: Path | str, *more: str) -> Iterator[str]:
     """Address of a real server process over a run, for the time of the block."""
     port = free_port()
     command = [sys.executable, "-m", "sae.cli", "serve", str(path), "--port", str(port), *more]

@@ -24,7 +24,10 @@ class Serve(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """What to serve, and where."""
         parser.add_argument(
-            "paths", nargs="+", type=Path, help="run folders or dictionary folders, for example runs/quickstart"
+            "paths",
+            nargs="+",
+            help="run folders or dictionary folders, for example runs/quickstart; or places on the hub, "
+            "hf://OWNER/NAME[/FOLDER]",
         )
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
         parser.add_argument(
@@ -77,7 +80,18 @@ class Serve(Command):
             people=arguments.people,
             meaning=_meaning() if arguments.meaning else None,
         )
-        return serve(arguments.paths, arguments.host, arguments.port, doors)
+        return serve(list(map(_path, arguments.paths)), arguments.host, arguments.port, doors)
+
+
+def _path(text: str) -> Path:
+    """A folder on this machine; all that a place on the hub holds is fetched."""
+    if not text.startswith("hf://"):
+        return Path(text)
+    from sae.foundation.hub import fetch_copy, place_of_address
+
+    place = place_of_address(text)
+    folder = fetch_copy(place.repo, (f"{place.path}/*" if place.path else "*",), place.revision)
+    return folder / place.path if place.path else folder
 
 
 def _meaning() -> Meaning:

@@ -28,6 +28,7 @@ from sae.errors import ConfigError, DiskError, LockedError
 __all__ = [
     "append_line",
     "dictionaries_in",
+    "link",
     "owned",
     "read_json",
     "read_sealed",
@@ -56,6 +57,18 @@ def writing(path: Path) -> Iterator[Path]:
     """As `feature_store.atomic.writing`, also for what safetensors writes."""
     with _naming(path), atomic.writing(path) as temporary:
         yield temporary
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name of a file, or a copy where the disk is another one; one that is there stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except FileExistsError:
+        return
+    except OSError:
+        with writing(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def temporary_of(folder: Path) -> Path:

@@ -8,14 +8,46 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from sae.errors import ArtefactError, UnavailableError
+from sae.errors import ArtefactError, ConfigError, UnavailableError
+from sae.foundation.downloads import cache_dir
+from sae.foundation.files import link
 
 SHA256, SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+PLACE = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+?))?/?")
 CHUNK_BYTES = 1 << 20
+HUB = "hf://"  # what an address on the hub begins with
+
+
+class Place(NamedTuple):
+    """A repository of the hub, if needed at a revision, and a folder or file in it; None: all of it."""
+
+    repo: str
+    revision: str | None = None
+    path: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Place | None:
+        """The place that `OWNER/NAME[@REVISION][/PATH]` names, with or without hf://; None if it is no such text."""
+        matching = PLACE.fullmatch(text)
+        return cls(*matching.groups()) if matching else None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{HUB}{self.repo}{revision}{f'/{self.path}' if self.path else ''}"
+
+
+def place_of_address(address: str) -> Place:
+    """The place of an address that begins with hf://; raises `ConfigError` if it is none."""
+    place = Place.parse(address)
+    if place is None:
+        raise ConfigError(f"{address}: hf://OWNER/NAME is wanted, if needed with @REVISION and /FOLDER behind it.")
+    return place
 
 
 def fetch(repo: str, files: tuple[str, ...], revision: str | None = None) -> Path:
@@ -46,6 +78,38 @@ def files_of(repo: str, revision: str | None = None) -> list[str]:
         return list(HfApi().list_repo_files(repo, revision=revision))
 
 
+def fetch_copy(repo: str, files: tuple[str, ...], revision: str | None = None) -> Path:
+    """As `fetch`, in a folder of saedex's cache whose files are no links: a server opens none.
+
+    The folder is that of the repository's commit, and takes no room beside the hub's cache on the same disk.
+    """
+    folder = fetch(repo, files, revision)
+    copy = cache_dir() / "hub" / repo.replace("/", "--") / folder.name
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and _is_wanted(path, folder, files):
+            link(path, copy / path.relative_to(folder))
+    return copy
+
+
+def upload(folder: Path, place: Place, message: str, *, private: bool = False) -> None:
+    """Adds the files of a folder to a place of a repository in one commit; makes the repository if there is none.
+
+    Files that the repository has already, by their hash, are not sent again.
+    """
+    from huggingface_hub import HfApi
+
+    with _told(place.repo, place.revision, "upload"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # tables beside weights
+        HfApi().create_repo(place.repo, private=private, exist_ok=True)
+        HfApi().upload_folder(
+            repo_id=place.repo,
+            folder_path=folder,
+            path_in_repo=place.path,
+            revision=place.revision,
+            commit_message=message,
+        )
+
+
 def _is_wanted(path: Path, folder: Path, files: tuple[str, ...]) -> bool:
     from fnmatch import fnmatch
 
@@ -54,7 +118,7 @@ def _is_wanted(path: Path, folder: Path, files: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def _told(repo: str, revision: str | None) -> Iterator[None]:
+def _told(repo: str, revision: str | None, what: str = "download") -> Iterator[None]:
     """The hub's errors in our words."""
     from huggingface_hub import errors
     from huggingface_hub.utils import HFValidationError
@@ -76,14 +140,25 @@ def _told(repo: str, revision: str | None) -> Iterator[None]:
     except HFValidationError:
         raise UnavailableError(f"{where}: cannot be a repository; OWNER/NAME is wanted.") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        here = "" if what == "upload" else ", and the files were not fetched before"
         raise UnavailableError(
-            f"{where}: the hub did not answer, and the files were not fetched before. Check the network (HF_HUB_OFFLINE, "
-            "HF_ENDPOINT), or give a path."
+            f"{where}: the hub did not answer{here}. Check the network (HF_HUB_OFFLINE, HF_ENDPOINT)"
+            f"{'' if what == 'upload' else ', or give a path'}."
+        ) from None
+    except errors.LocalTokenNotFoundError:
+        raise UnavailableError(
+            f"{where}: the hub wants an account. Log in: `hf auth login`, or set HF_TOKEN."
         ) from None
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UnavailableError(
+                f"{where}: the hub refuses this account ({status}). Log in with one that may: `hf auth login`, or set "
+                "HF_TOKEN."
+            ) from None
         reason = " ".join(str(error).split())[:200]
         raise UnavailableError(
-            f"{where}: the download failed ({reason}). The same command goes on where it stopped."
+            f"{where}: the {what} failed ({reason}). The same command goes on where it stopped."
         ) from None
 
 

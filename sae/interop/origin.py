@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sae.errors import ArtefactError, ConfigError
-from sae.foundation.hub import fetch, files_of
+from sae.foundation.hub import Place, fetch, files_of
 from sae.interop import saelens_list
 from sae.interop.families import Release, release_by_rule, release_of_id
 from sae.interop.formats import FORMATS
@@ -50,10 +50,10 @@ def origin_of(what: str, form: str | None = None) -> Origin:
         return _local(what, path, form)
     if release := release_called(what):
         return _of_release(what, release)
-    repo = re.fullmatch(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", what)
-    if repo is None or what.startswith((".", "/", "~")):
+    place = Place.parse(what)
+    if place is None or what.startswith((".", "/", "~")):
         raise ConfigError(f"{what}: no such file or folder.")
-    return _of_repository(what, repo[1], repo[2], repo[3])
+    return _of_repository(what, place.repo, place.revision, place.path)
 
 
 def _of_release(what: str, release: Release) -> Origin:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from feature_store.dictionary_files import DictionaryCard
 from sae.architectures import ArchitectureConfig
 from sae.errors import ConfigError
-from sae.foundation.files import owned, write_folder
+from sae.foundation.files import link, owned, write_folder
 from sae.foundation.screen import Screen
 from sae.foundation.section import Section, describe_problems
 from sae.interop.origin import OURS, Origin, origin_of
@@ -183,7 +182,7 @@ def _bring(origin: Origin, opening: Opening, target: Path, run_name: str) -> Non
 
         def fill(place: Path) -> None:
             for name in weights_files(card, str(origin.path)):
-                _link(origin.path / name, place / name)
+                link(origin.path / name, place / name)
             card.model_copy(update={"run": run_name, "name": target.name}).write(place)
 
         write_folder(target, fill)
@@ -193,14 +192,6 @@ def _bring(origin: Origin, opening: Opening, target: Path, run_name: str) -> Non
     form = format_called(origin.format)
     sae, facts = converted(form, origin.path, origin.name, hook=opening.hook, writes=opening.target, known=origin.facts)
     dictionary.publish(target, sae, provenance_of(facts, origin.format, origin.path, run_name))
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name of a file, or a copy where the disk is another one."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _config(origin: Origin, opening: Opening, source: Any, *, name: str, target: Path) -> RunConfig:

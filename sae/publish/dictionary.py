@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxtyping import Shaped
@@ -19,6 +19,7 @@ from sae.errors import ArtefactError
 from sae.foundation.distributed import Processes
 from sae.foundation.downloads import sha256_of
 from sae.foundation.files import write_folder
+from sae.foundation.hub import HUB, Place, fetch, files_of, place_of_address
 from sae.foundation.tensor_files import (
     Piece,
     TensorFiles,
@@ -117,9 +118,12 @@ def _card(
 
 
 def load(path_or_url: str | Path) -> SparseAutoencoder:
-    """The module of a dictionary folder, or of a server's `/api/v1/dictionaries/{name}` address; hashes are checked."""
-    text = str(path_or_url)
-    folder = download(text) if text.lower().startswith(("http://", "https://")) else Path(text)
+    """The module of a dictionary; hashes are checked.
+
+    It is a folder, the address of a server's `/api/v1/dictionaries/{name}`, or a place on the hub:
+    `hf://OWNER/NAME[@REVISION][/FOLDER]`.
+    """
+    folder = _folder_of(str(path_or_url))
     card = read_card(folder)
     files = weights_files(card, str(folder))
     for name, sha256 in files.items():
@@ -136,6 +140,35 @@ def load(path_or_url: str | Path) -> SparseAutoencoder:
     sae.load_state_dict({name: finite(stored.read(name), f"{folder}: {name}") for name in stored.names()})
 
     return sae.eval().requires_grad_(False)
+
+
+def _folder_of(text: str) -> Path:
+    if text.lower().startswith(("http://", "https://")):
+        return download(text)
+    if text.startswith(HUB):
+        place = dictionary_place(place_of_address(text))
+        inside = f"{place.path}/" if place.path else ""
+        files = (f"{inside}{DictionaryCard.file_name}", f"{inside}weights*.safetensors")
+        return fetch(place.repo, files, place.revision) / inside
+    return Path(text)
+
+
+def dictionary_place(place: Place) -> Place:
+    """Where the only dictionary folder lies at a place of the hub; raises `ArtefactError` if there is none, or several."""
+    inside = f"{place.path}/" if place.path else ""
+    names = [name for name in files_of(place.repo, place.revision) if name.startswith(inside)]
+    folders = [
+        str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).name == DictionaryCard.file_name
+    ]
+    if not folders:
+        raise ArtefactError(
+            f"{place}: no dictionary folder of saedex there. `sae open {place}` reads what other libraries write."
+        )
+    if len(folders) > 1:
+        raise ArtefactError(
+            f"{place}: {len(folders)} dictionaries are there: {', '.join(folders[:8])}. Name one of them."
+        )
+    return place._replace(path=None if folders == ["."] else folders[0])
 
 
 def _check_weights(path: Path, expected: str) -> None:
