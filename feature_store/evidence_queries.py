@@ -5,17 +5,23 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from feature_store.records import Bigram, FiringCount, TokenCount, TokenFirings, WordsAround
+from feature_store.records import Bigrams, FiringCount, TokenCount, TokenFirings, WordsAround
 from feature_store.store import Store
 
 
-def token_firings(store: Store, kind: str) -> list[TokenFirings]:
-    """Strong firings by token, one kind ("current", "next" or "previous") of every feature, sorted by feature."""
+def token_firings(store: Store, kind: str) -> TokenFirings:
+    """Strong firings by token, one kind ("current", "next" or "previous") of every feature."""
     cursor = store.cursor()
-    rows = cursor.execute(
+    columns = cursor.execute(
         "select feature, token, n_explain, n_test from feature_token where kind = ? order by all", [kind]
-    ).fetchall()
-    return [TokenFirings(*row) for row in rows]
+    ).fetchnumpy()
+    features, *others = map(np.asarray, columns.values())
+    return TokenFirings(_starts(store, features), *others)
+
+
+def _starts(store: Store, features: UInt[np.ndarray, " rows"]) -> Int[np.ndarray, " features_and_one"]:
+    """Where the rows of every feature begin, in rows sorted by feature."""
+    return np.concatenate([[0], np.bincount(features, minlength=store.n_features).cumsum()])
 
 
 def negatives(store: Store) -> list[bytes]:
@@ -39,11 +45,11 @@ def lookups(store: Store) -> Float[np.ndarray, "d_sae groups 5"]:
     return np.frombuffer(b"".join(r[0] for r in rows), "<f8").reshape(len(rows), -1, 5)
 
 
-def bigrams(store: Store) -> list[Bigram]:
-    """Strong firings by pair of tokens, sorted by feature, the most frequent pair first."""
-    cursor = store.cursor()
-    rows = cursor.execute("select * from feature_bigram order by feature, n_explain desc, first, second").fetchall()
-    return [Bigram(*row) for row in rows]
+def bigrams(store: Store) -> Bigrams:
+    """Strong firings by pair of tokens, of every feature, the most frequent pair first."""
+    query = "select * from feature_bigram order by feature, n_explain desc, first, second"
+    features, *columns = map(np.asarray, store.cursor().execute(query).fetchnumpy().values())
+    return Bigrams(_starts(store, features), np.stack(columns, axis=1))
 
 
 def words_around(store: Store) -> dict[int, WordsAround]:

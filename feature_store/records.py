@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, UInt
+from jaxtyping import Int, Integer, UInt
 
 
 @dataclass(frozen=True)
@@ -221,24 +221,44 @@ class RandomWindow(NamedTuple):
 
 
 class TokenFirings(NamedTuple):
-    """Strong firings of a feature on one token, in the explain part and in the test part."""
+    """Strong firings by token; the rows of a feature begin at its number of `starts` and end where the next one's begin.
 
-    feature: int
-    token: int
-    n_explain: int
-    n_test: int
+    n_explain, n_test: of the feature on the token, in the explain part and in the test part.
+    """
+
+    starts: Int[np.ndarray, " features_and_one"]
+    tokens: Integer[np.ndarray, " rows"]
+    n_explain: Integer[np.ndarray, " rows"]
+    n_test: Integer[np.ndarray, " rows"]
+
+    def of(self, feature: int) -> tuple[dict[int, int], dict[int, int]]:
+        """Firings of one feature by token, in the explain part and in the test part."""
+        rows = slice(self.starts[feature], self.starts[feature + 1])
+        tokens = self.tokens[rows].tolist()
+        explain, test = (dict(zip(tokens, n[rows].tolist(), strict=True)) for n in (self.n_explain, self.n_test))
+        return explain, test
 
 
 class Bigram(NamedTuple):
     """Strong firings of a feature on a token that follows another, and how often the pair occurs at all."""
 
-    feature: int
     first: int
     second: int
     n_explain: int
     n_test: int
     occurs_explain: int
     occurs_test: int
+
+
+class Bigrams(NamedTuple):
+    """Pairs of tokens; the rows of a feature begin at its number of `starts` and end where the next one's begin."""
+
+    starts: Int[np.ndarray, " features_and_one"]
+    rows: Integer[np.ndarray, "rows 6"]
+
+    def of(self, feature: int) -> list[Bigram]:
+        """The pairs of one feature, the most frequent first."""
+        return [Bigram(*row) for row in self.rows[self.starts[feature] : self.starts[feature + 1]].tolist()]
 
 
 class FiringCount(NamedTuple):

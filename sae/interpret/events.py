@@ -13,7 +13,7 @@ from feature_store import evidence_queries, queries
 from feature_store.indexing.contexts import level_edges
 from feature_store.indexing.formats import CLASSES, breaks_line, classes_of, position_bin
 from feature_store.indexing.negatives import NEGATIVE
-from feature_store.packing import GROUPS, RANDOM, Pack, dense_windows
+from feature_store.packing import GROUPS, RANDOM, Pack
 from feature_store.store import Store
 
 RECENT, RECENT_SILENT = 1 << 17, 16
@@ -58,6 +58,7 @@ class Events:
         self._classes, self._breaks = classes_of(vocabulary), breaks_line(vocabulary)
         self._text = lru_cache(RECENT)(self._decode)
         self.activating = lru_cache(RECENT // 32)(self._activating)
+        self._negative = lru_cache(RECENT // 8)(self._window)
         self.random: list[Event] = []
         self.random_firing: dict[int, set[int]] = {}  # feature -> indices of the random windows in which it fires
 
@@ -81,32 +82,39 @@ class Events:
         return self._stored(feature, ("uniform",))
 
     def _stored(self, feature: int, groups: tuple[str, ...]) -> list[Event]:
-        pack = self._packs[feature]
+        windows = self._packs[feature].windows
+        wanted = np.isin(windows["group"], [GROUPS.index(group) for group in groups])
         events, places = [], set()
 
-        for number, (w, (ids, acts)) in enumerate(zip(pack.windows, dense_windows(pack), strict=True)):
-            group = GROUPS[w["group"]]
-            if group not in groups:
-                continue
-            key = int(w["context"]), int(w["place"])
-            fresh = key not in places
-            places.add(key)
-            peak = int(w["peak"])
-            if not fresh:
-                continue
-            document = int(w["document"])
-            events.append(Event(
-                tuple(ids.tolist()), peak, int(w["place"]), document, is_test=document in self.test_documents,
-                act=float(acts[peak]), acts=tuple(acts.tolist()), group=group, inclusion=float(w["inclusion"]),
-                source=Source(feature, number),
-            ))  # fmt: skip
+        for number in np.flatnonzero(wanted).tolist():
+            key = int(windows["context"][number]), int(windows["place"][number])
+            if key not in places:
+                places.add(key)
+                events.append(self._window(feature, number))
 
         return events
+
+    def _window(self, feature: int, number: int) -> Event:
+        """The event of one stored window of a feature."""
+        pack = self._packs[feature]
+        w = pack.windows[number]
+        length, peak, document = int(w["length"]), int(w["peak"]), int(w["document"])
+        start, first = (int(pack.windows[name][:number].sum(dtype=np.int64)) for name in ("length", "n_acts"))
+        fired = slice(first, first + int(w["n_acts"]))
+        acts = [0.0] * length
+        for place, act in zip(pack.act_places[fired].tolist(), pack.act_values[fired].tolist(), strict=True):
+            acts[place] = act
+        return Event(
+            tuple(pack.token_ids[start : start + length].tolist()), peak, int(w["place"]), document,
+            is_test=document in self.test_documents, act=acts[peak], acts=tuple(acts), group=GROUPS[w["group"]],
+            inclusion=float(w["inclusion"]), source=Source(feature, number),
+        )  # fmt: skip
 
     def hard_negatives(self, feature: int) -> list[Event]:
         """Strongest windows of the nearest features, by cosine and by firing, in which this one does not fire."""
         records = np.frombuffer(self._negatives[feature], NEGATIVE)
-        return [self.activating(int(r["source"]))[int(r["rank"])] for r in records]
+        # A feature's pack begins with its top windows by rank, so that a rank is a number.
+        return list(map(self._negative, records["source"].tolist(), records["rank"].tolist()))
 
     def _random_silent(self, feature: int) -> list[Event]:
         """Random windows in which the feature does not fire."""

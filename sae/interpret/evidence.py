@@ -112,20 +112,11 @@ class Evidence:
         self.positions, self.formats = evidence_queries.counted_places(store)
         self.words_around = evidence_queries.words_around(store)
         self.mass_tokens = evidence_queries.activation_mass(store)
-        self.bigrams: dict[int, list[tuple[int, ...]]] = {}
-        for feature, *row in evidence_queries.bigrams(store):
-            self.bigrams.setdefault(feature, []).append(tuple(row))
+        self.bigrams = evidence_queries.bigrams(store)
 
-        self._hits = {kind: self._by_feature(kind) for kind in ("current", "next", "previous")}
+        self._hits = {kind: evidence_queries.token_firings(store, kind) for kind in ("current", "next", "previous")}
         self._normal: dict[int, str] = {}
         self.tokens_by_text, self.tokens_by_prefix = self._tokens_by()
-
-    def _by_feature(self, kind: str) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
-        hits: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
-        for feature, token, n_explain, n_test in evidence_queries.token_firings(self.store, kind):
-            explain, test = hits.setdefault(feature, ({}, {}))
-            explain[token], test[token] = n_explain, n_test
-        return hits
 
     def _tokens_by(self) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
         texts: dict[str, set[int]] = {}
@@ -160,7 +151,7 @@ class Evidence:
 
     def counts(self, feature: int, kind: str) -> tuple[TokenCounts, TokenCounts]:
         """(explain part, test part) of the token counts of one feature; kind "current", "next" or "previous"."""
-        hits = self._hits[kind].get(feature, ({}, {}))
+        hits = self._hits[kind].of(feature)
         explain, test = (
             TokenCounts(part.n_strong, part.n_tokens, hits[i], self._occurrences[i])
             for i, part in enumerate(self.strong(feature))

@@ -22,7 +22,7 @@ class Bigram(Explainer):
         """Up to three pairs, tested on every token of the test documents."""
         parts = evidence.strong(feature)
         pairs: dict[str, list[tuple[int, ...]]] = {}
-        for first, second, *numbers in evidence.bigrams.get(feature, ()):
+        for first, second, *numbers in evidence.bigrams.of(feature):
             text = self._text(evidence, first, second)
             pairs.setdefault(text, []).append(tuple(numbers))
 
