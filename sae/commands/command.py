@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sae.pipeline.opening import Opening
 
 FORMATS = "sae.interop.formats"  # the folder of other libraries' formats, whose names two commands list
+DASHBOARDS = "sae.interop.dashboards"  # the folder of layouts of feature pages
 
 
 class Command(ABC):

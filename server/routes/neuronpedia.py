@@ -6,7 +6,6 @@ answer 501. Keys are spelled as Neuronpedia spells them.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, Literal
 
 import anyio.to_thread
@@ -14,6 +13,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from feature_store.lookup import neuronpedia
 from feature_store.lookup.search import search
 from feature_store.people.entry import NOWHERE
 from feature_store.store import Store
@@ -77,68 +77,27 @@ def index_of(store: Store, value: Any) -> int:
 def _neuron(source: str, edition: Edition, feature: int, most: int | None) -> dict[str, Any]:
     """A feature as Neuronpedia tells it; `most` activations at most."""
     detail, contexts = feature_of(edition.store, feature), contexts_of(edition.store, feature)
-    model = edition.card.model.name
-    place = {"modelId": model, "layer": source, "index": str(feature)}
-    edges = detail["histogram_log2_edges"]
+    place = neuronpedia.Place(edition.card.model.name, source, edition.card.sae["hook"])
+    explanations = zip(neuronpedia.explanation_rows(place, detail), detail["explanations"], strict=True)
     return {
-        **place,
+        **neuronpedia.feature_row(place, detail),
         "source": source,
         "sourceSetName": source,
-        "hookName": edition.card.sae["hook"],
-        "maxActApprox": detail["max_act"],
-        "frac_nonzero": detail["density"],
-        "hasVector": False,
-        "vector": [],
-        "pos_str": [token["text"] for token in detail["promoted"]],
-        "pos_values": [token["logit"] for token in detail["promoted"]],
-        "neg_str": [token["text"] for token in detail["suppressed"]],
-        "neg_values": [token["logit"] for token in detail["suppressed"]],
-        "topkCosSimIndices": [other["feature"] for other in detail["neighbours"]],
-        "topkCosSimValues": [other["cosine"] for other in detail["neighbours"]],
-        "freq_hist_data_bar_heights": detail["histogram"],
-        "freq_hist_data_bar_values": [2 ** ((a + b) / 2) for a, b in pairwise(edges)],
-        "explanations": [
-            {
-                **place,
-                "source": source,
-                "id": f"{source}-{feature}-{number}",
-                "description": explanation["text"],
-                "typeName": explanation["explainer"],
-                "explanationModelName": None,
-                "scores": [
-                    {"value": score["value"], "explanationScoreTypeName": f"{score['scorer']} {score['metric']}"}
-                    for score in explanation["scores"]
-                ],
-            }
-            for number, explanation in enumerate(detail["explanations"])
+        "explanations": [row | {"source": source, "scores": _scores(explanation)} for row, explanation in explanations],
+        "activations": [
+            row | {"source": source} for row in neuronpedia.activation_rows(place, detail, contexts)[:most]
         ],
-        "activations": [_activation(source, contexts, item) | {"modelId": model} for item in contexts["items"][:most]],
         "lists": [],
         "comments": [],
         "creator": {"name": "saedex"},
     }
 
 
-def _activation(source: str, contexts: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
-    values = np.zeros(len(item["texts"]))
-    values[item["places"]] = item["acts"]
-    return {
-        "id": f"{source}-{contexts['feature']}-{item['group']}-{item['stratum']}-{item['rank']}",
-        "source": source,
-        "layer": source,
-        "index": str(contexts["feature"]),
-        "tokens": item["texts"],
-        "values": values.tolist(),
-        "maxValue": float(values.max()),
-        "maxValueTokenIndex": int(values.argmax()),
-        "minValue": float(values.min()),
-        "dataSource": contexts["documents"][str(item["document"])],
-        "dataIndex": str(item["document"]),
-        "binMin": None,
-        "binMax": None,
-        "binContains": None,
-        "qualifyingTokenIndex": item["peak"],
-    }
+def _scores(explanation: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"value": score["value"], "explanationScoreTypeName": f"{score['scorer']} {score['metric']}"}
+        for score in explanation["scores"]
+    ]
 
 
 @router.get("/feature/{model}/{source}/{index}")

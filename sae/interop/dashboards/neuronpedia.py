@@ -1,0 +1,78 @@
+"""Neuronpedia's files: MODEL/SOURCE with features, activations and explanations, which its import reads."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any, final
+
+from feature_store.lookup import neuronpedia
+from sae.foundation.screen import Progress
+from sae.interop.dashboard import Dashboard, Page, Published, as_line
+
+CREATOR = "saedex"  # whoever imports the files gives them an account of the site
+LEVEL = 5  # of gzip
+
+
+@final
+class Neuronpedia(Dashboard):
+    """release, model, sourceset and source as .jsonl; features, activations and explanations in batches of .jsonl.gz.
+
+    An explanation's kind stands in `notes`: the site refuses kinds that it does not know.
+    """
+
+    def write(self, published: Published, folder: Path, progress: Progress) -> None:
+        """Files under `folder`/MODEL/SOURCE."""
+        place, author = published.place, {"creatorId": CREATOR, "createdAt": published.card.created}
+        home = folder / place.model.replace("/", "--") / place.source
+        home.mkdir(parents=True)
+        for name, row in _heads(published).items():
+            (home / f"{name}.jsonl").write_bytes(as_line({**row, **author}))
+
+        for number, pages in enumerate(published.batches(progress)):
+            tables = {"features": [], "activations": [], "explanations": []}
+            for page in pages:
+                for table, rows in _rows(published, page).items():
+                    tables[table] += [as_line({"createdAt": published.card.created, **row}) for row in rows]
+            for table, lines in tables.items():
+                if lines:
+                    path = home / table / f"batch-{number}.jsonl.gz"
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(gzip.compress(b"".join(lines), LEVEL, mtime=0))
+
+
+def _rows(published: Published, page: Page) -> dict[str, list[dict[str, Any]]]:
+    place, creator = published.place, {"creatorId": CREATOR}
+    features = [neuronpedia.feature_row(place, page.detail) | {"sourceSetName": published.card.name}]
+    explanations = neuronpedia.explanation_rows(place, page.detail)
+    return {
+        "features": [row | creator for row in features],
+        "activations": [row | creator for row in neuronpedia.activation_rows(place, page.detail, page.contexts)],
+        "explanations": [
+            row | {"authorId": CREATOR, "typeName": None, "notes": f"saedex, {row['typeName']}"} for row in explanations
+        ],
+    }
+
+
+def _heads(published: Published) -> dict[str, dict[str, Any]]:
+    """The rows about the whole: what it is called, and what it was made of."""
+    card, place, shown = published.card, published.place, {"visibility": "PUBLIC"}
+    words = f"{card.sae['d_sae']} features of {card.sae['hook']}, {card.sae['architecture']}"
+    return {
+        "release": {"name": card.name, "description": words, "creatorName": CREATOR, "urls": [], **shown},
+        "model": {
+            "id": place.model, "displayName": place.model, "displayNameShort": place.model.rpartition("/")[2],
+            "instruct": False, "layers": card.model.n_layers or 0, "neuronsPerLayer": 0, "owner": "", **shown,
+            "updatedAt": card.created,
+        },
+        "sourceset": {
+            "modelId": place.model, "name": card.name, "description": words, "type": card.sae["architecture"],
+            "creatorName": CREATOR, "releaseName": card.name, "urls": [], **shown,
+        },
+        "source": {
+            "id": place.source, "modelId": place.model, "setName": card.name, "hasDashboards": True, **shown,
+            "num_prompts": published.store.meta["tokens_all"] // published.store.meta["ctx_len"],
+            "num_tokens_in_prompt": published.store.meta["ctx_len"],
+            "dataset": published.store.meta.get("text"),
+        },
+    }  # fmt: skip
