@@ -51,15 +51,14 @@ def feature_row(place: Place, detail: dict[str, Any]) -> dict[str, Any]:
 def activation_rows(place: Place, detail: dict[str, Any], contexts: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of its table Activation, from `ContextList`: the top contexts, then the strata with their bounds.
 
-    binContains is the share of the feature's firings that lie in the stratum. Top contexts are in the bin from -1 to the
-    maximum, as SAEDashboard has it.
+    binContains is the share of the feature's firings that lie in the stratum; top contexts have no bin.
     """
     bins = _bins_of(detail)
     rows = []
     for item in contexts["items"]:
         values = np.zeros(len(item["texts"]))
         values[item["places"]] = item["acts"]
-        low, high, share = bins[item["stratum"]] if item["group"] == "stratum" else (-1.0, detail["max_act"], -1.0)
+        low, high, share = bins[item["stratum"]] if item["group"] == "stratum" else (None, None, None)
         rows.append({
             "id": f"{place.source}-{detail['feature']}-{item['group']}-{item['stratum']}-{item['rank']}",
             **place.of(detail["feature"]),

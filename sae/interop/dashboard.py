@@ -15,7 +15,7 @@ import orjson
 from feature_store import queries
 from feature_store.dictionary_files import DictionaryCard
 from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body
-from feature_store.lookup.neuronpedia import Place
+from feature_store.lookup.neuronpedia import Place, activation_rows
 from feature_store.store import Store
 from sae.errors import ConfigError
 from sae.foundation.new_folder import write_new_folder
@@ -69,6 +69,13 @@ class Published:
                 if feature.row.n_fired > 0
             ]
             progress.update(last, total)
+
+
+def activations_of(place: Place, page: Page) -> list[dict[str, Any]]:
+    """Rows of a feature's contexts, of which the top ones have the bin by which both layouts tell them: -1 to the maximum."""
+    top = {"binMin": -1.0, "binMax": page.detail["max_act"], "binContains": -1.0}
+    rows = activation_rows(place, page.detail, page.contexts)
+    return [row | top if row["binContains"] is None else row for row in rows]
 
 
 class Dashboard(ABC):

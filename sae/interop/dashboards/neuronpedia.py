@@ -8,7 +8,7 @@ from typing import Any, final
 
 from feature_store.lookup import neuronpedia
 from sae.foundation.screen import Progress
-from sae.interop.dashboard import Dashboard, Page, Published, as_line
+from sae.interop.dashboard import Dashboard, Page, Published, activations_of, as_line
 
 CREATOR = "saedex"  # whoever imports the files gives them an account of the site
 LEVEL = 5  # of gzip
@@ -47,7 +47,7 @@ def _rows(published: Published, page: Page) -> dict[str, list[dict[str, Any]]]:
     explanations = neuronpedia.explanation_rows(place, page.detail)
     return {
         "features": [row | creator for row in features],
-        "activations": [row | creator for row in neuronpedia.activation_rows(place, page.detail, page.contexts)],
+        "activations": [row | creator for row in activations_of(place, page)],
         "explanations": [
             row | {"authorId": CREATOR, "typeName": None, "notes": f"saedex, {row['typeName']}"} for row in explanations
         ],

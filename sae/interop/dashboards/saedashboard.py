@@ -9,7 +9,7 @@ import orjson
 
 from feature_store.lookup import neuronpedia
 from sae.foundation.screen import Progress
-from sae.interop.dashboard import Dashboard, Page, Published, as_line
+from sae.interop.dashboard import Dashboard, Page, Published, activations_of, as_line
 
 # What a store does not know: alignment and correlation with single neurons, and the histogram of all logits.
 UNKNOWN = (
@@ -55,6 +55,6 @@ def _feature(published: Published, page: Page) -> dict[str, Any]:
                 "values": activation["values"],
                 "qualifying_token_index": activation["qualifyingTokenIndex"],
             }
-            for activation in neuronpedia.activation_rows(place, page.detail, page.contexts)
+            for activation in activations_of(place, page)
         ],
     }
