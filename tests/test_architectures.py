@@ -201,6 +201,11 @@ def test_token_norm_is_undone_after_decoding(name):
     sae, x = make(name, token_norm=True), rows()
     torch.testing.assert_close(sae(3 * x + 7), 3 * sae(x) + 7, rtol=1e-3, atol=1e-3)
     assert torch.isfinite(sae.losses(batch(), VARIANCE).total)
+    sized = make(name, token_norm="length")
+    torch.testing.assert_close(sized(3 * x), 3 * sized(x), rtol=1e-3, atol=1e-3)
+    norms = sized.prepared(x).x.norm(dim=1)
+    torch.testing.assert_close(norms, torch.full_like(norms, sized.d_in**0.5))
+    assert torch.isfinite(sized.losses(batch(), VARIANCE).total)
 
 
 def test_topk_with_k_equal_to_d_sae_is_relu():

@@ -153,6 +153,7 @@ KINDS = [
     ("topk", {"k": 4, "dead_after_tokens": 1500, "k_aux": 32}),
     ("topk", {"k": 1}),
     ("topk", {"k": 7, "token_norm": True}),
+    ("topk", {"k": 7, "token_norm": "length"}),
     ("batch_topk", {"k": 5}),
     ("gradient", {"k": 4, "beta": 2.0}),
     ("matryoshka", {"k": 5}),

@@ -54,10 +54,11 @@ def test_skip_transcoders_and_token_norm_survive(tmp_path):
     export_dictionary(skip, "sparsify", tmp_path / "theirs")
     back = import_dictionary(tmp_path / "theirs", "sparsify", tmp_path / "back", "mlp_in.0", writes="mlp_out.0")
     assert largest_difference(dictionary.load(skip), back, 8.0) <= 1e-5
-    normed = published(tmp_path / "normed", "topk", token_norm=True)
-    export_dictionary(normed, "saelens", tmp_path / "lens")
-    again = import_dictionary(tmp_path / "lens", "saelens", tmp_path / "again", None)
-    assert again.config.token_norm and largest_difference(dictionary.load(normed), again, 8.0) <= 1e-5
+    for number, norm in enumerate((True, "length")):
+        normed = published(tmp_path / f"normed{number}", "topk", token_norm=norm)
+        export_dictionary(normed, "saelens", tmp_path / f"lens{number}")
+        again = import_dictionary(tmp_path / f"lens{number}", "saelens", tmp_path / f"again{number}", None)
+        assert again.config.token_norm == norm and largest_difference(dictionary.load(normed), again, 8.0) <= 1e-5
 
 
 def test_sites_survive_and_transcoders_of_other_kinds_are_refused(tmp_path):

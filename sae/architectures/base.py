@@ -15,6 +15,7 @@ from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Loss
 from sae.kernels.sparse import gather_dot, gather_sum, pick
 
 PADDED = -1e30  # the pre-activation of padding in a code: so low that it is never active
+TINY = 1e-30  # a token of zeros stays one
 TOKEN_NORM_EPS = 1e-5
 # Rows of initial weights drawn at a time. torch draws 16 numbers at once, so blocks give the same numbers as one draw.
 INITIAL_ROWS = 1 << 16
@@ -145,6 +146,9 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         """The rows that the encoder reads: each token normalised if `token_norm`, else x itself."""
         if not self.config.token_norm:
             return PreparedTokens(x, None, None)
+        if self.config.token_norm is not True:  # its length alone
+            multiple = x.norm(dim=1, keepdim=True).clamp_min(TINY) / self.d_in**0.5
+            return PreparedTokens(x / multiple, torch.zeros_like(multiple), multiple)
         mean = x.mean(1, keepdim=True)
         deviation = (x - mean).std(1, keepdim=True)
         return PreparedTokens((x - mean) / (deviation + TOKEN_NORM_EPS), mean, deviation)

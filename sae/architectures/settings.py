@@ -33,8 +33,9 @@ class ArchitectureConfig(Section):
     centre: Literal["geometric_median", "mean"] = Field(
         default="geometric_median", description="Where b_dec begins: a point that outliers hardly move, or the mean."
     )
-    token_norm: bool = Field(
-        default=False, description="Normalise every token to mean 0 and variance 1; decoding undoes it."
+    token_norm: bool | Literal["length"] = Field(
+        default=False,
+        description="Normalise every token to mean 0 and variance 1, or (length) to a norm of sqrt(d); decoding undoes it.",
     )
     k_aux: Count = Field(
         default=256, ge=0, description="Dead latents that the auxiliary loss may use per token; 0: no AuxK."

@@ -36,7 +36,7 @@ class ForeignWeights:
     b_dec: Float[Tensor, " _d_out"]
     k: Any = None  # as the file says it; `module_of` checks it
     centred: bool = True
-    token_norm: bool = False
+    token_norm: bool | Literal["length"] = False
     extra: dict[str, Float[Tensor, " ..."]] = field(default_factory=dict)
     lossy: str | None = None  # what this form does not keep, in words
     facts: dict[str, Any] = field(default_factory=dict)  # model, hook, ctx_len, ...

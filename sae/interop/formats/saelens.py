@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +21,13 @@ TRANSCODERS: dict[str, Kind] = {
     "transcoder": "relu", "skip_transcoder": "relu", "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }  # fmt: skip
+# Settings that scale by the mean norm of some text: their loader applies no scale, and expects it in the weights. A file in
+# which it is not shows when the dictionary is opened (sae.pipeline.stages.check).
+NORMS: dict[str, bool | Literal["length"]] = {
+    "none": False, "layer_norm": True, "constant_norm_rescale": "length", "expected_average_only_in": False,
+    "constant_scalar_rescale": False,
+}  # fmt: skip
+NAMES_OF_NORMS = {False: "none", True: "layer_norm", "length": "constant_norm_rescale"}
 DTYPES = {
     "float32": torch.float32, "torch.float32": torch.float32, "float16": torch.float16, "torch.float16": torch.float16,
     "bfloat16": torch.bfloat16, "torch.bfloat16": torch.bfloat16, "float64": torch.float64,
@@ -76,7 +83,7 @@ class SaeLens(Format):
             "dtype": "float32",
             "device": "cpu",
             "apply_b_dec_to_input": True,
-            "normalize_activations": "layer_norm" if weights.token_norm else "none",
+            "normalize_activations": NAMES_OF_NORMS[weights.token_norm],
             "reshape_activations": "hook_z" if weights.facts["hook"].startswith("attn_z") else "none",
             **({"k": weights.k, "rescale_acts_by_decoder_norm": False} if weights.kind == "topk" else {}),
             "metadata": {
@@ -104,7 +111,7 @@ class SaeLens(Format):
             raise ArtefactError(f"{config}: architecture {architecture!r}; known: {', '.join(known)}.")
 
         choice(cfg, "reshape_activations", config, ("none", "hook_z"))
-        normalised = choice(cfg, "normalize_activations", config, ("none", "layer_norm"))  # fold others in SAELens
+        normalised = choice(cfg, "normalize_activations", config, tuple(NORMS))
         centred = choice(cfg, "apply_b_dec_to_input", config, (True, False))
         dtype = DTYPES[choice(cfg, "dtype", config, tuple(DTYPES))]
         rescales = choice(cfg, "rescale_acts_by_decoder_norm", config, (False, True) if kind == "topk" else (False,))
@@ -139,7 +146,7 @@ class SaeLens(Format):
             b_dec=b_dec,
             k=cfg.get("k"),
             centred=centred,
-            token_norm=normalised == "layer_norm",
+            token_norm=NORMS[normalised],
             extra=extra,
             facts=_facts(cfg.get("metadata", {}), config, transcodes=architecture in TRANSCODERS),
         )
