@@ -22,16 +22,13 @@ TABLE = 0x20000  # code points with an entry of their own; later ones (rare ideo
 class Words(NamedTuple):
     """The words of a stream, in its order: their numbers, first and last tokens; and all of them by number.
 
-    `spans` are (place of the first token, byte inside it, bytes) of one occurrence of every word; `order` lists the
-    occurrences by word, `ends` says where each word's end in it.
+    `spans` are (place of the first token, byte inside it, bytes) of one occurrence of every word.
     """
 
     number: UInt[np.ndarray, " occurrences"]
     first: UInt[np.ndarray, " occurrences"]
     last: UInt[np.ndarray, " occurrences"]
     spans: Int[np.ndarray, "words 3"]
-    order: Int[np.ndarray, " occurrences"]
-    ends: Int[np.ndarray, " words"]
 
 
 class Windows(NamedTuple):
@@ -137,9 +134,7 @@ def words_of(ids: Int[np.ndarray, " tokens"], starts: Bool[np.ndarray, " tokens"
         number.astype(np.uint32),
         rows[:, 1].astype(np.uint32),
         rows[:, 2].astype(np.uint32),
-        rows[example][:, [1, 3, 4]],
-        order=np.argsort(number, kind="stable"),
-        ends=np.cumsum(np.bincount(number, minlength=len(example))),
+        spans=rows[example][:, [1, 3, 4]],
     )
 
 
@@ -165,18 +160,47 @@ def _reach(first, last, run, run_starts):  # pragma: no cover (compiled)
     return max(np.int64(last) - AFTER, run_starts[r]), min(np.int64(first) + BEFORE + 1, run_starts[r + 1])
 
 
+class Reaches(NamedTuple):
+    """For every word the tokens whose window holds it, as stretches [begin, stop) that do not touch, in rising order.
+
+    Those of a word end at its number of `ends`, and begin where those of the word before end.
+    """
+
+    begins: Int[np.ndarray, " stretches"]
+    stops: Int[np.ndarray, " stretches"]
+    ends: Int[np.ndarray, " words"]
+
+    def covered(self, tests_before: Int[np.ndarray, " tokens_and_one"]) -> Int[np.ndarray, "2 words"]:
+        """Tokens whose window holds each word, in (explain, test) documents."""
+        tests = tests_before[self.stops] - tests_before[self.begins]
+        counts = np.stack([self.stops - self.begins - tests, tests])
+        sums = np.zeros((2, len(self.begins) + 1), np.int64)
+        np.cumsum(counts, axis=1, out=sums[:, 1:])
+        return np.diff(sums[:, np.concatenate([[0], self.ends])], axis=1)
+
+
 @njit(cache=True, nogil=True)
-def _coverage(number, first, last, run, run_starts, is_test, n_words):  # pragma: no cover (compiled)
-    """[2, words]: tokens whose window holds each word, in (explain, test) documents."""
-    covered = np.zeros((2, n_words), np.int64)
-    counted = np.zeros(n_words, np.int64)  # the token up to which a word's reach is counted
-    for o in range(number.size):
-        start, end = _reach(first[o], last[o], run, run_starts)
-        start = max(start, counted[number[o]])
-        if end > start:
-            covered[int(is_test[first[o]]), number[o]] += end - start
-            counted[number[o]] = end
-    return covered
+def _reaches(first, last, order, ends, run, run_starts):  # pragma: no cover (compiled)
+    """(begins, stops, ends): see `Reaches`; `order` lists the occurrences by word, `ends` where each word's end in it."""
+    begins, stops = np.empty(order.size, np.int64), np.empty(order.size, np.int64)
+    stretch_ends = np.empty(ends.size, np.int64)
+    n, o = 0, 0
+
+    for word in range(ends.size):
+        begin = n
+        while o < ends[word]:
+            start, stop = _reach(first[order[o]], last[order[o]], run, run_starts)
+            o += 1
+            if stop <= start:
+                continue
+            if n > begin and start <= stops[n - 1]:
+                stops[n - 1] = max(stops[n - 1], stop)
+            else:
+                begins[n], stops[n] = start, stop
+                n += 1
+        stretch_ends[word] = n
+
+    return begins[:n].copy(), stops[:n].copy(), stretch_ends
 
 
 @njit(cache=True, nogil=True)
@@ -223,39 +247,58 @@ def _best_words(
 
 
 @njit(cache=True, nogil=True)
-def _subsets(offsets, strong, first, last, order, ends, run, run_starts, is_test, best):  # pragma: no cover (compiled)
-    """([features, 2, subsets] strong firings, the same of tokens) by the subset of the feature's words in the window."""
+def _subsets(offsets, strong, begins, stops, ends, is_test, tests_before, best):  # pragma: no cover (compiled)
+    """([features, 2, subsets] strong firings, the same of tokens) by the subset of the feature's words in the window.
+
+    The stretches of all words of a feature are walked through together, from one place where a window gains or loses a
+    word to the next: what lies between has one subset.
+    """
     n_features, keep = best.shape
     hits = np.zeros((n_features, 2, 1 << keep), np.uint32)
     covered = np.zeros((n_features, 2, 1 << keep), np.uint32)
-    marks = np.zeros(run.size, np.uint8)
+    next_stretch, end_stretch = np.zeros(keep, np.int64), np.zeros(keep, np.int64)
+    end_of_text = np.int64(is_test.size)
 
     for f in range(n_features):
-        for counting in (False, True):
-            if counting:
-                for p in range(offsets[f], offsets[f + 1]):
-                    hits[f, int(is_test[strong[p]]), marks[strong[p]]] += 1
+        for w in range(keep):
+            word = best[f, w]
+            end_stretch[w] = ends[word] if word >= 0 else 0
+            next_stretch[w] = (ends[word - 1] if word > 0 else 0) if word >= 0 else 0
+        subset, token, p = 0, np.int64(0), offsets[f]
+        while token < end_of_text:
+            change, changed = end_of_text, 0
             for w in range(keep):
-                word = best[f, w]
-                begin = ends[word - 1] if word > 0 else 0
-                for o in order[begin : ends[word] if word >= 0 else begin]:
-                    start, end = _reach(first[o], last[o], run, run_starts)
-                    for t in range(start, end):
-                        if not counting:
-                            marks[t] |= 1 << w
-                        elif marks[t] > 0:
-                            covered[f, int(is_test[t]), marks[t]] += 1
-                            marks[t] = 0
+                s = next_stretch[w]
+                if s < end_stretch[w]:
+                    place = stops[s] if subset >> w & 1 else begins[s]
+                    if place < change:
+                        change, changed = place, 0
+                    if place == change:
+                        changed |= 1 << w
+            if subset > 0:
+                n_test = tests_before[change] - tests_before[token]
+                covered[f, 0, subset] += change - token - n_test
+                covered[f, 1, subset] += n_test
+            while p < offsets[f + 1] and strong[p] < change:
+                hits[f, int(is_test[strong[p]]), subset] += 1
+                p += 1
+            for w in range(keep):
+                if changed >> w & 1 and subset >> w & 1:
+                    next_stretch[w] += 1
+            subset ^= changed
+            token = change
 
     return hits, covered
 
 
 class StreamWords(NamedTuple):
-    """All about the words of a stream that counting over any features needs."""
+    """All about the words of a stream that counting over any features needs; `tests_before` every token, and the end."""
 
     words: Words
     windows: Windows
+    reaches: Reaches
     is_test: Bool[np.ndarray, " tokens"]
+    tests_before: Int[np.ndarray, " tokens_and_one"]
     covered: Int[np.ndarray, "2 words"]
 
 
@@ -267,9 +310,18 @@ def stream_words(
 ) -> StreamWords:
     """The words of a stream with their windows; `starts` and `is_test` are about every token."""
     words, windows = words_of(ids, starts, vocabulary), windows_of_stream(starts)
-    occurrences = (words.number, words.first, words.last)
-    covered = _coverage(*occurrences, *windows, is_test, len(words.spans))
-    return StreamWords(words, windows, is_test, covered)
+    order = np.argsort(words.number, kind="stable")
+    ends = np.cumsum(np.bincount(words.number, minlength=len(words.spans)))
+    reaches = Reaches(*_reaches(words.first, words.last, order, ends, *windows))
+    tests_before = np.concatenate([[0], np.cumsum(is_test)])
+    return StreamWords(
+        words,
+        windows,
+        reaches,
+        is_test,
+        tests_before=tests_before,
+        covered=reaches.covered(tests_before),
+    )
 
 
 def count_words(
@@ -283,5 +335,4 @@ def count_words(
     best = _best_words(
         *strong, words.number, words.first, words.last, *stream.windows, is_test, stream.covered, WORDS_PER_FEATURE
     )
-    occurrences = (words.first, words.last, words.order, words.ends)
-    return WordCounts(best, *_subsets(*strong, *occurrences, *stream.windows, is_test, best))
+    return WordCounts(best, *_subsets(*strong, *stream.reaches, is_test, stream.tests_before, best))
