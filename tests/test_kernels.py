@@ -143,3 +143,22 @@ def test_picking_has_the_gradient_of_indexing():
     (expected,) = torch.autograd.grad((vector[indices] * weights).sum(), vector)
     (found,) = torch.autograd.grad((pick(vector, indices) * weights).sum(), vector)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("width", [3, 64, 65, 700])
+def test_dots_of_padded_rows_are_those_of_their_latents(width):
+    generator = torch.Generator().manual_seed(width)
+    rows, table = (torch.randn(n, 24, generator=generator, requires_grad=True) for n in (40, 2000))
+    bias = torch.randn(2000, generator=generator)
+    n_latents = torch.randint(0, width + 1, (40,), generator=generator)
+    n_latents[:2] = torch.tensor([0, width])
+    is_padding = torch.arange(width) >= n_latents[:, None]
+    indices = torch.randint(0, 2000, (40, width), generator=generator).masked_fill(is_padding, -1)
+    latents = indices.clamp_min(0)
+    plain = (sparse.gather_dot(rows, table, latents) + sparse.pick(bias, latents)).masked_fill(is_padding, 0)
+    dots = sparse.ragged_dot(rows, table, bias, indices)
+    torch.testing.assert_close(dots, plain, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(40, width, generator=generator)
+    gradients = [torch.autograd.grad((t * weights).sum(), (rows, table)) for t in (dots, plain)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -26,6 +26,7 @@ RANDOM_WINDOWS = 1000
 CONTEXTS_PER_BATCH = 256
 PILOT_CONTEXTS = 64
 MEMORY_BYTES = 2_000_000_000
+FEATURES_AT_A_TIME = 32_768  # whose counts are in memory
 TOKENS_PER_INSERT = 32_768
 TEXT_PER_INSERT = 4_000_000  # tokens
 
@@ -181,29 +182,30 @@ def _write_features(
     memory_bytes: int,
     features: slice,
 ) -> None:
-    codes, collected = read.codes, read.collected
-    counted = tables.count(
-        codes,
-        read.stream,
-        collected,
-        promoted=directions.promoted,
-        n_coactive=directions.neighbours.shape[1],
-        memory_bytes=memory_bytes,
-        features=features,
-    )
-    stream_words, ids = read.stream.words.words, read.stream.ids
-    numbers = np.unique(counted.words.words)
-    words = {number: text_of(stream_words, number, ids, vocabulary) for number in numbers[numbers >= 0].tolist()}
-    write_feature_rows(
-        writer,
-        codes,
-        collected,
-        counted,
-        n_documents=read.documents.n_documents,
-        directions=directions,
-        words=words,
-        features=features,
-    )
+    for start in range(features.start, features.stop, FEATURES_AT_A_TIME):
+        part = slice(start, min(start + FEATURES_AT_A_TIME, features.stop))
+        counted = tables.count(
+            read.codes,
+            read.stream,
+            read.collected,
+            promoted=directions.promoted,
+            n_coactive=directions.neighbours.shape[1],
+            memory_bytes=memory_bytes,
+            features=part,
+        )
+        stream_words, ids = read.stream.words.words, read.stream.ids
+        numbers = np.unique(counted.words.words)
+        words = {number: text_of(stream_words, number, ids, vocabulary) for number in numbers[numbers >= 0].tolist()}
+        write_feature_rows(
+            writer,
+            read.codes,
+            read.collected,
+            counted,
+            n_documents=read.documents.n_documents,
+            directions=directions,
+            words=words,
+            features=part,
+        )
 
 
 def _totals(stream: Stream) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, SelectionInput, TrainingPass
-from sae.kernels.sparse import gather_dot, gather_sum, pick
+from sae.kernels.sparse import gather_dot, gather_sum, pick, ragged_dot
 
 PADDED = -1e30  # the pre-activation of padding in a code: so low that it is never active
 TINY = 1e-30  # a token of zeros stays one
@@ -186,7 +186,10 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
         latents = indices.clamp_min(0) if self.ragged else indices
         # Selection may run in bfloat16; the selected values are computed again in float32 (cheap, and then exact).
-        values = gather_dot(centred, self.W_enc.T, latents) + pick(self.b_enc, latents)
+        if self.ragged and not self.training:
+            values = ragged_dot(centred, self.W_enc.T, self.b_enc, indices)
+        else:
+            values = gather_dot(centred, self.W_enc.T, latents) + pick(self.b_enc, latents)
         if self.ragged:
             values = values.masked_fill(indices < 0, PADDED)
 

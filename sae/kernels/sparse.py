@@ -13,6 +13,7 @@ from torch import Tensor
 from sae.kernels import dense, reference
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+NARROW, WIDER = 64, 4  # latents of a token with few; how many times as many the next group has
 DENSE_SHARE = {"cpu": 0.25, "cuda": 0.012}  # a token that keeps more of the latents is multiplied densely
 
 
@@ -121,6 +122,29 @@ def gather_dot(
 ) -> Float[Tensor, "tokens k"]:
     """Inner products [tokens, k] of every token's row with the table rows it names; gradients to both."""
     return _GatherDot.apply(rows, table, indices)  # pyright: ignore[reportReturnType]
+
+
+def ragged_dot(
+    rows: Float[Tensor, "tokens width"],
+    table: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    indices: Int[Tensor, "tokens k"],
+) -> Float[Tensor, "tokens k"]:
+    """`gather_dot` plus the bias of each latent; 0 in the places of indices padded with -1 at the end of a row.
+
+    Rows are as wide as the token with most latents. Tokens with few are taken apart from those with many.
+    """
+    width, n_latents = indices.shape[1], (indices >= 0).sum(1)
+    dots = rows.new_zeros(indices.shape)
+    fewest, most = 0, NARROW
+    while fewest < width:
+        tokens = ((n_latents > fewest) & (n_latents <= most)).nonzero()[:, 0]
+        is_padding = indices[tokens, :most] < 0
+        latents = indices[tokens, :most].clamp_min(0)
+        values = gather_dot(rows[tokens], table, latents) + pick(bias, latents)
+        dots[tokens, :most] = values.masked_fill(is_padding, 0)
+        fewest, most = most, most * WIDER
+    return dots
 
 
 def gather_sum(

@@ -31,6 +31,7 @@ from sae.publish.controls import CONTROLS, ControlSample, control_of, l0_of, sam
 from sae.stream.activations import Activations
 
 BATCH_ROWS = 4096
+RAGGED_ROWS = 512  # of a code of varying length: a batch is as wide as its token with most latents
 FEATURES_PER_TOKEN = 32  # kept of those that promote a token
 
 
@@ -74,6 +75,7 @@ class _Encoder(NamedTuple):
     name: str
     d_sae: int
     encode: Callable[[Tensor], tuple[Tensor, Tensor]]
+    batch_rows: int = BATCH_ROWS
 
 
 def _encode_stream(
@@ -108,8 +110,10 @@ def _encode_stream(
             rows, read = x[inside.to(x.device)].float(), places[inside].numpy()
             is_read[read] = True
             for encoder, file in zip(encoders, files, strict=True):
-                acts, indices = encoder.encode(rows)
-                file.write(read, indices.cpu().numpy(), acts.cpu().numpy())
+                for start in range(0, len(read), encoder.batch_rows):
+                    part = slice(start, start + encoder.batch_rows)
+                    acts, indices = encoder.encode(rows[part])
+                    file.write(read[part], indices.cpu().numpy(), acts.cpu().numpy())
         progress.update(min(first + activations.segment_contexts, n_contexts) * contexts.ctx_len, total)
 
     if processes.world_size > 1:
@@ -212,7 +216,7 @@ def _encoder_of(sae: SparseAutoencoder) -> _Encoder:
         code = sae.encode(x)
         return code.top_acts, code.top_indices
 
-    return _Encoder(".", sae.d_sae, encode)
+    return _Encoder(".", sae.d_sae, encode, RAGGED_ROWS if sae.ragged else BATCH_ROWS)
 
 
 def _controls(sae: SparseAutoencoder, activations: Activations, folder: Path, seed: int) -> dict[str, ControlSample]:
