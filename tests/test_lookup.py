@@ -22,7 +22,7 @@ from feature_store.lookup import filters, pages
 from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body
 from feature_store.lookup.columns import Texts
 from feature_store.lookup.contrast import contrast
-from feature_store.lookup.filters import Filter, Sort, Span
+from feature_store.lookup.filters import Filter, Sort, Span, _order
 from feature_store.lookup.parquet_table import parquet_table
 from feature_store.lookup.rendering import write_pages
 from feature_store.lookup.search import KINDS, corrected, search, sentence_weights
@@ -204,6 +204,24 @@ def test_search_says_why(store):
         assert hit.kind == kind and hit.why
     assert len({hit.feature for hit in result.hits}) == len(result.hits)
     assert search(store, word, "current", 50).hits[0].times > 0
+
+
+@pytest.mark.parametrize("keys", [("density", "score"), ("label", "max_act", "low"), ("score", "feature"), ("low",)])
+def test_a_table_by_several_columns_is_that_of_sorting_one_after_another(store, keys):
+    columns = store.columns
+    for signs in itertools.product((False, True), repeat=len(keys)):
+        wanted = Filter(sort=tuple(Sort(key, down) for key, down in zip(keys, signs, strict=True)))
+        numbers = [columns.sortable(key) * (-1 if down else 1) for key, down in zip(keys, signs, strict=True)]
+        assert np.array_equal(wanted.found(columns), np.lexsort([np.arange(columns.n), *numbers[::-1]])), signs
+
+
+def test_ranks_that_do_not_fit_together_are_sorted_one_after_another():
+    rng = np.random.default_rng(0)
+    ranks = [(rng.integers(0, 3, 500), size) for size in (3, 3)]
+    features = np.arange(500)
+    joint = _order(ranks, features, 500)
+    assert np.array_equal(joint, _order([(numbers, 1 << 31) for numbers, _ in ranks], features, 500))
+    assert np.array_equal(joint, np.lexsort([features, ranks[1][0], ranks[0][0]]))
 
 
 def test_search_ranks_whole_words_first(store):

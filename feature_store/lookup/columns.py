@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import duckdb
 import numpy as np
@@ -74,6 +74,13 @@ class Texts:
         return np.array(places, np.int64)
 
 
+class Ranks(NamedTuple):
+    """Numbers in the order of a column, equal for equal values, and how many different ones there are."""
+
+    numbers: Int[np.ndarray, " features"]
+    size: int
+
+
 class Columns:
     """Columns by feature id, which are 0, 1, ... n - 1. A figure that a feature lacks is nan."""
 
@@ -93,6 +100,7 @@ class Columns:
         self.n = len(self.explainer)
         self.labels = self._texts("text")
         self._orders: dict[str, Integer[np.ndarray, " features"]] = {}
+        self._ranks: dict[str, Ranks] = {}
 
     def _texts(self, sql: str) -> Texts:
         cursor, blocks, n = self._cursor(), list[bytes](), 0
@@ -144,6 +152,18 @@ class Columns:
             values = self.sortable(key)
             self._orders[name] = np.argsort(-values if descending else values, kind="stable")
         return self._orders[name]
+
+    def ranks(self, key: str, *, descending: bool = False) -> Ranks:
+        """Numbers that are in the order of a column, from 0 on; those of features without a value are the largest."""
+        name = f"{key} {descending}"
+        if name not in self._ranks:
+            order, values = self.order(key, descending=descending), self.sortable(key)
+            ordered = values[order]
+            is_next = (ordered[1:] != ordered[:-1]) & ~np.isnan(ordered[:-1])
+            numbers = np.zeros(self.n, np.int32)
+            numbers[order[1:]] = np.cumsum(is_next)
+            self._ranks[name] = Ranks(numbers, int(is_next.sum()) + 1)
+        return self._ranks[name]
 
     def sortable(self, key: str) -> Float[np.ndarray, " features"]:
         """Numbers that are in the order of a column; nan where a feature has no value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -91,8 +92,23 @@ class Filter:
             order = columns.order(key, descending=descending)
             return order[passes[order]]
         features = np.flatnonzero(passes)
-        values = [columns.sortable(key)[features] * (-1 if descending else 1) for key, descending in self.sort]
-        return features[np.lexsort(values[::-1])]
+        ranks = [columns.ranks(key, descending=descending) for key, descending in self.sort]
+        return features[_order([(r.numbers[features], r.size) for r in ranks], features, columns.n)]
+
+
+def _order(
+    ranks: list[tuple[Int[np.ndarray, " found"], int]], features: Int[np.ndarray, " found"], n: int
+) -> Int[np.ndarray, " found"]:
+    """The order by ranks (numbers, how many there are) of several columns, then by feature (below n).
+
+    All of them make one number, which is sorted five times as fast as columns one after another, if it fits into 63 bits.
+    """
+    if math.prod(size for _, size in ranks) * n >= 1 << 63:
+        return np.lexsort([numbers for numbers, _ in ranks[::-1]])
+    joint = np.zeros(len(features), np.int64)
+    for numbers, size in (*ranks, (features, n)):
+        joint = joint * size + numbers
+    return np.argsort(joint)
 
 
 class Page(NamedTuple):
