@@ -35,7 +35,8 @@ from sae.pipeline.stages.write_parquet import WriteParquet
 from sae.pipeline.summary import RunSummary
 
 SECONDS = "seconds.json"
-DICTIONARY_STAGES = (Evaluate, Index, Label, WriteParquet)
+DICTIONARY_STAGES = (Evaluate, Index, Label, WriteParquet)  # controls keep as many latents as the evaluation says
+OPENED_STAGES = (Index, Label, Evaluate, WriteParquet)  # or as the check says: what people look at comes first
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
@@ -48,7 +49,8 @@ def stages_of(config: RunConfig) -> list[Stage]:
     for folder in config.dictionary_folders.values():
         if config.opened is not None:
             stages += [Adopt(folder), Check(folder), FirstLook(folder, config.opened.first_tokens), FirstLabels(folder)]
-        stages += [stage(folder) for stage in DICTIONARY_STAGES if stage is Evaluate or config.index.build]
+        others = DICTIONARY_STAGES if config.opened is None else OPENED_STAGES
+        stages += [stage(folder) for stage in others if stage is Evaluate or config.index.build]
     return [*stages, Summarise()]
 
 
