@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from fixtures import make_text, make_tokenizer
 
-from sae.errors import ArtefactError, DataError
+from sae.errors import ArtefactError, ConfigError, DataError
 from sae.foundation.downloads import PackagePart, join_members
 from sae.foundation.screen import Progress
 from sae.model.vocabulary import token_bytes
-from sae.text.corpus import DatasetText, InstalledDocs, PackageText, documents
+from sae.text.corpus import DatasetText, InstalledDocs, PackageText, documents, source_named
 from sae.text.mixture import AHEAD_CHARACTERS, Mixture, parts
 from sae.text.similarity import is_held_out, similarity_key
 from sae.text.tokens import TextConfig, build, manifest
@@ -385,3 +385,28 @@ def test_sentencepiece_tokens_are_spelled_too():
     raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
     assert token_bytes(fast) == [b"<unk>", b" the", b"\xe2", b"cat"]
+
+
+def test_a_folder_is_read_with_its_subfolders(tmp_path):
+    for name in ("a.jsonl", "deep/er/b.jsonl", ".hidden/c.jsonl", "deep/.d.jsonl"):
+        path = tmp_path / "tables" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": f"a text of {name}"}) + "\n")
+    found = sorted(document.content for document in documents(source_named(str(tmp_path / "tables"))))
+    assert found == ["a text of a.jsonl", "a text of deep/er/b.jsonl"]
+
+    for name in ("a.md", "notes/b", "notes/c.txt"):
+        path = tmp_path / "plain" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"a note in {name}")
+    found = sorted(document.content for document in documents(source_named(f"{tmp_path / 'plain'}/")))
+    assert found == ["a note in a.md", "a note in notes/b", "a note in notes/c.txt"]
+
+
+def test_tables_beside_other_files_are_asked_about(tmp_path):
+    (tmp_path / "README.md").write_text("what it is")
+    (tmp_path / "rows.csv").write_text("text\nhello\n")
+    with pytest.raises(ConfigError, match=r"holds \.csv, \.md\. Say which are the text, for example '.*/\*\*/\*\.csv'"):
+        source_named(str(tmp_path))
+    (tmp_path / "README.md").unlink()
+    assert [document.content for document in documents(source_named(str(tmp_path)))] == ["hello"]

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,13 @@ def text_source(text: str) -> Any:
     if not isinstance(source, DatasetText) or source.path != "text" or not source.data_files:
         return source
     [pattern] = source.data_files
-    matching = sorted(Path().glob(pattern)) if not Path(pattern).is_absolute() else _absolute(Path(pattern))
+    matching = [path for path in glob(str(Path(pattern).expanduser()), recursive=True) if Path(path).is_file()]
     return source.model_copy(update={"sample_by": "paragraph"}) if len(matching) < FEW_FILES else source
 
 
 def text_name(text: str) -> str:
     """A text as people name it, without the folders around it."""
     return "documentation of installed packages" if text == "installed-docs" else Path(text).name
-
-
-def _absolute(pattern: Path) -> list[Path]:
-    return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
 
 def _former(opening: Opening, source: Any) -> RunConfig | None:

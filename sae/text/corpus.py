@@ -6,17 +6,24 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from itertools import chain, islice
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from sae.errors import DataError, UnavailableError
+from sae.errors import ConfigError, DataError, UnavailableError
 from sae.foundation.downloads import PackagePart, open_members
 from sae.foundation.section import Count, Section, without_password
 from sae.text import installed_docs
 from sae.text.json_rows import rows
 
+TABLES = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}  # by ending, as `datasets` calls them
 FILE_FORMATS = ("parquet", "json", "csv", "text")
 ROWS = 256  # read from a data set at a time
 
@@ -96,15 +103,40 @@ TextSource = Annotated[InstalledDocs | DatasetText | PackageText, Field(discrimi
 def source_named(text: str) -> InstalledDocs | DatasetText:
     """The source that a command line names: installed-docs, or files (a path, a folder or a glob) by their ending.
 
-    .json, .jsonl, .csv and .parquet are read by their column `text`; any other file is one document.
+    .json, .jsonl, .csv and .parquet are read by their column `text`; any other file is one document. A folder is read with
+    its subfolders; raises `ConfigError` if there are tables and other files in it.
     """
     if text == "installed-docs":
         return InstalledDocs(source="installed-docs")
 
-    pattern = f"{text.rstrip('/')}/*" if Path(text).expanduser().is_dir() else text
-    endings = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    kind = endings.get(Path(pattern.removesuffix(".gz")).suffix, "text")
-    return DatasetText(source="datasets", path=kind, data_files=(pattern,), sample_by="document")
+    pattern = _pattern_of(text) if Path(text).expanduser().is_dir() else text
+    return DatasetText(source="datasets", path=_kind_of(pattern), data_files=(pattern,), sample_by="document")
+
+
+def _kind_of(name: str) -> str:
+    """What `datasets` calls files of this ending, packed by gzip or not; all that are no tables are plain text."""
+    return TABLES.get(Path(name.removesuffix(".gz")).suffix, "text")
+
+
+def _pattern_of(folder: str) -> str:
+    """The glob of the files in a folder and its subfolders; hidden ones are left out."""
+    home = Path(folder).expanduser()
+    names = [path.name for path in home.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(home))]
+    endings = sorted(
+        {"".join(Path(name).suffixes[-2:] if name.endswith(".gz") else Path(name).suffixes[-1:]) for name in names}
+    )
+    inside = f"{folder.rstrip('/')}/**/*"
+    tables = [ending for ending in endings if _kind_of(f"x{ending}") != "text"]
+    if tables and len(endings) > 1:
+        raise ConfigError(
+            f"{folder}: holds {', '.join(ending or 'files without an ending' for ending in endings)}. Say which are the text, "
+            f"for example '{inside}{tables[0]}'."
+        )
+    return f"{inside}{tables[0]}" if tables else inside
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def described(source: InstalledDocs | DatasetText | PackageText) -> str:
@@ -183,7 +215,7 @@ def _files(source: DatasetText) -> list[str | None]:
     files = []
     for pattern in source.absolute().data_files or ():
         is_whole = "://" in pattern or Path(pattern).exists()
-        matches = [pattern] if is_whole else sorted(glob(pattern, recursive=True))
+        matches = [pattern] if is_whole else sorted(filter(isfile, glob(pattern, recursive=True)))
         if not matches:
             raise DataError(f"text source {source.path!r}: no file matches data_files {pattern!r}.")
         files += matches
