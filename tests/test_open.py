@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,9 +19,12 @@ from fixtures import copy_run, free_port, run_here, serving
 
 from feature_store.pointer import read_pointer
 from feature_store.store import Store
+from sae.errors import ConfigError
+from sae.interop.families import CC_BY, GEMMA
 from sae.interop.origin import origin_of
 from sae.interop.transfer import export_dictionary
 from sae.pipeline.config import config_of_run
+from sae.pipeline.licences import ask_once
 from sae.publish import dictionary
 
 
@@ -230,6 +234,27 @@ def test_names_around_a_copy_say_what_the_file_does_not(foreign, tmp_path):
     assert origin.format == "gemma_npz" and origin.path == place / "params.npz"
     assert origin.facts == {"model": "google/gemma-2-2b", "l0": 82.0, "d_sae": 16384, "hook": "resid_post.12"}
     assert "CC BY" in (origin.licence or "") and os.path.basename(origin.name)
+
+
+def test_a_licence_with_conditions_is_asked_about_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEDEX_CACHE", str(tmp_path))
+    ask_once("a", CC_BY, is_accepted=False)  # names its authors, which the card does
+    terms = f"{CC_BY}; {GEMMA}"
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))  # no terminal
+    with pytest.raises(ConfigError, match=r"Gemma.s terms of use.*--accept-licence"):
+        ask_once("a", terms, is_accepted=False)
+    ask_once("a", terms, is_accepted=True)
+    ask_once("b", terms, is_accepted=False)
+
+    answers = iter(["n", "y"])
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    with pytest.raises(ConfigError):
+        ask_once("c", "another", is_accepted=False)
+    ask_once("c", "another", is_accepted=False)
+    ask_once("c", "another", is_accepted=False)  # there is no third answer
 
 
 def test_dictionary_and_model_come_from_the_hub(foreign, tiny_model, text, tmp_path):

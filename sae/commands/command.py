@@ -87,6 +87,9 @@ def add_opening_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="go on although the dictionary explains next to nothing of the text",
     )
+    parser.add_argument(
+        "--accept-licence", action="store_true", help="accept the licence that is shown; it is asked about once"
+    )
 
 
 def opening_of(arguments: Namespace) -> Opening:
@@ -105,4 +108,5 @@ def opening_of(arguments: Namespace) -> Opening:
         ctx_len=arguments.ctx_len,
         runs_dir=arguments.runs,
         accept_misfit=arguments.accept_misfit,
+        accept_licence=arguments.accept_licence,
     )

@@ -22,6 +22,7 @@ from sae.interop.origin import OURS, Origin, origin_of
 from sae.interop.transfer import converted, format_called, provenance_of
 from sae.model.language_model import FolderModel, HubModel, PackageModel
 from sae.pipeline.config import RunConfig, config_of_run, load_config
+from sae.pipeline.licences import ask_once
 from sae.pipeline.run import run
 from sae.pipeline.stage import Stage
 from sae.pipeline.stages.first_look import FirstLook
@@ -60,13 +61,14 @@ class Opening:
     ctx_len: int | None = None
     runs_dir: Path = Path("runs")
     accept_misfit: bool = False
+    accept_licence: bool = False
 
 
 def opened_run(opening: Opening, screen: Screen) -> RunConfig:
     """The config of the run that looks at a dictionary on a text; the dictionary lies in the run's folder.
 
     The same words give the same folder, in which a former opening goes on. Raises `ConfigError` for what is neither known
-    nor said.
+    nor said, and for a licence that nobody accepts.
     """
     source = text_source(opening.text)
     if former := _former(opening, source):
@@ -74,6 +76,7 @@ def opened_run(opening: Opening, screen: Screen) -> RunConfig:
     origin = origin_of(opening.what, opening.format)
     if origin.licence:
         screen.say(f"{origin.name}: licence {origin.licence}")
+        ask_once(origin.name, origin.licence, is_accepted=opening.accept_licence)
     short_text = _slug(text_name(opening.text))[:20].rstrip("-._")
     name = opening.name or f"{origin.name[:40].rstrip('-._')}-on-{short_text}"
     folder = opening.runs_dir.expanduser() / name
