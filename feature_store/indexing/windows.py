@@ -13,7 +13,7 @@ from feature_store.indexing.contexts import AFTER, BEFORE, NO_CONTEXT, Collected
 from feature_store.packing import GROUPS, WINDOW, Pack, quantise
 from feature_store.records import RandomWindow
 
-STRATUM, UNIFORM = GROUPS.index("stratum"), GROUPS.index("uniform")
+TOP, STRATUM, UNIFORM = (GROUPS.index(name) for name in ("top", "stratum", "uniform"))
 
 
 class Peaks(NamedTuple):
@@ -26,41 +26,70 @@ class Peaks(NamedTuple):
 
 def windows_of(collected: Collected, codes: Codes, feature: int, peaks: Peaks) -> Pack:
     """The stored windows of one feature, cut around their peaks, with the feature's activations in them."""
-    slots = _filled(collected, "top", feature)
-    for stratum in range(collected.stratum_act.shape[1]):
-        slots += _filled(collected, "stratum", (feature, stratum))
+    slots = _slots(collected, feature, peaks, codes.ids.shape[1])
+    where = np.stack([slots.context, slots.position], axis=1)
+    bounds, n_acts, places, values = _cut(where, *codes[1:], feature)
+    first, start, end = bounds.T
+    length = end - start
 
-    n_top, n_per_stratum = collected.top_act.shape[1], collected.stratum_act.shape[2]
-    n_strata, length = collected.stratum_act.shape[1], codes.ids.shape[1]
-    for rank, place in enumerate(peaks.uniform[peaks.uniform >= 0].tolist()):
-        slots.append(_Slot(UNIFORM, 0, rank, context=place // length, position=place % length))
+    windows = np.zeros(len(where), WINDOW)
+    windows["group"], windows["rank"], windows["stratum"] = slots.group, slots.rank, slots.stratum
+    windows["context"], windows["document"] = slots.context, codes.documents[slots.context, slots.position]
+    windows["length"], windows["n_acts"] = length, n_acts
+    windows["peak"], windows["place"] = slots.position - start, slots.position - first
+    windows["copies"], windows["inclusion"] = slots.copies, slots.inclusion
+    windows["percentile"] = peaks.weaker[slots.number]
 
-    windows = np.zeros(len(slots), WINDOW)
-    where = np.array([(slot.context, slot.position) for slot in slots], np.int64).reshape(-1, 2)
-    bounds, lengths, places, values = _cut(where, *codes[1:], feature)
+    ends = np.cumsum(length)
+    tokens = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
+        slots.context * codes.ids.shape[1] + start - (ends - length), length
+    )
+    return Pack(windows, codes.ids.reshape(-1)[tokens], places, quantise(values, collected.maximum[feature]))
 
-    for number, slot in enumerate(slots):
-        first, start, end = bounds[number]
-        inclusion, copies, peak = 1.0, 1, slot.rank
-        if slot.group == UNIFORM:
-            peak = n_top + n_strata * n_per_stratum + slot.rank
-            inclusion = min(1.0, len(peaks.uniform) / peaks.available)
-        elif slot.group == STRATUM:
-            peak = n_top + slot.stratum * n_per_stratum + slot.rank
-            available = collected.stratum_contexts[feature, slot.stratum]
-            inclusion = min(1.0, n_per_stratum / available)
-        else:
-            copies = min(int(collected.top_copies[feature, slot.rank]), 65535)
-        windows[number] = (
-            slot.group, slot.rank, slot.stratum, end - start, slot.position - start, lengths[number], copies,
-            codes.documents[slot.context, slot.position], slot.context, slot.position - first, peaks.weaker[peak],
-            inclusion,
-        )  # fmt: skip
 
-    parts = [codes.ids[c, start:end] for (c, _), (_, start, end) in zip(where, bounds, strict=True)]
-    ids = np.concatenate(parts) if parts else np.empty(0, np.int64)
+class _Slots(NamedTuple):
+    """Places in the text where a feature fires, as `ContextCollector` kept them: top ones, strata, uniform draws.
 
-    return Pack(windows, ids, places, quantise(values, collected.maximum[feature]))
+    `number` is the place of a slot's peak in `Peaks.weaker`.
+    """
+
+    group: Int[np.ndarray, " slots"]  # into `feature_store.packing.GROUPS`
+    stratum: Int[np.ndarray, " slots"]
+    rank: Int[np.ndarray, " slots"]
+    context: Int[np.ndarray, " slots"]
+    position: Int[np.ndarray, " slots"]
+    number: Int[np.ndarray, " slots"]
+    copies: Int[np.ndarray, " slots"]
+    inclusion: Float[np.ndarray, " slots"]
+
+
+def _slots(collected: Collected, feature: int, peaks: Peaks, ctx_len: int) -> _Slots:
+    """The slots of one feature that hold a place."""
+    uniform, n_top = peaks.uniform[peaks.uniform >= 0], collected.top_context.shape[1]
+    n_strata, n_each = collected.stratum_context.shape[1:]
+    strata = np.repeat(np.arange(n_strata), n_each)
+    contexts = np.concatenate([
+        collected.top_context[feature], collected.stratum_context[feature].reshape(-1), uniform // ctx_len
+    ]).astype(np.int64)  # fmt: skip
+    positions = np.concatenate([
+        collected.top_position[feature], collected.stratum_position[feature].reshape(-1), uniform % ctx_len
+    ]).astype(np.int64)  # fmt: skip
+
+    sizes = n_top, n_strata * n_each, len(uniform)
+    kept = np.minimum(1.0, n_each / np.maximum(collected.stratum_contexts[feature], 1))[strata]
+    drawn = min(1.0, len(peaks.uniform) / max(peaks.available, 1))
+    columns = _Slots(
+        np.repeat([TOP, STRATUM, UNIFORM], sizes),
+        np.concatenate([np.zeros(n_top, np.int64), strata, np.zeros(len(uniform), np.int64)]),
+        rank=np.concatenate([np.arange(n_top), np.tile(np.arange(n_each), n_strata), np.arange(len(uniform))]),
+        context=contexts,
+        position=positions,
+        number=np.arange(len(contexts)),
+        copies=np.concatenate([np.minimum(collected.top_copies[feature], 65535), np.ones(sum(sizes[1:]), np.int64)]),
+        inclusion=np.concatenate([np.ones(n_top), kept, np.full(len(uniform), drawn)]),
+    )
+    is_filled = contexts != NO_CONTEXT  # slots are filled from the first on
+    return _Slots(*(column[is_filled] for column in columns))
 
 
 @njit(cache=True)
@@ -126,23 +155,3 @@ def random_windows(
         windows.append(RandomWindow(int(documents[position]), ids, position - start, position - first, latents=latents))
 
     return windows
-
-
-class _Slot(NamedTuple):
-    """A place in the text where a feature fires, as `ContextCollector` kept it."""
-
-    group: int  # into `feature_store.packing.GROUPS`
-    stratum: int
-    rank: int
-    context: int
-    position: int
-
-
-def _filled(collected: Collected, kind: str, where: int | tuple[int, int]) -> list[_Slot]:
-    arrays = [getattr(collected, f"{kind}_{name}")[where] for name in ("context", "position")]
-    stratum = where[1] if isinstance(where, tuple) else 0
-    filled = (slot for slot in zip(*arrays, strict=True) if slot[0] != NO_CONTEXT)
-    return [
-        _Slot(GROUPS.index(kind), stratum, rank, context=int(context), position=int(position))
-        for rank, (context, position) in enumerate(filled)
-    ]
