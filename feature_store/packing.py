@@ -24,6 +24,8 @@ WINDOW = np.dtype(
     ]
 )
 ACT_LEVELS = 65535
+N_BINS = 32  # of a feature's activations, by their logarithm
+N_STRATA = 8  # of them, each of N_BINS / 8 bins
 RANDOM = -1  # in place of the feature of a window: the window is a random one
 SILENT, FIRES, UNREADABLE = 0, 1, 2  # what was said of a window
 JUDGED = np.dtype([("feature", "<i4"), ("number", "<u2"), ("fires", "?"), ("said", "u1")])

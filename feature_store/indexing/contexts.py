@@ -10,10 +10,9 @@ from jaxtyping import Float, Int, Real, UInt
 from numba import get_num_threads, njit, prange
 
 from feature_store.indexing.codes import Codes
+from feature_store.packing import N_BINS, N_STRATA
 
-N_BINS = 32
 N_LEVELS = 10
-N_STRATA = 8  # of a feature's activations, each of N_BINS / 8 bins
 BLOCK_BITS = 6  # 64 features in a row belong to one thread, so that no two write to one cache line
 BEFORE, AFTER = 20, 11  # tokens of a window before and after its peak: 32 with it
 HASH_BEFORE, HASH_AFTER = 8, 3  # tokens around the peak; contexts that have them in common count as the same text

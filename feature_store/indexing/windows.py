@@ -76,7 +76,7 @@ def _slots(collected: Collected, feature: int, peaks: Peaks, ctx_len: int) -> _S
     ]).astype(np.int64)  # fmt: skip
 
     sizes = n_top, n_strata * n_each, len(uniform)
-    kept = np.minimum(1.0, n_each / np.maximum(collected.stratum_contexts[feature], 1))[strata]
+    sampled = np.minimum(1.0, n_each / np.maximum(collected.stratum_contexts[feature], 1))[strata]
     drawn = min(1.0, len(peaks.uniform) / max(peaks.available, 1))
     columns = _Slots(
         np.repeat([TOP, STRATUM, UNIFORM], sizes),
@@ -86,7 +86,7 @@ def _slots(collected: Collected, feature: int, peaks: Peaks, ctx_len: int) -> _S
         position=positions,
         number=np.arange(len(contexts)),
         copies=np.concatenate([np.minimum(collected.top_copies[feature], 65535), np.ones(sum(sizes[1:]), np.int64)]),
-        inclusion=np.concatenate([np.ones(n_top), kept, np.full(len(uniform), drawn)]),
+        inclusion=np.concatenate([np.ones(n_top), sampled, np.full(len(uniform), drawn)]),
     )
     is_filled = contexts != NO_CONTEXT  # slots are filled from the first on
     return _Slots(*(column[is_filled] for column in columns))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from feature_store.indexing.contexts import N_BINS, N_STRATA
+from feature_store.packing import N_BINS, N_STRATA
 
 BINS = N_BINS // N_STRATA  # of a stratum
 
