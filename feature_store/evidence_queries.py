@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
+from feature_store.indexing.codes import starts_from
 from feature_store.records import Bigrams, FiringCount, TokenCount, TokenFirings, WordsAround
 from feature_store.store import Store
 
@@ -21,7 +22,7 @@ def token_firings(store: Store, kind: str) -> TokenFirings:
 
 def _starts(store: Store, features: UInt[np.ndarray, " rows"]) -> Int[np.ndarray, " features_and_one"]:
     """Where the rows of every feature begin, in rows sorted by feature."""
-    return np.concatenate([[0], np.bincount(features, minlength=store.n_features).cumsum()])
+    return starts_from(np.bincount(features, minlength=store.n_features))
 
 
 def negatives(store: Store) -> list[bytes]:

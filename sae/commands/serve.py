@@ -90,8 +90,7 @@ def _path(text: str) -> Path:
     from sae.foundation.hub import fetch_copy, place_of_address
 
     place = place_of_address(text)
-    folder = fetch_copy(place.repo, (f"{place.path}/*" if place.path else "*",), place.revision)
-    return folder / place.path if place.path else folder
+    return fetch_copy(place.repo, (f"{place.inside}*",), place.revision) / place.inside
 
 
 def _meaning() -> Meaning:

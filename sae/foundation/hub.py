@@ -37,6 +37,11 @@ class Place(NamedTuple):
         matching = PLACE.fullmatch(text)
         return cls(*matching.groups()) if matching else None
 
+    @property
+    def inside(self) -> str:
+        """What names of files at the place begin with: the folder and a slash, or nothing."""
+        return f"{self.path}/" if self.path else ""
+
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         return f"{HUB}{self.repo}{revision}{f'/{self.path}' if self.path else ''}"

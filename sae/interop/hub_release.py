@@ -116,9 +116,8 @@ def _use(place: Place, for_saelens: bool) -> Iterator[str]:
     yield from ("```python", "import sae", "", f'dictionary = sae.load("{place}")', "```", "")
     yield from ("Look at its features:", "", "```sh", f"sae serve {place}", "```")
     if for_saelens:
-        inside = f"{place.path}/{SAELENS}" if place.path else SAELENS
         yield from ("", "With SAELens:", "", "```python", "from sae_lens import SAE", "")
-        yield from (f'dictionary = SAE.from_pretrained("{place.repo}", "{inside}")', "```")
+        yield from (f'dictionary = SAE.from_pretrained("{place.repo}", "{place.inside}{SAELENS}")', "```")
 
 
 def _shown(value: float | None, form: str) -> str:

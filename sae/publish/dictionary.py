@@ -147,16 +147,14 @@ def _folder_of(text: str) -> Path:
         return download(text)
     if text.startswith(HUB):
         place = dictionary_place(place_of_address(text))
-        inside = f"{place.path}/" if place.path else ""
-        files = (f"{inside}{DictionaryCard.file_name}", f"{inside}weights*.safetensors")
-        return fetch(place.repo, files, place.revision) / inside
+        files = (f"{place.inside}{DictionaryCard.file_name}", f"{place.inside}weights*.safetensors")
+        return fetch(place.repo, files, place.revision) / place.inside
     return Path(text)
 
 
 def dictionary_place(place: Place) -> Place:
     """Where the only dictionary folder lies at a place of the hub; raises `ArtefactError` if there is none, or several."""
-    inside = f"{place.path}/" if place.path else ""
-    names = [name for name in files_of(place.repo, place.revision) if name.startswith(inside)]
+    names = [name for name in files_of(place.repo, place.revision) if name.startswith(place.inside)]
     folders = [
         str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).name == DictionaryCard.file_name
     ]
