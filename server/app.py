@@ -26,10 +26,10 @@ from server.middleware.hosts import KnownHosts
 from server.middleware.key_holders import KeyHolders
 from server.middleware.ready_pages import ReadyPages
 from server.preview.page import feature_at
-from server.routes import comparisons, dictionaries, features, neuronpedia, neuronpedia_people, search
+from server.routes import comparisons, dictionaries, features, findings, neuronpedia, neuronpedia_people, search
 from server.routes import people as people_routes
 
-ROUTES = (dictionaries, features, comparisons, search, people_routes, neuronpedia, neuronpedia_people)
+ROUTES = (dictionaries, features, comparisons, findings, search, people_routes, neuronpedia, neuronpedia_people)
 WORKERS = 8  # threads that answer; more of them take the interpreter from the event loop, which then answers nobody
 STATIC = Path(__file__).parent / "static"
 EXPOSED = ["etag", "x-sha256", "content-disposition"]  # headers that pages of allowed sites may read

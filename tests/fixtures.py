@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import httpx
 import numpy as np
@@ -613,6 +613,5 @@ def strict(annotation: Any) -> Any:
     if get_origin(annotation) is list:
         return list[arguments[0]]
     if arguments and type(None) in arguments:
-        (value,) = (a for a in arguments if a is not type(None))
-        return value | None
+        return Union[arguments]  # noqa: UP007  (a tuple of types)
     return annotation

@@ -12,7 +12,7 @@ import torch
 from fixtures import chromium, copy_run, make, run_here, serving, settled, strict, violations
 from pydantic import TypeAdapter
 
-from feature_store.comparison import KINDS, Comparison
+from feature_store.results.comparison import KINDS, Comparison
 from sae.evaluation.comparison import Dictionary, compare, firing, kinds_of, nearest, random_cosine
 from server import responses
 

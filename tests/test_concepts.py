@@ -11,9 +11,9 @@ from fixtures import EACH, KINDS, copy_run, rows_of
 
 from feature_store.queries import concepts
 from sae.apply.concept import LEAST_TEXTS, learn
-from sae.commands.concept import texts_of
 from sae.errors import ConfigError, DataError
 from sae.interpret.concepts import _communities, affinity
+from sae.text.brought import texts_of
 
 
 def test_groups_are_stored_twice_and_add_up(planted):

@@ -7,17 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from sae.architectures import SparseAutoencoder
-from sae.architectures.settings import batch_of
 from sae.errors import DataError
 from sae.interpret.intervals import Interval, balanced_accuracy, best_threshold, proportion
-from sae.stream.harvest import Harvester
 
 Method = Literal["difference", "top", "tree"]
-MOST_FEATURES, DEPTH, LEAST_TEXTS, BATCH = 16, 3, 8, 16
+MOST_FEATURES, DEPTH, LEAST_TEXTS = 16, 3, 8
 LEAST_SPREAD = 1e-3  # variance within the classes, in squared differences of their means
 
 
@@ -71,38 +67,6 @@ class ConceptByExample:
             ends = (None if x != x else x for x in values[key])
             values[key] = dict(zip(("value", "low", "high"), ends, strict=True))
         return values
-
-
-@torch.no_grad()
-def strongest(
-    sae: SparseAutoencoder, harvester: Harvester, ctx_len: int, texts: list[str]
-) -> Float[np.ndarray, "texts d_sae"]:
-    """Maximum activation of every latent over the tokens of each text that the dictionary reads, [texts, d_sae]."""
-    rows = [harvester.lm.token_ids(text, ctx_len) for text in texts]
-    empty = [n for n, row in enumerate(rows) if len(row) < 2]
-    if empty:
-        raise DataError(f"text {empty[0] + 1} ({texts[empty[0]]!r}) has fewer than two tokens; give longer texts.")
-
-    maxima = np.zeros((len(texts), sae.d_sae), np.float32)
-    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
-
-    for start in range(0, len(order), BATCH):
-        part = order[start : start + BATCH]
-        longest = len(rows[part[-1]])
-        ids, inside = np.zeros((len(part), longest), np.int64), np.zeros((len(part), longest), bool)
-        for place, n in enumerate(part):
-            ids[place, : len(rows[n])], inside[place, : len(rows[n])] = rows[n], True
-        harvested = harvester.harvest(ids, np.zeros_like(ids))
-        is_read = harvested.keep & torch.from_numpy(inside).to(harvested.keep.device)
-        batch = batch_of(sae.config, {channel: x[is_read] for channel, x in harvested.x.items()})
-        code = sae.encode(batch.x)
-        owner = is_read.nonzero()[:, 0].cpu().numpy()
-        latents, acts = code.top_indices.cpu().numpy(), code.top_acts.cpu().numpy()
-        for place, n in enumerate(part):
-            is_of_text = owner == place
-            np.maximum.at(maxima[n], latents[is_of_text].reshape(-1), acts[is_of_text].reshape(-1))
-
-    return maxima
 
 
 def learn(

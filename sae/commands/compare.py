@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 from sae.commands.command import Command
 
 if TYPE_CHECKING:
-    from feature_store.comparison import Comparison
+    from feature_store.results.comparison import Comparison
 
 TOKENS = 20_000
 
@@ -70,8 +70,8 @@ def compare_dictionaries(
     one: Path, other: Path, twin: Path | None, run_folder: Path | None, *, tokens: int
 ) -> Comparison:
     """Compares two dictionaries and writes the result into the first one's folder; returns it."""
-    from feature_store.comparison import FOLDER
-    from feature_store.comparison import Comparison as Found
+    from feature_store.results.comparison import FOLDER
+    from feature_store.results.comparison import Comparison as Found
     from sae.errors import ConfigError
     from sae.pipeline.borrowed import borrowed_run, prepared
     from sae.pipeline.stage import perform

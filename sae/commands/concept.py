@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, final, get_args
+from typing import TYPE_CHECKING, Any, cast, final, get_args
 
 from sae.commands.command import Command
 
 if TYPE_CHECKING:
     from sae.apply.concept import ConceptByExample
+    from sae.text.brought import Texts
 
 FILE_NAME = "concepts_by_example.json"
 
@@ -45,14 +44,9 @@ class Concept(Command):
         add.set_defaults(work=_add)
 
 
-class Texts(NamedTuple):
-    """Texts that have the concept, and texts that do not."""
-
-    positive: list[str]
-    negative: list[str]
-
-
 def _add(arguments: Namespace) -> int:
+    from sae.text.brought import texts_of
+
     concept = add_concept(
         arguments.dictionary,
         texts_of(arguments.positive, arguments.negative, arguments.labelled),
@@ -77,50 +71,6 @@ def _add(arguments: Namespace) -> int:
     return 0
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file of UTF-8 that have any text."""
-    from sae.errors import ConfigError, DataError
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file.")
-    lines = []
-    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        try:
-            lines.append(line.decode("utf-8").rstrip("\r"))
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: byte {line[error.start]:#x} is not UTF-8. Save the file as UTF-8."
-            ) from None
-    return [line for line in lines if line.strip()]
-
-
-def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None) -> Texts:
-    """The texts of two files with one text per line, or of a JSON-lines file with "text" and "label"."""
-    from sae.errors import ConfigError, DataError
-    from sae.text.mixture import well_formed
-
-    if labelled is None:
-        if positive is None or negative is None:
-            raise ConfigError(
-                "give --positive and --negative, each a file with one text per line, or one --labelled file."
-            )
-        return Texts(_lines(positive), _lines(negative))
-
-    texts = Texts([], [])
-    for number, line in enumerate(_lines(labelled), 1):
-        try:
-            row = json.loads(line)
-            if row["label"] not in (0, 1) or not isinstance(row["text"], str):
-                raise ValueError
-            (texts.positive if row["label"] else texts.negative).append(well_formed(row["text"]))
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f'{labelled}: line {number} is not an object with a "text" and a "label" (true or false).'
-            ) from None
-
-    return texts
-
-
 def add_concept(
     folder: Path,
     texts: Texts,
@@ -132,21 +82,16 @@ def add_concept(
     run_folder: Path | None,
 ) -> ConceptByExample:
     """Learns a concept and keeps it in concepts_by_example.json under its name."""
-    from sae.apply.concept import Method, learn, strongest
+    from sae.apply.concept import Method, learn
     from sae.errors import ConfigError, DataError
     from sae.foundation.files import owned, read_json, write_json
     from sae.foundation.screen import Screen
-    from sae.pipeline.config import config_of_run
-    from sae.pipeline.sources import check_model_of, harvester_of
-    from sae.publish import dictionary
+    from sae.pipeline.reading import reader_of
 
     if method not in get_args(Method):
         raise ConfigError(f"--method: {method!r}; allowed are {', '.join(get_args(Method))}")
 
     folder, screen = folder.resolve(), Screen()
-    sae = dictionary.load(folder)
-    home = run_folder or folder.parent.parent
-    config = config_of_run(home, "Say which run's model to use: --run RUN")
 
     # A text that occurs twice could be chosen on in one half and tested on in the other.
     positive, negative = (list(dict.fromkeys(part)) for part in texts)
@@ -156,14 +101,14 @@ def add_concept(
             f"concept {name}: {len(repeated_texts)} texts are in both files, such as {sorted(repeated_texts)[0]!r}."
         )
 
-    harvester = harvester_of(config, home, sae.config.channels, screen)
-    check_model_of(folder, harvester.lm)
-    sae.to(harvester.lm.device)
+    reader = reader_of(folder, run_folder, screen)
 
     with owned(folder), screen.progress("encode", 2, "files") as progress:
         maxima = []
         for number, part in enumerate((positive, negative)):
-            maxima.append(strongest(sae, harvester, config.text.ctx_len, part))
+            codes = reader.read(part)
+            reader.check_read(part, codes.n_tokens)
+            maxima.append(codes.maxima())
             progress.update(number + 1)
         concept = learn(name, maxima[0], maxima[1], method=cast(Method, method), k=k, seed=seed)
         path = folder / FILE_NAME

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from feature_store.comparison import KINDS, Comparison, Side, Twin
+from feature_store.results.comparison import KINDS, Comparison, Side, Twin
 from sae.architectures import SparseAutoencoder
 from sae.architectures.settings import Channel, batch_of
 from sae.stream.activations import Activations

@@ -85,6 +85,20 @@ def best_threshold(positive: Real[np.ndarray, " n_positive"], negative: Real[np.
     return float(edges[best[len(best) // 2]])
 
 
+def mean(values: Float[np.ndarray, " n"]) -> Interval:
+    """The mean of independent values with Student's interval; the value alone if there is one."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    if n == 0:
+        return NOTHING
+    value = float(np.mean(values))
+    if n == 1:
+        return Interval(value, nan, nan)
+    half = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / sqrt(n)
+    return Interval(value, value - half, value + half)
+
+
 def jackknife(value: float, left_out: Float[np.ndarray, " groups"]) -> Interval:
     """A value with the interval of the values that come out when each of its groups is left out in turn (Tukey 1958)."""
     from scipy.special import stdtrit

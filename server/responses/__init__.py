@@ -40,6 +40,7 @@ from server.responses.features import (
     TableItem,
     TokenWeight,
 )
+from server.responses.findings import FindingColumn, FindingDetail, FindingFigure, FindingItem, FindingTable
 from server.responses.people import (
     AgreementItem,
     EntryBody,
@@ -87,6 +88,11 @@ __all__ = [
     "FeatureItem",
     "FeatureMap",
     "FeaturePage",
+    "FindingColumn",
+    "FindingDetail",
+    "FindingFigure",
+    "FindingItem",
+    "FindingTable",
     "FormatItem",
     "Imported",
     "JudgedExplanation",

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from fastapi import Path, Request
 from fastapi.responses import Response
 
-from feature_store.comparison import KINDS, Comparison, Side, comparisons_of
 from feature_store.dictionary_files import JsonFileError
+from feature_store.results.comparison import KINDS, Comparison, Side, comparisons_of
 from server import responses
 from server.catalogue import Catalogue
 from server.errors import ApiError

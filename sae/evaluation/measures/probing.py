@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 
 from sae.architectures.settings import batch_of
-from sae.errors import UnavailableError
 from sae.evaluation.measure import Measure
 from sae.evaluation.probing_data import text_sets
 from sae.evaluation.subject import Subject
@@ -64,11 +63,6 @@ class Probing(Measure):
     @torch.no_grad()
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""
-        try:
-            import sklearn  # noqa: F401
-        except ModuleNotFoundError:
-            raise UnavailableError("probing needs scikit-learn: pip install 'saedex[probing]'.") from None
-
         rng, table = np.random.default_rng(subject.seed), {}
         for number, texts in enumerate(text_sets(N_TRAIN, N_TEST, subject.seed)):
             train, train_latents = self._at_last_token(subject, texts.train)

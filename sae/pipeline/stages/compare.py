@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from feature_store.comparison import FOLDER
+from feature_store.results.comparison import FOLDER
 from sae.errors import ConfigError
 from sae.evaluation.comparison import Dictionary, compare, rows_of
 from sae.pipeline.stage import DictionaryStage, Run

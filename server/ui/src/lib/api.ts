@@ -27,6 +27,8 @@ export type JudgedItem = Schemas["JudgedItem"];
 export type JudgedList = Schemas["JudgedList"];
 export type ComparisonItem = Schemas["ComparisonItem"];
 export type ComparisonDetail = Schemas["ComparisonDetail"];
+export type FindingItem = Schemas["FindingItem"];
+export type FindingDetail = Schemas["FindingDetail"];
 export type DamageItem = Schemas["DamageItem"];
 export type DownloadItem = Schemas["DownloadItem"];
 export type EntryItem = Schemas["EntryItem"];
@@ -71,6 +73,8 @@ export const getDocumentText = (id: string, document: number, first: number, lim
 export const getMap = (id: string) => get<FeatureMap>(`${at(id)}/map`);
 export const listComparisons = (id: string) => get<ComparisonItem[]>(`${at(id)}/comparisons`);
 export const getComparison = (id: string, other: string) => get<ComparisonDetail>(`${at(id)}/comparisons/${encodeURIComponent(other)}`);
+export const listFindings = (id: string) => get<FindingItem[]>(`${at(id)}/findings`);
+export const getFinding = (id: string, name: string) => get<FindingDetail>(`${at(id)}/findings/${encodeURIComponent(name)}`);
 export const listDownloads = (id: string) => get<DownloadItem[]>(`${at(id)}/download`);
 export const featureAddress = (id: string, feature: number) => `${at(id)}/features/${feature}`;
 export const getFeature = (id: string, feature: number) => get<FeatureDetail>(featureAddress(id, feature));

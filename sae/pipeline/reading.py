@@ -1,0 +1,26 @@
+"""A dictionary with the model of its run, for texts that people bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sae.apply.text_codes import TextReader
+from sae.foundation.screen import Screen
+from sae.pipeline.config import config_of_run
+from sae.pipeline.sources import check_model_of, harvester_of
+from sae.publish import dictionary
+
+
+def reader_of(folder: Path, run_folder: Path | None, screen: Screen, *, n_contexts: int = 1) -> TextReader:
+    """A reader of the dictionary in `folder` with the model of the run it lies in, or of `run_folder`.
+
+    Raises `ConfigError` if there is no run, and `ArtefactError` if the dictionary was trained on another model.
+    """
+    folder = folder.resolve()
+    sae = dictionary.load(folder)
+    home = run_folder or folder.parent.parent
+    config = config_of_run(home, "Say which run's model to use: --run RUN")
+    harvester = harvester_of(config, home, sae.config.channels, screen)
+    check_model_of(folder, harvester.lm)
+
+    return TextReader(sae.to(harvester.lm.device), harvester, config.text.ctx_len, n_contexts)

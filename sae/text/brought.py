@@ -1,0 +1,110 @@
+"""Texts that people bring: files of one text per line, tables with a column `text`, and texts with labels or scores."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from sae.errors import ConfigError, DataError
+from sae.text.corpus import TABLES, documents, source_named
+from sae.text.mixture import well_formed
+
+
+class Texts(NamedTuple):
+    """Texts that have a property, and texts that do not."""
+
+    positive: list[str]
+    negative: list[str]
+
+
+class ScoredTexts(NamedTuple):
+    """Texts with a number each."""
+
+    texts: list[str]
+    scores: list[float]
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file of UTF-8 that have any text; raises `ConfigError` or `DataError`."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file.")
+    out = []
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        try:
+            out.append(line.decode("utf-8").rstrip("\r"))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: byte {line[error.start]:#x} is not UTF-8. Save the file as UTF-8."
+            ) from None
+    return [line for line in out if line.strip()]
+
+
+def texts_in(name: str) -> Iterator[str]:
+    """The texts of a file: its lines, or the column `text` of a .jsonl, .csv or .parquet file (or a folder or glob).
+
+    Texts that are empty are left out. Raises `ConfigError` or `DataError`.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix not in TABLES:
+        yield from lines(path)
+        return
+    for document in documents(source_named(name)):
+        if not isinstance(document.content, str):
+            raise DataError(f"{name}: {document.name} is no text. Give files whose column `text` holds texts.")
+        text = well_formed(document.content)
+        if text.strip():
+            yield text
+
+
+def some_texts(name: str, most: int | None) -> list[str]:
+    """The first texts of a file, each once; raises `DataError` if there is none."""
+    texts = list(dict.fromkeys(islice(texts_in(name), most)))
+    if not texts:
+        raise DataError(f"{name}: holds no text.")
+    return texts
+
+
+def texts_of(positive: Path | None, negative: Path | None, labelled: Path | None) -> Texts:
+    """The texts of two files with one text per line, or of a JSON-lines file with "text" and "label"."""
+    if labelled is None:
+        if positive is None or negative is None:
+            raise ConfigError(
+                "give --positive and --negative, each a file with one text per line, or one --labelled file."
+            )
+        return Texts(lines(positive), lines(negative))
+
+    texts = Texts([], [])
+    for number, line in enumerate(lines(labelled), 1):
+        try:
+            row = json.loads(line)
+            if row["label"] not in (0, 1) or not isinstance(row["text"], str):
+                raise ValueError
+            (texts.positive if row["label"] else texts.negative).append(well_formed(row["text"]))
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f'{labelled}: line {number} is not an object with a "text" and a "label" (true or false).'
+            ) from None
+
+    return texts
+
+
+def scored_texts(path: Path) -> ScoredTexts:
+    """The texts and scores of a JSON-lines file with "text" and "score"; raises `DataError` naming the line."""
+    out = ScoredTexts([], [])
+    for number, line in enumerate(lines(path), 1):
+        try:
+            row = json.loads(line)
+            text, score = row["text"], float(row["score"])
+            if not isinstance(text, str) or isinstance(row["score"], bool) or score - score != 0:
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f'{path}: line {number} is not an object with a "text" and a finite "score".') from None
+        out.texts.append(well_formed(text))
+        out.scores.append(score)
+    if not out.texts:
+        raise DataError(f"{path}: holds no text.")
+    return out

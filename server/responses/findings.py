@@ -1,0 +1,54 @@
+"""Bodies about what commands such as `sae contrast` found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+NAME = Field(description="Name of the finding.", examples=["contrast"])
+SYSTEM = Field(description="The command that made it.", examples=["contrast"])
+TITLE = Field(description="What it is about.", examples=["news.txt against reviews.txt"])
+SUMMARY = Field(description="What came out.", examples=["31 features fire on more texts of A, 12 on more of B."])
+
+
+class FindingItem(BaseModel):
+    name: str = NAME
+    system: str = SYSTEM
+    title: str = TITLE
+    summary: str = SUMMARY
+
+
+class FindingFigure(BaseModel):
+    name: str = Field(description="What is measured.", examples=["loss on A without them"])
+    value: float | None = Field(description="The number.", examples=[0.0104])
+    low: float | None = Field(description="Lower end of the 95 % interval.", examples=[0.0072])
+    high: float | None = Field(description="Upper end of the 95 % interval.", examples=[0.0137])
+    meaning: str = Field(description="The number in words.", examples=["nats that texts of A lose"])
+
+
+class FindingColumn(BaseModel):
+    name: str = Field(description="Heading.", examples=["feature"])
+    kind: Literal["text", "number", "feature", "features"] = Field(
+        description="What its cells hold; `features`: ids with spaces between them.", examples=["feature"]
+    )
+
+
+class FindingTable(BaseModel):
+    title: str = Field(description="Heading of the table.", examples=["Features that fire on more texts of A"])
+    columns: list[FindingColumn] = Field(description="Its columns, in order.")
+    rows: list[list[str | int | float | None]] = Field(description="Its rows, a cell per column.")
+
+
+class FindingDetail(BaseModel):
+    name: str = NAME
+    is_current: bool = Field(description="Whether the weights are still those it speaks of.", examples=[True])
+    system: str = SYSTEM
+    title: str = TITLE
+    summary: str = SUMMARY
+    weights_sha256: str = Field(description="SHA-256 of the weights that it speaks of.")
+    settings: dict[str, str | int | float | None] = Field(
+        description="Settings and inputs by name.", examples=[{"a": "news.txt", "texts": 200}]
+    )
+    figures: list[FindingFigure] = Field(description="Single numbers.")
+    tables: list[FindingTable] = Field(description="Tables.")

@@ -1,0 +1,53 @@
+"""Routes of findings: what commands such as `sae contrast` found about a dictionary."""
+
+from __future__ import annotations
+
+from pathlib import Path as FolderPath
+from typing import Annotated
+
+from fastapi import Path, Request
+from fastapi.responses import Response
+
+from feature_store.dictionary_files import JsonFileError
+from feature_store.results.findings import Finding, findings_of
+from server import responses
+from server.errors import ApiError
+from server.routes.common import DictionaryId, ReadRouter, entry_of, known_parameters, never_kept
+
+router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["dictionaries"], dependencies=[known_parameters])
+
+
+@router.get("/findings", response_model=list[responses.FindingItem])
+def list_findings(request: Request, dictionary: DictionaryId) -> Response:
+    """What was found about this dictionary; findings whose file is damaged are left out."""
+    items = []
+    for name, folder in findings_of(entry_of(request, dictionary).folder).items():
+        try:
+            finding = Finding.read(folder)
+        except JsonFileError:
+            continue
+        items.append({"name": name, **finding.model_dump(include={"system", "title", "summary"})})
+    return never_kept(items)
+
+
+@router.get("/findings/{name}", response_model=responses.FindingDetail)
+def get_finding(
+    request: Request,
+    dictionary: DictionaryId,
+    name: Annotated[str, Path(description="Name of the finding.", examples=["contrast"])],
+) -> Response:
+    """One finding: figures, tables, settings."""
+    entry = entry_of(request, dictionary)
+    folder = findings_of(entry.folder).get(name)
+    if folder is None:
+        raise ApiError(404, "no finding of that name; commands such as `sae contrast` make them")
+    finding = _read(folder, name)
+    is_current = finding.weights_sha256 == entry.edition().card.weights_sha256
+    return never_kept({"name": name, "is_current": is_current, **finding.model_dump(exclude={"format_version"})})
+
+
+def _read(folder: FolderPath, name: str) -> Finding:
+    try:
+        return Finding.read(folder)
+    except JsonFileError as error:
+        raise ApiError(404, f"the finding {name} cannot be read: {error}") from None
