@@ -43,26 +43,33 @@ def lines(path: Path) -> list[str]:
     return [line for line in out if line.strip()]
 
 
-def texts_in(name: str) -> Iterator[str]:
+class NamedText(NamedTuple):
+    """A text, and the name that a reader can find it by."""
+
+    name: str
+    text: str
+
+
+def named_texts(name: str) -> Iterator[NamedText]:
     """The texts of a file: its lines, or the column `text` of a .jsonl, .csv or .parquet file (or a folder or glob).
 
     Texts that are empty are left out. Raises `ConfigError` or `DataError`.
     """
     path = Path(name)
     if path.is_file() and path.suffix not in TABLES:
-        yield from lines(path)
+        yield from (NamedText(f"{path.name}#{number}", line) for number, line in enumerate(lines(path)))
         return
     for document in documents(source_named(name)):
         if not isinstance(document.content, str):
             raise DataError(f"{name}: {document.name} is no text. Give files whose column `text` holds texts.")
         text = well_formed(document.content)
         if text.strip():
-            yield text
+            yield NamedText(document.name, text)
 
 
 def some_texts(name: str, most: int | None) -> list[str]:
     """The first texts of a file, each once; raises `DataError` if there is none."""
-    texts = list(dict.fromkeys(islice(texts_in(name), most)))
+    texts = list(dict.fromkeys(islice((text for _, text in named_texts(name)), most)))
     if not texts:
         raise DataError(f"{name}: holds no text.")
     return texts
