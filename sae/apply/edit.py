@@ -60,13 +60,14 @@ class EditPlan:
 
     `positions`: all; the last of every pass (of the prompt, then every generated token); those of the prompt; or the
     generated ones. The first `skipped` positions of a text, which no dictionary is trained on, are left alone.
-    `keep_norm` rescales h' to the norm of h.
+    `keep_norm` rescales h' to the norm of h. Without `with_error` h' is the reconstruction decode(z') alone.
     """
 
     edits: tuple[Edit, ...]
     positions: Positions = "all"
     skipped: int = 1
     keep_norm: bool = False
+    with_error: bool = True
 
     def check(self, sae: SparseAutoencoder) -> None:
         """Raises `ConfigError` for a feature, a change or a shape that the dictionary does not have."""
@@ -104,7 +105,7 @@ class _Editor:
         if self.n_seen is not None:
             self.n_seen += length
         inside = self._inside(first, length)
-        if not self.plan.edits or not inside.any():
+        if not inside.any() or (self.plan.with_error and not self.plan.edits):
             return None
 
         rows = h[..., inside, :]
@@ -143,7 +144,7 @@ class _Editor:
             deviation = sae.prepared(x).deviation
             assert deviation is not None
             change = change * deviation
-        out = h + change
+        out = (h if self.plan.with_error else sae(x)) + change
 
         for edit in self.plan.edits:
             if isinstance(edit, DirectionEdit) and edit.change == "add":

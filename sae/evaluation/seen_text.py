@@ -40,5 +40,5 @@ def _phrases(contexts: Contexts, start: int, stop: int) -> UInt[np.ndarray, "con
     ids = contexts.ids[start : min(stop, contexts.n_contexts)].astype(np.uint64) + np.uint64(1)
     hashes = np.zeros(ids.shape, np.uint64)
     for back in reversed(range(PHRASE)):
-        hashes[:, back:] = hashes[:, back:] * BASE + ids[:, : ids.shape[1] - back]
+        hashes[:, back:] = hashes[:, back:] * BASE + ids[:, : max(0, ids.shape[1] - back)]
     return hashes

@@ -1,0 +1,127 @@
+"""What `sae recommend audit` writes: what a dictionary keeps of a recommender, what its latents stand for, what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from feature_store.results.findings import Figure, Finding, Table
+from sae.apply.finding import figure, table, write_finding
+from sae.apply.item_concepts import Concepts, ItemConcept, concepts_of, item_concepts
+from sae.apply.recommendations import Histories, Reranked, firings_of, read_histories, reconstructed, rerank
+from sae.apply.recommender import TOP, Ranking
+from sae.apply.text_codes import TextReader
+from sae.errors import DataError
+from sae.foundation.screen import Screen
+from sae.interpret.intervals import mean
+
+CONFIDENT = 0.8
+REMOVED, ROWS = 50, 500
+
+
+class _Audit(NamedTuple):
+    clean: Ranking
+    spliced: Ranking
+    found: list[ItemConcept]
+    reranked: Reranked | None
+
+
+def recommender_finding(
+    folder: Path, name: str, reader: TextReader, data: Path, *, seed: int, screen: Screen
+) -> Finding:
+    """Audits the dictionary in `folder` of the recommender whose items and histories lie in `data`."""
+    histories = read_histories(data)
+    concepts = concepts_of(histories.items)
+    if not concepts.names:
+        raise DataError(f"{data}: no category or word of a title is common to five items; concepts need some.")
+    with screen.progress("audit", 4, "steps") as progress:
+        audit = _audited(reader, histories, concepts, seed, progress.update)
+
+    labelled, confident = len(audit.found), sum(c.confidence >= CONFIDENT for c in audit.found)
+    return write_finding(
+        folder, name, system="recommend", title=f"What latents of {data.name} recommend",
+        summary=f"{labelled:,} latents have a concept of the items that they recommend, {confident:,} of them with a confidence of "
+        f"{CONFIDENT} or more.",
+        settings={"items": len(histories.items), "users": len(histories.users), "concepts": len(concepts.names), "seed": seed},
+        figures=_figures(audit), tables=[_concepts(audit.found, concepts), _removals(audit, concepts)],
+    )  # fmt: skip
+
+
+def _audited(
+    reader: TextReader, histories: Histories, concepts: Concepts, seed: int, tell: Callable[[int], None]
+) -> _Audit:
+    clean, spliced = reconstructed(reader, histories)
+    tell(1)
+    firings, samples = firings_of(reader, histories)
+    tell(2)
+    found = item_concepts(firings, concepts, seed)
+    tell(3)
+    sure = [c for c in found if c.confidence >= CONFIDENT and c.beats_null]
+    picked = [sure[place] for place in np.random.default_rng(seed).permutation(len(sure))[:REMOVED]]
+    reranked = rerank(reader, picked, samples, concepts, histories=histories, seed=seed) if picked else None
+    tell(4)
+    return _Audit(clean, spliced, found, reranked)
+
+
+def _figures(audit: _Audit) -> list[Figure]:
+    hit, gain = f"HR@{TOP}", f"NDCG@{TOP}"
+    out = [
+        figure(hit, mean(audit.clean.hit), "of each user's last item among all that the user has not had"),
+        figure(f"{hit}, reconstructed", mean(audit.spliced.hit), "the same from the dictionary's reconstruction"),
+        figure(gain, mean(audit.clean.gain), "of the same ranking"),
+        figure(f"{gain}, reconstructed", mean(audit.spliced.gain), "the same from the reconstruction"),
+        figure(f"{gain}, change", mean(audit.spliced.gain - audit.clean.gain), "reconstruction less model, by user"),
+    ]
+    if audit.found:
+        confidence = np.array([c.confidence for c in audit.found])
+        out += [
+            figure("confidence", mean(confidence), "mean over latents with a concept; 0.5 is chance"),
+            figure("confidence, null", mean(np.array([c.null for c in audit.found])), "with other latents' concepts"),
+            figure(
+                "beat the null",
+                float(np.mean([c.beats_null for c in audit.found])),
+                "share of latents that do better than 19 others' concepts",
+            ),
+            figure(
+                "recall",
+                mean(np.array([c.recall for c in audit.found])),
+                "share of strong samples that have the concept",
+            ),
+            figure("silence", mean(np.array([c.silence for c in audit.found])), "share of random samples that do not"),
+        ]
+    if audit.reranked:
+        n = audit.reranked.n_latents
+        out += [
+            figure(
+                "concept in the top ten", audit.reranked.concept, f"change of its share, {n} latents removed one by one"
+            ),
+            figure(
+                "concept in the top ten, control", audit.reranked.control, "the same if another such latent is removed"
+            ),
+            figure(f"{gain}, latent removed", audit.reranked.gain, "change over all users, mean over the latents"),
+        ]
+    return out
+
+
+def _concepts(found: list[ItemConcept], concepts: Concepts) -> Table:
+    order = sorted(found, key=lambda c: (-c.confidence, c.latent))[:ROWS]
+    columns = {
+        "feature": "feature", "concept": "text", "confidence": "number", "null": "number", "recall": "number",
+        "silence": "number", "tested": "number",
+    }  # fmt: skip
+    rows = [[c.latent, concepts.names[c.concept], c.confidence, c.null, c.recall, c.silence, c.n_tested] for c in order]
+    return table("Concepts of the recommended items", columns, rows)
+
+
+def _removals(audit: _Audit, concepts: Concepts) -> Table:
+    of = {c.latent: concepts.names[c.concept] for c in audit.found}
+    rows = audit.reranked.by_latent if audit.reranked else []
+    columns = {"feature": "feature", "concept": "text", "change": "number", "other removed": "number"}
+    return table(
+        "Share of the concept in the top ten when the latent is removed",
+        columns,
+        [[latent, of[latent], own, other] for latent, own, other in sorted(rows, key=lambda row: row[1])],
+    )
