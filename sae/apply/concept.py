@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +67,20 @@ class ConceptByExample:
             ends = (None if x != x else x for x in values[key])
             values[key] = dict(zip(("value", "low", "high"), ends, strict=True))
         return values
+
+
+def scores_of(stored: Mapping[str, Any], maxima: Float[np.ndarray, "texts d_sae"]) -> Float[np.ndarray, " texts"]:
+    """The score of every text for a concept as `as_json` keeps it; the text has the concept above its threshold."""
+    if stored.get("tree") is None:
+        return maxima[:, stored["features"]] @ np.array(stored["weights"], np.float64)
+    nodes = [TreeNode(*node) for node in stored["tree"]]
+    out = np.zeros(len(maxima))
+    for number, row in enumerate(maxima):
+        node = nodes[0]
+        while node.feature is not None:
+            node = nodes[node.below if row[node.feature] <= node.threshold else node.above]
+        out[number] = node.share
+    return out
 
 
 def learn(
