@@ -88,6 +88,12 @@ def finished(shared_root: Path, tree: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def hidden(shared_root: Path, tree: dict[str, Any]) -> Path:
+    """Run folder with a dictionary of an MLP's hidden layer."""
+    return _trained(shared_root, "hidden", tree, sae=[{**tree["sae"][0], "hook": "mlp_hidden.1", "d_sae": 96}])
+
+
+@pytest.fixture(scope="session")
 def every_architecture(shared_root: Path, tree: dict[str, Any]) -> Path:
     """Run folder with a dictionary of every architecture, and one of the heads of a layer."""
     from bits import run_small

@@ -9,9 +9,12 @@ import pytest
 import torch
 from fixtures import copy_run, run_here
 
+from feature_store.results.findings import Finding
 from sae.evaluation.measures import MEASURES
+from sae.evaluation.measures.causal_audit import row_effect, split
 from sae.evaluation.measures.probing import probe_auc, select_latents
 from sae.evaluation.measures.quasi_orthogonality import epsilon_lbo
+from sae.evaluation.measures.scrambling import scrambled
 from sae.evaluation.measures.stability import matched_cosines
 from sae.foundation.metrics import normalised_mse, spearman
 from sae.publish import dictionary
@@ -76,7 +79,7 @@ def test_every_measure_but_the_downloaded_one_runs_on_a_finished_run(copy):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["fvu"] == pytest.approx(before["fvu"], rel=1e-4)  # the same held-out text again
     assert metrics["ce_increase"] == pytest.approx(before["ce_increase"], abs=1e-4)
-    assert set(metrics["measured"]) >= set(names) - {"heads"}
+    assert set(metrics["measured"]) >= set(names) - {"heads", "causal_audit"}
     assert metrics["epsilon_lbo"]["median"] > 0 and (folder / "zf.png").stat().st_size > 1000
     assert 0 < metrics["meta_structure"]["random_rows"] < 1
     attribution = metrics["attribution"]  # the gradient tells which latents matter far better than the activation alone
@@ -130,3 +133,58 @@ def test_the_command_line_names_every_measure():
     from sae.commands.command import plugin_names
 
     assert set(MEASURES) == set(plugin_names("sae.evaluation.measures"))
+
+
+def test_directions_are_split_by_what_the_output_weights_can_move():
+    generator = torch.Generator().manual_seed(0)
+    w_out = torch.randn(8, 20, generator=generator)
+    directions = torch.randn(6, 20, generator=generator)
+    parts = split(directions, w_out)
+    torch.testing.assert_close(parts.row + parts.null, directions)
+    assert (parts.null @ w_out.T).abs().max() < 1e-4
+    torch.testing.assert_close(parts.row @ w_out.T, directions @ w_out.T, atol=1e-4, rtol=1e-4)
+    assert split(w_out[:3].clone(), w_out).null_share.max() < 1e-5
+    many = split(torch.randn(500, 20, generator=generator), w_out)
+    assert many.null_share.mean() == pytest.approx(12 / 20, abs=0.03)  # the null space has 12 of 20 dimensions
+
+
+def test_a_direction_that_reads_where_nothing_moves_is_flagged():
+    """Makelov's illusion: the concept lies in the null space, and an idle direction in the row space does the work."""
+    w_out = torch.zeros(4, 10)
+    w_out[:, :4] = torch.eye(4)
+    concept, idle, honest = torch.zeros(3, 10)
+    concept[7], idle[1], honest[2] = 1, 1, 1
+    directions = torch.stack([concept + idle, honest])
+    differences = torch.stack([3 * concept, 3 * honest + 0.1 * concept])
+    parts = split(directions, w_out)
+    effect = row_effect(directions, parts, differences)
+    assert effect[0] == pytest.approx(0, abs=1e-6) and effect[1] == pytest.approx(1)
+    # Patching along the whole direction moves the output though the row space holds nothing of the concept.
+    unit = torch.nn.functional.normalize(directions[0], dim=0)
+    assert ((unit @ differences[0]) * (w_out @ unit)).norm() > 1
+
+
+def test_the_audit_of_a_hidden_layer_writes_a_finding(hidden, tmp_path):
+    run = copy_run(hidden, tmp_path / "tiny")
+    assert run_here("eval", run, "--measures", "causal_audit,scrambling").returncode == 0
+    folder = run / "dictionaries/first"
+    figures = json.loads((folder / "metrics.json").read_text())
+    audit = figures["causal_audit"]
+    assert 0 < audit["null_share"] < 1 and audit["random_null_share"] == pytest.approx(0.5, abs=0.05)  # 32 of 64
+    assert audit["kl_null"] < 1e-6 < audit["kl_whole"]
+    assert audit["kl_row"] == pytest.approx(audit["kl_whole"], rel=1e-3)  # what lies in the null space adds nothing
+    finding = Finding.read(folder / "findings/causal_audit")
+    assert finding.tables[0].rows[0][1] <= finding.tables[0].rows[-1][1]
+    active = figures["scrambling"]["active"]
+    assert set(active) == {"whole", "blocks_16", "blocks_4", "blocks_1", "random"} and active["whole"] > 0
+
+
+def test_shuffled_blocks_hold_the_same_tokens():
+    ids = np.arange(60).reshape(3, 20)
+    rng = np.random.default_rng(0)
+    assert scrambled(ids, None, rng) is ids
+    for block in (1, 4, 16):
+        out = scrambled(ids, block, rng)
+        assert (out[:, 0] == ids[:, 0]).all() and (np.sort(out, axis=1) == ids).all()
+        inside = np.diff(out[:, 1:], axis=1) == 1
+        assert inside.sum() >= 3 * (19 - -(-19 // block)) and (out != ids).any()
