@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from sae.apply.concept import learn, scores_of
-from sae.apply.reasoning import closures, truth_of
-from sae.apply.rules import Rule, rule_of
+from sae.apply.reasoning.rules import Rule, rule_of
+from sae.apply.reasoning.texts import closures, truth_of
 from sae.apply.text_codes import TextReader
 from sae.foundation.screen import Screen
 from sae.interpret.intervals import Interval, proportion

@@ -11,9 +11,10 @@ from fixtures import chromium, copy_run, run_here, serving, settled, strict, vio
 from pydantic import TypeAdapter
 
 from feature_store.results.findings import Finding
-from sae.apply.affine_map import fit_map
-from sae.apply.contrast import contrast, matched
+from sae.apply.contrast.affine_map import fit_map
+from sae.apply.contrast.sets import contrast
 from sae.apply.direction import decompose, difference_of_means, principal_difference, weighted_direction
+from sae.apply.removal import matched
 from sae.errors import DataError
 from server import responses
 

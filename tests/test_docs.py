@@ -66,6 +66,29 @@ def test_the_code_of_the_python_page_runs(finished, monkeypatch, capsys):
     assert tables["scores"]["feature"].nunique() > 10
 
 
+def test_the_code_of_the_page_on_contrasts_runs(finished, capsys):
+    page = (ROOT / "docs/contrast.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    for old, new in (("runs/quickstart/dictionaries/resid-4096", str(finished / "dictionaries/first")), ("783", "7")):
+        assert old in block
+        block = block.replace(old, new)
+    names: dict = {}
+    exec(compile(block, "docs/contrast.md", "exec"), names)
+    assert len(capsys.readouterr().out.strip()) > 0
+
+
+def test_the_commands_of_every_page_are_commands():
+    """Every `sae NAME` in the README and the pages is one of the parser's, with options that it knows."""
+    known = {command.prog: command.format_help() for command in with_verbs(parser())}
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for line in re.findall(r"^(sae [a-z].*)$", path.read_text(), re.M):
+            words = line.split("#")[0].split()
+            name = max((n for n in known if line.startswith(f"{n} ") or line == n), key=len, default=None)
+            assert name is not None, f"{path.name}: {line}"
+            for option in (word for word in words if word.startswith("--")):
+                assert option in known[name], f"{path.name}: {option} of {name}"
+
+
 def test_import_sae_is_light_and_names_what_it_offers():
     code = "import sae, sys; assert 'torch' not in sys.modules; [getattr(sae, n) for n in dir(sae)]; assert 'torch' in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0

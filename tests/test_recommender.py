@@ -13,9 +13,9 @@ from fixtures import run_here
 
 from feature_store.results.findings import Finding
 from feature_store.store import Store
-from sae.apply.interactions import Columns, Item, read_sequences
-from sae.apply.item_concepts import Firings, concepts_of, item_concepts, strong_from
-from sae.apply.recommender import FIRST, PAD, RecommenderSettings, last_logits, model_of, ranking, train, windows
+from sae.apply.recommender.interactions import Columns, Item, read_sequences
+from sae.apply.recommender.item_concepts import Firings, concepts_of, item_concepts, strong_from
+from sae.apply.recommender.model import FIRST, PAD, RecommenderSettings, last_logits, model_of, ranking, train, windows
 from sae.errors import ConfigError, DataError
 
 COLUMNS = Columns()

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from sklearn.cross_decomposition import PLSRegression
 
 from feature_store.results.findings import Finding
-from sae.apply.risk import _fit, foretell
+from sae.apply.risk.foretelling import _fit, foretell
 from sae.errors import DataError
 
 

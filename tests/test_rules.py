@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from feature_store.results.findings import Finding
 from sae.apply.concept import learn, scores_of
-from sae.apply.rules import check_rules, closure, explained, holds, observed, read_rules, rule_of
+from sae.apply.reasoning.rules import check_rules, closure, explained, holds, observed, read_rules, rule_of
 from sae.errors import ConfigError
 
 CHAIN = [

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_store.results.findings import Finding
-from sae.apply.selection import Prototype, jaccard, vectors_in
+from sae.apply.selection.vectors import Prototype, jaccard, vectors_in
 from sae.apply.text_codes import TextCodes
 from sae.errors import DataError
 from sae.text.brought import NamedText

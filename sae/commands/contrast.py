@@ -10,7 +10,7 @@ from sae.commands.command import Command
 
 if TYPE_CHECKING:
     from feature_store.results.findings import Finding
-    from sae.apply.contrast_finding import ContrastSettings
+    from sae.apply.contrast.report import ContrastSettings
 
 
 @final
@@ -46,7 +46,7 @@ class ContrastCommand(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Contrasts and prints what came out."""
-        from sae.apply.contrast_finding import ContrastSettings
+        from sae.apply.contrast.report import ContrastSettings
         from sae.apply.finding import as_text
 
         settings = ContrastSettings(
@@ -60,7 +60,7 @@ class ContrastCommand(Command):
 
 def contrast_texts(folder: Path, settings: ContrastSettings, *, name: str, run_folder: Path | None) -> Finding:
     """Contrasts two sets of texts and writes the finding into the dictionary's folder; returns it."""
-    from sae.apply.contrast_finding import contrast_finding
+    from sae.apply.contrast.report import contrast_finding
     from sae.apply.finding import finding_folder
     from sae.foundation.files import owned
     from sae.foundation.screen import Screen

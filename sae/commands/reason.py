@@ -59,8 +59,8 @@ class Reason(Command):
 
 
 def _steer(arguments: Namespace) -> int:
-    from sae.apply.reasoning import check_known, steered
-    from sae.apply.rules import explained, read_rules
+    from sae.apply.reasoning.rules import explained, read_rules
+    from sae.apply.reasoning.texts import check_known, steered
     from sae.foundation.files import read_json
     from sae.foundation.screen import Screen
     from sae.foundation.visible import visible
@@ -84,9 +84,9 @@ def reason_about(
 ) -> Finding:
     """Applies rules to texts and writes the finding into the dictionary's folder; returns it."""
     from sae.apply.finding import finding_folder
-    from sae.apply.reasoning import check_known
-    from sae.apply.reasoning_finding import reasoning_finding
-    from sae.apply.rules import read_rules
+    from sae.apply.reasoning.report import reasoning_finding
+    from sae.apply.reasoning.rules import read_rules
+    from sae.apply.reasoning.texts import check_known
     from sae.foundation.files import owned, read_json
     from sae.foundation.screen import Screen
     from sae.pipeline.reading import reader_of

@@ -10,8 +10,8 @@ from sae.commands.command import Command
 
 if TYPE_CHECKING:
     from feature_store.results.findings import Finding
-    from sae.apply.interactions import Columns
-    from sae.apply.recommender import RecommenderSettings
+    from sae.apply.recommender.interactions import Columns
+    from sae.apply.recommender.model import RecommenderSettings
 
 
 @final
@@ -60,8 +60,8 @@ class Recommend(Command):
 
 
 def _train(arguments: Namespace) -> int:
-    from sae.apply.interactions import Columns
-    from sae.apply.recommender import RecommenderSettings
+    from sae.apply.recommender.interactions import Columns
+    from sae.apply.recommender.model import RecommenderSettings
 
     columns = Columns(
         arguments.user, arguments.item, arguments.time, title=arguments.title, year=arguments.year,
@@ -90,8 +90,8 @@ def train_recommender(
     interactions: Path, items: Path, out: Path, *, columns: Columns, settings: RecommenderSettings
 ) -> None:
     """Trains a recommender and writes it into the new folder `out`, with texts and a config for a dictionary of it."""
-    from sae.apply.interactions import read_sequences
-    from sae.apply.recommender import last_logits, ranking, save, train
+    from sae.apply.recommender.interactions import read_sequences
+    from sae.apply.recommender.model import last_logits, ranking, save, train
     from sae.foundation.new_folder import write_new_folder
     from sae.foundation.screen import Screen
 
@@ -117,7 +117,7 @@ def train_recommender(
 def audit_recommender(folder: Path, data: Path | None, *, name: str, seed: int, run_folder: Path | None) -> Finding:
     """Audits a dictionary of a recommender and writes the finding into its folder; returns it."""
     from sae.apply.finding import finding_folder
-    from sae.apply.recommender_finding import recommender_finding
+    from sae.apply.recommender.report import recommender_finding
     from sae.errors import ConfigError
     from sae.foundation.files import owned
     from sae.foundation.screen import Screen

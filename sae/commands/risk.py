@@ -10,7 +10,7 @@ from sae.commands.command import Command
 
 if TYPE_CHECKING:
     from feature_store.results.findings import Finding
-    from sae.apply.risk_finding import RiskSettings
+    from sae.apply.risk.report import RiskSettings
 
 
 @final
@@ -42,7 +42,7 @@ class Risk(Command):
     def run(self, arguments: Namespace) -> int:
         """Foretells and prints how well."""
         from sae.apply.finding import as_text
-        from sae.apply.risk_finding import RiskSettings
+        from sae.apply.risk.report import RiskSettings
 
         settings = RiskSettings(
             arguments.texts, arguments.scores, arguments.most, remove=arguments.remove, seed=arguments.seed
@@ -55,7 +55,7 @@ class Risk(Command):
 def foretell_texts(folder: Path, settings: RiskSettings, *, name: str, run_folder: Path | None) -> Finding:
     """Foretells scores of texts and writes the finding into the dictionary's folder; returns it."""
     from sae.apply.finding import finding_folder
-    from sae.apply.risk_finding import risk_finding
+    from sae.apply.risk.report import risk_finding
     from sae.foundation.files import owned
     from sae.foundation.screen import Screen
     from sae.pipeline.reading import reader_of

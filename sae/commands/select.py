@@ -10,7 +10,7 @@ from sae.commands.command import Command
 
 if TYPE_CHECKING:
     from feature_store.results.findings import Finding
-    from sae.apply.selection_finding import SelectionSettings
+    from sae.apply.selection.report import SelectionSettings
 
 
 @final
@@ -46,7 +46,7 @@ class Select(Command):
     def run(self, arguments: Namespace) -> int:
         """Selects and prints why."""
         from sae.apply.finding import as_text
-        from sae.apply.selection_finding import SelectionSettings
+        from sae.apply.selection.report import SelectionSettings
 
         settings = SelectionSettings(
             like=arguments.like, corpus=arguments.corpus, share=arguments.share, similarity=arguments.similarity,
@@ -65,7 +65,7 @@ def select_documents(
 ) -> Finding:
     """Selects documents into the folder `out` and writes the finding into the dictionary's folder; returns it."""
     from sae.apply.finding import finding_folder
-    from sae.apply.selection_finding import selection_finding
+    from sae.apply.selection.report import selection_finding
     from sae.foundation.files import owned
     from sae.foundation.screen import Screen
     from sae.pipeline.reading import reader_of

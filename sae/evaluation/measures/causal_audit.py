@@ -81,7 +81,7 @@ class CausalAudit(Measure):
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""
         sae, hook = subject.sae, subject.sae.config.writes[0]
-        weight = resolve(subject.lm, hook).module.weight
+        weight = resolve(subject.lm, hook).module.get_parameter("weight")
         w_out = (
             weight.float() if weight.shape[1] == sae.d_out else weight.T.float()
         )  # Conv1D keeps it the other way round

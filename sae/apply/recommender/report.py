@@ -10,9 +10,9 @@ import numpy as np
 
 from feature_store.results.findings import Figure, Finding, Table
 from sae.apply.finding import figure, table, write_finding
-from sae.apply.item_concepts import Concepts, ItemConcept, concepts_of, item_concepts
-from sae.apply.recommendations import Histories, Reranked, firings_of, read_histories, reconstructed, rerank
-from sae.apply.recommender import TOP, Ranking
+from sae.apply.recommender.item_concepts import Concepts, ItemConcept, concepts_of, item_concepts
+from sae.apply.recommender.model import TOP, Ranking
+from sae.apply.recommender.recommendations import Histories, Reranked, firings_of, read_histories, reconstructed, rerank
 from sae.apply.text_codes import TextReader
 from sae.errors import DataError
 from sae.foundation.screen import Screen
@@ -25,7 +25,7 @@ REMOVED, ROWS = 50, 500
 class _Audit(NamedTuple):
     clean: Ranking
     spliced: Ranking
-    found: list[ItemConcept]
+    labelled: list[ItemConcept]
     reranked: Reranked | None
 
 
@@ -38,32 +38,32 @@ def recommender_finding(
     if not concepts.names:
         raise DataError(f"{data}: no category or word of a title is common to five items; concepts need some.")
     with screen.progress("audit", 4, "steps") as progress:
-        audit = _audited(reader, histories, concepts, seed, progress.update)
+        audit = _audited(reader, histories, concepts, seed=seed, tell=progress.update)
 
-    labelled, confident = len(audit.found), sum(c.confidence >= CONFIDENT for c in audit.found)
+    n_labelled, confident = len(audit.labelled), sum(c.confidence >= CONFIDENT for c in audit.labelled)
     return write_finding(
         folder, name, system="recommend", title=f"What latents of {data.name} recommend",
-        summary=f"{labelled:,} latents have a concept of the items that they recommend, {confident:,} of them with a confidence of "
+        summary=f"{n_labelled:,} latents have a concept of the items that they recommend, {confident:,} of them with a confidence of "
         f"{CONFIDENT} or more.",
         settings={"items": len(histories.items), "users": len(histories.users), "concepts": len(concepts.names), "seed": seed},
-        figures=_figures(audit), tables=[_concepts(audit.found, concepts), _removals(audit, concepts)],
+        figures=_figures(audit), tables=[_concepts(audit.labelled, concepts), _removals(audit, concepts)],
     )  # fmt: skip
 
 
 def _audited(
-    reader: TextReader, histories: Histories, concepts: Concepts, seed: int, tell: Callable[[int], None]
+    reader: TextReader, histories: Histories, concepts: Concepts, *, seed: int, tell: Callable[[int], None]
 ) -> _Audit:
     clean, spliced = reconstructed(reader, histories)
     tell(1)
     firings, samples = firings_of(reader, histories)
     tell(2)
-    found = item_concepts(firings, concepts, seed)
+    labelled = item_concepts(firings, concepts, seed)
     tell(3)
-    sure = [c for c in found if c.confidence >= CONFIDENT and c.beats_null]
+    sure = [c for c in labelled if c.confidence >= CONFIDENT and c.beats_null]
     picked = [sure[place] for place in np.random.default_rng(seed).permutation(len(sure))[:REMOVED]]
     reranked = rerank(reader, picked, samples, concepts, histories=histories, seed=seed) if picked else None
     tell(4)
-    return _Audit(clean, spliced, found, reranked)
+    return _Audit(clean, spliced, labelled, reranked)
 
 
 def _figures(audit: _Audit) -> list[Figure]:
@@ -75,22 +75,26 @@ def _figures(audit: _Audit) -> list[Figure]:
         figure(f"{gain}, reconstructed", mean(audit.spliced.gain), "the same from the reconstruction"),
         figure(f"{gain}, change", mean(audit.spliced.gain - audit.clean.gain), "reconstruction less model, by user"),
     ]
-    if audit.found:
-        confidence = np.array([c.confidence for c in audit.found])
+    if audit.labelled:
+        confidence = np.array([c.confidence for c in audit.labelled])
         out += [
             figure("confidence", mean(confidence), "mean over latents with a concept; 0.5 is chance"),
-            figure("confidence, null", mean(np.array([c.null for c in audit.found])), "with other latents' concepts"),
+            figure(
+                "confidence, null", mean(np.array([c.null for c in audit.labelled])), "with other latents' concepts"
+            ),
             figure(
                 "beat the null",
-                float(np.mean([c.beats_null for c in audit.found])),
+                float(np.mean([c.beats_null for c in audit.labelled])),
                 "share of latents that do better than 19 others' concepts",
             ),
             figure(
                 "recall",
-                mean(np.array([c.recall for c in audit.found])),
+                mean(np.array([c.recall for c in audit.labelled])),
                 "share of strong samples that have the concept",
             ),
-            figure("silence", mean(np.array([c.silence for c in audit.found])), "share of random samples that do not"),
+            figure(
+                "silence", mean(np.array([c.silence for c in audit.labelled])), "share of random samples that do not"
+            ),
         ]
     if audit.reranked:
         n = audit.reranked.n_latents
@@ -106,8 +110,8 @@ def _figures(audit: _Audit) -> list[Figure]:
     return out
 
 
-def _concepts(found: list[ItemConcept], concepts: Concepts) -> Table:
-    order = sorted(found, key=lambda c: (-c.confidence, c.latent))[:ROWS]
+def _concepts(labelled: list[ItemConcept], concepts: Concepts) -> Table:
+    order = sorted(labelled, key=lambda c: (-c.confidence, c.latent))[:ROWS]
     columns = {
         "feature": "feature", "concept": "text", "confidence": "number", "null": "number", "recall": "number",
         "silence": "number", "tested": "number",
@@ -117,7 +121,7 @@ def _concepts(found: list[ItemConcept], concepts: Concepts) -> Table:
 
 
 def _removals(audit: _Audit, concepts: Concepts) -> Table:
-    of = {c.latent: concepts.names[c.concept] for c in audit.found}
+    of = {c.latent: concepts.names[c.concept] for c in audit.labelled}
     rows = audit.reranked.by_latent if audit.reranked else []
     columns = {"feature": "feature", "concept": "text", "change": "number", "other removed": "number"}
     return table(

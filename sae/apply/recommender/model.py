@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.apply.interactions import SEPARATOR, Item, Sequences
+from sae.apply.recommender.interactions import SEPARATOR, Item, Sequences
 from sae.errors import ConfigError
 
 PAD, UNKNOWN = 0, 1
@@ -107,8 +107,8 @@ def last_logits(model: Any, histories: list[list[int]], length: int, batch: int 
 
 def ranking(scores: Float[Tensor, "users items"], targets: list[int]) -> Ranking:
     """How the target item of every user ranks; equal scores rank before it."""
-    own = scores.gather(1, torch.tensor(targets)[:, None])
-    rank = (scores >= own).sum(1).clamp_min(1).numpy()
+    reached = scores.gather(1, torch.tensor(targets)[:, None])
+    rank = (scores >= reached).sum(1).clamp_min(1).numpy()
     hit = (rank <= TOP).astype(np.float64)
     return Ranking(hit, hit / np.log2(rank + 1))
 

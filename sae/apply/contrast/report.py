@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from feature_store.results.findings import Figure, Finding, Table
-from sae.apply.affine_map import fit_map
-from sae.apply.contrast import CONTROLS, Ablation, Contrast, ablation, contrast
+from sae.apply.contrast.affine_map import fit_map
+from sae.apply.contrast.sets import Contrast, contrast
 from sae.apply.direction import decompose, difference_of_means
 from sae.apply.finding import figure, table, write_finding
+from sae.apply.removal import CONTROLS, Ablation, ablation
 from sae.apply.text_codes import At, TextReader
 from sae.errors import ConfigError, DataError
 from sae.foundation.screen import Screen

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sae.apply.interactions import Item
+from sae.apply.recommender.interactions import Item
 
 SAMPLES, LEAST = 20, 5  # tested of a kind; strong samples that a latent must have of each half
 LEVEL, LEVELS = 5, 10

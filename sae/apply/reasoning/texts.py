@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.apply.concept import scores_of
 from sae.apply.edit import DirectionEdit, EditPlan, Sampling, generate
-from sae.apply.rules import Closure, Rule, closure, observed
+from sae.apply.reasoning.rules import Closure, Rule, closure, observed
 from sae.apply.text_codes import TextReader
 from sae.errors import ConfigError
 
@@ -33,6 +33,14 @@ class Truth(NamedTuple):
     def facts(self, text: int) -> frozenset[str]:
         """The concepts of one text."""
         return frozenset(name for name, yes in zip(self.names, self.holds[text], strict=True) if yes)
+
+
+class Continued(NamedTuple):
+    """What follows from a prompt, what the model writes after it, and what it writes when steered by the conclusions."""
+
+    closure: Closure
+    plain: str
+    steered: str
 
 
 def check_known(rules: list[Rule], concepts: StoredConcepts) -> None:
@@ -63,9 +71,9 @@ def closures(rules: list[Rule], truth: Truth) -> list[Closure]:
 
 
 def direction_of(
-    reader: TextReader, concepts: StoredConcepts, names: list[str], norm: float, factor: float = FACTOR
+    reader: TextReader, concepts: StoredConcepts, names: list[str], *, norm: float
 ) -> Float[Tensor, " d_out"]:
-    """The direction of some concepts, `factor` times `norm` long: decoder rows of their first ten features of positive weight.
+    """The direction of some concepts, half of `norm` long: decoder rows of their first ten features of positive weight.
 
     Row j of a concept is weighted by 1 - ln(j + 1) / ln(K + 1), the strongest first, and all concepts are added up.
     """
@@ -76,12 +84,12 @@ def direction_of(
         features = [feature for weight, feature in pairs[:STEERED] if weight > 0]
         decay = 1 - torch.arange(len(features)).add(1).log() / np.log(len(features) + 1)
         total += decay.to(total) @ F.normalize(reader.sae.W_dec[features], dim=1)
-    return F.normalize(total, dim=0) * norm * factor
+    return F.normalize(total, dim=0) * norm * FACTOR
 
 
 def steered(
     reader: TextReader, rules: list[Rule], concepts: StoredConcepts, prompt: str, *, n_tokens: int = 40
-) -> tuple[Closure, str, str]:
+) -> Continued:
     """What follows from a prompt, what the model writes after it, and what it writes when steered towards the conclusions.
 
     Conclusions that the dictionary has no concept of steer nothing. The direction is added at every generated token.
@@ -89,9 +97,9 @@ def steered(
     result = closure(rules, truth_of(reader, rules, concepts, [prompt]).facts(0))
     names = [step.concept for step in result.steps if step.concept in concepts]
     norm = float(np.linalg.norm(reader.activations([prompt], "last")))
-    edits = (DirectionEdit(direction_of(reader, concepts, names, norm)),) if names else ()
+    edits = (DirectionEdit(direction_of(reader, concepts, names, norm=norm)),) if names else ()
     plain, changed = (
         generate(reader.lm, reader.sae, prompt, EditPlan(part, positions="last"), sampling=Sampling(n_tokens))[0]
         for part in ((), edits)
     )
-    return result, plain, changed
+    return Continued(result, plain, changed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from feature_store.results.findings import Finding, Table
 from sae.apply.finding import figure, table, write_finding
-from sae.apply.selection import SIMILARITIES, Prototype, Ranked, prototype_of, vectors_in, write_selected
+from sae.apply.selection.vectors import SIMILARITIES, Prototype, Ranked, prototype_of, vectors_in, write_selected
 from sae.apply.text_codes import TextReader
 from sae.errors import ArtefactError, ConfigError, DataError
 from sae.foundation.files import read_json, write_json

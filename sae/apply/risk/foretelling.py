@@ -53,7 +53,7 @@ def foretell(means: csr_array, scores: Float[np.ndarray, " texts"], *, n_latents
     if np.ptp(scores) == 0:
         raise DataError("all scores are the same; there is nothing to foretell.")
 
-    fires = np.asarray((means > 0).sum(axis=0)).ravel()
+    fires = np.asarray(means.astype(bool).sum(axis=0)).ravel()
     columns = np.flatnonzero(fires >= LEAST_FIRING)
     if not len(columns):
         raise DataError(f"no latent fires on {LEAST_FIRING} of the texts or more; give more or longer texts.")
@@ -81,9 +81,15 @@ def foretell(means: csr_array, scores: Float[np.ndarray, " texts"], *, n_latents
     r2 = _resampled(np.square(y - chosen), totals, rng)
 
     return Risk(
-        r2, by_components, null, a + 1, columns[order].tolist(), weights=weights[order].tolist(),
-        importance=importance[order].tolist(), predicted=chosen,
-    )  # fmt: skip
+        r2=r2,
+        by_components=by_components,
+        null=null,
+        components=a + 1,
+        latents=columns[order].tolist(),
+        weights=weights[order].tolist(),
+        importance=importance[order].tolist(),
+        predicted=chosen,
+    )
 
 
 class _HeldOut(NamedTuple):

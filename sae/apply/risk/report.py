@@ -11,9 +11,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from feature_store.results.findings import Figure, Finding, Table
-from sae.apply.contrast import CONTROLS, Ablation, ablation
 from sae.apply.finding import figure, table, write_finding
-from sae.apply.risk import Risk, foretell
+from sae.apply.removal import CONTROLS, Ablation, ablation
+from sae.apply.risk.foretelling import Risk, foretell
 from sae.apply.text_codes import TextReader
 from sae.errors import ConfigError
 from sae.foundation.screen import Screen
@@ -76,7 +76,7 @@ def risk_finding(folder: Path, name: str, reader: TextReader, settings: RiskSett
         step()
         risk = foretell(means, score, seed=settings.seed)
         step()
-        removed = _removal(_Run(reader, texts, score, means, step), risk, settings)
+        removed = _removal(_Run(reader, texts, score, means, step=step), risk, settings)
 
     return write_finding(
         folder, name, system="risk", title=f"What foretells the {what} of {source}",
@@ -97,7 +97,7 @@ def _removal(run: _Run, risk: Risk, settings: RiskSettings) -> Ablation | None:
     order = np.argsort(-run.score, kind="stable")
     n = len(order) // WORST
     worst, best = ([run.texts[place] for place in places] for places in (order[:n], order[-n:]))
-    rate = np.asarray((run.means > 0).mean(axis=0)).ravel()
+    rate = np.asarray(run.means.astype(bool).mean(axis=0)).ravel()
     return ablation(run.reader, (worst, best), chosen, rate, seed=settings.seed, step=run.step)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from feature_store.results.findings import Finding
 from sae.apply.finding import table, write_finding
-from sae.apply.reasoning import StoredConcepts, closures, truth_of
-from sae.apply.rules import Rule, explained
+from sae.apply.reasoning.rules import Rule, explained
+from sae.apply.reasoning.texts import StoredConcepts, closures, truth_of
 from sae.apply.text_codes import TextReader
 from sae.text.brought import some_texts
 

@@ -86,15 +86,15 @@ def read_sequences(interactions: Path, items: Path, columns: Columns, least: int
             raise DataError(f"{interactions}, row {number}: {row[columns.time]!r} is no time; give seconds.") from None
 
     while True:
-        users, kept = Counter(user for user, _, _ in rows), Counter(item for _, item, _ in rows)
-        core = [row for row in rows if users[row[0]] >= least and kept[row[1]] >= least]
+        users, items_used = Counter(user for user, _, _ in rows), Counter(item for _, item, _ in rows)
+        core = [row for row in rows if users[row[0]] >= least and items_used[row[1]] >= least]
         if len(core) == len(rows):
             break
         rows = core
     if not rows:
         raise DataError(f"{interactions}: no user and item have {least} interactions with each other's like.")
 
-    names = sorted(kept, key=lambda item: (len(item), item))
+    names = sorted(items_used, key=lambda item: (len(item), item))
     number_of = {name: number for number, name in enumerate(names)}
     by_user: dict[str, list[int]] = {}
     for user, item, _ in sorted(rows, key=lambda row: row[2]):

@@ -12,9 +12,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.apply.edit import EditPlan, FeatureEdit, edited
-from sae.apply.interactions import Item
-from sae.apply.item_concepts import Concepts, Firings, ItemConcept
-from sae.apply.recommender import FIRST, ITEMS_FILE, TEXT_FILE, TOP, Ranking, last_logits, ranking, scores_of, windows
+from sae.apply.recommender.interactions import Item
+from sae.apply.recommender.item_concepts import Concepts, Firings, ItemConcept
+from sae.apply.recommender.model import (
+    FIRST,
+    ITEMS_FILE,
+    TEXT_FILE,
+    TOP,
+    Ranking,
+    last_logits,
+    ranking,
+    scores_of,
+    windows,
+)
 from sae.apply.text_codes import TextReader
 from sae.errors import ArtefactError
 from sae.interpret.intervals import Interval, mean
@@ -127,8 +137,8 @@ def rerank(
             )
         )
     gains = _gains(reader, [concept.latent for concept in chosen], histories)
-    own, control = (np.array([row[place] for row in rows]) for place in (1, 2))
-    return Reranked(len(chosen), mean(own), mean(control), mean(gains), by_latent=rows)
+    changes, control = (np.array([row[place] for row in rows]) for place in (1, 2))
+    return Reranked(len(chosen), mean(changes), mean(control), mean(gains), by_latent=rows)
 
 
 def _scores(reader: TextReader, latent: int | None, histories: list[list[int]]) -> Float[Tensor, "samples items"]:

@@ -1,0 +1,1 @@
+"""Rules over the concepts that a dictionary sees in texts."""

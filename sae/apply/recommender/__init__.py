@@ -1,0 +1,1 @@
+"""A recommender as a language model over items, and what a dictionary of it holds."""

@@ -1,0 +1,1 @@
+"""Which latents of a text foretell a score of it."""
