@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from fixtures import harvested, ids, small_model
+from fixtures import copy_run, harvested, ids, run_here, small_model
 
 from sae.apply.attention import attribute, head_shares
 from sae.architectures import build
 from sae.architectures.topk import TopKConfig
 from sae.errors import ConfigError
+from sae.evaluation.measures.head_attribution import agreement, contributions
 from sae.model.hookpoints import HookPoint
 
 HOOK = HookPoint("attn_z", 1)
@@ -49,3 +52,32 @@ def test_other_hook_points_are_refused():
     lm = small_model("Llama")
     with pytest.raises(ConfigError, match="needs a dictionary at one attn_z"):
         attribute(lm, dictionary(32, HookPoint("resid_post", 1)), 0, torch.arange(8))
+
+
+def test_what_heads_add_sums_to_the_pre_activation():
+    generator = torch.Generator().manual_seed(0)
+    z, encoder = torch.randn(7, 24, generator=generator), torch.randn(7, 24, generator=generator)
+    parts = contributions(z, encoder, 4)
+    assert parts.shape == (7, 4)
+    torch.testing.assert_close(parts.sum(1), (z * encoder).sum(1))
+    torch.testing.assert_close(parts[:, 1], (z[:, 6:12] * encoder[:, 6:12]).sum(1))
+
+
+def test_agreement_of_the_same_shares_is_whole_and_of_others_none():
+    shares = torch.rand(400, 8, generator=torch.Generator().manual_seed(1))
+    same = agreement(shares, shares * 3)
+    assert same.correlation.min() > 0.999 and same.same_first.all()
+    assert agreement(shares, -shares).correlation.max() < -0.999
+    other = agreement(shares, torch.rand(400, 8, generator=torch.Generator().manual_seed(2)))
+    assert abs(float(other.correlation.mean())) < 0.06 and float(other.same_first.mean()) < 0.25
+
+
+def test_both_attributions_of_a_run_are_compared(every_architecture, tmp_path):
+    run = copy_run(every_architecture, tmp_path / "bits")
+    assert run_here("eval", run / "dictionaries/heads", "--measures", "head_attribution").returncode == 0
+    figures = json.loads((run / "dictionaries/heads/metrics.json").read_text())["head_attribution"]
+    assert (
+        figures["latents"] > 10
+        and -1 <= figures["spearman_low"] <= figures["spearman"] <= figures["spearman_high"] <= 1
+    )
+    assert 0 <= figures["same_first"] <= 1

@@ -79,7 +79,7 @@ def test_every_measure_but_the_downloaded_one_runs_on_a_finished_run(copy):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["fvu"] == pytest.approx(before["fvu"], rel=1e-4)  # the same held-out text again
     assert metrics["ce_increase"] == pytest.approx(before["ce_increase"], abs=1e-4)
-    assert set(metrics["measured"]) >= set(names) - {"heads", "causal_audit"}
+    assert set(metrics["measured"]) >= set(names) - {"heads", "head_attribution", "causal_audit"}
     assert metrics["epsilon_lbo"]["median"] > 0 and (folder / "zf.png").stat().st_size > 1000
     assert 0 < metrics["meta_structure"]["random_rows"] < 1
     attribution = metrics["attribution"]  # the gradient tells which latents matter far better than the activation alone
