@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from sae.foundation.files import dictionaries_in, owned
 from sae.foundation.screen import Screen
 from sae.foundation.stop import StopRequest
+from sae.model.hookpoints import Channel
 from sae.pipeline.stage import Run
 from sae.pipeline.stages.prepare import Prepare
 from sae.publish import dictionary
@@ -24,12 +25,16 @@ def borrowed_run(path: Path, run_folder: Path | None) -> tuple[Run, list[Path]]:
     return Run((run_folder or folders[0].parent.parent).resolve(), Screen()), folders
 
 
-@contextmanager
-def prepared(run: Run, folders: list[Path]) -> Iterator[tuple[Prepare, Path]]:
+def prepared(run: Run, folders: list[Path]) -> AbstractContextManager[tuple[Prepare, Path]]:
     """The stage that loads the run's model and text for these dictionaries, and a scratch folder that is removed."""
 
     configs = [dictionary.load(folder).config for folder in folders]
-    channels = tuple(dict.fromkeys(channel for config in configs for channel in config.channels))
+    return prepared_for(run, tuple(dict.fromkeys(channel for config in configs for channel in config.channels)))
+
+
+@contextmanager
+def prepared_for(run: Run, channels: tuple[Channel, ...]) -> Iterator[tuple[Prepare, Path]]:
+    """The same for any channels."""
     scratch = run.folder / SCRATCH
 
     with owned(run.folder), StopRequest().listening() as run.stop:

@@ -1,0 +1,99 @@
+"""Factors of a run's activations; see `sae.apply.factors`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from feature_store.dictionary_files import Provenance
+from feature_store.results.findings import Finding
+from sae.apply.factors.dictionary import Fitted, as_dictionary, parents_of
+from sae.apply.factors.factorisation import Factors, factorise_stream
+from sae.apply.finding import figure, table, write_finding
+from sae.foundation.files import dictionaries_in
+from sae.model.hookpoints import Channel, HookPoint
+from sae.pipeline.stage import Run, Stage
+from sae.pipeline.stages.prepare import Prepare
+from sae.publish.dictionary import read_card
+
+BATCH, NEURONS = 4096, 8
+
+
+@final
+@dataclass(frozen=True)
+class Factor(Stage):
+    """Factorises `tokens` of the training stream at one hook point; `factors` and `fitted` are filled in."""
+
+    hook: HookPoint
+    name: str
+    rank: int
+    share: float
+    tokens: int
+    passes: int
+    seed: int
+    factors: list[Factors] = field(default_factory=list)
+    fitted: list[Fitted] = field(default_factory=list)
+
+    title = "factor"
+    needs = (Prepare,)
+
+    def done(self, run: Run) -> bool:
+        """Never: who asks for factors wants them."""
+        return False
+
+    def work(self, run: Run) -> None:
+        """See the class."""
+        total = min(self.tokens, run.prepared.train.contexts.n_contexts * run.config.text.ctx_len)
+        with run.screen.progress(self.title, total * self.passes) as progress:
+            factors = factorise_stream(
+                lambda: self._batches(run), self.rank, self.share, passes=self.passes, seed=self.seed,
+                tell=lambda n, loss: progress.update(n, fvu=loss),
+            )  # fmt: skip
+        self.factors.append(factors)
+        self.fitted.append(as_dictionary(factors, lambda: self._batches(run), name=self.name, hook=self.hook))
+
+    def _batches(self, run: Run) -> Iterator[Tensor]:
+        """Rows of the training stream in batches, up to `tokens` of them."""
+        train, n_read = run.prepared.train, 0
+        for number in range(train.n_segments):
+            for rows in train.segment(number).x[Channel(self.hook)].split(BATCH):
+                if n_read >= self.tokens:
+                    return
+                part = rows[: self.tokens - n_read].to(device=run.prepared.lm.device, dtype=torch.float32)
+                n_read += len(part)
+                yield part
+
+    def provenance(self, run: Run) -> Provenance:
+        """That of the run's dictionaries, without their training."""
+        card = read_card(dictionaries_in(run.folder)[0])
+        same = {name: getattr(card, name) for name in ("model", "tokenizer", "corpus", "text", "config_sha256")}
+        return Provenance(run=run.config.name, seed=self.seed, **same)
+
+    def write_finding(self, folder: Path) -> Finding:
+        """What the factors are, as a finding of the new dictionary."""
+        (factors,), (fitted,) = self.factors, self.fitted
+        rows, parents = factors.rows, parents_of(factors.rows, self.seed)
+        neurons = rows.abs().topk(min(NEURONS, rows.shape[1]), dim=1).indices.tolist()
+        order = factors.energy.argsort(descending=True).tolist()
+        return write_finding(
+            folder, "factors", system="factor", title=f"{self.rank} factors of {self.hook}",
+            summary=f"Sums of {self.rank} factors leave {factors.losses[-1]:.1%} of the squares of {self.tokens:,} activations.",
+            settings={"hook": str(self.hook), "rank": self.rank, "share": self.share, "tokens": self.tokens,
+                      "passes": self.passes, "seed": self.seed},
+            figures=[
+                figure("left of the squares", factors.losses[-1], "||X - G F||^2 / ||X||^2 with the best weights, last pass"),
+                figure("left by the encoder", fitted.unexplained, "share of the weights' variance that the linear encoder misses"),
+            ],
+            tables=[
+                table(
+                    "Factors, by what they carry",
+                    {"feature": "feature", "share of squares": "number", "parent": "number", "strongest neurons": "text"},
+                    [[f, float(factors.energy[f]), parents[f], ", ".join(map(str, neurons[f]))] for f in order],
+                )
+            ],
+        )  # fmt: skip
