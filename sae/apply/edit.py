@@ -72,7 +72,9 @@ class EditPlan:
     def check(self, sae: SparseAutoencoder) -> None:
         """Raises `ConfigError` for a feature, a change or a shape that the dictionary does not have."""
         if len(sae.config.writes) != 1 or len(sae.config.reads) != 1:
-            raise ConfigError("this dictionary reads or writes several hook points; edits want one of each.")
+            raise ConfigError(
+                "this dictionary reads or writes several hook points, and edits want one of each. Leave removal out (0 features)."
+            )
         if self.positions not in get_args(Positions):
             raise ConfigError(f"positions: {self.positions!r}; allowed are {', '.join(get_args(Positions))}.")
         for edit in self.edits:

@@ -30,6 +30,11 @@ class Ablation(NamedTuple):
     control_b: Interval
 
 
+def check_removable(reader: TextReader) -> None:
+    """Raises `ConfigError`, before anything is read, for a dictionary whose latents cannot be removed."""
+    EditPlan(()).check(reader.sae)
+
+
 def ablation(
     reader: TextReader,
     texts: tuple[list[str], list[str]],

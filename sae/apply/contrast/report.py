@@ -12,7 +12,7 @@ from sae.apply.contrast.affine_map import fit_map
 from sae.apply.contrast.sets import Contrast, contrast
 from sae.apply.direction import decompose, difference_of_means
 from sae.apply.finding import figure, table, write_finding
-from sae.apply.removal import CONTROLS, Ablation, ablation
+from sae.apply.removal import CONTROLS, Ablation, ablation, check_removable
 from sae.apply.text_codes import At, TextReader
 from sae.errors import ConfigError, DataError
 from sae.foundation.screen import Screen
@@ -50,6 +50,8 @@ def contrast_finding(
 
     Raises `DataError` if a text is in both sets or a set is too small.
     """
+    if settings.ablate:
+        check_removable(reader)
     texts = some_texts(settings.a, settings.texts), some_texts(settings.b, settings.texts)
     common = set(texts[0]) & set(texts[1])
     if common:

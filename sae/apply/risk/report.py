@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from feature_store.results.findings import Figure, Finding, Table
 from sae.apply.finding import figure, table, write_finding
-from sae.apply.removal import CONTROLS, Ablation, ablation
+from sae.apply.removal import CONTROLS, Ablation, ablation, check_removable
 from sae.apply.risk.foretelling import Risk, foretell
 from sae.apply.text_codes import TextReader
 from sae.errors import ConfigError
@@ -53,6 +53,8 @@ class _Run(NamedTuple):
 
 def risk_finding(folder: Path, name: str, reader: TextReader, settings: RiskSettings, *, screen: Screen) -> Finding:
     """Reads the texts, foretells their scores, tries removal, and writes the finding `name` of the dictionary."""
+    if settings.remove:
+        check_removable(reader)
     with screen.progress("risk", 3 + (CONTROLS + 2 if settings.remove else 0), "passes") as progress:
         done = 0
 

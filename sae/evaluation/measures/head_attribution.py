@@ -18,7 +18,7 @@ LEAST = 10  # firings of a latent
 
 
 class Agreement(NamedTuple):
-    """Of every latent: rank correlation over heads of both shares, and whether they name the same first head."""
+    """The rank correlation over heads of both shares by latent, and whether they name the same first head."""
 
     correlation: Float[Tensor, " latents"]
     same_first: Float[Tensor, " latents"]
