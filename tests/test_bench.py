@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import pytest
 import torch
 
-from sae.benchmarks import cached, index, models, processes, serve, stream
+from sae.architectures import build
+from sae.architectures.topk import TopKConfig
+from sae.benchmarks import cached, index, models, processes, serve, step, stream
 from sae.benchmarks.step import saedex
 from sae.cli import main
+from sae.errors import UnavailableError
+from sae.foundation.distributed import check_devices
 from sae.foundation.screen import Progress
-from sae.foundation.timing import timed
+from sae.foundation.timing import Timed, timed, together
 from sae.training.floors import Shape, floors
 from sae.training.trainer import SaeTrainer
 
@@ -141,3 +146,27 @@ def test_a_wrong_shape_is_one_clear_line(capsys):
     for text in ("1,2,3", "a,b,c,d", "16,8,9,4", "0,8,1,4"):
         assert main(["bench", "step", "--device", "cpu", "--shape", text]) == 2
         assert f"--shape: {text!r}" in capsys.readouterr().err
+
+
+def test_rounds_are_put_together_and_rows_are_no_decoder_rows(monkeypatch):
+    rounds = [Timed(2.0, 10, 1.0, 3.0), Timed(4.0, 30, 2.0, 9.0), Timed(3.0, 20, 0.5, 4.0)]
+    assert together(rounds) == Timed(3.0, 30, 0.5, 9.0)
+    seen = {}
+
+    def create(shape, rows, dtype, **train):
+        seen["cosine"] = torch.nn.functional.normalize(rows.float(), dim=1)
+        return lambda: None
+
+    monkeypatch.setattr("sae.benchmarks.step.saedex", create)
+    shape = Shape(32, 128, 4, 64)
+    measured = step.measure(shape, torch.device("cpu"), 2)
+    assert measured["steps"]["saedex"]["slowest"] >= measured["steps"]["saedex"]["fastest"]
+    sae = build(TopKConfig(name="x", hook="resid_post.0", d_sae=128, k=4), 32)
+    sae.initialise(torch.Generator().manual_seed(0), torch.zeros(32))
+    assert (seen["cosine"] * sae.W_dec[:64]).sum(1).abs().max() < 0.9
+
+
+def test_more_processes_than_gpus_are_one_line():
+    check_devices(2, 2)
+    with pytest.raises(UnavailableError, match=r"4 processes on a machine with 1 GPU; .*nproc-per-node 1"):
+        check_devices(4, 1)

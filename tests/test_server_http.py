@@ -75,9 +75,13 @@ def test_head_answers_as_get_without_a_body(client, path):
 def test_every_route_is_in_the_list(client):
     routes = client.get("/api/v1/openapi.json").json()["paths"]
     elsewhere = [
-        r for r, methods in routes.items() if "/comparisons" in r or "people" in next(iter(methods.values()))["tags"]
+        r
+        for r, methods in routes.items()
+        if "/comparisons" in r or "/findings" in r or "people" in next(iter(methods.values()))["tags"]
     ]
-    assert len(elsewhere) == 8  # tests/test_people.py and tests/test_compare.py look at those
+    assert (
+        len(elsewhere) == 10
+    )  # tests/test_people.py, tests/test_compare.py and tests/test_contrast_of_texts.py look at those
     for route in routes.keys() - {*elsewhere, "/api/v1/dictionaries/{dictionary}/search/vector"}:
         pattern = route.format(dictionary="tiny.first", feature=3, document=0, file="dictionary.zip")
         assert any(path.split("?")[0] == pattern for path in PATHS), route

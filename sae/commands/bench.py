@@ -94,12 +94,13 @@ def _write_json(arguments: Namespace, figures: dict[str, Any]) -> int:
 
 def _step(arguments: Namespace) -> int:
     from sae.benchmarks.step import CPU_SHAPES, GPU_SHAPES, measure, table
+    from sae.foundation.device import machine_facts
     from sae.training.floors import Shape
 
     device = _device(arguments)
     usual = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
     shapes = [Shape.parse(text) for text in arguments.shape] or list(usual)
-    figures: dict[str, Any] = {"device": _device_name(device), "shapes": []}
+    figures: dict[str, Any] = {"device": _device_name(device), "machine": machine_facts(device), "shapes": []}
     print(f"One training step with Adam; {figures['device']}. Medians of {arguments.repeats} steps.")
 
     for shape in shapes:

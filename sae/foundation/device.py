@@ -1,9 +1,11 @@
-"""Which device to compute on, and how much memory this process took at most."""
+"""Which device to compute on, what it is, and how much memory this process took at most."""
 
 from __future__ import annotations
 
 import os
 import resource
+import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -84,3 +86,16 @@ def peak_process_bytes() -> int:
     """The most memory that was resident at once, pages of mapped files included."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def machine_facts(device: torch.device) -> dict[str, str]:
+    """Versions of torch and of the GPU's driver, and its clocks now, as far as they can be told."""
+    facts = {"torch": torch.__version__}
+    program = shutil.which("nvidia-smi") if device.type == "cuda" else None
+    if program is None:
+        return facts
+    names = ("driver_version", "clocks.sm", "clocks.mem")
+    query = [program, f"--query-gpu={','.join(names)}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return facts | dict(zip(names, values, strict=False)) if done.returncode == 0 else facts

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from sae.errors import LostProcess, SaedexError, StoppedByPeer, exit_code_of
+from sae.errors import LostProcess, SaedexError, StoppedByPeer, UnavailableError, exit_code_of
 
 # A process that dies is noticed at once; one that hangs inside an exchange is noticed after this time.
 EXCHANGE_TIMEOUT = timedelta(minutes=5)
@@ -160,6 +160,15 @@ def _exchange(collective: Callable[..., Any], *arguments: Any, **options: Any) -
         ) from error
 
 
+def check_devices(n_processes: int, n_devices: int) -> None:
+    """Raises `UnavailableError` if there are more processes on this machine than GPUs."""
+    if n_processes > n_devices:
+        raise UnavailableError(
+            f"torchrun started {n_processes} processes on a machine with {n_devices} GPU{'s' * (n_devices != 1)}; each needs one. "
+            f"Give --nproc-per-node {n_devices}."
+        )
+
+
 @contextmanager
 def connected() -> Iterator[Processes]:
     """The processes that torchrun started together with this one; `ALONE` without torchrun."""
@@ -171,6 +180,7 @@ def connected() -> Iterator[Processes]:
     numba.set_num_threads(max(1, min(cores, numba.get_num_threads())))
     has_gpu = torch.cuda.is_available()
     if has_gpu:
+        check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
     try:

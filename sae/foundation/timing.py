@@ -15,13 +15,15 @@ T = TypeVar("T")
 
 
 class Timed(NamedTuple):
-    """Median seconds of a call, and the most bytes reserved on the GPU (0 on a CPU).
+    """Median seconds of a call with the fastest and the slowest, and the most bytes reserved on the GPU (0 on a CPU).
 
     Reserved, not allocated: torch does not count the memory of a recorded CUDA graph as allocated.
     """
 
     seconds: float
     peak_bytes: int
+    fastest: float
+    slowest: float
 
 
 def of_peer(call: Callable[[], T]) -> T | str:
@@ -45,7 +47,7 @@ def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEA
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
-        return Timed(statistics.median(seconds), 0)
+        return Timed(statistics.median(seconds), 0, min(seconds), max(seconds))
 
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -59,4 +61,14 @@ def timed(call: Callable[[], object], device: torch.device, repeats: int = REPEA
     torch.cuda.synchronize()
     each = [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
 
-    return Timed(statistics.median(each), torch.cuda.max_memory_reserved())
+    return Timed(statistics.median(each), torch.cuda.max_memory_reserved(), min(each), max(each))
+
+
+def together(rounds: list[Timed]) -> Timed:
+    """Several timings of one call as one: the median of their medians, the whole range, the most memory."""
+    return Timed(
+        statistics.median(timing.seconds for timing in rounds),
+        max(timing.peak_bytes for timing in rounds),
+        min(timing.fastest for timing in rounds),
+        max(timing.slowest for timing in rounds),
+    )

@@ -40,7 +40,7 @@ def rates(
         "harvest": n_tokens,
         "cache": n_tokens,
         "train": n_activations,
-        "index": n_tokens * len(config.sae),
+        "index": min(n_tokens, config.index.tokens or n_tokens) * len(config.sae),
     }
     stage_rates = {}
 
