@@ -18,7 +18,7 @@ from sae.errors import DataError
 from sae.text.brought import NamedText
 
 D_SAE = 40
-vectors = st.lists(st.floats(0, 100, width=32), min_size=5, max_size=5).map(np.array)
+vectors = st.lists(st.integers(0, 1000).map(lambda n: n / 8), min_size=5, max_size=5).map(np.array)
 
 
 @settings(max_examples=100, deadline=None)

@@ -25,6 +25,7 @@ from sae.text.brought import NamedText
 Similarity = Literal["jaccard", "cosine", "euclid"]
 SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 REASONS = 5
+DIGITS = 9  # of a score: sums in parallel differ in the last ones
 SCORES = {
     "jaccard": "coalesce(common, 0) / greatest(d.total + $total - coalesce(common, 0), 1e-30)",
     "cosine": "coalesce(product, 0) / greatest(d.length * $length, 1e-30)",
@@ -63,7 +64,7 @@ class DocumentVectors:
     """The vectors of a corpus in a DuckDB file, which grows as documents are read: what is stored is not read again."""
 
     def __init__(self, path: Path, memory_bytes: int = 2_000_000_000):
-        self._connection = duckdb.connect(str(path), config={"memory_limit": f"{memory_bytes}B", "threads": 2})
+        self._connection = duckdb.connect(str(path), config={"memory_limit": f"{memory_bytes}B"})
         self._connection.execute(TABLES)
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ class DocumentVectors:
             f"""with shared as (
                 select document, sum(least(m.value, p.value)::double) common, sum(m.value::double * p.value) product
                 from latent_mean m join prototype p using (latent) group by document)
-            select d.document, d.name, {SCORES[similarity]} score
+            select d.document, d.name, round({SCORES[similarity]}, {DIGITS}) score
             from document d left join shared s using (document)
             where d.n_tokens > 0 order by score desc, d.document limit {int(n)}""",
             _numbers_for(similarity, prototype),
@@ -152,19 +153,34 @@ def _numbers_for(similarity: Similarity, prototype: Prototype) -> dict[str, floa
 
 
 def write_selected(path: Path, ranked: list[Ranked], texts: Iterable[NamedText]) -> None:
-    """Writes the chosen documents, nearest first, as a Parquet file with name, score, features and text."""
+    """Writes the chosen documents, nearest first, as a Parquet file with name, score, features and text.
+
+    Texts are read in the order of the corpus and sorted on disk, so that not all of them are in memory.
+    """
     import pyarrow.parquet as pq
 
-    wanted = {row.document for row in ranked}
-    bodies = {number: text for number, (_, text) in enumerate(texts) if number in wanted}
-    columns = {
-        "document": [row.document for row in ranked],
-        "name": [row.name for row in ranked],
-        "score": [row.score for row in ranked],
-        "features": [row.features for row in ranked],
-        "text": [bodies[row.document] for row in ranked],
-    }
-    pq.write_table(pa.table(columns), path)
+    place_of = {row.document: place for place, row in enumerate(ranked)}
+    chosen = ((place_of[n], text) for n, (_, text) in enumerate(texts) if n in place_of)
+    unsorted, ready = path.with_suffix(".unsorted"), path.with_suffix(".writing")
+    schema = pa.schema({"place": pa.uint32(), "text": pa.string()})
+    with pq.ParquetWriter(unsorted, schema) as writer:
+        while group := list(itertools.islice(chosen, GROUP)):
+            places, bodies = zip(*group, strict=True)
+            writer.write_table(pa.table({"place": places, "text": bodies}, schema=schema))
+
+    with closing(duckdb.connect()) as connection:
+        rows = pa.table({  # noqa: F841  (DuckDB reads the variables)
+            "place": np.arange(len(ranked), dtype=np.uint32), "document": [row.document for row in ranked],
+            "name": [row.name for row in ranked], "score": [row.score for row in ranked],
+            "features": [row.features for row in ranked],
+        })  # fmt: skip
+        bodies_on_disk = connection.read_parquet(str(unsorted))  # noqa: F841
+        query = (
+            "select document, name, score, features, text from rows join bodies_on_disk using (place) order by place"
+        )
+        connection.sql(query).write_parquet(str(ready), compression="zstd")
+    unsorted.unlink()
+    ready.replace(path)
 
 
 def jaccard(one: Float[np.ndarray, " d_sae"], other: Float[np.ndarray, " d_sae"]) -> float:
