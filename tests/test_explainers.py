@@ -15,7 +15,7 @@ from fixtures import EACH, KINDS, RANDOM, SILENT, explanations, feature_scores, 
 from feature_store.queries import interpretation
 from feature_store.store import Store
 from sae.foundation.distributed import Processes
-from sae.interpret.evidence import SPLIT_ID, Counts
+from sae.interpret.evidence import SPLIT_ID, Counts, Strong
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds
 from sae.interpret.explanation_table import rule_interval
@@ -212,3 +212,12 @@ def test_rules_are_stored_so_that_they_can_be_tested_again(planted):
 def test_log_odds_prefer_what_random_text_lacks():
     scores = log_odds(Counter(rare=8, common=9), 10, Counter(common=90), 100)
     assert scores["rare"] > 2 and abs(scores["common"]) < 1
+
+
+def test_a_rule_that_matches_everything_has_every_hit_though_few_tokens_are_counted():
+    """The store keeps a feature's most frequent tokens; a rule of all tokens cannot have more false alarms than silent ones."""
+    part = Strong(n_strong=60, n_tokens=100)
+    assert part.counts(25, 100) == Counts(60, 60, 40, 40)
+    assert part.counts(25, 70) == Counts(30, 60, 40, 40)
+    assert part.counts(25, 30) == Counts(25, 60, 5, 40)
+    assert part.counts(30, 20).false == 0

@@ -132,6 +132,20 @@ def test_planted_concepts_are_found_and_random_latents_are_at_chance():
     )  # the concept is chosen on other samples than it is tested on
 
 
+def test_a_concept_that_no_strong_sample_has_is_at_chance():
+    """As many samples of a kind: silence on all of them is half right."""
+    rng = np.random.default_rng(0)
+    items = [Item(str(n), f"Film {n}", (GENRES[n % 4],) if n % 20 == 0 else ()) for n in range(200)]
+    recommended = rng.integers(0, 200, 1000)
+    sample = np.concatenate([rng.permutation(1000)[:n] for n in (11, 13, 400)])
+    latent = np.repeat([0, 1, 2], (11, 13, 400))
+    firings = Firings(sample, latent, rng.exponential(size=len(sample)), recommended)
+    for concept in item_concepts(firings, concepts_of(items)):
+        assert concept.confidence <= 0.65 and concept.confidence == pytest.approx(
+            (concept.recall + concept.silence) / 2
+        )
+
+
 def test_levels_are_global_deciles_and_scarce_latents_are_left_out():
     assert strong_from(np.arange(1, 101, dtype=float)) == pytest.approx(np.quantile(np.arange(1, 101), 0.4))
     firings, concepts = planted()

@@ -77,8 +77,14 @@ class Strong:
     n_tokens: int
 
     def counts(self, hits: int, occurrences: int) -> Counts:
-        """Counts of a rule that matches `occurrences` tokens, `hits` of them strong firings."""
-        return Counts(hits, self.n_strong, max(occurrences - hits, 0), self.n_tokens - self.n_strong)
+        """Counts of a rule that matches `occurrences` tokens, `hits` of them strong firings.
+
+        The store counts a feature's most frequent tokens alone, so `hits` may leave some out. What is matched beyond all silent
+        tokens must be a hit.
+        """
+        n_silent = self.n_tokens - self.n_strong
+        hits = max(hits, occurrences - n_silent)
+        return Counts(hits, self.n_strong, max(occurrences - hits, 0), n_silent)
 
 
 @dataclass(frozen=True)

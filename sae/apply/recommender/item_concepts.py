@@ -43,7 +43,7 @@ class Firings(NamedTuple):
 class ItemConcept(NamedTuple):
     """A latent's concept (its number), its confidence, that of other latents' concepts on the same samples, and halves of it.
 
-    `recall` is the share of tested samples that have the concept; `silence` that of random ones that do not (the paper calls
+    `n_tested` samples of each kind are tested. `recall` is the share of tested samples that have the concept; `silence` that of random ones that do not (the paper calls
     it precision). `samples` are its strong samples.
     """
 
@@ -95,9 +95,11 @@ def item_concepts(firings: Firings, concepts: Concepts, seed: int = 0) -> list[I
             continue
         picked = rng.permutation(strong[: 2 * SAMPLES])
         half = len(picked) // 2
-        silent = _without(firings.sample[rows], len(firings.recommended), rng, BACKGROUND + SAMPLES)
-        chosen = _best(has[picked[half:]], has[silent[SAMPLES:]])
-        halves.append((latent, chosen, picked[:half], silent[:SAMPLES], strong))
+        silent = _without(firings.sample[rows], len(firings.recommended), rng, BACKGROUND + half)
+        chosen = _best(has[picked[half:]], has[silent[half:]])
+        halves.append(
+            (latent, chosen, picked[:half], silent[:half], strong)
+        )  # as many of a kind: never or always is 0.5
 
     all_chosen = np.array([chosen for _, chosen, *_ in halves])
     out = []
