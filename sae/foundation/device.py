@@ -90,7 +90,7 @@ def peak_process_bytes() -> int:
 
 def machine_facts(device: torch.device) -> dict[str, str]:
     """Versions of torch and of the GPU's driver, and its clocks now, as far as they can be told."""
-    facts = {"torch": torch.__version__}
+    facts = {"torch": str(torch.__version__)}
     program = shutil.which("nvidia-smi") if device.type == "cuda" else None
     if program is None:
         return facts

@@ -41,14 +41,15 @@ class Feed(Stage):
     def work(self, run: Run) -> None:
         """See the class."""
         held_out = run.prepared.held_out
-        saes = [run.sae(folder) for folder in (self.earlier, self.later)]
-        check_pair(held_out.harvester, *saes)
-        targets = _most_frequent(run, saes[1], self.features)
+        earlier, later = run.sae(self.earlier), run.sae(self.later)
+        check_pair(held_out.harvester, earlier, later)
+        targets = _most_frequent(run, later, self.features)
         n = min(self.contexts, held_out.contexts.n_contexts)
         with run.screen.progress(self.title, n, "contexts") as progress:
             found = edges(
                 held_out.harvester,
-                *saes,
+                earlier,
+                later,
                 held_out.contexts.ids[:n],
                 targets=targets,
                 most=self.most,
