@@ -46,7 +46,7 @@ class Feed(Stage):
         targets = _most_frequent(run, later, self.features)
         n = min(self.contexts, held_out.contexts.n_contexts)
         with run.screen.progress(self.title, n, "contexts") as progress:
-            found = edges(
+            result = edges(
                 held_out.harvester,
                 earlier,
                 later,
@@ -55,7 +55,7 @@ class Feed(Stage):
                 most=self.most,
                 tell=progress.update,
             )
-        rows = _rows(found)
+        rows = _rows(result)
         self.findings.append(
             self._write(self.earlier, f"feeds-{self.later.name}", sorted(r[1::-1] + r[2:] for r in rows))
         )
@@ -90,11 +90,11 @@ def _most_frequent(run: Run, sae: SparseAutoencoder, n: int) -> list[int]:
     return counts.argsort(descending=True, stable=True)[:n].tolist()
 
 
-def _rows(found: Edges) -> list[list[float]]:
+def _rows(result: Edges) -> list[list[float]]:
     """A row per edge: later latent, earlier latent, weight, share."""
     rows = []
-    for number, target in enumerate(found.targets.tolist()):
-        for source, weight, share in zip(*(part[number].tolist() for part in found[1:]), strict=True):
+    for number, target in enumerate(result.targets.tolist()):
+        for source, weight, share in zip(*(part[number].tolist() for part in result[1:]), strict=True):
             if weight > 0:
                 rows.append([target, source, weight, share])
     return rows
