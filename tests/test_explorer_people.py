@@ -100,6 +100,7 @@ def test_a_list_is_a_table_with_an_address(page, file):
         page.get_by_label("put it into your list").fill("for the paper")
         page.get_by_label("put it into your list").press("Enter")
         page.get_by_role("link", name="in ada's “for the paper”").wait_for()
+    settled(page)  # the link moves while the rest of the page arrives
     page.get_by_role("link", name="in ada's “for the paper”").click()
     page.get_by_text("The list “ada/for the paper”").wait_for()
     page.wait_for_function("() => document.querySelectorAll('main tbody tr').length === 2")
