@@ -82,10 +82,10 @@ def main() -> None:
     z, x = codes.means().toarray(), reader.activations(texts)
     table: dict[str, dict[str, list[list[float]]]] = {}
     for name in sorted(set(classes)):
-        own = np.flatnonzero(labels == name)
+        members = np.flatnonzero(labels == name)
         draws: dict[str, list[tuple[float, float]]] = {}
         for _ in range(arguments.draws):
-            examples = rng.permutation(own)[: arguments.examples]
+            examples = rng.permutation(members)[: arguments.examples]
             rest = np.setdiff1d(np.arange(len(texts)), examples)
             for method, score in scores(z, x, texts, examples).items():
                 is_own = labels[rest] == name

@@ -8,7 +8,7 @@ interaction basis (Bushnaq et al. 2024, arXiv 2405.10928) with a dictionary's la
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError
 from sae.model.hookpoints import HookPoint, run_order
-from sae.stream.harvest import Harvester
+from sae.stream.harvest import Harvester, Reached
 
 PER_PASS = 4  # contexts of a pass: what it keeps for the way back grows with them
 
@@ -91,9 +91,13 @@ def _run(harvester: Harvester, tokens: Tensor, first: HookPoint, last: HookPoint
         seen[first] = x.detach().requires_grad_()
         return seen[first]
 
-    with ExitStack() as stack:
+    def end(x: Tensor) -> None:
+        seen[last] = x
+        raise Reached
+
+    with ExitStack() as stack, suppress(Reached):
         stack.callback(harvester.places[first].watch(begin).remove)
-        stack.callback(harvester.places[last].watch(lambda x: seen.__setitem__(last, x)).remove)
+        stack.callback(harvester.places[last].watch(end).remove)
         harvester.lm.body(input_ids=tokens, use_cache=False)
     return _Pass(seen[first], seen[last])
 

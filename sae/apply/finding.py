@@ -22,7 +22,7 @@ WIDEST = 48  # characters of a cell on a terminal
 
 
 def finding_folder(dictionary: Path, name: str) -> Path:
-    """Where the finding of that name stands; raises `ConfigError` for a name that is none."""
+    """The folder of the finding of that name; raises `ConfigError` for a name that is none."""
     if not re.fullmatch(FINDING_NAME, name):
         raise ConfigError(
             f"--name: {name!r}; a name is lower case letters, digits, '.', '_' and '-', up to 64 of them."
@@ -33,7 +33,7 @@ def finding_folder(dictionary: Path, name: str) -> Path:
 def figure(name: str, value: float | Interval, meaning: str) -> Figure:
     """A figure; what is not a number is left out."""
     interval = value if isinstance(value, Interval) else Interval(value, float("nan"), float("nan"))
-    numbers = [float(f"{x:.{DIGITS}g}") if isfinite(x) else None for x in interval]
+    numbers = [_rounded(x) for x in interval]
     return Figure(name=name, value=numbers[0], low=numbers[1], high=numbers[2], meaning=meaning)
 
 
@@ -68,9 +68,14 @@ def write_finding(
     return finding
 
 
+def _rounded(x: float) -> float | None:
+    """Six digits of a number; None for what is none."""
+    return float(f"{x:.{DIGITS}g}") if isfinite(x) else None
+
+
 def _cell(cell: object) -> Cell:
     if isinstance(cell, float | np.floating):
-        return float(f"{float(cell):.{DIGITS}g}") if np.isfinite(cell) else None
+        return _rounded(float(cell))
     if isinstance(cell, int | np.integer):
         return int(cell)
     if isinstance(cell, list):
@@ -102,15 +107,17 @@ def as_text(finding: Finding, dictionary: Path, most_rows: int = 12) -> str:
 def _lines(table: Table, dictionary: Path, most_rows: int) -> list[str]:
     """The heading and the first rows of a table, in columns; features with their labels."""
     is_feature = [column.kind == "feature" for column in table.columns]
-    shown = table.rows[:most_rows]
-    ids = {cell for row in shown for cell, yes in zip(row, is_feature, strict=True) if yes and isinstance(cell, int)}
+    first_rows = table.rows[:most_rows]
+    ids = {
+        cell for row in first_rows for cell, yes in zip(row, is_feature, strict=True) if yes and isinstance(cell, int)
+    }
     labels = labels_of(dictionary, sorted(ids))
 
     def text(cell: Cell) -> str:
         return MISSING if cell is None else str(cell)[:WIDEST]
 
     rows = [[column.name for column in table.columns]]
-    for row in shown:
+    for row in first_rows:
         cells = zip(row, is_feature, strict=True)
         rows.append(
             [text(f"{c} {labels[c]}") if yes and isinstance(c, int) and c in labels else text(c) for c, yes in cells]

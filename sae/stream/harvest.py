@@ -87,8 +87,8 @@ class ActivationBatch:
     keep: Bool[Tensor, "contexts ctx_len"]
 
 
-class _Reached(Exception):
-    """Stops the forward pass at the deepest hook point."""
+class Reached(Exception):
+    """Stops a forward pass at the deepest hook point that is wanted."""
 
 
 class Harvester:
@@ -206,12 +206,12 @@ class Harvester:
             x = x.reshape(batch, length, -1).detach()
             activations[hook] = x if hook == last else x.clone()  # some models add to it in place later
             if hook == last:
-                raise _Reached
+                raise Reached
 
         with ExitStack() as stack:
             for hook in self.hooks:
                 stack.callback(self.places[hook].watch(lambda x, hook=hook: take(hook, x)).remove)
-            with suppress(_Reached):
+            with suppress(Reached):
                 self.lm.body(input_ids=tokens, use_cache=False, **attention_inputs(documents, self.packing, self.lm))
 
         return activations

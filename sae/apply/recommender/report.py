@@ -127,5 +127,5 @@ def _removals(audit: _Audit, concepts: Concepts) -> Table:
     return table(
         "Share of the concept in the top ten when the latent is removed",
         columns,
-        [[latent, of[latent], own, other] for latent, own, other in sorted(rows, key=lambda row: row[1])],
+        [[latent, of[latent], change, other] for latent, change, other in sorted(rows, key=lambda row: row[1])],
     )
