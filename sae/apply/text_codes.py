@@ -104,6 +104,12 @@ class TextReader:
         )
         return TextCodes(self.sae.d_sae, n_tokens, last, numbers, position=position, latent=latent, act=act)
 
+    def read_every(self, texts: list[str]) -> TextCodes:
+        """The codes of all texts; raises `DataError` for the first text of which nothing can be read."""
+        codes = self.read(texts)
+        self.check_read(texts, codes.n_tokens)
+        return codes
+
     def stream(self, texts: Iterable[str]) -> Iterator[TextCodes]:
         """The codes of some hundred texts after the other, in the order of the texts."""
         texts = iter(texts)

@@ -106,9 +106,7 @@ def add_concept(
     with owned(folder), screen.progress("encode", 2, "files") as progress:
         maxima = []
         for number, part in enumerate((positive, negative)):
-            codes = reader.read(part)
-            reader.check_read(part, codes.n_tokens)
-            maxima.append(codes.maxima())
+            maxima.append(reader.read_every(part).maxima())
             progress.update(number + 1)
         concept = learn(name, maxima[0], maxima[1], method=cast(Method, method), k=k, seed=seed)
         path = folder / FILE_NAME

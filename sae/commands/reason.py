@@ -83,20 +83,15 @@ def reason_about(
     folder: Path, rules_file: Path, texts: str, *, most: int, name: str, run_folder: Path | None
 ) -> Finding:
     """Applies rules to texts and writes the finding into the dictionary's folder; returns it."""
-    from sae.apply.finding import finding_folder
     from sae.apply.reasoning.report import reasoning_finding
     from sae.apply.reasoning.rules import read_rules
     from sae.apply.reasoning.texts import check_known
-    from sae.foundation.files import owned, read_json
-    from sae.foundation.screen import Screen
-    from sae.pipeline.reading import reader_of
+    from sae.foundation.files import read_json
+    from sae.pipeline.reading import reading_for
 
-    folder, screen = folder.resolve(), Screen()
     rules = read_rules(rules_file)
     path = folder / CONCEPTS
     concepts = read_json(path) if path.exists() else {}
     check_known(rules, concepts)
-    finding_folder(folder, name)
-    reader = reader_of(folder, run_folder, screen)
-    with owned(folder):
-        return reasoning_finding(folder, name, reader, rules, concepts=concepts, texts=texts, most=most)
+    with reading_for(name, folder, run_folder) as reading:
+        return reasoning_finding(reading.folder, name, reading.reader, rules, concepts=concepts, texts=texts, most=most)

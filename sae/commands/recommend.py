@@ -116,16 +116,12 @@ def train_recommender(
 
 def audit_recommender(folder: Path, data: Path | None, *, name: str, seed: int, run_folder: Path | None) -> Finding:
     """Audits a dictionary of a recommender and writes the finding into its folder; returns it."""
-    from sae.apply.finding import finding_folder
     from sae.apply.recommender.report import recommender_finding
     from sae.errors import ConfigError
-    from sae.foundation.files import owned
-    from sae.foundation.screen import Screen
     from sae.pipeline.config import config_of_run
-    from sae.pipeline.reading import reader_of
+    from sae.pipeline.reading import reading_for
 
-    folder, screen = folder.resolve(), Screen()
-    finding_folder(folder, name)
+    folder = folder.resolve()
     if data is None:
         config = config_of_run(run_folder or folder.parent.parent, "Say which run's model to use: --run RUN")
         data = getattr(config.model, "path", None)
@@ -133,6 +129,5 @@ def audit_recommender(folder: Path, data: Path | None, *, name: str, seed: int, 
         raise ConfigError(
             "this run's model is no folder of `sae recommend train`. Give the recommender's: --data FOLDER."
         )
-    reader = reader_of(folder, run_folder, screen)
-    with owned(folder):
-        return recommender_finding(folder, name, reader, data, seed=seed, screen=screen)
+    with reading_for(name, folder, run_folder) as reading:
+        return recommender_finding(reading.folder, name, reading.reader, data, seed=seed, screen=reading.screen)

@@ -54,15 +54,9 @@ class Risk(Command):
 
 def foretell_texts(folder: Path, settings: RiskSettings, *, name: str, run_folder: Path | None) -> Finding:
     """Foretells scores of texts and writes the finding into the dictionary's folder; returns it."""
-    from sae.apply.finding import finding_folder
     from sae.apply.risk.report import risk_finding
-    from sae.foundation.files import owned
-    from sae.foundation.screen import Screen
-    from sae.pipeline.reading import reader_of
+    from sae.pipeline.reading import reading_for
 
-    folder, screen = folder.resolve(), Screen()
     settings.check()
-    finding_folder(folder, name)
-    reader = reader_of(folder, run_folder, screen)
-    with owned(folder):
-        return risk_finding(folder, name, reader, settings, screen=screen)
+    with reading_for(name, folder, run_folder) as reading:
+        return risk_finding(reading.folder, name, reading.reader, settings, screen=reading.screen)

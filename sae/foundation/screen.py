@@ -23,8 +23,15 @@ class Progress:
     Long functions take one and call `update` and `say`; they never know whether anybody looks.
     """
 
+    _n_steps = 0
+
     def update(self, done: int, total: int | None = None, **figures: Any) -> None:
         """Sets how many of `total` units are done; figures such as fvu=0.12 are shown beside the bar."""
+
+    def step(self) -> None:
+        """One more unit is done, for work that does not number its units."""
+        self._n_steps += 1
+        self.update(self._n_steps)
 
     def say(self, text: str) -> None:
         """Prints one line that stays."""

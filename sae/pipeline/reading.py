@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from sae.apply.finding import finding_folder
 from sae.apply.text_codes import TextReader
+from sae.foundation.files import owned
 from sae.foundation.screen import Screen
 from sae.pipeline.config import config_of_run
 from sae.pipeline.sources import check_model_of, harvester_of
@@ -24,3 +29,21 @@ def reader_of(folder: Path, run_folder: Path | None, screen: Screen, *, n_contex
     check_model_of(folder, harvester.lm)
 
     return TextReader(sae.to(harvester.lm.device), harvester, config.text.ctx_len, n_contexts)
+
+
+class Reading(NamedTuple):
+    """A dictionary folder that a finding is written into, its reader, and the screen."""
+
+    folder: Path
+    reader: TextReader
+    screen: Screen
+
+
+@contextmanager
+def reading_for(name: str, folder: Path, run_folder: Path | None) -> Iterator[Reading]:
+    """What a command needs that writes the finding `name`: the model is loaded after the name is checked, the folder is owned."""
+    folder, screen = folder.resolve(), Screen()
+    finding_folder(folder, name)
+    reader = reader_of(folder, run_folder, screen)
+    with owned(folder):
+        yield Reading(folder, reader, screen)

@@ -59,26 +59,17 @@ def contrast_finding(
 
     passes = 3 + (CONTROLS + 2 if settings.ablate else 0)
     with screen.progress("contrast", passes, "passes") as progress:
-        done = 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            progress.update(done)
-
-        codes = [reader.read(part) for part in texts]
-        for part, code in zip(texts, codes, strict=True):
-            reader.check_read(part, code.n_tokens)
-        step()
+        codes = [reader.read_every(part) for part in texts]
+        progress.step()
         maxima = [code.maxima(settings.at) for code in codes]
         result = contrast(maxima[0] > 0, maxima[1] > 0)
         x = [reader.activations(part, "last" if settings.at == "last" else "mean") for part in texts]
-        step()
+        progress.step()
         chosen = result.ranked(1, settings.q)[: settings.ablate]
         removed = None
         if chosen:
             rate = np.concatenate(maxima) > 0
-            removed = ablation(reader, texts, chosen, rate.mean(0), seed=settings.seed, step=step)
+            removed = ablation(reader, texts, chosen, rate.mean(0), seed=settings.seed, step=progress.step)
         tables = [
             _features(result, 1, settings.q, "Features that fire on more texts of A"),
             _features(result, -1, settings.q, "Features that fire on more texts of B"),

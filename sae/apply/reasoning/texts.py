@@ -57,9 +57,7 @@ def truth_of(reader: TextReader, rules: list[Rule], concepts: StoredConcepts, te
     """The observed concepts of every text, by the thresholds that were chosen when the concepts were learned."""
     check_known(rules, concepts)
     names = observed(rules)
-    codes = reader.read(texts)
-    reader.check_read(texts, codes.n_tokens)
-    maxima = codes.maxima()
+    maxima = reader.read_every(texts).maxima()
     margins = [scores_of(concepts[name], maxima) - concepts[name]["threshold"] for name in names]
     margin = np.stack(margins, axis=1) if names else np.zeros((len(texts), 0))
     return Truth(names, margin > 0, margin)

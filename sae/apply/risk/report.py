@@ -56,13 +56,6 @@ def risk_finding(folder: Path, name: str, reader: TextReader, settings: RiskSett
     if settings.remove:
         check_removable(reader)
     with screen.progress("risk", 3 + (CONTROLS + 2 if settings.remove else 0), "passes") as progress:
-        done = 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            progress.update(done)
-
         if settings.scores is not None:
             texts, numbers = scored_texts(settings.scores)
             texts, score = texts[: settings.most], np.array(numbers[: settings.most])
@@ -71,14 +64,12 @@ def risk_finding(folder: Path, name: str, reader: TextReader, settings: RiskSett
             texts = some_texts(str(settings.texts), settings.most)
             score = reader.losses(texts)
             what, source = "loss", Path(str(settings.texts)).name
-        step()
-        codes = reader.read(texts)
-        reader.check_read(texts, codes.n_tokens)
-        means = codes.means()
-        step()
+        progress.step()
+        means = reader.read_every(texts).means()
+        progress.step()
         risk = foretell(means, score, seed=settings.seed)
-        step()
-        removed = _removal(_Run(reader, texts, score, means, step=step), risk, settings)
+        progress.step()
+        removed = _removal(_Run(reader, texts, score, means, step=progress.step), risk, settings)
 
     return write_finding(
         folder, name, system="risk", title=f"What foretells the {what} of {source}",

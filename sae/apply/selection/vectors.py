@@ -55,9 +55,8 @@ class Ranked(NamedTuple):
 
 def prototype_of(reader: TextReader, examples: list[str]) -> Prototype:
     """The mean of the examples' vectors; raises `DataError` for an example of which no token is read."""
-    codes = reader.read(examples)
-    reader.check_read(examples, codes.n_tokens)
-    return Prototype(np.asarray(codes.means().mean(axis=0)).ravel().astype(np.float32), len(examples))
+    means = reader.read_every(examples).means()
+    return Prototype(np.asarray(means.mean(axis=0)).ravel().astype(np.float32), len(examples))
 
 
 class DocumentVectors:
