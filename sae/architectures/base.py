@@ -71,9 +71,8 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     # An architecture states its abilities here, on its class; no other file names architectures.
     config_class: ClassVar[type[ArchitectureConfig]]
     ragged: ClassVar[bool] = False  # whether `select` keeps a different number of latents per token
-    selects: ClassVar[Literal["k_per_token", "k_per_batch"] | None] = (
-        None  # lets fast kernels take the place of `select`
-    )
+    # lets fast kernels take the place of `select`; the last two are for architectures that are `CodeLossByHand`
+    selects: ClassVar[Literal["k_per_token", "k_per_batch", "above_bounds", "to_norm"] | None] = None
     extra_loss_terms: ClassVar[Literal["prefixes", "code"] | None] = None  # see `loss_terms`
     in_units_of_activation: ClassVar[tuple[str, ...]] = ()  # further tensors that `fold_scale` divides
     lr_multiples: ClassVar[dict[str, float]] = {}  # parameters that learn faster than the rest

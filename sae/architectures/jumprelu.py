@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
+from sae.architectures.flat_code import CodeLoss, CodeLossByHand, FlatPass
 from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.foundation.section import Count
 from sae.kernels.sparse import pick, selection_for
@@ -120,7 +121,7 @@ class _Step(torch.autograd.Function):
 
 
 @final
-class JumpRelu(SparseAutoencoder[JumpReluConfig]):
+class JumpRelu(SparseAutoencoder[JumpReluConfig], CodeLossByHand):
     """JumpReLU sparse autoencoder: a_i = z_i 1[z_i > threshold_i], loss + l0_coefficient * (l0 / target_l0 - 1)^2.
 
     Thresholds are float32 and positive. Latents within half a bandwidth below their threshold take part in training
@@ -138,6 +139,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
 
     config_class = JumpReluConfig
     ragged = True
+    selects = "above_bounds"
     computes_as = "jumprelu"
     foreign_tensors = ("threshold", "W_skip")
     extra_loss_terms = "code"
@@ -175,10 +177,13 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
         """
         self.threshold.mul_(1 - REVIVAL * self.dead()).clamp_(min=LEAST)
 
+    def selection_bounds(self) -> Float[Tensor, " d_sae"]:
+        """The thresholds; in training half a bandwidth below them, where thresholds get a gradient."""
+        return self.threshold.detach() - (self.config.bandwidth / 2 if self.training else 0.0)
+
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Latents above their threshold; in training also latents within half a bandwidth below it."""
-        reach = self.config.bandwidth / 2 if self.training else 0.0
-        return selection_for(pre_acts).above(pre_acts, self.threshold.detach() - reach)
+        return selection_for(pre_acts).above(pre_acts, self.selection_bounds())
 
     def activate(
         self, values: Float[Tensor, "tokens width"], indices: Int[Tensor, "tokens width"]
@@ -197,3 +202,21 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig]):
             * self.config.risen(training_pass.tokens_seen)
             * (l0 / self.config.target_l0 - 1).square()
         )
+
+    def code_loss(self, flat_pass: FlatPass) -> CodeLoss:
+        """The penalty by hand: dL/dz = g 1[z > t], dL/dt = -((g t + p) / width) 1[|z - t| < width / 2].
+
+        g is the gradient of the activation, p that of the penalty by one firing more.
+        """
+        config, z, g = self.config, flat_pass.values, flat_pass.grad_acts
+        t = self.threshold.detach()[flat_pass.latents]
+        risen = (flat_pass.tokens_seen / max(config.sparsity_warmup_tokens, 1)).clamp(max=1.0)  # as `config.risen`
+        weight = config.l0_coefficient * risen
+        distance = flat_pass.n_active.sum() / flat_pass.n_tokens / config.target_l0 - 1
+        p = 2 * weight * distance / (config.target_l0 * flat_pass.n_tokens)
+
+        is_near = (z - t).abs() < config.bandwidth / 2
+        grad_threshold = torch.where(is_near, (g * t + p) * (-1 / config.bandwidth), 0.0)
+        gradients = {"threshold": flat_pass.sum_by_latent(grad_threshold)}
+
+        return CodeLoss(weight * distance.square(), torch.where(z > t, g, 0.0), gradients)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -143,15 +143,22 @@ class TrainingPass(NamedTuple):
     """One forward pass of training.
 
     values [tokens, width] are the pre-activations of the selected latents, x_hat [tokens, d_out] the reconstruction,
-    `variance` that of the target.
+    `variance` that of the target. In a flat list of pairs, values and activations are [p], and `counts` [tokens] says
+    how many latents of a token are active.
     """
 
     batch: Batch
-    values: Float[Tensor, "tokens width"]
+    values: Float[Tensor, " ..."]
     encoding: Encoding
     x_hat: Float[Tensor, "tokens d_out"]
     variance: Float[Tensor, ""]
     tokens_seen: int
+    counts: Float[Tensor, " tokens"] | None = None
+
+    @property
+    def n_active(self) -> Real[Tensor, " tokens"]:
+        """How many latents of every token are active."""
+        return (self.encoding.top_acts.detach() > 0).sum(1) if self.counts is None else self.counts
 
 
 class Losses(NamedTuple):

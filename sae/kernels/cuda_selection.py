@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.kernels import reference
-from sae.kernels import triton_selection as programs
+from sae.kernels.programs import selection as programs
 from sae.kernels.reference import ragged
 
 # Latents whose largest pre-activation stands for them while the k largest are looked for. The encoder's program writes

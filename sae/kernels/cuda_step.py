@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sae.kernels import triton_step as programs
 from sae.kernels.cuda_selection import GROUP, batch_pairs, fits_groups, top_k
+from sae.kernels.programs import encode as encode_programs
+from sae.kernels.programs import step as programs
 from sae.kernels.step_types import (
     AdamStep,
     AuxGradients,
@@ -73,7 +74,7 @@ def prepare(raw: Float[Tensor, "n d"], scale: Float[Tensor, " d"], centre: Float
     target = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
     centred = torch.empty(raw.shape, dtype=torch.bfloat16, device=raw.device)
     squares = torch.empty(len(raw), dtype=torch.float32, device=raw.device)
-    programs.prepare_program[(len(raw),)](
+    encode_programs.prepare_program[(len(raw),)](
         raw, scale, centre, target, centred, squares, WIDTH=raw.shape[1],
         SIZE=triton.next_power_of_2(raw.shape[1]), num_warps=4,
     )  # fmt: skip
@@ -87,20 +88,37 @@ def encode(
 
     `centred` [tokens, width] and `table` [latents, width] in bfloat16, the width a multiple of 8; sums in float32.
     """
+    maxima = _of_groups(centred, table, torch.bfloat16) if with_maxima else None
+    return _encode(centred, table, bias, of_groups=maxima, bounds=None), maxima
+
+
+def encode_with_hits(
+    centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], bias: Float[Tensor, " m"], bounds: Float[Tensor, " m"]
+) -> tuple[Float[Tensor, "n m"], Int[Tensor, "n groups"]]:
+    """As `encode`, with the number of latents over their own bounds among every `GROUP`, in int8."""
+    hits = _of_groups(centred, table, torch.int8)
+    return _encode(centred, table, bias, of_groups=hits, bounds=bounds), hits
+
+
+def _of_groups(centred: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(len(centred), triton.cdiv(len(table), GROUP), dtype=dtype, device=centred.device)
+
+
+def _encode(centred: Tensor, table: Tensor, bias: Tensor, *, of_groups: Tensor | None, bounds: Tensor | None) -> Tensor:
     n, m = len(centred), len(table)
     out = torch.empty(n, m, dtype=torch.bfloat16, device=centred.device)
-    maxima = torch.empty(n, m // GROUP, dtype=torch.bfloat16, device=centred.device) if with_maxima else None
     # The fastest of the tiles tried on an H100; 500 us where cuBLAS, which gives no maxima, needs 469 (LOG.md).
     rows, latents, step = 128, 256, 64
     n_programs = _multiprocessors(centred.device)  # one per multiprocessor; each does many tiles
-    programs.encode_program[(n_programs,)](
+    # A program wants a pointer, even if it reads and writes nothing there.
+    encode_programs.encode_program[(n_programs,)](
         TensorDescriptor.from_tensor(centred, [rows, step]), TensorDescriptor.from_tensor(table, [latents, step]), bias,
-        TensorDescriptor.from_tensor(out, [rows, latents]), out if maxima is None else maxima, n, m,
-        PROGRAMS=n_programs, WIDTH=centred.shape[1], ROWS=rows, LATENTS=latents, STEP=step, GROUPED=8, MAXIMA=with_maxima, SPAN=GROUP,
-        num_warps=8, num_stages=3,
+        bias if bounds is None else bounds, TensorDescriptor.from_tensor(out, [rows, latents]),
+        out if of_groups is None else of_groups, n, m, PROGRAMS=n_programs, WIDTH=centred.shape[1], ROWS=rows,
+        LATENTS=latents, STEP=step, GROUPED=8, MAXIMA=of_groups is not None and bounds is None, HITS=bounds is not None,
+        SPAN=GROUP, num_warps=8, num_stages=3,
     )  # fmt: skip
-
-    return out, maxima
+    return out
 
 
 def decode(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int, Real, Shaped
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 
@@ -49,37 +49,17 @@ class PreparedRows(NamedTuple):
 class FlatCode(NamedTuple):
     """A sparse code stored as a flat list of (token, latent) pairs, sorted by token: CSR without padding.
 
-    `tokens` [p] is the token of every pair; the pairs of token t are starts[t] .. starts[t + 1]. If the code came from
-    a padded one [n, width], `shape` is that and `places` [p] says where in it each pair was.
+    `tokens` [p] is the token of every pair; the pairs of token t are starts[t] .. starts[t + 1].
     """
 
     tokens: Int[Tensor, " p"]
     starts: Int[Tensor, " starts"]
-    shape: tuple[int, int]
-    places: Int[Tensor, " p"] | None = None
-
-    @classmethod
-    def from_padded(cls, indices: Int[Tensor, "n width"]) -> FlatCode:
-        """From latents [n, width] in which -1 marks padding."""
-        n, width = indices.shape
-        places = (indices.flatten() >= 0).nonzero()[:, 0]
-        return cls.from_tokens(places // width, n)._replace(shape=(n, width), places=places)
 
     @classmethod
     def from_tokens(cls, tokens: Int[Tensor, " p"], n: int) -> FlatCode:
         """From the token of every pair (ascending), of `n` tokens in all."""
         starts = torch.searchsorted(tokens, torch.arange(n + 1, device=tokens.device), out_int32=True)
-        return cls(tokens.int(), starts, (n, 0))
-
-    def gather(self, padded: Shaped[Tensor, "n width"]) -> Shaped[Tensor, " p"]:
-        """The values [p] of the pairs, out of a padded tensor [n, width]."""
-        return padded.flatten()[self.places]
-
-    def scatter(self, values: Shaped[Tensor, " p"], padding: float) -> Shaped[Tensor, "n width"]:
-        """A padded tensor [n, width] with the values [p] of the pairs."""
-        out = values.new_full(self.shape, padding)
-        out.view(-1)[self.places] = values
-        return out
+        return cls(tokens.int(), starts)
 
 
 class AdamStep(NamedTuple):
@@ -106,7 +86,9 @@ class AdamStep(NamedTuple):
 
     def with_lr_multiple(self, multiple: float) -> AdamStep:
         """The same with a multiple of the learning rate."""
-        return self._replace(numbers=self.numbers * self.numbers.new_tensor([multiple, 1.0, 1.0, 1.0, 1.0]))
+        numbers = self.numbers.clone()
+        numbers[0] *= multiple
+        return self._replace(numbers=numbers)
 
 
 class Decoded(NamedTuple):

@@ -40,7 +40,7 @@ class CudaGraphs:
                 self._seen.add(key)
                 return function()
             self._record(key, function)
-        graph, result = self._recorded[key]
+        graph, result = self._recorded[key] = self._recorded.pop(key)  # the oldest use comes first
         graph.replay()
         return result
 

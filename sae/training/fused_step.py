@@ -1,29 +1,29 @@
 """One update of a dictionary without autograd: its gradients are hand-written, and large ones never go to memory.
 
-`FusedStep._update` is the whole update in order: prepare, select, decode, sum over processes, AuxK, gradients and Adam,
-figures. Shapes: n tokens, k latents per token (or p pairs of a `FlatCode`), m latents, d numbers per activation, l
+An update prepares the batch and selects latents; `FusedStep._finish` is the rest in order: decode, sum over processes,
+AuxK, gradients and Adam, figures. Shapes: n tokens, k latents per token (or p pairs of a `FlatCode`), m latents, d numbers per activation, l
 nested prefixes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.architectures.base import PADDED, SparseAutoencoder
-from sae.architectures.settings import Batch, Encoding, TrainingPass
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.flat_code import CodeLossByHand
+from sae.architectures.settings import Batch, TrainingPass
 from sae.kernels.sparse import HAS_TRITON
-from sae.kernels.step_types import AdamStep, AuxGradients, Decoded, DecodeInput, RowSums, StepKernels
+from sae.kernels.step_types import AdamStep, AuxGradients, RowSums, StepKernels
 from sae.training.adam_state import AdamState
+from sae.training.code_decoding import CodeDecoding, DecodedCode, PreparedBatch, UpdateInput
 from sae.training.cuda_graphs import CudaGraphs
 from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients
 from sae.training.exchange import Alone, Exchange, RowUpdate
 from sae.training.latent_selection import TILE, LatentSelection, Selection
-
-SHARED_PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")  # those of every architecture; others belong to one
 
 
 def _kernels_for(device: torch.device) -> StepKernels:
@@ -47,25 +47,14 @@ class StepFigures(NamedTuple):
     target_sum: Float[Tensor, " d"]
 
 
-class _Input(NamedTuple):
-    """A batch in the dictionary's units.
+class _RaggedGraphs(NamedTuple):
+    """The recordings of an update in two parts: one that counts pairs, and one per number of places for them.
 
-    `centred` [n, d] is the encoder's input as it is stored; `target_squares` [n] are squared norms of the target.
+    The second part reads what the first wrote, at its address.
     """
 
-    batch: Batch
-    centred: Tensor
-    target_squares: Tensor
-    variance: Tensor
-
-
-class _Code(NamedTuple):
-    """The decoded code, and what a loss with a term of the code adds: that term and gradients by parameter name."""
-
-    encoding: Encoding
-    decoded: Decoded
-    extra_loss: Tensor | float
-    extra_gradients: dict[str, Tensor]
+    counting: CudaGraphs
+    finishing: CudaGraphs
 
 
 class FusedStep:
@@ -90,12 +79,15 @@ class FusedStep:
 
         self.selection = LatentSelection(sae, self.kernels, self.exchange)
         self.adam = AdamState(sae, optimiser, self.kernels, self.exchange, moments_in=moments_in)
-        # A CUDA graph needs shapes that are known beforehand: k per token, or n * k pairs per batch.
-        self.is_recorded = self.device.type == "cuda" and (self.selection.is_flat_batch or not sae.ragged)
+        # A CUDA graph needs shapes that are known beforehand.
+        has_known_shapes = not sae.ragged or self.selection.is_flat_batch or self.selection.is_counted_first
+        self.is_recorded = self.device.type == "cuda" and has_known_shapes
 
         self.prefixes: Tensor | None = None
         if sae.loss_terms == "prefixes":
             self.prefixes = torch.tensor(sae.config.prefixes, dtype=torch.int32, device=self.device)
+        self.decoding = CodeDecoding(sae, self.kernels, self.exchange, prefixes=self.prefixes)
+        self._tokens_seen = torch.zeros((), dtype=torch.float64, device=self.device)
 
         self.reset()
 
@@ -114,6 +106,8 @@ class FusedStep:
             has_sizes = sae.d_in % 16 == 0 and sae.d_out % 16 == 0 and sae.d_sae % 8 == 0
             if not is_supported or not has_sizes or sae.selection_dtype != torch.bfloat16:
                 return False
+            if sae.loss_terms == "code" and not isinstance(sae, CodeLossByHand):
+                return False
 
         return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels_for(device).widest(sae.d_sae)
 
@@ -121,6 +115,7 @@ class FusedStep:
         """Forgets everything derived from weights and moments; call it when something else has changed them."""
         self.adam.reset()
         self._static_batches: dict[int, Batch] = {}
+        self._ragged_graphs: dict[int, _RaggedGraphs] = {}  # by the number of rows
         self._dead_count, self._graphs = DeadLatentCount(self.sae, self.exchange.latent_processes), CudaGraphs()
 
     @torch.no_grad()
@@ -135,19 +130,22 @@ class FusedStep:
         n_tokens = sum(counts)
         adam = self.adam.step(lr, n_tokens, len(raw.x))
         n_dead_slots = self._dead_count.slots(n_tokens, tokens_seen)
+        self._tokens_seen.fill_(tokens_seen)
+        update = UpdateInput(
+            scale, variance, adam, n_dead_slots, tokens_seen=tokens_seen, tokens_seen_on_device=self._tokens_seen
+        )
 
         # BatchTopK takes its n * k pairs from all rows, so padding rows would win some: it is recorded only if none are
         # needed.
         if not self.is_recorded or (self.selection.is_flat_batch and n_tokens % TILE):
-            figures = self._update(raw, scale, variance, adam, n_dead_slots=n_dead_slots, tokens_seen=tokens_seen)
+            figures = self._in_one_part(raw, update)
         else:
             # Processes must record the same update at the same time, so all round the largest share up.
             static = self._static_batch(raw, -(-max(counts) // TILE) * TILE)
-
-            def update() -> StepFigures | None:
-                return self._update(static, scale, variance, adam, n_dead_slots=n_dead_slots, tokens_seen=tokens_seen)
-
-            figures = self._graphs((len(static.x), n_dead_slots), update)
+            if self.selection.is_counted_first:
+                figures = self._in_two_parts(static, update)
+            else:
+                figures = self._graphs((len(static.x), n_dead_slots), lambda: self._in_one_part(static, update))
 
         if figures is not None:
             self.adam.count_update()
@@ -155,27 +153,41 @@ class FusedStep:
 
         return figures
 
-    def _update(
-        self, raw: Batch, scale: Tensor, variance: Tensor, adam: AdamStep, *, n_dead_slots: int, tokens_seen: int
-    ) -> StepFigures | None:
-        sae, kernels = self.sae, self.kernels
-        n_tokens = adam.n_tokens  # a tensor: a recorded graph must read the size of the batch from the device
+    def _in_one_part(self, batch: Batch, update: UpdateInput) -> StepFigures | None:
+        """Selection, then the rest."""
+        prepared = self._prepared(batch, update)
+        selection = self.selection.select(prepared.centred, prepared.batch, self.adam.rounded[0])
+        return None if self.selection.is_too_wide(selection) else self._finish(prepared, selection, update)
 
-        # 1. The batch in the dictionary's units. Rows beyond this process's own are padding and count as 0.
-        is_counted = (kernels.numbers(len(raw.x), self.device) < adam.n_own_tokens).to(kernels.DTYPE)
-        batch, centred, target_squares, variance = self._prepared(raw, scale, variance)
+    def _in_two_parts(self, static: Batch, update: UpdateInput) -> StepFigures | None:
+        """From two recordings. In between Python reads the number of pairs, the one number that it waits for."""
+        size, selection = len(static.x), self.selection
+        graphs = self._ragged_graphs.setdefault(size, _RaggedGraphs(CudaGraphs(), CudaGraphs()))
 
-        # 2. Selection.
-        selection = self.selection.select(centred, batch, self.adam.rounded[0])
-        if self.selection.is_too_wide(selection):
+        def count() -> tuple[PreparedBatch, Any]:
+            prepared = self._prepared(static, update)
+            return prepared, selection.count(prepared.centred, self.adam.rounded[0], prepared.is_counted)
+
+        prepared, counted = graphs.counting(size, count)
+        room = selection.room(counted)
+        if room is None:
             return None
 
-        # 3. Decoding: errors, and the gradient of every activation.
+        key = room, update.n_dead_slots
+        return graphs.finishing(key, lambda: self._finish(prepared, selection.fill(counted, room), update))
+
+    def _finish(self, prepared: PreparedBatch, selection: Selection, update: UpdateInput) -> StepFigures:
+        """Everything after the selection."""
+        sae, kernels, adam = self.sae, self.kernels, update.adam
+        n_tokens = adam.n_tokens  # a tensor: a recorded graph must read the size of the batch from the device
+        batch, centred, target_squares, variance, is_counted = prepared
         coefficient = 2 / (n_tokens * variance)
-        code = self._decode(batch, selection, coefficient, adam, variance=variance, tokens_seen=tokens_seen)
+
+        # 1. Decoding: errors, and the gradient of every activation.
+        code = self.decoding.decode(prepared, selection, update, table=self.adam.tables[1], coefficient=coefficient)
         decoded = code.decoded
 
-        # 4. Sums over the tokens of all processes. error[0] is x_hat - y summed over all prefixes (for b_dec's gradient),
+        # 2. Sums over the tokens of all processes. error[0] is x_hat - y summed over all prefixes (for b_dec's gradient),
         # error[-1] that of the whole dictionary (for AuxK); without prefixes they are one.
         last_error = kernels.row_times(is_counted, decoded.error[-1])
         first_error = last_error if len(decoded.error) == 1 else kernels.row_times(is_counted, decoded.error[0])
@@ -187,9 +199,9 @@ class FusedStep:
         )
         square_error, prefix_error, n_active, target_square = sums
 
-        # 5. AuxK: its loss, and gradients in rows of their own for the dead latents.
+        # 3. AuxK: its loss, and gradients in rows of their own for the dead latents.
         aux_loss, aux = torch.zeros_like(variance), None
-        if n_dead_slots:
+        if update.n_dead_slots:
             aux_loss, aux = aux_loss_and_gradients(
                 sae,
                 (self.adam.tables[0], self.adam.tables[1]),
@@ -198,31 +210,34 @@ class FusedStep:
                 is_counted=is_counted.float(),
                 # ||e - mean e||^2 of the batch, from sums that exist already
                 spread=(square_error - last_error.square().sum() / n_tokens).clamp_min(1e-30),
-                n_slots=n_dead_slots,
+                n_slots=update.n_dead_slots,
                 processes=self.exchange.latent_processes,
             )
 
-        # 6. Gradients and Adam.
-        pairs = self.selection.sorted_pairs(selection)
-        grad_b_enc, ends = kernels.bias_gradient_and_firings(pairs, decoded, sae.tokens_since_fired, adam, aux=aux)
-        grad_b_enc, aux_loss = self.exchange.finish_latent_sums(grad_b_enc, aux_loss, sae.tokens_since_fired)
+        # 4. Gradients and Adam.
+        pairs, since_fired = code.pairs, sae.tokens_since_fired
+        grad_b_enc, ends = kernels.bias_gradient_and_firings(pairs, decoded, since_fired, adam, aux=aux)
+        grad_b_enc, aux_loss = self.exchange.finish_latent_sums(grad_b_enc, aux_loss, since_fired)
         row_sums = RowSums(pairs, decoded, centred, coefficient, ends=ends)
         self._apply(row_sums, adam, aux, grad_b_enc=grad_b_enc, grad_output=first_error * coefficient, code=code)
 
-        # 7. Figures.
-        self._observe(batch, selection, code, variance=variance, tokens_seen=tokens_seen)
+        # 5. Figures.
+        self._observe(prepared, selection, code, update.tokens_seen)
         # coefficient is 2 / (n variance), as gradients need it; the loss has 1 / (n variance).
         loss = prefix_error * (coefficient / 2) + sae.config.aux_coefficient * aux_loss + code.extra_loss
         figures = torch.stack([loss, aux_loss, n_active / n_tokens, square_error, target_square])
         return StepFigures(figures, target_sum)
 
-    def _observe(self, batch: Batch, selection: Selection, code: _Code, *, variance: Tensor, tokens_seen: int) -> None:
+    def _observe(self, prepared: PreparedBatch, selection: Selection, code: DecodedCode, tokens_seen: int) -> None:
         """Shows the pass to an architecture that learns from it by other means than gradients."""
         if type(self.sae).observe is not SparseAutoencoder.observe:
-            x_hat = batch.y + code.decoded.error[-1]
+            batch, decoded = prepared.batch, code.decoded
             self.sae.observe(
-                TrainingPass(batch, selection.values, code.encoding, x_hat, variance=variance, tokens_seen=tokens_seen)
-            )
+                TrainingPass(
+                    batch, selection.values, code.encoding, batch.y + decoded.error[-1], variance=prepared.variance,
+                    tokens_seen=tokens_seen, counts=code.counts,
+                )
+            )  # fmt: skip
 
     def _apply(
         self,
@@ -232,7 +247,7 @@ class FusedStep:
         *,
         grad_b_enc: Tensor,
         grad_output: Tensor,
-        code: _Code,
+        code: DecodedCode,
     ) -> None:
         """Adam on b_enc, both weight tables, b_dec, and the parameters that only this architecture has."""
         sae, update_vector = self.sae, self.kernels.update_vector
@@ -268,82 +283,19 @@ class FusedStep:
 
         return static
 
-    def _prepared(self, raw: Batch, scale: Tensor, variance: Tensor) -> _Input:
-        sae = self.sae
+    def _prepared(self, raw: Batch, update: UpdateInput) -> PreparedBatch:
+        """The batch in the dictionary's units. Rows beyond this process's own are padding and count as 0."""
+        sae, variance, scale = self.sae, update.variance, update.scale
+        is_counted = self.kernels.numbers(len(raw.x), self.device) < update.adam.n_own_tokens
         if not sae.config.token_norm:
             y, centred, target_squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
         else:
             y = sae.prepared(raw.x * scale).x
             centred, target_squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
             variance = torch.full_like(variance, sae.d_out)  # as in `SparseAutoencoder.losses`
-        return _Input(Batch(y, y, raw.gradient), centred, target_squares, variance)
 
-    def _decode(
-        self,
-        batch: Batch,
-        selection: Selection,
-        coefficient: Tensor,
-        adam: AdamStep,
-        *,
-        variance: Tensor,
-        tokens_seen: int,
-    ) -> _Code:
-        # -1 cannot be an index. The value of padding is PADDED, so latent 0 gets no activation from it.
-        latents = selection.latents.clamp_min(0) if self.selection.has_padding(selection) else selection.latents
-        decoding = DecodeInput(
-            latents,
-            table=self.adam.tables[1],
-            bias=self.sae.b_dec.data,
-            target=batch.y,
-            coefficient=coefficient,
-            n_counted=adam.n_own_tokens,
-            prefixes=self.prefixes,
-            starts=selection.flat.starts if selection.flat else None,
-        )
-        if self.sae.loss_terms == "code":
-            return self._decode_with_code_loss(batch, selection, decoding, variance=variance, tokens_seen=tokens_seen)
-
-        decoded = self.exchange.decode(self.kernels, selection.values, decoding)
-        return _Code(Encoding(decoded.acts, latents), decoded, 0.0, {})
-
-    def _decode_with_code_loss(
-        self, batch: Batch, selection: Selection, decoding: DecodeInput, *, variance: Tensor, tokens_seen: int
-    ) -> _Code:
-        """As `_decode`, if the loss has a term of the code: autograd, but over the [n, k] selected values alone."""
-        sae, flat = self.sae, selection.flat
-        latents, values = decoding.latents.long(), selection.values
-        if flat is not None:
-            latents, values = flat.scatter(latents, 0), flat.scatter(values, PADDED)
-
-        own_parameters = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
-
-        with torch.enable_grad():
-            values = values.requires_grad_()
-            acts = sae.activate(values, latents)
-
-        stored_acts = acts.detach() if flat is None else flat.gather(acts.detach())
-        # Not through `exchange`: neither Replicas nor LatentShards takes a loss of the code, so this process is alone.
-        decoded = self.kernels.decode(stored_acts, decoding, rectify=False)
-        grad_acts = decoded.grad_acts if flat is None else flat.scatter(decoded.grad_acts, 0.0)
-
-        with torch.enable_grad():
-            code = Encoding(acts, latents)
-            extra = sae.extra_loss(
-                TrainingPass(batch, values, code, batch.y, variance=variance, tokens_seen=tokens_seen)
-            )
-            roots = (acts,) if extra is None else (acts, extra)
-            root_gradients = (grad_acts,) if extra is None else (grad_acts, torch.ones_like(extra))
-            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own_parameters.values()), root_gradients)
-
-        if flat is not None:
-            grad_values = flat.gather(grad_values)
-
-        return _Code(
-            Encoding(acts.detach(), latents),
-            decoded._replace(grad_acts=grad_values),
-            torch.zeros_like(variance) if extra is None else extra.detach(),
-            dict(zip(own_parameters, own_gradients, strict=True)),
-        )
+        batch = Batch(y, y, raw.gradient)
+        return PreparedBatch(batch, centred, target_squares, variance, is_counted=is_counted.to(self.kernels.DTYPE))
 
     def gather_weights(self) -> None:
         """Brings the weights that other processes have updated."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
+from sae.architectures.flat_code import CodeLossByHand
 from sae.architectures.settings import Batch, SelectionInput
 from sae.kernels.step_types import FlatCode, StepKernels
 from sae.training.exchange import Exchange
 
 TILE = 128  # batch sizes are rounded up to it, so that batches of nearly the same size share a recorded CUDA graph
-CHUNK_NUMBERS = 1 << 27  # pre-activations held at a time, if tokens select independently of each other
+# Pre-activations held at a time, if tokens select independently of each other; on a GPU more, if they are those of few
+# rows, because every piece reads the whole encoder: 60 ms an update in pieces of 128 rows, 38 ms in pieces of 1,024.
+CHUNK_NUMBERS, FEWEST_ROWS = 1 << 27, 1024
+MOST_PAIRS = 1 << 27  # of a batch whose tokens keep different numbers of latents; each takes about 60 bytes on a GPU
 
 
 class Selection(NamedTuple):
@@ -30,13 +34,17 @@ class LatentSelection:
 
     def __init__(self, sae: SparseAutoencoder, kernels: StepKernels, exchange: Exchange):
         self.sae, self.kernels, self.exchange = sae, kernels, exchange
-        self.may_pad = sae.ragged or exchange.pads_selection
-        self.is_flat_batch = sae.b_dec.device.type == "cuda" and sae.selects == "k_per_batch"
+        is_gpu = sae.b_dec.device.type == "cuda"
+        self.is_flat_batch = is_gpu and sae.selects == "k_per_batch"
+        # The number of pairs is known only once they are counted, so selection is two parts: `count`, `fill`.
+        self.is_counted_first = is_gpu and sae.selects in ("above_bounds", "to_norm")
 
     def select(self, centred: Float[Tensor, "n d"], batch: Batch, table: Float[Tensor, "m d"]) -> Selection:
         """The latents of every token, by the encoder `table` [m, d]; in chunks of tokens, if memory asks for it."""
         numbers = len(centred) * self.sae.d_sae * self.exchange.latent_processes.world_size
         n_chunks = -(-numbers // CHUNK_NUMBERS)
+        if centred.device.type == "cuda":
+            n_chunks = min(n_chunks, -(-len(centred) // FEWEST_ROWS))
         if self.sae.ragged or n_chunks <= 1:
             return self._select_rows(centred, batch.gradient, table)
 
@@ -62,12 +70,6 @@ class LatentSelection:
             return Selection(latents.int(), pre_acts[tokens, latents].float(), flat)
 
         indices = sae.select(pre_acts, SelectionInput(centred, gradient))
-        if sae.ragged and centred.device.type == "cuda":
-            # Few loud tokens keep very many latents: padding all tokens to the widest took 13 ms, a flat code 3.4 ms.
-            flat = FlatCode.from_padded(indices)
-            latents = flat.gather(indices)
-            return Selection(latents.int(), pre_acts[flat.tokens, latents].float(), flat)
-
         values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, bias=sae.b_enc.data)
         if sae.ragged:
             return Selection(indices.int(), values.masked_fill(indices < 0, PADDED))
@@ -76,21 +78,35 @@ class LatentSelection:
 
         return Selection(*self.exchange.selection(indices.int(), values, keys, k))
 
+    def count(self, centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], is_counted: Float[Tensor, " n"]) -> Any:
+        """Which latents are kept, not yet written down (a `CountedLatents`); none in rows that are not counted."""
+        from sae.kernels import cuda_ragged
+
+        sae = self.sae
+        if sae.selects == "to_norm":
+            return cuda_ragged.count_to_norm(centred, table, sae.b_enc, is_counted=is_counted)
+        assert isinstance(sae, CodeLossByHand)
+        bounds = sae.selection_bounds()
+        return cuda_ragged.count_above(centred, table, sae.b_enc, bounds=bounds, is_counted=is_counted)
+
+    def room(self, counted: Any) -> int | None:
+        """Places for the counted latents, enough for all; None if there are so many that memory would not hold them.
+
+        Python waits for the GPU here.
+        """
+        from sae.kernels import cuda_ragged
+
+        n_pairs = counted.n_pairs()
+        return None if n_pairs > MOST_PAIRS else cuda_ragged.room_for(n_pairs)
+
+    def fill(self, counted: Any, room: int) -> Selection:
+        """The counted latents, in a list of `room` places."""
+        from sae.kernels import cuda_ragged
+
+        return Selection(*cuda_ragged.fill(counted, room))
+
     def is_too_wide(self, selection: Selection) -> bool:
         """Whether tokens keep so many latents that dense products, by autograd, are faster."""
         flat = selection.flat
-        if flat is None:
-            return selection.latents.shape[1] > self.kernels.widest(self.sae.d_sae)
-        mean_width = -(-len(selection.latents) // flat.shape[0])
-        padded_numbers = flat.shape[0] * flat.shape[1]
-        return padded_numbers > CHUNK_NUMBERS or mean_width > self.kernels.widest(self.sae.d_sae)
-
-    def has_padding(self, selection: Selection) -> bool:
-        """Whether some places of the selection hold no latent (-1)."""
-        return self.may_pad and selection.flat is None
-
-    def sorted_pairs(self, selection: Selection) -> object:
-        """The (token, latent) pairs sorted by latent; padding is named m, one more than the last latent."""
-        latents, m = selection.latents, self.sae.d_sae
-        numbered = torch.where(latents < 0, m, latents) if self.has_padding(selection) else latents
-        return self.kernels.sorted_pairs(numbered, m, selection.flat.tokens if selection.flat else None)
+        width = selection.latents.shape[1] if flat is None else -(-len(selection.latents) // (len(flat.starts) - 1))
+        return width > self.kernels.widest(self.sae.d_sae)

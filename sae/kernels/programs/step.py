@@ -5,49 +5,7 @@
 import triton
 import triton.language as tl
 
-from sae.kernels.triton_adam import adam
-
-
-@triton.jit
-def prepare_program(raw, scale, centre, target, centred, squares, WIDTH: tl.constexpr, SIZE: tl.constexpr):
-    """One row: raw * scale, that minus the centre in bfloat16, and its squared norm."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, SIZE)
-    ok = columns < WIDTH
-    y = tl.load(raw + row * WIDTH + columns, ok, 0.0).to(tl.float32) * tl.load(scale + columns, ok, 0.0)
-    tl.store(target + row * WIDTH + columns, y, ok)
-    tl.store(squares + row, tl.sum(y * y, 0))
-    y -= tl.load(centre + columns, ok, 0.0)
-    tl.store(centred + row * WIDTH + columns, y.to(tl.bfloat16), ok)
-
-
-@triton.jit
-def encode_program(
-    centred, table, bias, out, maxima, n_rows, n_latents, PROGRAMS: tl.constexpr,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr,
-    MAXIMA: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
-    """Tiles of centred table^T + bias in bfloat16, and the maxima of every SPAN latents."""
-    down, across = tl.cdiv(n_rows, ROWS), tl.cdiv(n_latents, LATENTS)
-    # One program does many tiles, so that the next tile is read while the last one is written.
-    for tile in tl.range(tl.program_id(0), down * across, PROGRAMS, flatten=True):
-        first = tile // (GROUPED * across) * GROUPED  # tiles at work together share rows and latents in the cache
-        size = min(down - first, GROUPED)
-        row_block, latent_block = first + (tile % (GROUPED * across)) % size, (tile % (GROUPED * across)) // size
-        total = tl.zeros((ROWS, LATENTS), tl.float32)
-        for start in range(0, WIDTH, STEP):
-            a = centred.load([row_block * ROWS, start])
-            b = table.load([latent_block * LATENTS, start])
-            total = tl.dot(a, b.T, total)
-        latents = latent_block * LATENTS + tl.arange(0, LATENTS)
-        rounded = (total + tl.load(bias + latents, latents < n_latents, 0.0)[None, :]).to(tl.bfloat16)
-        out.store([row_block * ROWS, latent_block * LATENTS], rounded)
-        if MAXIMA:
-            best = tl.max(tl.reshape(rounded.to(tl.float32), (ROWS, LATENTS // SPAN, SPAN)), 2).to(tl.bfloat16)
-            rows, n_groups = row_block * ROWS + tl.arange(0, ROWS), n_latents // SPAN
-            groups = latent_block * (LATENTS // SPAN) + tl.arange(0, LATENTS // SPAN)
-            inside = (rows < n_rows)[:, None] & (groups < n_groups)[None, :]
-            tl.store(maxima + rows[:, None] * n_groups + groups[None, :], best, inside)
+from sae.kernels.programs.adam import adam
 
 
 @triton.jit
@@ -137,7 +95,8 @@ def decode_ragged_program(
             act = tl.maximum(act, 0.0)
         tl.store(acts + number, act, ok)
         latent = tl.load(indices + number, ok, 0).to(tl.int64)
-        rows = tl.load(table + latent[:, None] * WIDTH + columns[None, :], ok[:, None] & inside[None, :], 0.0)
+        is_active = act != 0  # the other rows of the table need not be read
+        rows = tl.load(table + latent[:, None] * WIDTH + columns[None, :], is_active[:, None] & inside[None, :], 0.0)
         e += tl.sum(act[:, None] * rows.to(tl.float32), 0)
         fired += tl.sum((act > 0).to(tl.float32), 0)
 

@@ -83,19 +83,14 @@ def pick_program(
 
 
 @triton.jit
-def crossing_program(
-    pre_acts, norms, bounds, spares, counts, n_latents, SIZE: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    """One row: `bound` and `spare`, such that what is above the bound and the first `spare` at it have the nearest
-    norm.
+def _crossing(loaded, keys, norm, low):
+    """(bound, spare, how many are kept) of one row: what is above the bound and the first `spare` at it have the
+    nearest norm.
+
+    `low` is a key that the bound is not under; 0 is the key of 0.0, which is never kept.
     """
-    row = tl.program_id(0)
-    latents = tl.arange(0, SIZE)
-    loaded = tl.load(pre_acts + row.to(tl.int64) * n_latents + latents, latents < n_latents, 0.0)
-    keys = _ordered(loaded, BITS)
     values = tl.maximum(loaded.to(tl.float32), 0.0)
-    norm = tl.load(norms + row)
-    low, high = tl.min(keys, 0) * 0, tl.max(keys, 0)  # 0 is the key of 0.0, which is never kept
+    high = tl.max(keys, 0)
 
     while low < high:
         middle = low + (high - low + 1) // 2
@@ -107,15 +102,34 @@ def crossing_program(
     energy, n_over = tl.sum(tl.where(over, values * values, 0.0), 0), tl.sum(over.to(tl.int32), 0)
     bound = tl.max(tl.where(at, values, 0.0), 0)
     most = tl.sum(at.to(tl.int32), 0)
+    spare = _spare(norm, energy, bound, n_over, most)
+    spare = tl.where(low > 0, spare, 0)  # the norm is never reached: all that is positive is kept
+    return bound, spare, n_over + spare
+
+
+@triton.jit
+def _spare(norm, energy, bound, n_over, most):
+    """How many of the `most` latents at the bound bring the norm nearest, if those over it have this energy."""
     wanted = tl.minimum(tl.ceil((norm * norm - energy) / tl.maximum(bound * bound, 1e-30)), 1e9).to(tl.int32)
     spare = tl.minimum(tl.maximum(wanted, 1), most)
     short = norm - tl.sqrt(energy + (spare - 1) * bound * bound)
     nearer = short <= tl.sqrt(energy + spare * bound * bound) - norm
-    spare -= (nearer & (n_over + spare > 1)).to(tl.int32)
-    spare = tl.where(low > 0, spare, 0)  # the norm is never reached: all that is positive is kept
+    return spare - (nearer & (n_over + spare > 1)).to(tl.int32)
+
+
+@triton.jit
+def crossing_program(
+    pre_acts, norms, bounds, spares, counts, n_latents, SIZE: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Bound, spare and count of one row; see `_crossing`."""
+    row = tl.program_id(0)
+    latents = tl.arange(0, SIZE)
+    loaded = tl.load(pre_acts + row.to(tl.int64) * n_latents + latents, latents < n_latents, 0.0)
+    keys = _ordered(loaded, BITS)
+    bound, spare, count = _crossing(loaded, keys, tl.load(norms + row), tl.min(keys, 0) * 0)
     tl.store(bounds + row, bound)
     tl.store(spares + row, spare)
-    tl.store(counts + row, n_over + spare)
+    tl.store(counts + row, count)
 
 
 @triton.jit

@@ -1,0 +1,189 @@
+"""The decoded code of an update: activations, errors, their gradients, and what a loss of the code itself adds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.architectures.base import SparseAutoencoder
+from sae.architectures.flat_code import CodeLossByHand, FlatPass
+from sae.architectures.settings import Batch, Encoding, TrainingPass
+from sae.kernels.step_types import AdamStep, Decoded, DecodeInput, StepKernels
+from sae.training.exchange import Exchange
+from sae.training.latent_selection import Selection
+
+SHARED_PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")  # those of every architecture; others belong to one
+
+
+class UpdateInput(NamedTuple):
+    """What an update reads besides its rows: Adam's constants, room for dead latents, and how far training is.
+
+    `scale` [d] brings rows into the dictionary's units, in which `variance` is that of the target. `tokens_seen` is a
+    number; `tokens_seen_on_device` holds the same where a recorded update finds it.
+    """
+
+    scale: Float[Tensor, " d"]
+    variance: Float[Tensor, ""]
+    adam: AdamStep
+    n_dead_slots: int
+    tokens_seen: int
+    tokens_seen_on_device: Float[Tensor, ""]
+
+
+class PreparedBatch(NamedTuple):
+    """A batch in the dictionary's units.
+
+    `centred` [n, d] is the encoder's input as it is stored; `target_squares` [n] are squared norms of the target;
+    `is_counted` [n] is 0 for rows that only fill the batch up.
+    """
+
+    batch: Batch
+    centred: Float[Tensor, "n d"]
+    target_squares: Float[Tensor, " n"]
+    variance: Float[Tensor, ""]
+    is_counted: Float[Tensor, " n"]
+
+
+class DecodedCode(NamedTuple):
+    """The decoded code, and what a loss with a term of the code adds: that term and gradients by parameter name.
+
+    `pairs` are those of the selection sorted by latent, as the kernels know them. `counts` [n], of a flat code, is the
+    number of active latents of every token.
+    """
+
+    encoding: Encoding
+    decoded: Decoded
+    pairs: Any
+    extra_loss: Float[Tensor, ""] | float
+    extra_gradients: dict[str, Float[Tensor, " ..."]]
+    counts: Float[Tensor, " n"] | None = None
+
+
+class CodeDecoding:
+    """Decodes what was selected, as `SparseAutoencoder.losses` does."""
+
+    def __init__(
+        self, sae: SparseAutoencoder, kernels: StepKernels, exchange: Exchange, *, prefixes: Int[Tensor, " l"] | None
+    ):
+        self.sae, self.kernels, self.exchange, self.prefixes = sae, kernels, exchange, prefixes
+
+    def decode(
+        self,
+        prepared: PreparedBatch,
+        selection: Selection,
+        update: UpdateInput,
+        *,
+        table: Float[Tensor, "m d"],
+        coefficient: Float[Tensor, ""],
+    ) -> DecodedCode:
+        """By the decoder `table` [m, d]; `coefficient` is 2 / (n variance)."""
+        decoding = DecodeInput(
+            self._latents(selection),
+            table=table,
+            bias=self.sae.b_dec.data,
+            target=prepared.batch.y,
+            coefficient=coefficient,
+            n_counted=update.adam.n_own_tokens,
+            prefixes=self.prefixes,
+            starts=selection.flat.starts if selection.flat else None,
+        )
+        if self.sae.loss_terms != "code":
+            decoded = self.exchange.decode(self.kernels, selection.values, decoding)
+            return DecodedCode(
+                Encoding(decoded.acts, decoding.latents), decoded, self._pairs(selection), 0.0, extra_gradients={}
+            )
+
+        # Not through `exchange`: neither Replicas nor LatentShards takes a loss of the code, so this process is alone.
+        if selection.flat is None:
+            return self._with_code_loss_by_autograd(prepared, selection, update, decoding)
+        return self._with_code_loss_by_hand(prepared, selection, update, decoding)
+
+    def _has_padding(self, selection: Selection) -> bool:
+        """Whether some places of the selection hold no latent (-1)."""
+        return selection.flat is None and (self.sae.ragged or self.exchange.pads_selection)
+
+    def _latents(self, selection: Selection) -> Tensor:
+        """The selected latents as an index: padding is -1 or m, its value is such that the latent gets no activation."""
+        if selection.flat is not None:
+            return selection.latents.clamp_max(self.sae.d_sae - 1)
+        return selection.latents.clamp_min(0) if self._has_padding(selection) else selection.latents
+
+    def _pairs(self, selection: Selection) -> Any:
+        """The (token, latent) pairs sorted by latent; padding is named m, one more than the last latent."""
+        latents, m = selection.latents, self.sae.d_sae
+        numbered = torch.where(latents < 0, m, latents) if self._has_padding(selection) else latents
+        return self.kernels.sorted_pairs(numbered, m, selection.flat.tokens if selection.flat else None)
+
+    def _with_code_loss_by_hand(
+        self, prepared: PreparedBatch, selection: Selection, update: UpdateInput, decoding: DecodeInput
+    ) -> DecodedCode:
+        """As the architecture states it, so that nothing waits for the GPU."""
+        from sae.kernels.cuda_ragged import ActivePairs, segment_sums
+
+        sae, flat, values = self.sae, selection.flat, selection.values
+        assert isinstance(sae, CodeLossByHand) and flat is not None
+        acts = sae.activate(values[None], decoding.latents.long()[None])[0]
+        decoded = self.kernels.decode(acts, decoding, rectify=False)
+        n_active = decoded.by_token[2] * prepared.is_counted
+        pairs = ActivePairs(selection.latents, acts, tokens=flat.tokens, n_latents=sae.d_sae)
+
+        code_loss = sae.code_loss(
+            FlatPass(
+                prepared.batch,
+                latents=decoding.latents,
+                tokens=flat.tokens,
+                values=values,
+                acts=acts,
+                grad_acts=decoded.grad_acts,
+                n_active=n_active,
+                is_counted=prepared.is_counted.float(),
+                n_tokens=update.adam.n_tokens,
+                tokens_seen=update.tokens_seen_on_device,
+                sum_by_token=lambda numbers: segment_sums(numbers, flat.starts),
+                sum_by_latent=pairs.sum_by_latent,
+            )
+        )
+
+        return DecodedCode(
+            Encoding(acts, decoding.latents),
+            decoded._replace(grad_acts=code_loss.grad_values),
+            pairs,
+            code_loss.loss,
+            extra_gradients=code_loss.gradients,
+            counts=n_active,
+        )
+
+    def _with_code_loss_by_autograd(
+        self, prepared: PreparedBatch, selection: Selection, update: UpdateInput, decoding: DecodeInput
+    ) -> DecodedCode:
+        """By autograd, over the [n, k] selected values alone."""
+        sae, latents, values = self.sae, decoding.latents.long(), selection.values
+        own_parameters = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
+
+        with torch.enable_grad():
+            values = values.requires_grad_()
+            acts = sae.activate(values, latents)
+
+        decoded = self.kernels.decode(acts.detach(), decoding, rectify=False)
+
+        with torch.enable_grad():
+            batch, code = prepared.batch, Encoding(acts, latents)
+            extra = sae.extra_loss(
+                TrainingPass(
+                    batch, values, code, batch.y, variance=prepared.variance, tokens_seen=update.tokens_seen
+                )
+            )  # fmt: skip
+            roots = (acts,) if extra is None else (acts, extra)
+            root_gradients = (decoded.grad_acts,) if extra is None else (decoded.grad_acts, torch.ones_like(extra))
+            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own_parameters.values()), root_gradients)
+
+        return DecodedCode(
+            Encoding(acts.detach(), latents),
+            decoded._replace(grad_acts=grad_values),
+            self._pairs(selection),
+            torch.zeros_like(prepared.variance) if extra is None else extra.detach(),
+            extra_gradients=dict(zip(own_parameters, own_gradients, strict=True)),
+        )
