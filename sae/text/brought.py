@@ -28,6 +28,14 @@ class ScoredTexts(NamedTuple):
     scores: list[float]
 
 
+class ClassedTexts(NamedTuple):
+    """Texts with a class each, and the group that a text must not be parted from; without groups each is its own."""
+
+    texts: list[str]
+    labels: list[str]
+    groups: list[str]
+
+
 def lines(path: Path) -> list[str]:
     """The lines of a file of UTF-8 that have any text; raises `ConfigError` or `DataError`."""
     if not path.is_file():
@@ -112,6 +120,27 @@ def scored_texts(path: Path) -> ScoredTexts:
             raise DataError(f'{path}: line {number} is not an object with a "text" and a finite "score".') from None
         out.texts.append(well_formed(text))
         out.scores.append(score)
+    if not out.texts:
+        raise DataError(f"{path}: holds no text.")
+    return out
+
+
+def classed_texts(path: Path) -> ClassedTexts:
+    """The texts of a JSON-lines file with "text", "label" and perhaps "group"; raises `DataError` naming the line."""
+    out = ClassedTexts([], [], [])
+    for number, line in enumerate(lines(path), 1):
+        try:
+            row = json.loads(line)
+            text, label, group = row["text"], row["label"], row.get("group", number)
+            if not isinstance(text, str) or not isinstance(label, str | int) or not isinstance(group, str | int):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f'{path}: line {number} is not an object with a "text" and a "label" (a word or a number).'
+            ) from None
+        out.texts.append(well_formed(text))
+        out.labels.append(str(label).lower() if isinstance(label, bool) else str(label))
+        out.groups.append(str(group))
     if not out.texts:
         raise DataError(f"{path}: holds no text.")
     return out
