@@ -175,6 +175,13 @@ def test_the_routes_and_the_page_of_a_finding(contrasted, browser):
         TypeAdapter(strict(responses.FindingDetail)).validate_json(answer.content, strict=True)
         assert answer.json()["is_current"] and httpx.get(f"{base}/none").status_code == 404
         assert httpx.get(f"{base}/broken").status_code == 404
+        table = next(t for t in answer.json()["tables"] if t["rows"] and t["columns"][0]["kind"] == "feature")
+        feature = table["rows"][0][0]
+        about = httpx.get(f"{base.removesuffix('/findings')}/features/{feature}/findings")
+        TypeAdapter(list[strict(responses.FindingAbout)]).validate_json(about.content, strict=True)
+        assert {"contrast", table["title"]} <= {text for item in about.json() for text in (item["name"], item["table"])}
+        assert all(feature in row or str(feature) in str(row) for item in about.json() for row in item["rows"])
+        assert httpx.get(f"{base.removesuffix('/findings')}/features/99999999/findings").json() == []
 
         page = browser.new_page()
         page.goto(f"{address}/#/tiny.first")
@@ -184,4 +191,7 @@ def test_the_routes_and_the_page_of_a_finding(contrasted, browser):
         assert page.locator("main table").count() == 5 and violations(page) == []
         page.locator("main table a").first.click()
         page.wait_for_url("**/features/*")
+        page.wait_for_selector("h2:has-text('Found about it')")
+        settled(page)
+        assert page.locator("section h3 a[href$='findings/contrast']").count() >= 1 and violations(page) == []
         page.close()

@@ -80,7 +80,7 @@ def test_every_route_is_in_the_list(client):
         if "/comparisons" in r or "/findings" in r or "people" in next(iter(methods.values()))["tags"]
     ]
     assert (
-        len(elsewhere) == 10
+        len(elsewhere) == 11
     )  # tests/test_people.py, tests/test_compare.py and tests/test_contrast_of_texts.py look at those
     for route in routes.keys() - {*elsewhere, "/api/v1/dictionaries/{dictionary}/search/vector"}:
         pattern = route.format(dictionary="tiny.first", feature=3, document=0, file="dictionary.zip")

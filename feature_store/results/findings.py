@@ -59,3 +59,16 @@ def findings_of(folder: Path) -> dict[str, Path]:
     """The folders of a dictionary's findings, by name."""
     files = sorted((folder / FOLDER).glob(f"*/{Finding.file_name}"))
     return {path.parent.name: path.parent for path in files}
+
+
+def rows_about(table: Table, feature: int) -> list[list[Cell]]:
+    """The rows of a table that name a feature."""
+    kinds = [column.kind for column in table.columns]
+
+    def names(row: list[Cell]) -> bool:
+        return any(
+            (kind == "feature" and cell == feature) or (kind == "features" and str(feature) in str(cell).split())
+            for kind, cell in zip(kinds, row, strict=True)
+        )
+
+    return [row for row in table.rows if names(row)]

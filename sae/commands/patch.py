@@ -32,7 +32,7 @@ class Patch(Command):
         parser.add_argument(
             "--pairs", type=Path, metavar="FILE", help="pairs of prompts (.jsonl; default: made of names)"
         )
-        parser.add_argument("--most", type=int, default=24, help="pairs to patch (default: 24)")
+        parser.add_argument("--most", type=int, default=12, help="pairs to patch (default: 12)")
         parser.add_argument("--name", default="patch", help="name of the finding (default: patch)")
         parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default: 0)")
         parser.add_argument("--run", type=Path, help="run whose model to use, for an imported dictionary")

@@ -40,7 +40,14 @@ from server.responses.features import (
     TableItem,
     TokenWeight,
 )
-from server.responses.findings import FindingColumn, FindingDetail, FindingFigure, FindingItem, FindingTable
+from server.responses.findings import (
+    FindingAbout,
+    FindingColumn,
+    FindingDetail,
+    FindingFigure,
+    FindingItem,
+    FindingTable,
+)
 from server.responses.people import (
     AgreementItem,
     EntryBody,
@@ -88,6 +95,7 @@ __all__ = [
     "FeatureItem",
     "FeatureMap",
     "FeaturePage",
+    "FindingAbout",
     "FindingColumn",
     "FindingDetail",
     "FindingFigure",

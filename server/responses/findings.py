@@ -40,6 +40,17 @@ class FindingTable(BaseModel):
     rows: list[list[str | int | float | None]] = Field(description="Its rows, a cell per column.")
 
 
+class FindingAbout(BaseModel):
+    """The rows of one table of a finding that name a feature."""
+
+    name: str = NAME
+    system: str = SYSTEM
+    title: str = TITLE
+    table: str = Field(description="Heading of the table.", examples=["Features that fire on more texts of A"])
+    columns: list[FindingColumn] = Field(description="Its columns, in order.")
+    rows: list[list[str | int | float | None]] = Field(description="The rows that name the feature.")
+
+
 class FindingDetail(BaseModel):
     name: str = NAME
     is_current: bool = Field(description="Whether the weights are still those it speaks of.", examples=[True])

@@ -19,6 +19,7 @@ from server.edition import Edition
 from server.errors import ApiError
 
 DictionaryId = Annotated[str, Path(description="Id of a dictionary.", examples=["quickstart.resid-4096"])]
+FeatureId = Annotated[int, Path(description="Number of the feature.", examples=[1500])]
 
 
 class ReadRouter(APIRouter):

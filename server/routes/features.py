@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import anyio.to_thread
 import numpy as np
 import orjson
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from feature_store import queries
@@ -27,6 +27,7 @@ from server.people.finding import features_with
 from server.preview.picture import picture
 from server.routes.common import (
     DictionaryId,
+    FeatureId,
     ReadRouter,
     edition_of,
     edition_soon,
@@ -41,7 +42,6 @@ from server.tables import FORMATS
 
 router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["features"], dependencies=[known_parameters])
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
-FeatureId = Annotated[int, Path(description="Number of the feature.", examples=[1500])]
 MOST_POINTS, MOST_MAPPED = 20_000, 200_000
 MAP_STEPS = 4095  # of each side
 PARQUET = "application/vnd.apache.parquet"

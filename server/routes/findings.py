@@ -9,10 +9,12 @@ from fastapi import Path, Request
 from fastapi.responses import Response
 
 from feature_store.dictionary_files import JsonFileError
-from feature_store.results.findings import Finding, findings_of
+from feature_store.results.findings import Finding, findings_of, rows_about
 from server import responses
 from server.errors import ApiError
-from server.routes.common import DictionaryId, ReadRouter, entry_of, known_parameters, never_kept
+from server.routes.common import DictionaryId, FeatureId, ReadRouter, entry_of, known_parameters, never_kept
+
+MOST_ROWS = 50  # of a table that name one feature
 
 router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["dictionaries"], dependencies=[known_parameters])
 
@@ -44,6 +46,27 @@ def get_finding(
     finding = _read(folder, name)
     is_current = finding.weights_sha256 == entry.edition().card.weights_sha256
     return never_kept({"name": name, "is_current": is_current, **finding.model_dump(exclude={"format_version"})})
+
+
+@router.get("/features/{feature}/findings", response_model=list[responses.FindingAbout])
+def list_findings_about(request: Request, dictionary: DictionaryId, feature: FeatureId) -> Response:
+    """The rows of findings of the present weights that name a feature: what feeds it, what it tells, what it does."""
+    entry = entry_of(request, dictionary)
+    weights, items = entry.edition().card.weights_sha256, []
+    for name, folder in findings_of(entry.folder).items():
+        try:
+            finding = Finding.read(folder)
+        except JsonFileError:
+            continue
+        if finding.weights_sha256 != weights:
+            continue
+        about = {"name": name, "system": finding.system, "title": finding.title}
+        for table in finding.tables:
+            rows = rows_about(table, feature)[:MOST_ROWS]
+            if rows:
+                columns = [column.model_dump() for column in table.columns]
+                items.append({**about, "table": table.title, "columns": columns, "rows": rows})
+    return never_kept(items)
 
 
 def _read(folder: FolderPath, name: str) -> Finding:

@@ -132,7 +132,7 @@ class Patcher:
         return torch.from_numpy(ids.astype(np.int64)).to(self.lm.device)
 
     def _metrics(self, tokens: Tensor, pair: PairIds) -> Tensor:
-        logits = self.lm.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
+        logits = self.lm.model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[:, -1].float()
         return logits[:, pair.answer] - logits[:, pair.wrong]
 
 

@@ -49,7 +49,7 @@ class PatchSettings:
     """Pairs of prompts (a file, or made of names), how many, and the seed of what is drawn."""
 
     pairs: Path | None = None
-    most: int = 24
+    most: int = 12
     seed: int = 0
 
     def check(self) -> None:

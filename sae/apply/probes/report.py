@@ -72,7 +72,7 @@ def probe_finding(folder: Path, name: str, reader: TextReader, settings: ProbeSe
     ours, source = probes.results["latents"], settings.texts.name if settings.texts else "statements about cities"
     return write_finding(
         folder, name, system="probe", title=f"What tells {' from '.join(classes)}: {source}",
-        summary=_summary(probes.results, settings, len(probes.latents)),
+        summary=_summary(probes.results, settings, len(probes.latents)) + _best_place(reader, probes.by_place),
         settings={"texts": source, "n_texts": len(labels), "k": settings.k, "at": settings.at, "alpha": settings.alpha,
                   "seed": settings.seed},
         figures=_figures(ours, probes.results["shuffled labels"]),
@@ -134,6 +134,17 @@ def _summary(results: dict[str, ProbeResult], settings: ProbeSettings, n_latents
         f"those rightly, and abstain from the rest; the right class stays possible in {ours.covered.value:.0%} (promised: "
         f"{1 - settings.alpha:.0%}). AUC: latents {ours.auc:.2f}, activations {results['activations'].auc:.2f}, words "
         f"{results['words'].auc:.2f}, random latents {results['random latents'].auc:.2f}."
+    )
+
+
+def _best_place(reader: TextReader, by_place: np.ndarray) -> str:
+    if not by_place.size:
+        return ""
+    layer, back = np.unravel_index(int(by_place.argmax()), by_place.shape)
+    token = "the last token" if back == 0 else f"{back} before the last token"
+    return (
+        f" Activations tell the classes best after layer {sorted(reader.lm.blocks.running)[layer]}, at {token}: AUC "
+        f"{by_place.max():.2f}."
     )
 
 

@@ -32,3 +32,10 @@ export function visible(text: string): string {
     .replace(/\t/g, "⇥")
     .replace(/(?![\ufe00-\ufe0f])[\p{Cc}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\ufff9-\ufffb]/gu, "·");
 }
+
+/** A number of a finding: four digits, whole numbers whole. */
+export function figure(x: unknown): string {
+  if (typeof x !== "number") return "–";
+  if (Number.isInteger(x)) return x.toLocaleString("en");
+  return Math.abs(x) >= 1e-4 && Math.abs(x) < 1e6 ? String(Number(x.toPrecision(4))) : x.toExponential(2);
+}
