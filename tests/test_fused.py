@@ -205,10 +205,18 @@ def test_an_update_has_the_gradients_of_the_reference(kind, settings, device):
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
+LONG_RUNS = [
+    ("topk", {"k": 16}, 0.005),
+    ("top_afa", {}, 0.03),
+    ("jumprelu", {"target_l0": 16.0, "sparsity_warmup_tokens": 50_000}, 0.03),
+]
+
+
 @on_gpu
-def test_a_run_ends_at_the_fvu_of_the_float32_reference():
+@pytest.mark.parametrize("kind, settings, tolerance", LONG_RUNS)
+def test_a_run_ends_at_the_fvu_of_the_float32_reference(kind, settings, tolerance):
     width, latents, n = 256, 2048, 2048
-    fused, exact = made("topk", width, latents, k=16), made("topk", width, latents, dtype=torch.float32, k=16)
+    fused, exact = made(kind, width, latents, **settings), made(kind, width, latents, dtype=torch.float32, **settings)
     assert fused.fused_step is not None and exact.fused_step is None
     curves = ([], [])
     for step in range(300):
@@ -218,7 +226,7 @@ def test_a_run_ends_at_the_fvu_of_the_float32_reference():
             if step % 50 == 49:
                 curve.append(trainer.log_line(LR)["fvu"])
     assert curves[1][-1] < 0.7 * curves[1][0]
-    assert all(abs(a / b - 1) < 0.005 for a, b in zip(*curves, strict=True)), curves
+    assert all(abs(a / b - 1) < tolerance for a, b in zip(*curves, strict=True)), curves
 
 
 @on_gpu
@@ -254,9 +262,10 @@ def test_rows_that_do_not_count_change_nothing():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_same_bits_every_time_and_after_a_resume(device, tmp_path):
+@pytest.mark.parametrize("kind, settings", [("topk", {"k": 8}), ("top_afa", {}), ("jumprelu", {"target_l0": 8.0})])
+def test_the_same_bits_every_time_and_after_a_resume(kind, settings, device, tmp_path):
     def fresh():
-        return made("topk", 128, 1024, device, k=8, dead_after_tokens=2000, k_aux=16)
+        return made(kind, 128, 1024, device, dead_after_tokens=2000, k_aux=16, **settings)
 
     def run(trainer, steps):
         for step in steps:
@@ -268,7 +277,7 @@ def test_the_same_bits_every_time_and_after_a_resume(device, tmp_path):
     checkpoint.save(tmp_path, 1, half.tensors(), {})
     resumed.load_tensors(checkpoint.newest(tmp_path, Progress()).tensors)
     run(resumed, range(4, 8))
-    assert whole.sums[1] > 0
+    assert whole.sums[1] > 0 or kind != "topk"
     for other in (again, resumed):
         for name, value in whole.tensors().items():
             assert torch.equal(value, other.tensors()[name]), name

@@ -14,7 +14,7 @@ from sae.evaluation.measures import MEASURES
 from sae.evaluation.measures.causal_audit import row_effect, split
 from sae.evaluation.measures.probing import probe_auc, select_latents
 from sae.evaluation.measures.quasi_orthogonality import epsilon_lbo
-from sae.evaluation.measures.scrambling import scrambled
+from sae.evaluation.measures.scrambling import scrambled, with_shuffled_sentences
 from sae.evaluation.measures.stability import matched_cosines
 from sae.foundation.metrics import normalised_mse, spearman
 from sae.publish import dictionary
@@ -176,15 +176,30 @@ def test_the_audit_of_a_hidden_layer_writes_a_finding(hidden, tmp_path):
     finding = Finding.read(folder / "findings/causal_audit")
     assert finding.tables[0].rows[0][1] <= finding.tables[0].rows[-1][1]
     active = figures["scrambling"]["active"]
-    assert set(active) == {"whole", "blocks_16", "blocks_4", "blocks_1", "random"} and active["whole"] > 0
+    assert list(active) == ["whole", "sentences", "blocks_16", "blocks_4", "blocks_1", "random"] and active["whole"] > 0
 
 
 def test_shuffled_blocks_hold_the_same_tokens():
     ids = np.arange(60).reshape(3, 20)
     rng = np.random.default_rng(0)
-    assert scrambled(ids, None, rng) is ids
     for block in (1, 4, 16):
         out = scrambled(ids, block, rng)
         assert (out[:, 0] == ids[:, 0]).all() and (np.sort(out, axis=1) == ids).all()
         inside = np.diff(out[:, 1:], axis=1) == 1
         assert inside.sum() >= 3 * (19 - -(-19 // block)) and (out != ids).any()
+
+
+def test_shuffled_sentences_stay_whole():
+    class Words:
+        def decode(self, ids):
+            return [" a", " b", " c.", ' d?"', " e"][ids[0]]
+
+    ids = np.array([[4, 0, 1, 2, 4, 3, 0, 0, 2, 1], [4, 0, 0, 0, 0, 0, 0, 0, 0, 2]])
+    rng, orders = np.random.default_rng(0), set()
+    for _ in range(30):
+        out = with_shuffled_sentences(ids, Words(), rng)
+        orders.add(tuple(out[0]))
+        assert (out[1] == ids[1]).all() and out[0, 0] == 4
+        text = "".join(map(str, out[0, 1:]))
+        assert all(sentence in text for sentence in ("012", "43", "002", "1")) and len(text) == 9
+    assert len(orders) > 8 and (ids[0, 1:4] == [0, 1, 2]).all()

@@ -369,6 +369,21 @@ def test_installed_docs_are_long_different_and_ordered(tmp_path, tokenizer):
     assert about["installed"]["torch"] and len(about["sha256"]) == 64 and "saedex" not in about["installed"]
 
 
+def test_noise_is_every_token_alike_and_the_same_each_time(tmp_path, tokenizer):
+    text = TextConfig(
+        sources=({"source": "noise", "tokens_per_document": 64, "seed": 3},), ctx_len=16, held_out_tokens=160
+    )
+    ids = []
+    for name in ("a", "b"):
+        train, _ = build(text, tokenizer, prepend_bos=False, n_tokens=8000, folder=tmp_path / name, progress=Progress())
+        ids.append(np.array(train.ids))
+    assert np.array_equal(*ids)
+    drawn = np.bincount(ids[0].ravel(), minlength=len(tokenizer))
+    usual = np.delete(drawn, tokenizer.all_special_ids)  # the end of a document is one
+    expected = usual.sum() / len(usual)
+    assert usual.sum() > 7500 and np.abs(usual - expected).max() < 6 * expected**0.5 and usual.min() > 0
+
+
 def test_token_bytes_spell_any_text(tokenizer):
     spelled = token_bytes(tokenizer)
     for text in ("the cat", "naïve café ☕ 東京", "tab\tand\nline"):

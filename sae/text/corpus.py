@@ -97,7 +97,16 @@ class PackageText(_Weighted):
     licence: str | None = Field(default=None, description="Licence of the text, for the card.")
 
 
-TextSource = Annotated[InstalledDocs | DatasetText | PackageText, Field(discriminator="source")]
+class NoiseText(_Weighted):
+    """Tokens drawn at random, every one of the vocabulary as likely as another: text without any structure, without end."""
+
+    source: Literal["noise"] = Field(description="Where the text comes from.")
+    tokens_per_document: Count = Field(default=512, ge=2, description="Tokens of a document.")
+    seed: Count = Field(default=0, ge=0, description="Seed of the draws.")
+
+
+AnySource = InstalledDocs | DatasetText | PackageText | NoiseText
+TextSource = Annotated[AnySource, Field(discriminator="source")]
 
 
 def source_named(text: str) -> InstalledDocs | DatasetText:
@@ -139,10 +148,12 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def described(source: InstalledDocs | DatasetText | PackageText) -> str:
+def described(source: AnySource) -> str:
     """What a source is, in a few words, without the folders of this machine."""
     if isinstance(source, InstalledDocs):
         return "the documentation of installed packages"
+    if isinstance(source, NoiseText):
+        return "tokens drawn at random"
     if isinstance(source, PackageText):
         kind = "wiki articles" if source.markup == "mediawiki" else "texts"
         return f"{kind} of the package {source.part.name}"

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int
 
 from sae.errors import DataError
-from sae.text.corpus import Content, DatasetText, Document, InstalledDocs, PackageText, documents
+from sae.text.corpus import AnySource, Content, Document, NoiseText, documents
+from sae.text.noise import noise_documents
 from sae.text.reread import NOTHING_READ, RereadStream
 from sae.text.similarity import is_held_out, similarity_key
 
@@ -44,9 +45,10 @@ class TokenizedDocument(NamedTuple):
         return is_held_out(self.key, fraction)
 
 
-def parts(source: InstalledDocs | DatasetText | PackageText, tokenizer: Any) -> Iterator[Part]:
+def parts(source: AnySource, tokenizer: Any) -> Iterator[Part]:
     """The parts of all documents of a source; those of one document share a similarity key."""
-    for document in documents(source):
+    is_noise = isinstance(source, NoiseText)
+    for document in noise_documents(source, tokenizer) if is_noise else documents(source):
         text = _text(document, tokenizer)
         key = similarity_key(text)
         if isinstance(document.content, str) or not document.content or isinstance(document.content[0], dict):
@@ -103,7 +105,7 @@ class TokenizedSource:
     def __init__(
         self,
         where: str,
-        source: InstalledDocs | DatasetText | PackageText,
+        source: AnySource,
         tokenizer: Any,
         *,
         n_read: int,

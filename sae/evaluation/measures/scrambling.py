@@ -1,7 +1,10 @@
-"""How many latents fire as text loses its order: contexts whose blocks of tokens are shuffled, and tokens drawn at random."""
+"""How many latents fire as text loses its order: contexts whose sentences or blocks are shuffled, and random tokens."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,33 +19,48 @@ from sae.foundation.metrics import spearman
 from sae.interpret.intervals import mean
 
 CONTEXTS = 64
-BLOCKS = {"whole": None, "blocks_16": 16, "blocks_4": 4, "blocks_1": 1}  # tokens that stay together
+BLOCKS = {"blocks_16": 16, "blocks_4": 4, "blocks_1": 1}  # tokens that stay together
+SENTENCE_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]]*\s*$")
 
 
 def scrambled(
-    ids: Int[np.ndarray, "contexts ctx_len"], block: int | None, rng: np.random.Generator
+    ids: Int[np.ndarray, "contexts ctx_len"], block: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "contexts ctx_len"]:
     """The contexts with their blocks of tokens shuffled; the first token, which may be special, stays where it is."""
-    if block is None:
-        return ids
+    return _shuffled(ids, rng, lambda row: range(1, len(row), block))
+
+
+def with_shuffled_sentences(
+    ids: Int[np.ndarray, "contexts ctx_len"], tokenizer: Any, rng: np.random.Generator
+) -> Int[np.ndarray, "contexts ctx_len"]:
+    """The contexts with their sentences shuffled: what lies between tokens that end with a full stop, or the like."""
+    ends = [token for token in np.unique(ids).tolist() if SENTENCE_END.search(tokenizer.decode([token]))]
+    return _shuffled(ids, rng, lambda row: [1, *(np.flatnonzero(np.isin(row[1:-1], ends)) + 2).tolist()])
+
+
+def _shuffled(
+    ids: np.ndarray, rng: np.random.Generator, starts_of: Callable[[np.ndarray], Iterable[int]]
+) -> np.ndarray:
     out = ids.copy()
     for row in out:
-        parts = [row[start : start + block] for start in range(1, len(row), block)]
+        starts = [*starts_of(row), len(row)]
+        parts = [row[start:end].copy() for start, end in pairwise(starts)]
         row[1:] = np.concatenate([parts[place] for place in rng.permutation(len(parts))])
     return out
 
 
 class Scrambling(Measure):
-    """Active latents per token on held-out contexts, on the same with shuffled blocks of 16, 4 and 1 tokens, and on uniform
-    random tokens (From Noise to Narrative, Suresh et al. 2025, arXiv 2509.06938).
+    """Active latents per token on held-out contexts, on the same with shuffled sentences and blocks of 16, 4 and 1 tokens, and
+    on uniform random tokens (From Noise to Narrative, Suresh et al. 2025, arXiv 2509.06938).
 
     A latent is active if it fires; where the architecture fixes how many do, if its pre-activation exceeds the mean of the
-    smallest one kept on whole contexts. The paper shuffles sentences too; a context holds a few of them.
+    smallest one kept on whole contexts.
     """
 
     order = 40
     meanings: ClassVar[dict[str, str]] = {
         "scrambling.active.whole": "active latents per token on held-out text",
+        "scrambling.active.sentences": "the same, sentences shuffled",
         "scrambling.active.blocks_16": "the same, blocks of 16 tokens shuffled",
         "scrambling.active.blocks_4": "the same, blocks of 4 tokens shuffled",
         "scrambling.active.blocks_1": "the same, single tokens shuffled",
@@ -59,7 +77,8 @@ class Scrambling(Measure):
         rng = np.random.default_rng(subject.seed)
         whole = subject.held_out.contexts.ids[:CONTEXTS].astype(np.int64)
         tokens = subject.lm.scored_ids.numpy()
-        variants = {name: scrambled(whole, block, rng) for name, block in BLOCKS.items()}
+        variants = {"whole": whole, "sentences": with_shuffled_sentences(whole, subject.lm.tokenizer, rng)}
+        variants |= {name: scrambled(whole, block, rng) for name, block in BLOCKS.items()}
         drawn = rng.choice(np.setdiff1d(tokens, subject.lm.special_ids), whole.shape)
         variants["random"] = np.concatenate([whole[:, :1], drawn[:, 1:]], axis=1)
 
