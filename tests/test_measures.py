@@ -12,11 +12,14 @@ from fixtures import copy_run, run_here
 from feature_store.results.findings import Finding
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.measures.causal_audit import row_effect, split
+from sae.evaluation.measures.functional_importance import jacobian_gram
 from sae.evaluation.measures.probing import probe_auc, select_latents
 from sae.evaluation.measures.quasi_orthogonality import epsilon_lbo
 from sae.evaluation.measures.scrambling import scrambled, with_shuffled_sentences
 from sae.evaluation.measures.stability import matched_cosines
 from sae.foundation.metrics import normalised_mse, spearman
+from sae.foundation.screen import Screen
+from sae.pipeline.reading import reader_of
 from sae.publish import dictionary
 
 
@@ -203,3 +206,41 @@ def test_shuffled_sentences_stay_whole():
         text = "".join(map(str, out[0, 1:]))
         assert all(sentence in text for sentence in ("012", "43", "002", "1")) and len(text) == 9
     assert len(orders) > 8 and (ids[0, 1:4] == [0, 1, 2]).all()
+
+
+def test_importance_is_the_size_of_the_jacobian_times_the_direction(hidden, tmp_path):
+    """Held to the whole Jacobian of a short context, token by token."""
+    reader = reader_of(hidden / "dictionaries" / "first", None, Screen())
+    harvester, hook = reader.harvester, reader.sae.config.hook
+    reader.lm.cast(torch.float32)
+    ids = np.random.default_rng(0).integers(10, 90, (1, 5))
+    gram = jacobian_gram(harvester, hook, ids, torch.Generator().manual_seed(0), draws=3000)
+    seen = []
+
+    def last_of(h):
+        handle = harvester.places[hook].watch(lambda x: h.reshape(x.shape))
+        try:
+            return reader.lm.last_stream(torch.from_numpy(ids))
+        finally:
+            handle.remove()
+
+    handle = harvester.places[hook].watch(lambda x: seen.append(x.detach().clone()))
+    reader.lm.last_stream(torch.from_numpy(ids))
+    handle.remove()
+    jacobian = torch.autograd.functional.jacobian(last_of, seen[0].reshape(5, -1)).reshape(-1, 5, gram.gram.shape[0])
+    keep = harvester.keep(torch.from_numpy(ids), np.zeros_like(ids))[0]
+    directions = torch.nn.functional.normalize(torch.randn(6, gram.gram.shape[0]), dim=1)
+    exact = torch.stack([(jacobian[:, t] @ directions.T).square().sum(0) for t in range(5) if keep[t]]).mean(0).sqrt()
+    assert gram.n_tokens == int(keep.sum()) and 1 < gram.effective_dimensions() < len(gram.gram)
+    torch.testing.assert_close(gram.sizes(directions).float(), exact.detach(), rtol=0.1, atol=1e-4)
+
+
+def test_importance_of_a_run_is_a_finding(hidden, tmp_path):
+    run = copy_run(hidden, tmp_path / "tiny")
+    done = run_here("eval", run, "--measures", "functional_importance")
+    assert done.returncode == 0, done.stderr
+    folder = run / "dictionaries/first"
+    figures = json.loads((folder / "metrics.json").read_text())["functional_importance"]
+    assert figures["median"] > 0 and figures["spearman"] > 0.5 and figures["removed"] > 50
+    most, least = Finding.read(folder / "findings/functional_importance").tables
+    assert most.rows[0][1] >= most.rows[-1][1] and most.rows[0][1] >= least.rows[0][1]

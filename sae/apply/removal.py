@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from sae.apply.edit import EditPlan, FeatureEdit, edited
 from sae.apply.text_codes import TextReader
 from sae.errors import DataError
 from sae.interpret.intervals import Interval, mean
+from sae.model.hookpoints import Place
 
 CONTROLS = 3
 MOST_TEXTS = 50  # of each set on which features are removed: a whole pass of the model is the slow part
@@ -85,3 +89,22 @@ def matched(features: list[int], rate: Float[np.ndarray, " d_sae"], rng: np.rand
         chosen.append(int(rng.choice(near)))
         free = free[free != chosen[-1]]
     return chosen
+
+
+@contextmanager
+def parts_removed(
+    place: Place, positions: Int[Tensor, " n"], parts: Float[Tensor, "n width"], length: int
+) -> Iterator[None]:
+    """Inside the block a pass over n + 1 copies of one context loses part i at position i in row i; the last row stays whole."""
+    n = len(positions)
+
+    def take_away(x: Tensor) -> Tensor:
+        out = x.reshape(n + 1, length, -1).clone()
+        out[torch.arange(n, device=x.device), positions] -= parts.to(x.dtype)
+        return out.reshape(x.shape)
+
+    handle = place.watch(take_away)
+    try:
+        yield
+    finally:
+        handle.remove()

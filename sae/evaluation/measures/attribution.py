@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae.apply.removal import parts_removed
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import spearman
@@ -79,16 +80,8 @@ class Attribution(Measure):
         tokens = torch.from_numpy(np.repeat(ids, n + 1, axis=0).astype(np.int64)).to(parts.device)
         extra = attention_inputs(np.repeat(documents, n + 1, axis=0), subject.held_out.harvester.packing, subject.lm)
 
-        def take_away(x: Tensor) -> Tensor:
-            out = x.reshape(*tokens.shape, -1).clone()  # the last one stays whole
-            out[torch.arange(n, device=x.device), positions] -= parts.to(x.dtype)
-            return out.reshape(x.shape)
-
-        handle = place.watch(take_away)
-        try:
+        with parts_removed(place, positions, parts, tokens.shape[1]):
             logits = subject.lm.model(input_ids=tokens, use_cache=False, **extra).logits[:, :-1].float()
-        finally:
-            handle.remove()
 
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(n + 1, -1).sum(1)
 
