@@ -25,6 +25,8 @@ from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients
 from sae.training.exchange import Alone, Exchange, RowUpdate
 from sae.training.latent_selection import TILE, LatentSelection, Selection
 
+MOST_SIZES = 3  # of batches whose updates in two parts stay recorded; each holds all pre-activations of a batch
+
 
 def _kernels_for(device: torch.device) -> StepKernels:
     if device.type == "cuda":
@@ -162,6 +164,8 @@ class FusedStep:
     def _in_two_parts(self, static: Batch, update: UpdateInput) -> StepFigures | None:
         """From two recordings. In between Python reads the number of pairs, the one number that it waits for."""
         size, selection = len(static.x), self.selection
+        if size not in self._ragged_graphs and len(self._ragged_graphs) == MOST_SIZES:
+            self._ragged_graphs.pop(next(iter(self._ragged_graphs)))
         graphs = self._ragged_graphs.setdefault(size, _RaggedGraphs(CudaGraphs(), CudaGraphs()))
 
         def count() -> tuple[PreparedBatch, Any]:
