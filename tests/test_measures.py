@@ -215,21 +215,21 @@ def test_importance_is_the_size_of_the_jacobian_times_the_direction(hidden, tmp_
     reader.lm.cast(torch.float32)
     ids = np.random.default_rng(0).integers(10, 90, (1, 5))
     gram = jacobian_gram(harvester, hook, ids, torch.Generator().manual_seed(0), draws=3000)
-    seen = []
+    seen, tokens = [], torch.from_numpy(ids).to(reader.lm.device)
 
     def last_of(h):
         handle = harvester.places[hook].watch(lambda x: h.reshape(x.shape))
         try:
-            return reader.lm.last_stream(torch.from_numpy(ids))
+            return reader.lm.last_stream(tokens)
         finally:
             handle.remove()
 
     handle = harvester.places[hook].watch(lambda x: seen.append(x.detach().clone()))
-    reader.lm.last_stream(torch.from_numpy(ids))
+    reader.lm.last_stream(tokens)
     handle.remove()
     jacobian = torch.autograd.functional.jacobian(last_of, seen[0].reshape(5, -1)).reshape(-1, 5, gram.gram.shape[0])
-    keep = harvester.keep(torch.from_numpy(ids), np.zeros_like(ids))[0]
-    directions = torch.nn.functional.normalize(torch.randn(6, gram.gram.shape[0]), dim=1)
+    keep = harvester.keep(tokens, np.zeros_like(ids))[0]
+    directions = torch.nn.functional.normalize(torch.randn(6, gram.gram.shape[0]), dim=1).to(tokens.device)
     exact = torch.stack([(jacobian[:, t] @ directions.T).square().sum(0) for t in range(5) if keep[t]]).mean(0).sqrt()
     assert gram.n_tokens == int(keep.sum()) and 1 < gram.effective_dimensions() < len(gram.gram)
     torch.testing.assert_close(gram.sizes(directions).float(), exact.detach(), rtol=0.1, atol=1e-4)
