@@ -33,12 +33,16 @@ class Part(NamedTuple):
 
 
 class TokenizedDocument(NamedTuple):
-    """A part with its token ids, without special tokens that the text does not spell out."""
+    """A part with its token ids, without special tokens that the text does not spell out.
+
+    `is_spelled` is False if the source gave token ids: what they decode to need not be whole characters.
+    """
 
     name: str
     text: str
     key: int
     token_ids: Int[np.ndarray, " tokens"]
+    is_spelled: bool = True
 
     def is_held_out(self, fraction: float) -> bool:
         """Whether it belongs to the held-out stream."""
@@ -128,7 +132,7 @@ class TokenizedSource:
             (part, self.sha256), token_ids = self._ahead.pop(), self._token_ids.pop()
             self.n_read += 1
             if part.text.strip():
-                return TokenizedDocument(part.name, part.text, part.key, token_ids)
+                return TokenizedDocument(part.name, part.text, part.key, token_ids, is_spelled=part.token_ids is None)
 
     def _read_ahead(self) -> None:
         characters = 0

@@ -258,7 +258,8 @@ def _position_after(
     digest = position.get("sha256", "")
     for document in batch:
         digest = hashlib.sha256((digest + document.text).encode("utf-8", "replace")).hexdigest()
-    n_replaced = position.get("documents_replaced", 0) + sum(REPLACEMENT in document.text for document in batch)
+    n_replaced = position.get("documents_replaced", 0)
+    n_replaced += sum(document.is_spelled and REPLACEMENT in document.text for document in batch)
 
     return {name: writer.state for name, writer in writers.items()} | {
         "documents_read": mixture.n_read,
