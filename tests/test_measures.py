@@ -10,10 +10,11 @@ import torch
 from fixtures import copy_run, run_here
 
 from feature_store.results.findings import Finding
+from sae.apply.probes.abstaining import telling_columns
 from sae.evaluation.measures import MEASURES
 from sae.evaluation.measures.causal_audit import row_effect, split
 from sae.evaluation.measures.functional_importance import jacobian_gram
-from sae.evaluation.measures.probing import probe_auc, select_latents
+from sae.evaluation.measures.probing import probe_auc
 from sae.evaluation.measures.quasi_orthogonality import epsilon_lbo
 from sae.evaluation.measures.scrambling import scrambled, with_shuffled_sentences
 from sae.evaluation.measures.stability import matched_cosines
@@ -61,7 +62,7 @@ def test_probes_choose_the_latent_that_tells_the_classes_apart():
     labels = np.repeat([0, 1], 50)
     latents = rng.random((100, 20)) * (rng.random((100, 20)) < 0.3)
     latents[:, 7] = labels * (1 + rng.random(100))
-    assert select_latents(latents, labels, 1).tolist() == [7]
+    assert telling_columns(latents, labels, 1).tolist() == [7]
     pytest.importorskip("sklearn")
     assert probe_auc(latents[:, [7]], labels, latents[:, [7]], labels) == 1.0
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from sae.apply.probes.abstaining import telling_columns
 from sae.architectures.settings import batch_of
 from sae.evaluation.measure import Measure
 from sae.evaluation.probing_data import text_sets
@@ -15,16 +16,6 @@ from sae.evaluation.subject import Subject
 
 N_TRAIN, N_TEST, SETS = 200, 200, 113
 KS = (1, 2, 5, 16)
-
-
-def select_latents(
-    latents: Float[np.ndarray, "texts d_sae"], labels: Int[np.ndarray, " texts"], k: int
-) -> Int[np.ndarray, " k"]:
-    """The k latents with the largest difference of class means, in units of their mean activation when they fire."""
-    fires = latents > 0
-    scale = latents.sum(0) / np.maximum(fires.sum(0), 1)
-    difference = np.abs(latents[labels == 1].mean(0) - latents[labels == 0].mean(0)) / np.maximum(scale, 1e-12)
-    return np.argsort(-difference, kind="stable")[:k]
 
 
 def probe_auc(
@@ -72,7 +63,7 @@ class Probing(Measure):
             live = np.flatnonzero(train_latents.max(0) > 0)
             for k in KS:
                 random = rng.choice(live, min(k, len(live)), replace=False)
-                chosen = select_latents(train_latents, labels[0], k)
+                chosen = telling_columns(train_latents, labels[0], k)
                 for name, picked in (("latents", chosen), ("random", random)):
                     row[f"{name}.{k}"] = probe_auc(
                         train_latents[:, picked], labels[0], test_latents[:, picked], labels[1]
