@@ -71,17 +71,17 @@ def measured(kind: str, loud: bool, repeats: int) -> dict[str, float]:
 
     config = ARCHITECTURES[kind].config_class(name="x", hook=HOOK, d_sae=LATENTS, **KINDS[kind], **DEAD_AFTER)
     zeros = [0.0] * WIDTH
-    statistics = ActivationStatistics(WIDTH**0.5, 1.0, zeros, zeros, float(WIDTH), None)
+    statistics = ActivationStatistics(WIDTH**0.5, 1.0, zeros, zeros, variance=float(WIDTH), max_norm=None)
     trainer = SaeTrainer(
         config, {HOOK: statistics}, seed=0, dtype=torch.bfloat16, device="cuda", gradient_norm=1.0 if config.gradient else None
     )  # fmt: skip
-    given = {Channel(HOOK): rows(loud)}
+    channels = {Channel(HOOK): rows(loud)}
     if config.gradient:
-        given[config.gradient] = torch.randn_like(given[Channel(HOOK)], dtype=torch.float32)
+        channels[config.gradient] = torch.randn_like(channels[Channel(HOOK)], dtype=torch.float32)
 
-    timing = timed(lambda: trainer.step(given, 0.0), torch.device("cuda"), repeats)
+    timing = timed(lambda: trainer.step(channels, 0.0), torch.device("cuda"), repeats)
     trainer.reset_log()
-    trainer.step(given, 0.0)
+    trainer.step(channels, 0.0)
     return {
         "ms": timing.seconds * 1e3,
         "fastest": timing.fastest * 1e3,

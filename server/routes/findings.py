@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path as FolderPath
 from typing import Annotated
 
@@ -22,14 +23,12 @@ router = ReadRouter(prefix="/api/v1/dictionaries/{dictionary}", tags=["dictionar
 @router.get("/findings", response_model=list[responses.FindingItem])
 def list_findings(request: Request, dictionary: DictionaryId) -> Response:
     """What was found about this dictionary; findings whose file is damaged are left out."""
-    items = []
-    for name, folder in findings_of(entry_of(request, dictionary).folder).items():
-        try:
-            finding = Finding.read(folder)
-        except JsonFileError:
-            continue
-        items.append({"name": name, **finding.model_dump(include={"system", "title", "summary"})})
-    return never_kept(items)
+    return never_kept(
+        [
+            {"name": name, **finding.model_dump(include={"system", "title", "summary"})}
+            for name, finding in _readable(entry_of(request, dictionary).folder)
+        ]
+    )
 
 
 @router.get("/findings/{name}", response_model=responses.FindingDetail)
@@ -53,11 +52,7 @@ def list_findings_about(request: Request, dictionary: DictionaryId, feature: Fea
     """The rows of findings of the present weights that name a feature: what feeds it, what it tells, what it does."""
     entry = entry_of(request, dictionary)
     weights, items = entry.edition().card.weights_sha256, []
-    for name, folder in findings_of(entry.folder).items():
-        try:
-            finding = Finding.read(folder)
-        except JsonFileError:
-            continue
+    for name, finding in _readable(entry.folder):
         if finding.weights_sha256 != weights:
             continue
         about = {"name": name, "system": finding.system, "title": finding.title}
@@ -67,6 +62,15 @@ def list_findings_about(request: Request, dictionary: DictionaryId, feature: Fea
                 columns = [column.model_dump() for column in table.columns]
                 items.append({**about, "table": table.title, "columns": columns, "rows": rows})
     return never_kept(items)
+
+
+def _readable(folder: FolderPath) -> Iterator[tuple[str, Finding]]:
+    """The findings of a dictionary by name, without those whose file is damaged."""
+    for name, home in findings_of(folder).items():
+        try:
+            yield name, Finding.read(home)
+        except JsonFileError:
+            continue
 
 
 def _read(folder: FolderPath, name: str) -> Finding:

@@ -53,13 +53,14 @@ class Patcher:
         self.rules = RelevanceRules(lm)
         self.places: dict[HookPoint, Place] = {}
         wanted = set(further)
-        for layer in sorted(lm.blocks.running):
-            for site, place in find_places(lm, layer).items():
+        layers = {layer: find_places(lm, layer) for layer in sorted(lm.blocks.running)}
+        for layer, places in layers.items():
+            for site, place in places.items():
                 hook = HookPoint(site, layer)
                 if site in SITES or hook in wanted:
                     self.places[hook] = place
         self.components = [hook for hook in self.places if hook.site in SITES]
-        self.start = find_places(lm, min(lm.blocks.running))["resid_pre"]
+        self.start = next(iter(layers.values()))["resid_pre"]
 
     def read(
         self, ids: Int[np.ndarray, " length"], pair: PairIds, *, relp: bool = False, between: float | None = None
