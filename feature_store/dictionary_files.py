@@ -173,13 +173,13 @@ class DictionaryCard(Provenance, JsonFile):
 
     name: DictionaryName
     created: str
-    d_model: int = Field(ge=1)
-    d_out: int = Field(ge=1)
+    d_model: int | None = Field(ge=1)  # None, as d_out: not known, because there are no weights
+    d_out: int | None = Field(ge=1)
     sae: dict[str, Any]
     selection_dtype: Literal["float32", "bfloat16", "float16"]
     versions: dict[str, str]
-    weights_sha256: Sha256
-    weights_files: dict[str, Sha256] | None = None  # name to SHA-256, if the weights are in several files
+    weights_sha256: Sha256  # without weights: of what its pages were made of
+    weights_files: dict[str, Sha256] | None = None  # name to SHA-256, if the weights are in several files, or in none
 
     @classmethod
     def unsealed(cls, values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def read_generations(folder: Path) -> dict[str, Any]:
 
 def published_hashes(card: DictionaryCard, generations: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of the weights and of the generations, by path in the folder; raises `ValueError` if a name is a path."""
-    weights = card.weights_files or {"weights.safetensors": card.weights_sha256}
+    weights = {"weights.safetensors": card.weights_sha256} if card.weights_files is None else card.weights_files
     stores = [(generation.get("file"), generation.get("sha256")) for generation in generations.values()]
     for source, names in (("card.json", weights.items()), (POINTER, stores)):
         for name, sha256 in names:

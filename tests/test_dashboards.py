@@ -141,3 +141,139 @@ def test_saedashboard_reads_its_batches(folder, tmp_path):
 def test_without_a_store_nothing_is_written(folder, tmp_path):
     done = run_here("export", tmp_path, "--to", "neuronpedia", tmp_path / "out")
     assert done.returncode == 66 and not (tmp_path / "out").exists() and "no card.json there" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def imported(bucket, tmp_path_factory):
+    target = tmp_path_factory.mktemp("in") / "pages"
+    done = run_here("import", bucket.parent.parent, "--from", "neuronpedia", target)
+    assert done.returncode == 0, done.stderr
+    assert "without weights" in done.stdout
+    return target
+
+
+def test_an_imported_bucket_says_of_features_what_the_exported_store_says(imported, store):
+    with closing(Store(imported / "store")) as read:
+        theirs = queries.features(read, 0, read.n_features)
+        ours = {f.row.feature: f for f in queries.features(store, 0, store.n_features) if f.row.n_fired > 0}
+        assert [f.row.feature for f in theirs if f.row.n_fired > 0] == list(ours)
+        for feature in theirs:
+            if feature.row.n_fired == 0:
+                assert not feature.promoted and not feature.neighbours and feature.row.density == 0
+                continue
+            same = ours[feature.row.feature]
+            assert feature.row.density == same.row.density and feature.row.label == same.row.label
+            assert feature.row.max_act == pytest.approx(same.row.max_act, rel=1e-3)
+            assert feature.row.score is None, "where a feature is silent is not published, so no label has a score"
+            assert _named(read, feature.promoted) == _named(store, same.promoted)
+            assert [n for n, _ in feature.neighbours] == [n for n, _ in same.neighbours if n in ours]
+            assert [e.text for e in feature.explanations] == [e.text for e in same.explanations]
+
+
+def _named(store, tokens):
+    return [(store.vocabulary.shown(token), value) for token, value in tokens]
+
+
+def test_its_contexts_are_the_published_ones(imported, store):
+    with closing(Store(imported / "store")) as read:
+        feature = next(f.row.feature for f in queries.features(store, 0, store.n_features) if f.row.n_fired > 50)
+        ours, theirs = (
+            {
+                (tuple(s.vocabulary.texts(w.token_ids)), *(round(a / 2e-3) for a in w.acts))
+                for w in queries.windows(s, feature)
+                if w.group == "top" and w.rank < 5
+            }
+            for s in (store, read)
+        )
+    texts = [{tokens for tokens, *_ in windows} for windows in (ours, theirs)]
+    assert texts[0] == texts[1] and len(texts[0]) == 5
+
+
+def test_pages_without_weights_are_served_and_encode_nothing(imported):
+    from starlette.testclient import TestClient
+
+    import sae
+    from sae.errors import ArtefactError
+    from server.app import create_app
+    from server.catalogue import open_catalogue
+
+    with pytest.raises(ArtefactError, match="no weights"):
+        sae.load(imported)
+    assert "no weights" in run_here("export", imported, "--to", "saelens", imported.parent / "out").stderr
+
+    with TestClient(create_app(open_catalogue([imported])), base_url="http://localhost") as client:
+        [dictionary] = client.get("/api/v1/dictionaries").json()
+        at = f"/api/v1/dictionaries/{dictionary['id']}"
+        table = client.get(f"{at}/features").json()
+        feature = table["items"][0]["feature"]
+        assert client.get(f"{at}/features/{feature}").json()["label"]
+        assert client.get(f"{at}/features/{feature}/contexts").json()["items"]
+        offered = client.get(f"{at}/download").json()
+        names = {file["name"] for file in offered}
+        assert "features.parquet" in names and not any("weights" in name for name in names)
+        assert client.get(f"{at}/download/dictionary.zip").status_code == 200
+
+
+ROWS = {
+    "features": {"index": "0", "frac_nonzero": 0.5, "pos_str": ["a"], "pos_values": [1.0], "modelId": "m"},
+    "activations": {"index": "0", "tokens": ["a", "b"], "values": [0.0, 1.0]},
+    "explanations": {"index": "0", "description": "letters", "typeName": "by hand"},
+}
+
+
+def written(folder, **changes):
+    """A bucket of one feature, some keys of some tables changed."""
+    for table, row in ROWS.items():
+        path = folder / "m" / "0-s" / table / "batch-0.jsonl.gz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress(json.dumps(row | changes.get(table, {})).encode()))
+    return folder
+
+
+def test_a_bucket_of_one_feature_is_enough(tmp_path):
+    done = run_here("import", written(tmp_path / "b"), "--from", "neuronpedia", tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    with closing(Store(tmp_path / "one" / "store")) as read:
+        [feature] = queries.features(read, 0, 1)
+        assert (feature.row.label, feature.row.density, feature.row.max_act) == ("letters", 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "said"),
+    [
+        ("features", {"index": "-1"}, "index is '-1'"),
+        ("features", {"index": 10**9}, "whole number below"),
+        ("features", {"pos_values": []}, "no list of 1 numbers"),
+        ("features", {"frac_nonzero": "much"}, "a number is wanted"),
+        ("activations", {"values": [0.0]}, "no list of 2 numbers"),
+        ("activations", {"values": [1e300, 1.0]}, "a number is wanted"),
+        ("activations", {"tokens": "ab"}, "no list of texts"),
+        ("activations", {"tokens": [], "values": []}, "a context of 0 tokens"),
+        ("activations", {"index": "1"}, "has no page"),
+        ("explanations", {"description": {"a": 1}}, "a text is wanted"),
+    ],
+)
+def test_rows_that_cannot_be_are_named_and_nothing_is_written(tmp_path, table, change, said):
+    done = run_here("import", written(tmp_path / "b", **{table: change}), "--from", "neuronpedia", tmp_path / "one")
+    assert done.returncode == 66 and said in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08", b"no gzip", gzip.compress(b"{" * 100), gzip.compress(b"[1]")])
+def test_damaged_files_are_named(tmp_path, content):
+    written(tmp_path / "b").joinpath("m/0-s/activations/batch-0.jsonl.gz").write_bytes(content)
+    done = run_here("import", tmp_path / "b", "--from", "neuronpedia", tmp_path / "one")
+    assert done.returncode == 66 and "batch-0.jsonl.gz" in done.stderr
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path):
+    bomb = gzip.compress(b" " * (100 << 20))
+    written(tmp_path / "b").joinpath("m/0-s/activations/batch-0.jsonl.gz").write_bytes(bomb)
+    done = run_here("import", tmp_path / "b", "--from", "neuronpedia", tmp_path / "one")
+    assert done.returncode == 66 and "longer than" in done.stderr
+
+
+def test_layouts_that_are_only_written_say_so(tmp_path):
+    tmp_path.joinpath("there").mkdir()
+    done = run_here("import", tmp_path / "there", "--from", "saedashboard", tmp_path / "one")
+    assert done.returncode == 2 and "does not read it" in done.stderr

@@ -46,6 +46,7 @@ class Collected:
     peak; `top_copies` counts how often that text occurred, strongly enough for the list, since it
     was listed. Stratum slots are a uniform sample
     without replacement of the contexts whose peak lies in the stratum; `stratum_contexts` counts those contexts.
+    `known_density` is what others counted on a whole text, of which the stream holds single contexts.
     """
 
     n_tokens: int
@@ -62,6 +63,13 @@ class Collected:
     stratum_context: UInt[np.ndarray, "d_sae strata n"]
     stratum_position: UInt[np.ndarray, "d_sae strata n"]
     stratum_contexts: Int[np.ndarray, "d_sae strata"]
+    known_density: Float[np.ndarray, " d_sae"] | None = None
+
+    def density(self, features: slice) -> Float[np.ndarray, " features"]:
+        """The share of the tokens on which each of some features fires: as it is known, otherwise as it was counted."""
+        if self.known_density is not None:
+            return self.known_density[features]
+        return self.n_fired[features] / self.n_tokens
 
     def level_edges(self) -> Float[np.ndarray, " edges"]:
         """The nine activations between the ten global levels."""

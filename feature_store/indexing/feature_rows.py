@@ -37,7 +37,7 @@ NO_PROMOTION = Promotion(np.empty(0, np.int64), np.empty((0, 0), np.int64), np.e
 
 class Directions(NamedTuple):
     """What the decoder rows alone say, [d_sae, n] each: tokens with logits, nearest features with cosines; and of tokens
-    the features that promote them.
+    the features that promote them. Numbers below 0 stand at the end of a row, where nothing is known.
     """
 
     promoted: Int[np.ndarray, "d_sae n"]
@@ -71,6 +71,16 @@ def _blobs(array: Any, dtype: str) -> list[bytes]:
     return [row.tobytes() for row in np.ascontiguousarray(np.asarray(array), dtype=dtype)]
 
 
+def _known_pairs(numbers: Any, values: Any) -> tuple[list[bytes], list[bytes]]:
+    """Rows of numbers and of their values, each up to the first number below 0."""
+    lengths = (np.asarray(numbers) >= 0).sum(1)
+    columns = _blobs(numbers, "<u4"), _blobs(values, "<f4")
+    for row in np.flatnonzero(lengths < numbers.shape[1]).tolist():
+        for column in columns:
+            column[row] = column[row][: 4 * int(lengths[row])]
+    return columns
+
+
 def _write_features(
     writer: Writer,
     collected: Collected,
@@ -82,9 +92,12 @@ def _write_features(
     features: slice,
 ) -> None:
     n_fired = collected.n_fired[features]
+    promoted = _known_pairs(directions.promoted[features], directions.promoted_logits[features])
+    suppressed = _known_pairs(directions.suppressed[features], directions.suppressed_logits[features])
+    neighbours = _known_pairs(directions.neighbours[features], directions.neighbour_cosines[features])
     writer.insert("feature", {
         "feature": np.arange(features.start, features.stop, dtype=np.uint32),
-        "density": n_fired / collected.n_tokens,
+        "density": collected.density(features),
         "n_fired": n_fired,
         "mean_act": (collected.total[features] / np.maximum(n_fired, 1)).astype(np.float32),
         "max_act": collected.maximum[features],
@@ -93,12 +106,12 @@ def _write_features(
         "n_strong": counted.n_strong,
         "n_strong_test": counted.n_strong_test,
         "histogram": _blobs(collected.histogram[features], "<u4"),
-        "promoted_tokens": _blobs(directions.promoted[features], "<u4"),
-        "promoted_logits": _blobs(directions.promoted_logits[features], "<f4"),
-        "suppressed_tokens": _blobs(directions.suppressed[features], "<u4"),
-        "suppressed_logits": _blobs(directions.suppressed_logits[features], "<f4"),
-        "neighbours": _blobs(directions.neighbours[features], "<u4"),
-        "neighbour_cosines": _blobs(directions.neighbour_cosines[features], "<f4"),
+        "promoted_tokens": promoted[0],
+        "promoted_logits": promoted[1],
+        "suppressed_tokens": suppressed[0],
+        "suppressed_logits": suppressed[1],
+        "neighbours": neighbours[0],
+        "neighbour_cosines": neighbours[1],
         "coactive": _blobs(counted.statistics.coactive, "<u4"),
         "coactive_scores": _blobs(counted.statistics.coactive_scores, "<f4"),
         "positions": _blobs(counted.statistics.position, "<u4"),

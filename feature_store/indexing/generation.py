@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt
+from jaxtyping import Bool, Float, UInt
 
 from feature_store.errors import StoreError
 from feature_store.indexing import tables
@@ -34,7 +35,8 @@ TEXT_PER_INSERT = 4_000_000  # tokens
 class Corpus(NamedTuple):
     """What is indexed: codes, and the text with all that does not depend on them.
 
-    is_read: the tokens that the dictionary read; is_test: the documents that test explanations.
+    is_read: the tokens that the dictionary read; is_test: the documents that test explanations. known_density: what
+    others counted on a whole text, of which only some contexts are here; then nothing is said of where a feature is silent.
     """
 
     codes: Codes
@@ -43,6 +45,7 @@ class Corpus(NamedTuple):
     is_test: Bool[np.ndarray, " documents"]
     is_read: Bool[np.ndarray, "contexts ctx_len"]
     stream: Stream
+    known_density: Float[np.ndarray, " d_sae"] | None = None
 
     def with_codes(self, codes: Codes) -> Corpus:
         """The same text with another dictionary's codes."""
@@ -107,9 +110,10 @@ class _Pass(NamedTuple):
 
 def _pass(corpus: Corpus, d_sae: int, limits: Limits) -> _Pass:
     codes = corpus.codes
+    collected = collect(codes, d_sae, limits.contexts, limits.seed, n_tokens=int(corpus.is_read.sum()))
     return _Pass(
         codes,
-        collect(codes, d_sae, limits.contexts, limits.seed, n_tokens=int(corpus.is_read.sum())),
+        replace(collected, known_density=corpus.known_density),
         corpus.stream,
         documents=count_documents(codes, d_sae, limits.features_per_document),
     )
@@ -182,6 +186,7 @@ def _write_features(
     memory_bytes: int,
     features: slice,
 ) -> None:
+    is_excerpt = read.collected.known_density is not None
     for start in range(features.start, features.stop, FEATURES_AT_A_TIME):
         part = slice(start, min(start + FEATURES_AT_A_TIME, features.stop))
         counted = tables.count(
@@ -189,7 +194,7 @@ def _write_features(
             read.stream,
             read.collected,
             promoted=directions.promoted,
-            n_coactive=directions.neighbours.shape[1],
+            n_coactive=0 if is_excerpt else directions.neighbours.shape[1],
             memory_bytes=memory_bytes,
             features=part,
         )

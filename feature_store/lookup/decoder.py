@@ -23,15 +23,16 @@ class NearRow(NamedTuple):
 
 def nearest_rows(folder: Path, card: DictionaryCard, vector: Float[np.ndarray, " width"], limit: int) -> list[NearRow]:
     """The features with the largest cosine; raises `ValueError` if the vector does not fit, or has no direction."""
+    names = ("weights.safetensors",) if card.weights_files is None else tuple(card.weights_files)
+    if not names:
+        raise ValueError("vector: this dictionary has no weights here, only pages of its features")
     if len(vector) != card.d_out:
         raise ValueError(f"vector: {len(vector)} numbers; the rows of this dictionary have {card.d_out}")
     length = float(np.linalg.norm(vector))
     if not np.isfinite(length) or length == 0:
         raise ValueError("vector: it has no direction")
 
-    cosines = np.concatenate(
-        [_cosines(folder / name, vector / length) for name in card.weights_files or ("weights.safetensors",)]
-    )
+    cosines = np.concatenate([_cosines(folder / name, vector / length) for name in names])
     best = np.argsort(-cosines, kind="stable")[:limit]
     return [NearRow(int(feature), float(cosines[feature])) for feature in best]
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import final
 
-from sae.commands.command import FORMATS, Command, plugin_names
+from sae.commands.command import DASHBOARDS, FORMATS, Command, plugin_names
 
 
 @final
@@ -25,7 +25,8 @@ class Import(Command):
             dest="source",
             required=True,
             metavar="FORMAT",
-            help=f"its format: {', '.join(plugin_names(FORMATS))}",
+            help=f"its format: {', '.join(plugin_names(FORMATS))}; or, pages of features with their contexts and labels but "
+            "without weights, neuronpedia",
         )
         parser.add_argument(
             "--hook", help="hook point, such as resid_post.8, if the file does not say it or says it wrongly"
@@ -35,6 +36,8 @@ class Import(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Imports, and says what the dictionary is."""
+        if arguments.source in plugin_names(DASHBOARDS):
+            return _import_pages(arguments)
         from sae.interop.transfer import import_dictionary
 
         sae = import_dictionary(
@@ -43,3 +46,22 @@ class Import(Command):
         architecture = getattr(sae.config, "architecture", "")
         print(f"{arguments.target}: {architecture}, {sae.d_sae} latents of {sae.d_in} numbers")
         return 0
+
+
+def _import_pages(arguments: Namespace) -> int:
+    from sae.errors import ConfigError
+    from sae.foundation.screen import Screen
+    from sae.interop.dashboard import import_dashboard
+    from sae.interop.dashboards import DASHBOARDS as LAYOUTS
+
+    if arguments.hook or arguments.writes:
+        raise ConfigError("--hook and --target are for weights; pages say themselves where they were made.")
+
+    layout = LAYOUTS[arguments.source]
+    with Screen().progress("import", 1, "features") as progress:
+        card = import_dashboard(arguments.path, layout, arguments.target, name=arguments.source, progress=progress)
+    print(
+        f"{arguments.target}: {card.sae['d_sae']} features of {card.model.name} at {card.sae['hook']}, without weights. "
+        f"Look at them: sae serve {arguments.target}"
+    )
+    return 0

@@ -21,6 +21,7 @@ from sae.errors import ConfigError
 from sae.foundation.new_folder import write_new_folder
 from sae.foundation.screen import Progress
 from sae.interop.hook_names import hook_name
+from sae.interop.published_pages import PublishedPages, import_pages
 from sae.publish import dictionary
 
 FEATURES_PER_BATCH = 128  # of a file, as SAEDashboard has it
@@ -85,6 +86,10 @@ class Dashboard(ABC):
     def write(self, published: Published, folder: Path, progress: Progress) -> None:
         """Writes the pages of all features that fire."""
 
+    def read(self, folder: Path) -> PublishedPages:
+        """The pages in a folder; raises `ArtefactError` for what is none of them, `ConfigError` if they are only written."""
+        raise ConfigError(f"{folder}: saedex writes this layout and does not read it.")
+
 
 def export_dashboard(
     folder: Path, layout: Dashboard, target: Path, *, with_contexts: bool = True, progress: Progress | None = None
@@ -99,6 +104,20 @@ def export_dashboard(
     with closing(Store(folder / "store")) as store:
         published = Published(card, store, with_contexts)
         write_new_folder(target, lambda place: layout.write(published, place, progress or Progress()))
+
+
+def import_dashboard(
+    path: Path, layout: Dashboard, target: Path, *, name: str, progress: Progress | None = None
+) -> DictionaryCard:
+    """Makes a dictionary folder, with a store and without weights, of pages in the layout `name`; returns its card.
+
+    Raises `ArtefactError` for pages that cannot be, `ConfigError` if the target exists or the layout is only written.
+    """
+    if target.exists():
+        raise ConfigError(f"{target}: exists already. Give a new folder.")
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder.")
+    return import_pages(layout.read(path), path, target, layout=name, progress=progress or Progress())
 
 
 def as_line(row: dict[str, Any]) -> bytes:

@@ -85,7 +85,7 @@ def import_dictionary(
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder.")
 
-    name = _name_of(target)
+    name = name_of(target)
     sae, facts = converted(form, path, name, hook=hook, writes=writes)
     dictionary.publish(target, sae, provenance_of(facts, source, path), write_new_folder)
 
@@ -149,7 +149,7 @@ def provenance_of(facts: dict[str, Any], source: str, path: Path, run: str = "im
     )
 
 
-def _name_of(target: Path) -> str:
+def name_of(target: Path) -> str:
     """The dictionary's name: that of its folder in small letters; raises `ConfigError` if it cannot be one."""
     name = target.name.lower()
     if not re.match(DICTIONARY_NAME, name):

@@ -28,7 +28,7 @@ from sae.pipeline.stage import Stage
 from sae.pipeline.stages.first_look import FirstLook
 from sae.pipeline.summary import RunSummary
 from sae.publish import dictionary
-from sae.publish.card import config_of, read_card, weights_files
+from sae.publish.card import config_of, read_card, weights_files, widths_of
 from sae.publish.controls import CHECK_FILE
 from sae.text.corpus import DatasetText, source_named
 
@@ -212,7 +212,7 @@ def _config(origin: Origin, opening: Opening, source: Any, *, name: str, target:
         },
         "harvest": trained.harvest.model_dump() if trained else {},
         # A segment of the stream is what is harvested before anything can be seen, and the ring holds two.
-        "shuffle": {"buffer_bytes": 2 * 2 * FIRST_TOKENS * (card.d_model + card.d_out)},
+        "shuffle": {"buffer_bytes": 2 * 2 * FIRST_TOKENS * sum(widths_of(card, str(target)))},
         "train": {"tokens": opening.tokens, "batch_tokens": min(1024, opening.tokens)},
         "sae": [sae.model_dump()],
         "opened": {

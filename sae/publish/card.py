@@ -42,8 +42,14 @@ def weights_files(card: DictionaryCard, where: str) -> dict[str, str]:
     if card.weights_files is None:
         return {WEIGHTS: card.weights_sha256}
 
-    if not card.weights_files or not all(map(SHARD_NAME.fullmatch, card.weights_files)):
-        names = ", ".join(card.weights_files) or "none"
+    if not card.weights_files:
+        raise ArtefactError(
+            f"{where}: it has no weights, only pages of features that were published elsewhere. It can be looked at and "
+            f"searched (sae serve), but it encodes nothing. Open the dictionary itself with sae open."
+        )
+
+    if not all(map(SHARD_NAME.fullmatch, card.weights_files)):
+        names = ", ".join(card.weights_files)
         raise ArtefactError(f"{where}: its card names files that are no weights: {names}.")
 
     if joint_sha256(card.weights_files) != card.weights_sha256:
@@ -52,6 +58,14 @@ def weights_files(card: DictionaryCard, where: str) -> dict[str, str]:
             f"{joint_sha256(card.weights_files)}. Take the dictionary again from where it comes."
         )
     return card.weights_files
+
+
+def widths_of(card: DictionaryCard, where: str) -> tuple[int, int]:
+    """(numbers that a token has, numbers that are reconstructed); raises `ArtefactError` if there are no weights."""
+    weights_files(card, where)
+    if card.d_model is None or card.d_out is None:
+        raise ArtefactError(f"{where}: its card says neither d_model nor d_out. Take it again from where it comes.")
+    return card.d_model, card.d_out
 
 
 def config_of(settings: dict[str, Any], where: str) -> ArchitectureConfig:
@@ -70,13 +84,12 @@ def config_of(settings: dict[str, Any], where: str) -> ArchitectureConfig:
 def module_without_weights(card: DictionaryCard, where: str) -> SparseAutoencoder:
     """The module that a card describes, on torch's meta device: shapes without memory."""
     config = config_of(card.sae, where)
-    if config.d_sae * max(card.d_model, card.d_out) > MOST_NUMBERS:
-        raise ArtefactError(
-            f"{where}: {config.d_sae} latents of {card.d_model} numbers are more than saedex can count."
-        )
+    d_in, d_out = widths_of(card, where)
+    if config.d_sae * max(d_in, d_out) > MOST_NUMBERS:
+        raise ArtefactError(f"{where}: {config.d_sae} latents of {d_in} numbers are more than saedex can count.")
 
     with torch.device("meta"):
-        return build(config, card.d_model, card.d_out, getattr(torch, card.selection_dtype))
+        return build(config, d_in, d_out, getattr(torch, card.selection_dtype))
 
 
 def weights_bytes(sae: SparseAutoencoder) -> int:

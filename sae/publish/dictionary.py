@@ -29,10 +29,15 @@ from sae.foundation.tensor_files import (
     tensors_to_write,
     write_folder_together,
 )
-from sae.publish.card import WEIGHTS, joint_sha256, module_without_weights, read_card, weights_files
+from sae.publish.card import WEIGHTS, joint_sha256, module_without_weights, read_card, weights_files, widths_of
 from sae.publish.download import download
 
 LARGEST_JOINED_BYTES = 8 << 30
+
+
+def now() -> str:
+    """The present second, as cards have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
@@ -106,7 +111,7 @@ def _card(
     return DictionaryCard(
         format_version=DictionaryCard.current_version,
         name=config.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         d_model=sae.d_in,
         d_out=sae.d_out,
         sae=config.model_dump(mode="json"),
@@ -136,7 +141,7 @@ def load(path_or_url: str | Path) -> SparseAutoencoder:
         raise ArtefactError(f"{folder}: the weights cannot be read ({error}).") from None
     _check_shapes(stored, wanted, folder)
 
-    sae = build(wanted.config, card.d_model, card.d_out, wanted.selection_dtype)
+    sae = build(wanted.config, *widths_of(card, str(folder)), wanted.selection_dtype)
     sae.load_state_dict({name: finite(stored.read(name), f"{folder}: {name}") for name in stored.names()})
 
     return sae.eval().requires_grad_(False)

@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Any, final
 
 from feature_store.lookup import neuronpedia
+from sae.errors import ArtefactError
 from sae.foundation.screen import Progress
 from sae.interop.dashboard import Dashboard, Page, Published, activations_of, as_line
+from sae.interop.hook_names import our_hook
+from sae.interop.json_rows import JsonRow, first_row, json_rows
+from sae.interop.published_pages import (
+    MOST_TOKENS,
+    Listed,
+    PublishedContext,
+    PublishedFeature,
+    PublishedPages,
+    PublishedText,
+)
 
 CREATOR = "saedex"  # whoever imports the files gives them an account of the site
 LEVEL = 5  # of gzip
@@ -20,6 +31,22 @@ class Neuronpedia(Dashboard):
 
     An explanation's kind stands in `notes`: the site refuses kinds that it does not know.
     """
+
+    def read(self, folder: Path) -> PublishedPages:
+        """The pages of the one source in a folder: MODEL/SOURCE of the public bucket, or a folder that holds it."""
+        home = _home(folder)
+        first = next(json_rows(home, "features"), JsonRow({}, str(home)))
+        model, sourceset = (first_row(home / f"{name}.jsonl") for name in ("model", "sourceset"))
+        hook, layers = first.text("hookName", ""), model.number("layers", 0)
+        return PublishedPages(
+            model=model.text("id", "") or first.text("modelId", "unknown"),
+            n_layers=int(layers) or None,
+            hook=our_hook(hook) or hook or f"layer {first.text('layer', 'unknown')}",
+            architecture=sourceset.text("type", "") or "unknown",
+            features=map(_feature, json_rows(home, "features")),
+            contexts=map(_context, json_rows(home, "activations")),
+            texts=map(_text, json_rows(home, "explanations")),
+        )
 
     def write(self, published: Published, folder: Path, progress: Progress) -> None:
         """Files under `folder`/MODEL/SOURCE."""
@@ -76,3 +103,39 @@ def _heads(published: Published) -> dict[str, dict[str, Any]]:
             "dataset": published.store.meta.get("text"),
         },
     }  # fmt: skip
+
+
+def _home(folder: Path) -> Path:
+    """The folder of a source: this one, or the only one below it."""
+    homes = sorted({path.parent for pattern in ("", "*/", "*/*/") for path in folder.glob(f"{pattern}features")})
+    if len(homes) == 1:
+        return homes[0]
+    there = (
+        f"{len(homes)} sources: {', '.join(str(home.relative_to(folder)) for home in homes[:5])}" if homes else "none"
+    )
+    raise ArtefactError(
+        f"{folder}: holds {there}. Give the folder of one source, MODEL/SOURCE, with features/batch-0.jsonl.gz in it."
+    )
+
+
+def _feature(row: JsonRow) -> PublishedFeature:
+    return PublishedFeature(
+        row.feature("index"),
+        row.number("frac_nonzero", 0.0),
+        Listed(*row.pairs("pos_str", "pos_values", str)),
+        Listed(*row.pairs("neg_str", "neg_values", str)),
+        Listed(*row.pairs("topkCosSimIndices", "topkCosSimValues", int)),
+    )
+
+
+def _context(row: JsonRow) -> PublishedContext:
+    tokens, acts = row.pairs("tokens", "values", str)
+    if not 0 < len(tokens) <= MOST_TOKENS:
+        raise row.error(f"a context of {len(tokens)} tokens; 1 to {MOST_TOKENS} can be")
+    source, number = row.text("dataSource", ""), row.text("dataIndex", "")
+    return PublishedContext(row.feature("index"), tokens, acts, f"{source} {number}".strip() or "text")
+
+
+def _text(row: JsonRow) -> PublishedText:
+    explainer = row.text("typeName", "") or row.text("notes", "") or "neuronpedia"
+    return PublishedText(row.feature("index"), explainer, row.text("description", ""))
