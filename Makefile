@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
+# Tests start some hundred processes; where the surroundings forbid to keep what Python compiles, each would compile torch anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: quickstart explore test lint peers lock audit bench docs ui clean
 
 quickstart: $(VENV)/train ## from nothing to labelled features of a real model
