@@ -19,7 +19,7 @@ from feature_store.engine import Engine
 from feature_store.errors import StoreError
 from feature_store.store import Store
 from server.downloads import DamagedFile, Download, Downloads
-from server.edition import Edition, published_hashes, read_generations, state_of
+from server.edition import Edition, published_hashes, read_generations, states_of
 from server.errors import RETRY, ApiError
 
 SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
@@ -63,7 +63,7 @@ class Entry:
         self.downloads = Downloads(folder)
         self.downloads.check(published_hashes(DictionaryCard.read(folder), read_generations(folder)))
         self._lock = threading.Lock()
-        self._state = state_of(folder)
+        self._state = states_of(folder)
         self._edition = Edition(folder, engine)
         self.id = f"{self._edition.card.run}.{self._edition.card.name}"
 
@@ -80,7 +80,7 @@ class Entry:
 
     def is_current(self) -> bool:
         """Whether `edition` answers at once, without reading files."""
-        return state_of(self.folder) == self._state
+        return states_of(self.folder) == self._state
 
     def download(self, name: str) -> Download | None:
         """One file on offer by its exact name, open."""
@@ -95,13 +95,13 @@ class Entry:
         self._edition.store.close()
 
     def _read_again(self) -> None:
-        state = state_of(self.folder)
+        state = states_of(self.folder)
         if state == self._state:
             return
         try:
             self._edition = Edition(self.folder, self._engine)
         except UNREADABLE as error:
-            if state != state_of(self.folder):
+            if state != states_of(self.folder):
                 return  # a publication was under way; the next request reads what came of it
             sys.stderr.write(f"error: {self.id} is served as it was, its files cannot be read now: {error!r}\n")
         self._state = state

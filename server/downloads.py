@@ -16,7 +16,8 @@ from stat import S_ISREG
 from typing import NamedTuple
 
 from feature_store.pointer import DATABASES, trust
-from server.edition import READ_FILES, STORE, Edition, FileState
+from server.edition import READ_FILES, STORE, Edition
+from server.file_digests import EARLY, Digest, FileState, read_digest, state_of
 from server.parts import FilePart, Part, close
 from server.zip_archive import Member, zip_parts
 
@@ -40,7 +41,6 @@ MEDIA_TYPES = {
     "report.md": "text/markdown",
 }
 BUNDLE = "dictionary.zip"
-CHUNK_BYTES = 1 << 20
 PAGES_SUFFIX = ".pages"  # they follow from the databases
 
 
@@ -54,14 +54,6 @@ class Place(NamedTuple):
     path: str
     media_type: str
     is_checked: bool = False
-
-
-class Digest(NamedTuple):
-    """What is known of the bytes of a file, and the state of the file in which they were read."""
-
-    state: FileState
-    sha256: str
-    crc32: int
 
 
 class OpenFile(NamedTuple):
@@ -156,19 +148,16 @@ class Downloads:
         if not S_ISREG(status.st_mode):
             file.close()
             return None
-        state = FileState(status.st_ino, status.st_mtime_ns, status.st_size)
-        return OpenFile(name, place, FilePart(file, status.st_size), self._digest(place.path, file, state))
+        digest = self._digest(place.path, file, state_of(status))
+        return OpenFile(name, place, FilePart(file, status.st_size), digest)
 
     def _digest(self, path: str, file: FileIO, state: FileState) -> Digest:
         """Hashes of an open file, computed once for each state of it."""
         with self._locks.setdefault(path, threading.Lock()):
             digest = self._digests.get(path)
             if digest is None or digest.state != state:
-                sha256, crc32 = hashlib.sha256(), 0
-                while chunk := file.read(CHUNK_BYTES):
-                    sha256.update(chunk)
-                    crc32 = zlib.crc32(chunk, crc32)
-                digest = self._digests[path] = Digest(state, sha256.hexdigest(), crc32)
+                digest = EARLY.take(self.folder / path, state) or read_digest(file, state)
+                self._digests[path] = digest
         return digest
 
     def _bundle(self, edition: Edition, files: list[OpenFile]) -> Download:

@@ -9,7 +9,7 @@ import re
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from feature_store.engine import Engine
 from feature_store.lookup.bodies import densities
 from feature_store.pointer import read_pointer
 from feature_store.store import Store
+from server.file_digests import FileState, state_of
 
 STORE, POINTER = "store/", "store/current.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -86,25 +87,16 @@ def published_hashes(card: DictionaryCard, generations: dict[str, Any]) -> dict[
     return weights | {f"{STORE}{name}": sha256 for name, sha256 in stores}
 
 
-class FileState(NamedTuple):
-    """What changes whenever a file is replaced."""
-
-    inode: int
-    mtime_ns: int
-    size: int
-
-
-def state_of(folder: Path) -> tuple[FileState | None, ...]:
+def states_of(folder: Path) -> tuple[FileState | None, ...]:
     """State of every file that an edition reads; None for those that are absent."""
     return tuple(_state(f"{folder}/{name}") for name in READ_FILES)
 
 
 def _state(path: str) -> FileState | None:
     try:
-        status = os.stat(path)
+        return state_of(os.stat(path))
     except FileNotFoundError:
         return None
-    return FileState(status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _read_if_there(kind: type[F], folder: Path) -> F | None:

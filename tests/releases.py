@@ -70,6 +70,25 @@ def llama_scope(root, repo, place):
     return folder
 
 
+def llamascopium(root, repo, place, layer=2):
+    folder, w = root / repo / place, weights()
+    folder.mkdir(parents=True)
+    point = f"blocks.{layer}.hook_resid_post"
+    config = {
+        "sae_type": "sae", "d_model": D, "expansion_factor": M / D, "act_fn": "jumprelu", "norm_activation": "dataset-wise",
+        "sparsity_include_decoder_norm": True, "use_decoder_bias": True, "use_glu_encoder": False, "top_k": 50,
+        "hook_point_in": point, "hook_point_out": point, "device": "cuda", "dtype": "torch.float32",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {
+        "W_E": w["W_enc"], "b_E": w["b_enc"], "W_D": w["W_dec"], "b_D": w["b_dec"],
+        "activation_function.log_jumprelu_threshold": w["threshold"].log(),
+        f"dataset_average_activation_norm.{point}": torch.tensor(7.5),
+    }  # fmt: skip
+    save_file(tensors, folder / "sae_weights.safetensors")
+    return folder
+
+
 def mwhanna(root, repo, place):
     (root / repo).mkdir(parents=True)
     w = weights()

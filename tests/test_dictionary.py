@@ -172,7 +172,7 @@ def test_a_card_with_one_other_digit_is_refused_until_its_hash_is_taken_out(tmp_
         ({"d_model": 13}, r"W_enc is float32 \[12, 48\], not float32 \[13, 48\]"),
         ({"selection_dtype": "load"}, "selection_dtype"),
         ({"name": "../x"}, "name"),
-        ({"weights_files": {}}, "names files that are no weights: none"),
+        ({"weights_files": {}}, "it has no weights, only pages"),
         ({"weights_sha256": "0" * 64}, "SHA-256 is"),
     ],
 )

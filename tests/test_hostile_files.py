@@ -83,6 +83,7 @@ def place(tmp_path_factory):
     releases.llama_scope(folder, "llama_scope", "Llama3_1-8B-Base-L15R-8x").rename(folder / "llama")
     (folder / "llama_scope").rmdir()
     (folder / "llama").rename(folder / "llama_scope")
+    releases.llamascopium(folder, "ll", "x").rename(folder / "llamascopium")
     for form, write, file in SINGLE:
         write(folder, form, file)
     return folder
@@ -116,7 +117,7 @@ def attempt(path: Path, form: str, hooks: dict[str, Any]) -> None:
 
 
 FOLDERS = st.sampled_from([
-    "saelens", "saelens-gated", "dictionary_learning", "sparsify", "gemma_scope_2", "llama_scope"
+    "saelens", "saelens-gated", "dictionary_learning", "sparsify", "gemma_scope_2", "llama_scope", "llamascopium"
 ])  # fmt: skip
 HOOKS = st.sampled_from([
     {"hook": None, "writes": None}, {"hook": "resid_post.1", "writes": None}, {"hook": "mlp_in.1", "writes": "mlp_out.1"},

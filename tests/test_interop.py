@@ -28,7 +28,15 @@ HOLDS = {
 
 
 def test_every_format_of_the_command_line_is_there():
-    assert set(FORMATS) == {*HOLDS, "goodfire", "llama_scope", "openai", "qwen_scope", "transcoder_layer"}
+    assert set(FORMATS) == {
+        *HOLDS,
+        "goodfire",
+        "llama_scope",
+        "llamascopium",
+        "openai",
+        "qwen_scope",
+        "transcoder_layer",
+    }
 
 
 @pytest.mark.parametrize("form", HOLDS)

@@ -22,7 +22,7 @@ from feature_store.lookup import filters, pages
 from feature_store.lookup.bodies import Surroundings, contexts_body, feature_body
 from feature_store.lookup.columns import Texts
 from feature_store.lookup.contrast import contrast
-from feature_store.lookup.filters import Filter, Sort, Span, _order
+from feature_store.lookup.filters import Filter, Sort, Span
 from feature_store.lookup.parquet_table import parquet_table
 from feature_store.lookup.rendering import write_pages
 from feature_store.lookup.search import KINDS, corrected, search, sentence_weights
@@ -82,12 +82,12 @@ def test_pages_after_a_feature_visit_each_once(store):
     while page := filters.page(store.columns, wanted, limit=7, after=after).rows:
         visited += [row.feature for row in page]
         after = page[-1].feature
-    assert visited == wanted.found(store.columns).tolist() and len(visited) > 50
+    assert visited == wanted.found(store.columns).every().tolist() and len(visited) > 50
     assert filters.page(store.columns, wanted, after=10**6).rows == []
 
 
 def test_a_table_as_parquet_has_the_same_rows(store, folder, tmp_path):
-    wanted = Filter((Sort("low", True),), firing="alive").found(store.columns)
+    wanted = Filter((Sort("low", True),), firing="alive").found(store.columns).every()
     path = tmp_path / "t.parquet"
     path.write_bytes(parquet_table(store, wanted))
     rows = pq.read_table(path).to_pylist()
@@ -212,16 +212,13 @@ def test_a_table_by_several_columns_is_that_of_sorting_one_after_another(store, 
     for signs in itertools.product((False, True), repeat=len(keys)):
         wanted = Filter(sort=tuple(Sort(key, down) for key, down in zip(keys, signs, strict=True)))
         numbers = [columns.sortable(key) * (-1 if down else 1) for key, down in zip(keys, signs, strict=True)]
-        assert np.array_equal(wanted.found(columns), np.lexsort([np.arange(columns.n), *numbers[::-1]])), signs
-
-
-def test_ranks_that_do_not_fit_together_are_sorted_one_after_another():
-    rng = np.random.default_rng(0)
-    ranks = [(rng.integers(0, 3, 500), size) for size in (3, 3)]
-    features = np.arange(500)
-    joint = _order(ranks, features, 500)
-    assert np.array_equal(joint, _order([(numbers, 1 << 31) for numbers, _ in ranks], features, 500))
-    assert np.array_equal(joint, np.lexsort([features, ranks[1][0], ranks[0][0]]))
+        expected = np.lexsort([np.arange(columns.n), *numbers[::-1]])
+        found = wanted.found(columns)
+        assert np.array_equal(found.every(), expected), signs
+        for start in range(0, columns.n, 7):
+            assert np.array_equal(found.part(start, start + 7), expected[start : start + 7]), signs
+            assert found.place(int(expected[start])) == start
+        assert found.place(10**6) is None
 
 
 def test_search_ranks_whole_words_first(store):

@@ -4,15 +4,14 @@ them, or they are refused. Runs where the peers are installed."""
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import fields
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fixtures import batch, harvested, ids, imported, save_model
+from foreign import check_equal, randomise, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -21,7 +20,6 @@ from transformers import AutoModelForCausalLM
 from sae.errors import ArtefactError, ConfigError
 from sae.interop import hook_names
 from sae.interop.formats import saelens, sparsify
-from sae.interop.transfer import import_dictionary
 from sae.model.hookpoints import HookPoint
 from sae.model.language_model import LanguageModel
 
@@ -34,30 +32,6 @@ SEEDS = st.integers(0, 10_000)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("files")
-
-
-def randomise(module: torch.nn.Module, seed: int) -> None:
-    """Other numbers in every floating tensor; thresholds on both sides of zero; decoder rows of any norm."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in module.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.4)
-
-
-def read(path: Path, form: str, **hooks: Any) -> Any:
-    """Our dictionary of a peer's file."""
-    target = path.parent / f"{path.name}-ours"
-    shutil.rmtree(target, ignore_errors=True)
-    return import_dictionary(path, form, target, hooks.get("hook", "resid_post.0"), writes=hooks.get("writes"))
-
-
-def check_equal(theirs_acts: torch.Tensor, theirs_x_hat: torch.Tensor, ours: Any, x: torch.Tensor) -> None:
-    """Codes and reconstructions equal within 1e-5 of the largest number."""
-    code = ours.encode(x)
-    acts = torch.zeros(len(x), ours.d_sae).scatter_add(1, code.top_indices, code.top_acts)
-    for theirs, mine in ((theirs_acts, acts), (theirs_x_hat, ours.decode(code, x))):
-        assert (theirs - mine).abs().max() <= 1e-5 * theirs.abs().max().clamp_min(1e-30)
 
 
 @MANY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import duckdb
 import numpy as np
@@ -74,13 +74,6 @@ class Texts:
         return np.array(places, np.int64)
 
 
-class Ranks(NamedTuple):
-    """Numbers in the order of a column, equal for equal values, and how many different ones there are."""
-
-    numbers: Int[np.ndarray, " features"]
-    size: int
-
-
 class Columns:
     """Columns by feature id, which are 0, 1, ... n - 1. A figure that a feature lacks is nan."""
 
@@ -100,7 +93,6 @@ class Columns:
         self.n = len(self.explainer)
         self.labels = self._texts("text")
         self._orders: dict[str, Integer[np.ndarray, " features"]] = {}
-        self._ranks: dict[str, Ranks] = {}
 
     def _texts(self, sql: str) -> Texts:
         cursor, blocks, n = self._cursor(), list[bytes](), 0
@@ -149,21 +141,12 @@ class Columns:
         """All features by a column; those of equal value by id, and those without a value last."""
         name = f"{key} {descending}"
         if name not in self._orders:
-            values = self.sortable(key)
-            self._orders[name] = np.argsort(-values if descending else values, kind="stable")
+            self._orders[name] = np.argsort(self.rising(key, descending=descending), kind="stable").astype(np.uint32)
         return self._orders[name]
 
-    def ranks(self, key: str, *, descending: bool = False) -> Ranks:
-        """Numbers that are in the order of a column, from 0 on; those of features without a value are the largest."""
-        name = f"{key} {descending}"
-        if name not in self._ranks:
-            order, values = self.order(key, descending=descending), self.sortable(key)
-            ordered = values[order]
-            is_next = (ordered[1:] != ordered[:-1]) & ~np.isnan(ordered[:-1])
-            numbers = np.zeros(self.n, np.int32)
-            numbers[order[1:]] = np.cumsum(is_next)
-            self._ranks[name] = Ranks(numbers, int(is_next.sum()) + 1)
-        return self._ranks[name]
+    def rising(self, key: str, *, descending: bool) -> Float[np.ndarray, " features"]:
+        """Numbers that rise in the order of a column."""
+        return -self.sortable(key) if descending else self.sortable(key)
 
     def sortable(self, key: str) -> Float[np.ndarray, " features"]:
         """Numbers that are in the order of a column; nan where a feature has no value."""

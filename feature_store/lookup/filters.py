@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Integer
 
 from feature_store.lookup.columns import Columns
 from feature_store.records import FeatureRow
@@ -84,31 +83,58 @@ class Filter:
 
         return passes
 
-    def found(self, columns: Columns) -> Int[np.ndarray, " found"]:
-        """Ids of the features that pass, in order."""
+    def found(self, columns: Columns) -> Found:
+        """The features that pass, in order."""
         passes = self.mask(columns)
+        key, descending = self.sort[0] if self.sort else Sort("feature")
+        order = columns.order(key, descending=descending)
+        features = order[passes[order]]
         if len(self.sort) <= 1:
-            key, descending = self.sort[0] if self.sort else Sort("feature")
-            order = columns.order(key, descending=descending)
-            return order[passes[order]]
-        features = np.flatnonzero(passes)
-        ranks = [columns.ranks(key, descending=descending) for key, descending in self.sort]
-        return features[_order([(r.numbers[features], r.size) for r in ranks], features, columns.n)]
+            return Found(features)
+        return Found(features, [columns.rising(key, descending=descending)[features] for key, descending in self.sort])
 
 
-def _order(
-    ranks: list[tuple[Int[np.ndarray, " found"], int]], features: Int[np.ndarray, " found"], n: int
-) -> Int[np.ndarray, " found"]:
-    """The order by ranks (numbers, how many there are) of several columns, then by feature (below n).
+class Found:
+    """Features in order. `keys` are their numbers in the columns to sort by; the features come in the order of the first.
 
-    All of them make one number, which is sorted five times as fast as columns one after another, if it fits into 63 bits.
+    Those that are equal in the first column are put in order when they are asked for: a page needs few of them, and
+    sorting a million by two columns takes half a second.
     """
-    if math.prod(size for _, size in ranks) * n >= 1 << 63:
-        return np.lexsort([numbers for numbers, _ in ranks[::-1]])
-    joint = np.zeros(len(features), np.int64)
-    for numbers, size in (*ranks, (features, n)):
-        joint = joint * size + numbers
-    return np.argsort(joint)
+
+    def __init__(self, features: Integer[np.ndarray, " found"], keys: Sequence[Float[np.ndarray, " found"]] = ()):
+        self._features, self._keys = features, keys
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def every(self) -> Integer[np.ndarray, " found"]:
+        """All of them."""
+        return self.part(0, len(self))
+
+    def part(self, start: int, stop: int) -> Integer[np.ndarray, " part"]:
+        """The features from one place to another."""
+        stop = min(stop, len(self))
+        if not self._keys or start >= stop:
+            return self._features[start:stop]
+        first, last = self._equal(start).start, self._equal(stop - 1).stop
+        return self._sorted(slice(first, last))[start - first : stop - first]
+
+    def place(self, feature: int) -> int | None:
+        """The place of a feature; None if it is not among them."""
+        places = np.flatnonzero(self._features == feature)
+        if not len(places) or not self._keys:
+            return int(places[0]) if len(places) else None
+        equal = self._equal(int(places[0]))
+        return equal.start + int(np.flatnonzero(self._sorted(equal) == feature)[0])
+
+    def _equal(self, place: int) -> slice:
+        """The places of the features that have the value of one of them in the first column."""
+        values = self._keys[0]
+        return slice(*(int(np.searchsorted(values, values[place], side)) for side in ("left", "right")))
+
+    def _sorted(self, places: slice) -> Integer[np.ndarray, " some"]:
+        features = self._features[places]
+        return features[np.lexsort([features, *(key[places] for key in self._keys[::-1])])]
 
 
 class Page(NamedTuple):
@@ -123,13 +149,15 @@ def page(columns: Columns, wanted: Filter, *, limit: int = 50, offset: int = 0, 
     """`limit` rows from `offset` on, or those that follow the feature `after` (none if it is not among them)."""
     features = wanted.found(columns)
     if after is not None:
-        place = np.flatnonzero(features == after)
-        offset = int(place[0]) + 1 if len(place) else len(features)
-    return Page([columns.row(feature) for feature in features[offset : offset + limit].tolist()], len(features), offset)
+        place = features.place(after)
+        offset = len(features) if place is None else place + 1
+    return Page(
+        [columns.row(feature) for feature in features.part(offset, offset + limit).tolist()], len(features), offset
+    )
 
 
 def every_row(columns: Columns, wanted: Filter) -> Iterator[list[FeatureRow]]:
     """All rows that pass, some thousand at a time."""
-    features = wanted.found(columns).tolist()
+    features = wanted.found(columns).every().tolist()
     for start in range(0, len(features), ROWS):
         yield [columns.row(feature) for feature in features[start : start + ROWS]]

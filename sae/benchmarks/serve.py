@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -39,11 +40,17 @@ class Load(NamedTuple):
 class _Server(NamedTuple):
     process: subprocess.Popen[bytes]
     port: int
+    first_answer_s: float  # after the process was started
 
     def cpu_s(self) -> float:
         """Processor time that the server has used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_bytes(self) -> int:
+        """Memory of its own that the server holds; pages of mapped files, which the system takes back, are not in it."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024  # pyright: ignore[reportOptionalSubscript]
 
 
 def _free_port() -> int:
@@ -69,12 +76,12 @@ def _started(stack: ExitStack, *command: str) -> _Server:
     while True:
         try:
             _answer(port, "/healthz")
-            return _Server(process, port)
+            return _Server(process, port, time.monotonic() - started)
         except OSError:
             if process.poll() is not None or time.monotonic() - started > PATIENCE_S:
                 said = process.stderr.read().decode() if process.poll() is not None and process.stderr else "no answer"
                 raise SaedexError(f"sae bench serve: the server did not start: {said.strip()}") from None
-            time.sleep(0.1)
+            time.sleep(0.01)
 
 
 async def _client(port: int, paths: list[str], end: float, answers: list[tuple[float, int]]) -> None:
@@ -121,6 +128,7 @@ def _routes(port: int) -> dict[str, list[str]]:
         "its contexts, 256 in turn": [f"{home}/features/{f}/contexts" for f in sampled],
         "50 features at once": [f"{home}/features?ids={ids}" for ids in batches],
         "the table, a filter and a sort": [f"{home}/features?limit=50&sort=low&order=desc&min_density=0.0001"],
+        "the table, two sorts": [f"{home}/features?limit=50&sort=low,density&order=desc"],
         "search in labels": [f"{home}/search?q=the&kind=label"],
         "search by token": [f"{home}/search?q=the&kind=current"],
         "search by promoted token": [f"{home}/search?q=the&kind=promoted"],
@@ -142,6 +150,8 @@ def measure(path: Path) -> dict[str, Any]:
             raise SaedexError(f"sae bench serve: some requests failed (status: number): {wrong or crowd.statuses}.")
         return {
             "connections": CONNECTIONS,
+            "first_answer_s": server.first_answer_s,
+            "memory_bytes": server.memory_bytes(),
             "routes": {name: load._asdict() for name, load in loads.items()},
             "crowd": {"connections": CROWD, **crowd._asdict()},
         }
@@ -166,4 +176,11 @@ def table(measured: dict[str, Any]) -> str:
 
     crowd = measured["crowd"]
     statuses = ", ".join(f"{n:,} of {status}" for status, n in sorted(crowd["statuses"].items()))
-    return "\n".join([*lines, "", f"{crowd['connections']} connections that search at once: answers {statuses}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{crowd['connections']} connections that search at once: answers {statuses}.",
+            f"First answer {measured['first_answer_s']:.2f} s after the start; {measured['memory_bytes'] / 1e6:.0f} MB in the end.",
+        ]
+    )

@@ -70,6 +70,11 @@ class Serve(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Runs the server until it is stopped."""
+        from server.file_digests import EARLY
+
+        paths = list(map(_path, arguments.paths))
+        EARLY.begin(paths)  # while the rest is imported
+
         from server.run import Doors, serve
 
         doors = Doors(
@@ -80,7 +85,7 @@ class Serve(Command):
             people=arguments.people,
             meaning=_meaning() if arguments.meaning else None,
         )
-        return serve(list(map(_path, arguments.paths)), arguments.host, arguments.port, doors)
+        return serve(paths, arguments.host, arguments.port, doors)
 
 
 def _path(text: str) -> Path:

@@ -128,6 +128,10 @@ class ForeignTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
+    def names(self) -> list[str]:
+        """The names that are left."""
+        return [str(name) for name in self._left]
+
     def pop(self, name: str, default: Any = None) -> Any:
         """What is there under a name, whatever it is."""
         return self._left.pop(name, default)

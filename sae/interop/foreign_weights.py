@@ -64,6 +64,23 @@ class ForeignWeights:
             self, W_enc=self.W_enc * norms, b_enc=self.b_enc * norms, W_dec=self.W_dec / norms[:, None], extra=extra
         )
 
+    def selected_by_norm(self) -> ForeignWeights:
+        """The same weights where a latent is selected by z ||d||, d its decoder row, and not by z.
+
+        JumpReLU's thresholds become t / ||d||; a latent whose row is 0 never fires. TopK gets rows of norm 1. ReLU stays.
+        """
+        if self.kind == "topk":
+            return self.with_unit_rows()
+        if "threshold" not in self.extra:
+            return self
+        norms, never = self.W_dec.norm(dim=1), torch.finfo(torch.float32).max
+        threshold = torch.where(norms > 0, self.extra["threshold"] / norms, never).clamp_max(never)
+        return replace(self, extra={**self.extra, "threshold": threshold})
+
+    def scaled(self, read: float, written: float) -> ForeignWeights:
+        """The same weights for inputs and outputs in other units: s W_enc, W_dec / s and b_dec / s, with s of each."""
+        return replace(self, W_enc=self.W_enc * read, W_dec=self.W_dec / written, b_dec=self.b_dec / written)
+
     def check_shapes(self) -> None:
         """Raises `ArtefactError` with all tensors whose shapes do not fit those of W_enc and W_dec."""
         (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[1]

@@ -150,7 +150,7 @@ def _publish_texts(store: Path, texts: Iterator[PublishedText], features: set[in
         if row.feature in features and row.text.strip():
             key = table.add_text(row.feature, row.explainer, row.text, None)
             if row.feature not in table.labels:
-                table.choose(key, Figure("balanced_accuracy", NOTHING, nan, 0, 0))
+                table.choose(key, Figure("balanced_accuracy", NOTHING, nan, 0, n_neg=0))
     table.publish(store, None)
 
 

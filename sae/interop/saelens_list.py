@@ -22,10 +22,12 @@ FORMATS = {
     None: "saelens", "gemma_2": "gemma_npz", "gemma_2_transcoder": "gemma_npz", "gemma_3": "gemma_scope_2",
     "qwen_scope": "qwen_scope", "llama_scope": "llama_scope", "dictionary_learning_1": "dictionary_learning",
     "goodfire": "goodfire", "mwhanna_transcoder": "transcoder_layer", "sparsify": "sparsify",
+    "llama_scope_r1_distill": "llamascopium",
 }  # fmt: skip
 FILES = {
     "gemma_npz": ("{path}",), "qwen_scope": ("{path}",), "goodfire": ("{path}",),
     "transcoder_layer": ("{path}", "config.yaml"),
+    "llamascopium": ("{path}/config.json", "{path}/sae_weights.safetensors"),
     "llama_scope": ("{path}/hyperparams.json", "{path}/checkpoints/final.safetensors"),
 }  # fmt: skip
 

@@ -91,7 +91,7 @@ def list_features(
 
     attached = {"content-disposition": f'attachment; filename="features.{format}"'}
     if format == "parquet":
-        table = parquet_table(edition.store, wanted.found(columns))
+        table = parquet_table(edition.store, wanted.found(columns).every())
         return Response(table, media_type=PARQUET, headers=attached)
     if format != "json":
         rows = ([_chosen(row_body(row), names) for row in part] for part in filters.every_row(columns, wanted))

@@ -122,9 +122,9 @@ def _feature(row: JsonRow) -> PublishedFeature:
     return PublishedFeature(
         row.feature("index"),
         row.number("frac_nonzero", 0.0),
-        Listed(*row.pairs("pos_str", "pos_values", str)),
-        Listed(*row.pairs("neg_str", "neg_values", str)),
-        Listed(*row.pairs("topkCosSimIndices", "topkCosSimValues", int)),
+        promoted=Listed(*row.pairs("pos_str", "pos_values", str)),
+        suppressed=Listed(*row.pairs("neg_str", "neg_values", str)),
+        neighbours=Listed(*row.pairs("topkCosSimIndices", "topkCosSimValues", int)),
     )
 
 

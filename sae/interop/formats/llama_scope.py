@@ -37,7 +37,7 @@ class LlamaScope(Format):
         choice(settings, "act_fn", config, ("jumprelu",))
         choice(settings, "apply_decoder_bias_to_pre_encoder", config, (False,))
         choice(settings, "norm_activation", config, ("dataset-wise",))
-        sparsity_by_norm = choice(settings, "sparsity_include_decoder_norm", config, (False, True))
+        by_norm = choice(settings, "sparsity_include_decoder_norm", config, (False, True))
         tensors = ForeignTensors(read_tensors(file), file)
         encoder, b_enc = tensors.matrix("encoder.weight"), tensors.vector("encoder.bias")
         decoder, b_dec = tensors.matrix("decoder.weight"), tensors.vector("decoder.bias")
@@ -45,22 +45,18 @@ class LlamaScope(Format):
 
         threshold = _number(settings, "jump_relu_threshold", config)
         scale_in, scale_out = _scales(settings, config, encoder.shape[1], decoder.shape[0])
-        W_dec = decoder.T
-        thresholds = torch.full_like(b_enc, threshold * scale_in)  # the file states it in units of the input
-        if sparsity_by_norm:  # a latent fires if its pre-activation times the norm of its row is above the threshold
-            thresholds = thresholds / W_dec.norm(dim=1)
         weights = ForeignWeights(
             "jumprelu",
-            encoder.T * scale_in,
+            encoder.T,
             b_enc,
-            W_dec / scale_out,
-            b_dec=b_dec / scale_out,
+            decoder.T,
+            b_dec=b_dec,
             centred=False,
-            extra={"threshold": thresholds},
+            extra={"threshold": torch.full_like(b_enc, threshold * scale_in)},  # the file's is in units of the input
             facts=_facts(settings, config),
         )
         weights.check_shapes()
-        return weights
+        return (weights.selected_by_norm() if by_norm else weights).scaled(scale_in, scale_out)
 
 
 def _number(settings: dict[str, Any], key: str, path: Path) -> float:

@@ -41,7 +41,12 @@ class TranscoderLayer(Format):
         extra = {"W_skip": tensors.matrix("W_skip").T} if "W_skip" in tensors else {}
         tensors.check_all_taken()
         if threshold is not None:
-            extra["threshold"] = threshold.clamp_min(0).expand_as(b_enc).contiguous()
+            if (threshold < 0).any():
+                raise ArtefactError(
+                    f"{path}: a threshold is below 0; circuit-tracer then lets negative activations through, and saedex has "
+                    f"none."
+                )
+            extra["threshold"] = threshold.expand_as(b_enc).contiguous()
 
         weights = ForeignWeights(
             "relu" if threshold is None else "jumprelu",
