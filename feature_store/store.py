@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from feature_store.lookup.pages import Pages
 from feature_store.lookup.vocabulary import Vocabulary
 from feature_store.pointer import DATABASES, PAGES, read_pointer, verify
 
+LOADING_BYTES = 400_000_000  # of DuckDB, while narrow columns are read
 LOADED = ("document_names", "document_starts", "vocabulary", "columns")  # what is read when it is first asked for
 
 
@@ -57,24 +59,30 @@ class Store:
         self.pages = {kind: self._pages_of(kind) for kind in PAGES}
 
     def _attach(self, kind: str) -> None:
-        """Adds the catalog of one generation, or an empty one in memory if none of its kind is published."""
-        if kind not in self.pointer:
-            self._catalogs.append(self.engine.create(kind, schema.EXPLANATIONS))
-            return
-        path = self.folder / self.pointer[kind]["file"]
+        """Adds the catalog of one generation; raises `StoreError` if it cannot be read."""
         try:
-            name = self.engine.attach(path, kind)
+            name = self._attached(self.engine, kind)
             self._catalogs.append(name)
+            if kind not in self.pointer:
+                return
             query = f"select value from {name}.meta where key = 'format_version'"
             versions = self.engine.connection.cursor().execute(query).fetchall()
         except duckdb.Error as error:
+            path = self.folder / self.pointer[kind]["file"]
             raise StoreError(f"{path}: DuckDB cannot open it as a saedex store: {error}") from None
         if not versions or int(versions[0][0]) != schema.FORMAT_VERSION:
             written = versions[0][0] if versions else "unknown"
             raise StoreError(
-                f"{path}: a store of format {written}; this saedex reads format {schema.FORMAT_VERSION}. Index the run "
-                "again: remove this store folder and the run's summary.json, then start sae-train with its config."
+                f"{self.folder / self.pointer[kind]['file']}: a store of format {written}; this saedex reads format "
+                f"{schema.FORMAT_VERSION}. Index the run again: remove this store folder and the run's summary.json, then "
+                "start sae-train with its config."
             )
+
+    def _attached(self, engine: Engine, kind: str) -> str:
+        """The catalog of one generation in an engine, or an empty one in memory if none of its kind is published."""
+        if kind not in self.pointer:
+            return engine.create(kind, schema.EXPLANATIONS)
+        return engine.attach(self.folder / self.pointer[kind]["file"], kind)
 
     def _floor(self) -> float | None:
         """F2 that 95 % of the labels of random directions do not exceed; None if none were labelled."""
@@ -112,8 +120,10 @@ class Store:
 
     @cached_property
     def columns(self) -> Columns:
-        """The narrow columns of every feature."""
-        return Columns(partial(self.engine.cursor, tuple(self._catalogs)))
+        """The narrow columns of every feature. An engine of their own reads them, which gives its memory back."""
+        with closing(Engine([self.folder], LOADING_BYTES)) as engine:
+            catalogs = [self._attached(engine, kind) for kind in DATABASES]
+            return Columns(partial(self.engine.cursor, tuple(self._catalogs)), engine.cursor(catalogs))
 
     @cached_property
     def n_features(self) -> int:

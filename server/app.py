@@ -72,7 +72,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = WORKERS
         yield
-        for entry in catalogue.values():
+        for entry in catalogue.entries():
             entry.close()
         if people:
             people.close()

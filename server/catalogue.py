@@ -7,7 +7,8 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,8 @@ from server.errors import RETRY, ApiError
 SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
 UNREADABLE = (*SELF_EXPLAINING, duckdb.Error, KeyError, TypeError, AttributeError)
 TRIES = 3
+CHECKED_FIRST = 500_000_000  # bytes of a dictionary's files, which take a third of a second to read
+WIDE = 65_536  # features
 ENGINE_BYTES = 200_000_000  # of DuckDB, for all dictionaries together
 LOADED_FEATURES = 1_000_000  # whose narrow columns are held, of all dictionaries together; about 200 bytes each
 T = TypeVar("T")
@@ -56,16 +59,36 @@ class Recent:
 
 
 class Entry:
-    """One dictionary of the server: its id, its newest edition and its downloads."""
+    """One dictionary of the server: its id, its newest edition and its downloads.
 
-    def __init__(self, folder: Path, engine: Engine, recent: Recent):
-        self.folder, self._engine, self._recent = folder, engine, recent
+    Files of up to `CHECKED_FIRST` bytes are read whole, and compared with their hashes, before anybody sees them; larger ones
+    while they are served already, and `left_out` is called with what is wrong with them.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, recent: Recent, left_out: Callable[[Entry, str], None]):
+        self.folder, self._engine, self._recent, self._left_out = folder, engine, recent, left_out
         self.downloads = Downloads(folder)
-        self.downloads.check(published_hashes(DictionaryCard.read(folder), read_generations(folder)))
         self._lock = threading.Lock()
         self._state = states_of(folder)
-        self._edition = Edition(folder, engine)
+        self._edition = self._checked_edition()
         self.id = f"{self._edition.card.run}.{self._edition.card.name}"
+
+    def _checked_edition(self) -> Edition:
+        """The edition that the folder holds now."""
+        hashes = published_hashes(DictionaryCard.read(self.folder), read_generations(self.folder))
+        if self.downloads.size_of(hashes) <= CHECKED_FIRST:
+            self.downloads.check(hashes)
+        else:
+            self.downloads.trust(hashes)
+            threading.Thread(target=self._check_late, args=(hashes,), daemon=True).start()
+        return Edition(self.folder, self._engine)
+
+    def _check_late(self, hashes: dict[str, str]) -> None:
+        try:
+            self.downloads.check(hashes)
+        except (DamagedFile, OSError) as error:
+            if hashes == self._edition.published_hashes:  # otherwise newer files took their place
+                self._left_out(self, str(error))
 
     def edition(self) -> Edition:
         """The newest edition, for all that one request says. Requests that hold the former one finish on it.
@@ -99,7 +122,7 @@ class Entry:
         if state == self._state:
             return
         try:
-            self._edition = Edition(self.folder, self._engine)
+            self._edition = self._checked_edition()
         except UNREADABLE as error:
             if state != states_of(self.folder):
                 return  # a publication was under way; the next request reads what came of it
@@ -136,6 +159,24 @@ class Catalogue(dict[str, Entry]):
         super().__init__({entry.id: entry for entry in entries or []})
         self.damage = damage or []
 
+    def entries(self) -> list[Entry]:
+        """All that are served now; one that is left out meanwhile stays in this list."""
+        return list(self.values())
+
+    def leave_out(self, entry: Entry, problem: str) -> None:
+        """Serves a dictionary no longer."""
+        self.damage.append(Damage(entry.folder, problem))
+        self.pop(entry.id, None)
+        sys.stderr.write(f"error: {entry.id} is served no longer: {problem}\n")
+
+    def load_widest(self) -> None:
+        """Reads the columns of the widest dictionary, for which its first table would wait."""
+        with suppress(*UNREADABLE):  # a request that reads them says what is wrong
+            stores = [entry.edition().store for entry in self.entries()]
+            widest = max(stores, key=lambda store: store.n_features)
+            if widest.n_features >= WIDE:
+                _ = widest.columns.lower_labels
+
 
 def dictionary_folders(path: Path) -> list[Path]:
     """Dictionary folders at a path: itself, or the finished ones of a run folder, or of a folder of runs."""
@@ -159,10 +200,13 @@ def _is_finished(folder: Path) -> bool:
 def open_catalogue(paths: list[Path]) -> Catalogue:
     """The dictionaries under the paths. One that cannot be opened is left out; `CatalogueError` if none is left."""
     folders = [folder for path in paths for folder in dictionary_folders(path)]
-    engine = Engine([folder / "store" for folder in folders], ENGINE_BYTES)
-    recent = Recent(LOADED_FEATURES)
+    engine, recent, left_out = (
+        Engine([folder / "store" for folder in folders], ENGINE_BYTES),
+        Recent(LOADED_FEATURES),
+        _Late(),
+    )
     with ThreadPoolExecutor() as threads:  # most of the time goes into hashes, which need no interpreter
-        opened = list(threads.map(lambda folder: _open(folder, engine, recent), folders))
+        opened = list(threads.map(lambda folder: _open(folder, engine, recent, left_out.add), folders))
 
     entries = [entry for entry in opened if isinstance(entry, Entry)]
     damage = [one for one in opened if isinstance(one, Damage)]
@@ -170,6 +214,7 @@ def open_catalogue(paths: list[Path]) -> Catalogue:
         raise CatalogueError("; ".join(f"{one.folder}: {one.problem}" for one in damage))
 
     catalogue = Catalogue(entries, damage)
+    left_out.goes_to(catalogue)
     if len(catalogue) < len(entries):
         ids = [entry.id for entry in entries]
         twice = next(entry for entry in reversed(entries) if ids.count(entry.id) > 1)
@@ -177,9 +222,24 @@ def open_catalogue(paths: list[Path]) -> Catalogue:
     return catalogue
 
 
-def _open(folder: Path, engine: Engine, recent: Recent) -> Entry | Damage:
+class _Late:
+    """Where damage goes that is found late: to the catalogue, once there is one."""
+
+    def __init__(self) -> None:
+        self._catalogue: Future[Catalogue] = Future()
+
+    def goes_to(self, catalogue: Catalogue) -> None:
+        """Sets the catalogue."""
+        self._catalogue.set_result(catalogue)
+
+    def add(self, entry: Entry, problem: str) -> None:
+        """Leaves a dictionary out of the catalogue."""
+        self._catalogue.result().leave_out(entry, problem)
+
+
+def _open(folder: Path, engine: Engine, recent: Recent, left_out: Callable[[Entry, str], None]) -> Entry | Damage:
     try:
-        return Entry(folder, engine, recent)
+        return Entry(folder, engine, recent, left_out)
     except UNREADABLE as error:
         problem = str(error).replace(f"{folder}{os.sep}", "")  # people on the network have no use for paths
         return Damage(folder, problem if isinstance(error, SELF_EXPLAINING) else f"it cannot be read ({error!r})")

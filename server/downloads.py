@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -93,6 +94,18 @@ class Downloads:
         """
         with ThreadPoolExecutor() as threads:
             list(threads.map(self._check, *zip(*sha256_by_path.items(), strict=True)))
+
+    def size_of(self, paths: Iterable[str]) -> int:
+        """Bytes of the files that are there."""
+        return sum((self.folder / path).stat().st_size for path in paths if (self.folder / path).is_file())
+
+    def trust(self, sha256_by_path: dict[str, str]) -> None:
+        """Takes files of the store for what they were published as, until `check` has read them; they must be there."""
+        for path, sha256 in sha256_by_path.items():
+            if path.startswith(STORE):
+                if not (self.folder / path).is_file():
+                    raise DamagedFile(f"{path} is not there.")
+                trust(self.folder / path, sha256)
 
     def _check(self, path: str, sha256: str) -> None:
         file = self._open(path, Place(path, OCTETS, is_checked=True))

@@ -64,7 +64,8 @@ class EarlyDigests:
             for file in (file for folder in FOLDERS for name in HASHED for file in path.glob(f"{folder}{name}")):
                 self._begun[file] = Future()
                 queue.put((file, self._begun[file]))
-        for _ in range(min(os.cpu_count() or 1, len(self._begun))):
+        spare_cores = max((os.cpu_count() or 1) - 1, 1)  # one is for the imports
+        for _ in range(min(spare_cores, len(self._begun))):
             threading.Thread(target=self._read, args=(queue,), daemon=True).start()
 
     def take(self, path: Path, state: FileState) -> Digest | None:

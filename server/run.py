@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -100,7 +101,7 @@ def serve(paths: list[Path], host: str, port: int, doors: Doors) -> int:
 
     for damage in catalogue.damage:
         _say(f"error: left out {damage.folder}: {damage.problem}")
-    for entry in catalogue.values():
+    for entry in catalogue.entries():
         _say(f"serving {entry.id}  ({entry.folder})")
 
     if doors.meaning:
@@ -115,6 +116,7 @@ def serve(paths: list[Path], host: str, port: int, doors: Doors) -> int:
         host_names=[host, *doors.allowed_hosts],
         origins=doors.origins,
     )
+    threading.Thread(target=catalogue.load_widest, daemon=True).start()
     uvicorn.run(app, **settings(host, port))
 
     return 0
@@ -122,7 +124,7 @@ def serve(paths: list[Path], host: str, port: int, doors: Doors) -> int:
 
 def _read_meanings(meaning: Meaning, catalogue: Catalogue) -> None:
     """Makes the vectors of all dictionaries, which takes a while the first time."""
-    for entry in catalogue.values():
+    for entry in catalogue.entries():
         _say(f"reading what is said of the features of {entry.id}, for searches by meaning")
         meaning.vectors(entry.edition().store)
 

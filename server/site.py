@@ -67,7 +67,7 @@ def write_site(paths: list[Path], selection: Selection, target: Path, people_fil
     if catalogue.damage:
         raise CatalogueError("; ".join(f"{damage.folder}: {damage.problem}" for damage in catalogue.damage))
     people = People(people_file) if people_file else None
-    chosen = {entry.id: features for entry in catalogue.values() if (features := selection.of(entry, people))}
+    chosen = {entry.id: features for entry in catalogue.entries() if (features := selection.of(entry, people))}
     if not chosen:
         raise SiteError("no feature of these dictionaries is chosen; give --features, --list, --tag or --best.")
 

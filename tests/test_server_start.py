@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from http.client import HTTPConnection
@@ -18,6 +19,7 @@ from fixtures import copy_run, free_port, run_here
 
 from server.app import create_app
 from server.catalogue import CatalogueError, open_catalogue
+from server.downloads import Downloads
 from server.middleware.hosts import host_of
 
 
@@ -104,6 +106,39 @@ def test_damage_is_said_at_the_start_and_sound_dictionaries_are_served(run, name
         assert answer.status_code == 404 and "/api/v1/damage" in answer.json()["error"]["message"]
         for path in ("", "/features", "/download/dictionary.zip"):
             assert client.get(f"/api/v1/dictionaries/tiny.second{path}").status_code == 200
+
+
+def test_large_files_are_read_while_they_are_served(run, monkeypatch, capsys):
+    damage, file = DAMAGE["contexts flipped at 0.5"]
+    damage(run / "dictionaries" / "first")
+    monkeypatch.setattr("server.catalogue.CHECKED_FIRST", 0)
+    reading = threading.Event()
+    check = Downloads.check
+
+    def late(downloads, hashes):
+        reading.wait(30)
+        check(downloads, hashes)
+
+    monkeypatch.setattr(Downloads, "check", late)
+    catalogue = open_catalogue([run])
+    with TestClient(create_app(catalogue), base_url="http://localhost") as client:
+        assert len(client.get("/api/v1/dictionaries").json()) == 2
+        reading.set()
+        while not catalogue.damage:
+            time.sleep(0.01)
+        while len(catalogue) == 2:
+            time.sleep(0.01)
+        assert [d["id"] for d in client.get("/api/v1/dictionaries").json()] == ["tiny.second"]
+        (left_out,) = client.get("/api/v1/damage").json()
+        assert file in left_out["problem"]
+    assert "served no longer" in capsys.readouterr().err
+
+
+def test_columns_of_the_widest_dictionary_are_read_at_the_start(run, monkeypatch):
+    monkeypatch.setattr("server.catalogue.WIDE", 1)
+    catalogue = open_catalogue([run])
+    catalogue.load_widest()
+    assert sum("columns" in vars(entry.edition().store) for entry in catalogue.entries()) == 1
 
 
 @pytest.mark.parametrize("name", ["contexts flipped at 0.5", "pointer cut", "training curve cut", "weights flipped"])

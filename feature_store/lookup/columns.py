@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -28,7 +29,7 @@ NUMBERS = {
 }
 COUNTS = ("n_fired", "n_documents", "n_pos")
 WORD = re.compile(r"\w{3,}")
-ROWS = 65_536  # of labels, read at a time
+ROWS = 65_536  # of labels, joined at a time
 BREAK, LINE_BREAK = "\n", 10
 SHORT = 3  # bytes of a needle that nearly every text holds
 
@@ -38,7 +39,8 @@ class Texts:
 
     def __init__(self, data: bytes):
         self.data = data
-        self.ends = np.flatnonzero(np.frombuffer(data, np.uint8) == LINE_BREAK) + 1
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == LINE_BREAK) + 1
+        self.ends = ends.astype(np.uint32) if len(data) < 1 << 32 else ends
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Self:
@@ -47,6 +49,12 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def lower(self) -> Self:
+        """The same in lower case."""
+        starts = [0, *self.ends[ROWS - 1 : -1 : ROWS].tolist(), len(self.data)]
+        blocks = (self.data[start:end].decode().lower().encode() for start, end in itertools.pairwise(starts))
+        return type(self)(b"".join(blocks))
 
     def __getitem__(self, row: int) -> str:
         start = int(self.ends[row - 1]) if row else 0
@@ -74,37 +82,38 @@ class Texts:
         return np.array(places, np.int64)
 
 
+def _texts(cursor: duckdb.DuckDBPyConnection) -> Texts:
+    """The labels of all features; those without one have an empty one. DuckDB joins them, some thousand at a time."""
+    rows = (
+        "select feature, coalesce(replace(text, chr(10), ' '), '') as text from feature left join label using (feature)"
+    )
+    query = f"select string_agg(text, chr(10) order by feature) from ({rows}) group by feature // {ROWS} order by min(feature)"
+    blocks = []
+    for (block,) in cursor.execute(query).fetchall():
+        blocks += [block.encode(), BREAK.encode()]
+    return Texts(b"".join(blocks))
+
+
 class Columns:
     """Columns by feature id, which are 0, 1, ... n - 1. A figure that a feature lacks is nan."""
 
-    def __init__(self, cursor: Callable[[], duckdb.DuckDBPyConnection]):
+    def __init__(self, cursor: Callable[[], duckdb.DuckDBPyConnection], loading: duckdb.DuckDBPyConnection):
+        """`loading` is used here and no longer; `cursor` gives others, for what is asked for later."""
         self._cursor = cursor
-        explainers = cursor().execute("select distinct explainer from label order by explainer").fetchall()
+        explainers = loading.execute("select distinct explainer from label order by explainer").fetchall()
         self.explainers: list[str] = [row[0] for row in explainers]
         names = ", ".join(f"{sql} as {name}" for name, sql in NUMBERS.items())
         number = "coalesce(list_position(?::varchar[], l.explainer), 0) as explainer"
         query = f"select {names}, {number} from feature f left join label l using (feature) order by f.feature"
-        columns: dict[str, Any] = cursor().execute(query, [self.explainers]).fetchnumpy()
+        columns: dict[str, Any] = loading.execute(query, [self.explainers]).fetchnumpy()
         self.explainer = np.asarray(columns.pop("explainer"), np.int16) - 1  # -1: no label
         self.labelled = self.explainer >= 0
         self.numbers: dict[str, Float[np.ndarray, " features"]] = {
             name: np.ma.filled(np.ma.asarray(column, np.float64), np.nan) for name, column in columns.items()
         }
         self.n = len(self.explainer)
-        self.labels = self._texts("text")
+        self.labels = _texts(loading)
         self._orders: dict[str, Integer[np.ndarray, " features"]] = {}
-
-    def _texts(self, sql: str) -> Texts:
-        cursor, blocks, n = self._cursor(), list[bytes](), 0
-        cursor.execute(f"select feature, replace({sql}, chr(10), ' ') from label order by feature")
-        while rows := cursor.fetchmany(ROWS):
-            lines = []
-            for feature, text in rows:
-                lines.append(BREAK * (feature - n) + text + BREAK)  # features without a label have an empty one
-                n = feature + 1
-            blocks.append("".join(lines).encode())
-        blocks.append(BREAK.encode() * (self.n - n))
-        return Texts(b"".join(blocks))
 
     @cached_property
     def places(self) -> Float[np.ndarray, "2 features"]:
@@ -117,7 +126,7 @@ class Columns:
     @cached_property
     def lower_labels(self) -> Texts:
         """Labels in lower case, to search in."""
-        return self._texts("lower(text)")
+        return self.labels.lower()
 
     @cached_property
     def label_words(self) -> frozenset[str]:

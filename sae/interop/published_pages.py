@@ -178,7 +178,10 @@ class _Texts:
             contexts, places, features, acts = self._firings
             for place, act in enumerate(context.acts):
                 if act > 0:
-                    contexts.append(number), places.append(place), features.append(context.feature), acts.append(act)
+                    contexts.append(number)
+                    places.append(place)
+                    features.append(context.feature)
+                    acts.append(act)
         self._digest.update(ids + array("f", context.acts).tobytes() + context.feature.to_bytes(4, "little"))
 
     def sha256(self) -> str:

@@ -23,11 +23,12 @@ def feature_at(request: Request, path: str) -> Response | None:
     """
     parts = path.split("/")
     catalogue: Catalogue = request.app.state.catalogue
-    if len(parts) != 3 or parts[1] not in catalogue or not INDEX.fullmatch(parts[2]):
+    entry = catalogue.get(parts[1]) if len(parts) == 3 and INDEX.fullmatch(parts[2]) else None
+    if entry is None:
         return None
 
     source, feature = parts[1], int(parts[2])
-    edition = catalogue[source].edition()
+    edition = entry.edition()
     embed = "?embed=true" if request.query_params.get("embed") == "true" else ""
     target = f"../../#/{quote(source, safe='')}/features/{feature}{embed}"
     tags = _tags(request, source, edition, feature) if feature < edition.store.n_features else ""

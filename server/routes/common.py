@@ -35,8 +35,9 @@ class ReadRouter(APIRouter):
 def entry_of(request: Request, dictionary: str) -> Entry:
     """The dictionary of that id; 404 with the nearest id otherwise."""
     catalogue: Catalogue = request.app.state.catalogue
-    if dictionary in catalogue:
-        return catalogue[dictionary]
+    entry = catalogue.get(dictionary)
+    if entry is not None:
+        return entry
 
     if any(damage.id == dictionary for damage in catalogue.damage):
         raise ApiError(404, "this dictionary is damaged and is left out; see /api/v1/damage")

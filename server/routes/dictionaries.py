@@ -49,7 +49,7 @@ def _summary(entry: Entry, edition: Edition) -> dict[str, Any]:
 def list_dictionaries(request: Request) -> Response:
     """Every sound dictionary of this server."""
     catalogue: Catalogue = request.app.state.catalogue
-    return json_response([_summary(entry, entry.edition()) for entry in catalogue.values()])
+    return json_response([_summary(entry, entry.edition()) for entry in catalogue.entries()])
 
 
 @router.get("/capabilities", response_model=responses.Capabilities)
@@ -95,7 +95,7 @@ def get_dictionary(request: Request, dictionary: DictionaryId) -> Response:
 def _other_texts(request: Request, entry: Entry, edition: Edition) -> list[dict[str, Any]]:
     """Dictionaries of the same weights that were indexed on other texts: a feature has the same number in all of them."""
     catalogue: Catalogue = request.app.state.catalogue
-    others = [(other, other.edition()) for other in catalogue.values() if other.id != entry.id]
+    others = [(other, other.edition()) for other in catalogue.entries() if other.id != entry.id]
     return [
         {"id": other.id, "text": their.store.meta.get("text")}
         for other, their in others

@@ -52,10 +52,10 @@ for _path in NOT_HERE:
 def entry_of_source(request: Request, model: Any, source: Any) -> Entry:
     """The dictionary of a model and a source; 404 with those that there are."""
     catalogue: Catalogue = request.app.state.catalogue
-    matching = [entry for entry in catalogue.values() if source in _names_of(entry)]
+    matching = [entry for entry in catalogue.entries() if source in _names_of(entry)]
     if len(matching) == 1 and model in (matching[0].edition().card.model.name, matching[0].id):
         return matching[0]
-    known = ", ".join(f"{entry.edition().card.model.name}/{entry.id}" for entry in list(catalogue.values())[:5])
+    known = ", ".join(f"{entry.edition().card.model.name}/{entry.id}" for entry in catalogue.entries()[:5])
     raise ApiError(404, f"no such model and source; there are {known or 'none'}")
 
 
@@ -187,7 +187,7 @@ def _scope(request: Request, scope: str, wanted: dict[str, Any]) -> list[Entry]:
     layers = wanted.get("layers")
     if scope == "search" and isinstance(layers, list):
         return [entry_of_source(request, wanted.get("modelId"), layer) for layer in layers]
-    every = list(catalogue.values())
+    every = catalogue.entries()
     return [e for e in every if scope == "search-all" or e.edition().card.model.name == wanted.get("modelId")]
 
 

@@ -56,7 +56,10 @@ class Llamascopium(Format):
 
         weights = ForeignWeights(
             kind,
-            **matrices,
+            W_enc=matrices["W_enc"],
+            b_enc=matrices["b_enc"],
+            W_dec=matrices["W_dec"],
+            b_dec=matrices["b_dec"],
             k=settings.get("top_k") if kind == "topk" else None,
             centred=False,
             token_norm="length" if norm == "token-wise" else False,
