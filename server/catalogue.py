@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TypeVar
 
 import duckdb
@@ -22,11 +24,12 @@ from feature_store.store import Store
 from server.downloads import DamagedFile, Download, Downloads
 from server.edition import Edition, published_hashes, read_generations, states_of
 from server.errors import RETRY, ApiError
+from server.file_digests import HASHED
 
 SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
 UNREADABLE = (*SELF_EXPLAINING, duckdb.Error, KeyError, TypeError, AttributeError)
 TRIES = 3
-CHECKED_FIRST = 500_000_000  # bytes of a dictionary's files, which take a third of a second to read
+CHECKED_FIRST = 500_000_000  # bytes that are read before the first answer, a third of a second; the rest after it
 WIDE = 65_536  # features
 ENGINE_BYTES = 200_000_000  # of DuckDB, for all dictionaries together
 LOADED_FEATURES = 1_000_000  # whose narrow columns are held, of all dictionaries together; about 200 bytes each
@@ -61,34 +64,36 @@ class Recent:
 class Entry:
     """One dictionary of the server: its id, its newest edition and its downloads.
 
-    Files of up to `CHECKED_FIRST` bytes are read whole, and compared with their hashes, before anybody sees them; larger ones
-    while they are served already, and `left_out` is called with what is wrong with them.
+    Its files are read whole, and compared with their hashes, before anybody sees them; `late`, if it is given, does so while
+    they are served already.
     """
 
-    def __init__(self, folder: Path, engine: Engine, recent: Recent, left_out: Callable[[Entry, str], None]):
-        self.folder, self._engine, self._recent, self._left_out = folder, engine, recent, left_out
+    def __init__(self, folder: Path, engine: Engine, recent: Recent, late: LateChecks | None = None):
+        self.folder, self._engine, self._recent, self._late = folder, engine, recent, late
         self.downloads = Downloads(folder)
         self._lock = threading.Lock()
         self._state = states_of(folder)
-        self._edition = self._checked_edition()
+        self._edition = self._new_edition()
         self.id = f"{self._edition.card.run}.{self._edition.card.name}"
 
-    def _checked_edition(self) -> Edition:
+    def _new_edition(self) -> Edition:
         """The edition that the folder holds now."""
         hashes = published_hashes(DictionaryCard.read(self.folder), read_generations(self.folder))
-        if self.downloads.size_of(hashes) <= CHECKED_FIRST:
+        if self._late is None:
             self.downloads.check(hashes)
         else:
             self.downloads.trust(hashes)
-            threading.Thread(target=self._check_late, args=(hashes,), daemon=True).start()
+            self._late.add(self, hashes)
         return Edition(self.folder, self._engine)
 
-    def _check_late(self, hashes: dict[str, str]) -> None:
+    def damage(self, hashes: dict[str, str]) -> str | None:
+        """What is wrong with the files that have these hashes, which are read now; None also if newer ones took their place."""
         try:
-            self.downloads.check(hashes)
+            for path, sha256 in hashes.items():
+                self.downloads.check_file(path, sha256)
         except (DamagedFile, OSError) as error:
-            if hashes == self._edition.published_hashes:  # otherwise newer files took their place
-                self._left_out(self, str(error))
+            return str(error) if hashes == self._edition.published_hashes else None
+        return None
 
     def edition(self) -> Edition:
         """The newest edition, for all that one request says. Requests that hold the former one finish on it.
@@ -122,7 +127,7 @@ class Entry:
         if state == self._state:
             return
         try:
-            self._edition = self._checked_edition()
+            self._edition = self._new_edition()
         except UNREADABLE as error:
             if state != states_of(self.folder):
                 return  # a publication was under way; the next request reads what came of it
@@ -178,6 +183,34 @@ class Catalogue(dict[str, Entry]):
                 _ = widest.columns.lower_labels
 
 
+class LateChecks:
+    """Files that are read while they are served, one dictionary after another; damaged ones are then left out."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[tuple[Entry, dict[str, str]]] = SimpleQueue()
+
+    def add(self, entry: Entry, hashes: dict[str, str]) -> None:
+        """Adds the files of a dictionary."""
+        self._waiting.put((entry, hashes))
+
+    def begin(self, catalogue: Catalogue) -> None:
+        """Reads what was added, and what will be, in a thread that nobody waits for; without any there is none."""
+        if not self._waiting.empty():
+            threading.Thread(target=self._read, args=(catalogue,), daemon=True).start()
+
+    def _read(self, catalogue: Catalogue) -> None:
+        while True:
+            entry, hashes = self._waiting.get()
+            problem = entry.damage(hashes)
+            if problem:
+                catalogue.leave_out(entry, problem)
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of what is hashed of a dictionary folder."""
+    return sum(path.stat().st_size for pattern in HASHED for path in folder.glob(pattern) if path.is_file())
+
+
 def dictionary_folders(path: Path) -> list[Path]:
     """Dictionary folders at a path: itself, or the finished ones of a run folder, or of a folder of runs."""
     if (path / "card.json").is_file():
@@ -200,13 +233,12 @@ def _is_finished(folder: Path) -> bool:
 def open_catalogue(paths: list[Path]) -> Catalogue:
     """The dictionaries under the paths. One that cannot be opened is left out; `CatalogueError` if none is left."""
     folders = [folder for path in paths for folder in dictionary_folders(path)]
-    engine, recent, left_out = (
-        Engine([folder / "store" for folder in folders], ENGINE_BYTES),
-        Recent(LOADED_FEATURES),
-        _Late(),
-    )
+    engine, recent = Engine([folder / "store" for folder in folders], ENGINE_BYTES), Recent(LOADED_FEATURES)
+    late = LateChecks()
+    sizes = itertools.accumulate(map(_size_of, folders))
+    checks = [None if size <= CHECKED_FIRST else late for size in sizes]
     with ThreadPoolExecutor() as threads:  # most of the time goes into hashes, which need no interpreter
-        opened = list(threads.map(lambda folder: _open(folder, engine, recent, left_out.add), folders))
+        opened = list(threads.map(lambda folder, late: _open(folder, engine, recent, late), folders, checks))
 
     entries = [entry for entry in opened if isinstance(entry, Entry)]
     damage = [one for one in opened if isinstance(one, Damage)]
@@ -214,7 +246,7 @@ def open_catalogue(paths: list[Path]) -> Catalogue:
         raise CatalogueError("; ".join(f"{one.folder}: {one.problem}" for one in damage))
 
     catalogue = Catalogue(entries, damage)
-    left_out.goes_to(catalogue)
+    late.begin(catalogue)
     if len(catalogue) < len(entries):
         ids = [entry.id for entry in entries]
         twice = next(entry for entry in reversed(entries) if ids.count(entry.id) > 1)
@@ -222,24 +254,9 @@ def open_catalogue(paths: list[Path]) -> Catalogue:
     return catalogue
 
 
-class _Late:
-    """Where damage goes that is found late: to the catalogue, once there is one."""
-
-    def __init__(self) -> None:
-        self._catalogue: Future[Catalogue] = Future()
-
-    def goes_to(self, catalogue: Catalogue) -> None:
-        """Sets the catalogue."""
-        self._catalogue.set_result(catalogue)
-
-    def add(self, entry: Entry, problem: str) -> None:
-        """Leaves a dictionary out of the catalogue."""
-        self._catalogue.result().leave_out(entry, problem)
-
-
-def _open(folder: Path, engine: Engine, recent: Recent, left_out: Callable[[Entry, str], None]) -> Entry | Damage:
+def _open(folder: Path, engine: Engine, recent: Recent, late: LateChecks | None) -> Entry | Damage:
     try:
-        return Entry(folder, engine, recent, left_out)
+        return Entry(folder, engine, recent, late)
     except UNREADABLE as error:
         problem = str(error).replace(f"{folder}{os.sep}", "")  # people on the network have no use for paths
         return Damage(folder, problem if isinstance(error, SELF_EXPLAINING) else f"it cannot be read ({error!r})")

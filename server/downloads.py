@@ -8,7 +8,6 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -93,11 +92,7 @@ class Downloads:
         Files are read side by side, since hashing needs no interpreter.
         """
         with ThreadPoolExecutor() as threads:
-            list(threads.map(self._check, *zip(*sha256_by_path.items(), strict=True)))
-
-    def size_of(self, paths: Iterable[str]) -> int:
-        """Bytes of the files that are there."""
-        return sum((self.folder / path).stat().st_size for path in paths if (self.folder / path).is_file())
+            list(threads.map(self.check_file, *zip(*sha256_by_path.items(), strict=True)))
 
     def trust(self, sha256_by_path: dict[str, str]) -> None:
         """Takes files of the store for what they were published as, until `check` has read them; they must be there."""
@@ -107,7 +102,8 @@ class Downloads:
                     raise DamagedFile(f"{path} is not there.")
                 trust(self.folder / path, sha256)
 
-    def _check(self, path: str, sha256: str) -> None:
+    def check_file(self, path: str, sha256: str) -> None:
+        """Compares one file with its hash; raises `DamagedFile`."""
         file = self._open(path, Place(path, OCTETS, is_checked=True))
         if file is None and path.startswith(STORE):
             raise DamagedFile(f"{path} is not there.")

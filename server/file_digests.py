@@ -60,8 +60,8 @@ class EarlyDigests:
     def begin(self, paths: Iterable[Path]) -> None:
         """Reads what dictionaries at the paths serve. Whoever leaves the process does not wait for it."""
         queue: SimpleQueue[tuple[Path, Future[Digest | None]]] = SimpleQueue()
-        for path in paths:
-            for file in (file for folder in FOLDERS for name in HASHED for file in path.glob(f"{folder}{name}")):
+        for home in sorted(home for path in paths for folder in FOLDERS for home in path.glob(f"{folder}card.json")):
+            for file in (file for name in HASHED for file in home.parent.glob(name)):
                 self._begun[file] = Future()
                 queue.put((file, self._begun[file]))
         spare_cores = max((os.cpu_count() or 1) - 1, 1)  # one is for the imports

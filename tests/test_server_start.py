@@ -113,13 +113,13 @@ def test_large_files_are_read_while_they_are_served(run, monkeypatch, capsys):
     damage(run / "dictionaries" / "first")
     monkeypatch.setattr("server.catalogue.CHECKED_FIRST", 0)
     reading = threading.Event()
-    check = Downloads.check
+    check = Downloads.check_file
 
-    def late(downloads, hashes):
+    def late(downloads, path, sha256):
         reading.wait(30)
-        check(downloads, hashes)
+        check(downloads, path, sha256)
 
-    monkeypatch.setattr(Downloads, "check", late)
+    monkeypatch.setattr(Downloads, "check_file", late)
     catalogue = open_catalogue([run])
     with TestClient(create_app(catalogue), base_url="http://localhost") as client:
         assert len(client.get("/api/v1/dictionaries").json()) == 2
