@@ -21,6 +21,7 @@ from feature_store.indexing.feature_rows import Directions, Promotion
 from feature_store.indexing.generation import Limits, corpus_of, publish
 from sae.foundation.new_folder import write_new_folder
 from sae.interpret.explanation_table import ExplanationTable
+from sae.interpret.feature_map import Places
 from sae.interpret.intervals import Interval
 from sae.interpret.scorer import Figure
 from sae.publish.dictionary import now, versions
@@ -66,6 +67,8 @@ def fill(folder: Path, d_sae: int, n_tokens: int, seed: int) -> None:
         value = float(generator.random())
         interval = Interval(value, max(value - 0.1, 0), min(value + 0.1, 1))
         table.choose(key, Figure("balanced_accuracy", interval, 0.5, 12, n_neg=100), nan)
+    x, y = generator.random((2, d_sae), np.float32)
+    table.places = Places(np.arange(d_sae), x, y)
     table.publish(folder / "store", None)
 
     sae = {"name": "wide", "architecture": "topk", "hook": "resid_post.0", "d_sae": d_sae, "k": K}

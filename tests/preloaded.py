@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from with_plugins import Further
 
+OURS = ("sae", "server", "feature_store")
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -32,17 +34,23 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-def _sae(arguments: list[str], environment: dict[str, str], files: tuple[str, str], stdin_of: str = os.devnull) -> None:
-    """What the child does; it never returns."""
+def _sae(
+    arguments: list[str], environment: dict[str, str], files: tuple[str, str], plugins: Path | None = None
+) -> None:
+    """What the child does; it never returns. With a folder of plug-ins it imports our own packages anew."""
     code = 99
     try:
         os.setsid()
-        for handle, path in enumerate((stdin_of, *files)):
+        for handle, path in enumerate((os.devnull, *files)):
             os.dup2(os.open(path, os.O_RDWR), handle)
         sys.stdin = os.fdopen(0, closefd=False)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.environ.clear()
         os.environ.update(environment)
+        if plugins is not None:
+            for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+                del sys.modules[name]
+            sys.meta_path.insert(0, Further(plugins))
 
         from sae.cli import main
 
@@ -59,12 +67,12 @@ def _sae(arguments: list[str], environment: dict[str, str], files: tuple[str, st
 class SaeProcess:
     """A running `sae ...`: its process id, its exit code once it has one, and what it has printed."""
 
-    def __init__(self, *arguments: Any, env: dict[str, str] | None = None):
+    def __init__(self, *arguments: Any, env: dict[str, str] | None = None, plugins: Path | None = None):
         self.arguments = [*map(str, arguments)]
         self._files = [tempfile.NamedTemporaryFile("r", encoding="utf-8", suffix=name) for name in (".out", ".err")]  # noqa: SIM115
         names = self._files[0].name, self._files[1].name
         _start_server()
-        self._process = _context.Process(target=_sae, args=(self.arguments, dict(env or os.environ), names))
+        self._process = _context.Process(target=_sae, args=(self.arguments, dict(env or os.environ), names, plugins))
         self._process.start()
 
     @property
@@ -100,9 +108,11 @@ class SaeProcess:
                 os.kill(self.pid, number)
 
 
-def run_cli(*arguments: Any, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs `sae ...` to its end in a process of its own."""
-    process = SaeProcess(*arguments, env=env)
+def run_cli(
+    *arguments: Any, env: dict[str, str] | None = None, plugins: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `sae ...` to its end in a process of its own, with further plug-ins if a folder of them is given."""
+    process = SaeProcess(*arguments, env=env, plugins=plugins)
     code = process.wait()
     return subprocess.CompletedProcess(process.arguments, code, *process.printed)
 

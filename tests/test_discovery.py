@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from fixtures import copy_run, run_here, write_config
-
-DRIVER = Path(__file__).parent / "with_plugins.py"
+from preloaded import run_cli
 
 
 class Plugin(NamedTuple):
@@ -42,12 +39,6 @@ PLUGINS = {
     "scorer": Plugin("sae.interpret.scorers", ("interpret", "--help"), "no scorer 'half'"),
     "format": Plugin("sae.interop.formats", ("export", "--help"), "format 'half' is not known"),
 }
-
-
-def cli(plugins, *arguments):
-    """`sae ...` with the plug-ins of a folder."""
-    command = [sys.executable, str(DRIVER), str(plugins), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
 
 
 def calls(kind, tmp_path, tree, finished):
@@ -137,18 +128,18 @@ def test_one_file_adds_a_plugin_and_takes_it_away(kind, tmp_path, tree, finished
     path.parent.mkdir(parents=True)
     assert "half" not in words(run_here(*plugin.help).stdout)
     path.write_text(source(plugin.package))
-    said = cli(plugins, *plugin.help).stdout
+    said = run_cli(*plugin.help, plugins=plugins).stdout
     assert "half" in words(said), said
 
     call, worked = calls(kind, tmp_path, tree, finished)
-    done = cli(plugins, *call)
+    done = run_cli(*call, plugins=plugins)
     assert done.returncode == 0, done.stdout + done.stderr
     assert worked(done)
 
     path.unlink()
     if kind == "architecture":
         call = ("config", "check", call[1])
-    gone = cli(plugins, *call)
+    gone = run_cli(*call, plugins=plugins)
     assert gone.returncode == 2 and plugin.unknown in gone.stderr, gone.stdout + gone.stderr
     assert "Traceback" not in gone.stderr
 

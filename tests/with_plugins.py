@@ -1,4 +1,4 @@
-"""`sae ...` with further plug-ins: python tests/with_plugins.py FOLDER ARGUMENTS...
+"""Further plug-ins for a process of `sae ...`, in a folder of a test.
 
 FOLDER/sae.architectures/half.py becomes the plug-in `half` beside those in the installed folder of that package, for
 this process alone: folders are put on the packages' `__path__` when they are imported, and nothing is installed.
@@ -6,7 +6,6 @@ this process alone: folders are put on the packages' `__path__` when they are im
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -31,11 +30,3 @@ class Further(MetaPathFinder):
         if spec is not None and spec.submodule_search_locations is not None:
             spec.submodule_search_locations.append(str(further))
         return spec
-
-
-if __name__ == "__main__":
-    sys.path[0] = ""  # as `python -m sae.cli` has it
-    sys.meta_path.insert(0, Further(Path(sys.argv[1])))
-    from sae.cli import main
-
-    sys.exit(main(sys.argv[2:]))
