@@ -47,9 +47,10 @@ def _sae(
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.environ.clear()
         os.environ.update(environment)
+        anew = (OURS if plugins else ()) + (("huggingface_hub", *OURS) if "HF_ENDPOINT" in environment else ())
+        for name in [name for name in sys.modules if name.partition(".")[0] in anew]:
+            del sys.modules[name]
         if plugins is not None:
-            for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-                del sys.modules[name]
             sys.meta_path.insert(0, Further(plugins))
 
         from sae.cli import main

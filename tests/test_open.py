@@ -16,6 +16,7 @@ import httpx
 import pytest
 from fake_hub import serving_hub
 from fixtures import copy_run, free_port, run_here, serving
+from preloaded import SaeProcess, run_cli
 
 from feature_store.pointer import read_pointer
 from feature_store.store import Store
@@ -168,14 +169,13 @@ def test_an_address_that_is_taken_or_open_to_all_is_refused_at_once(foreign, tex
 
 
 def test_a_killed_opening_ends_with_the_same_store(looked_at, finished, text, tmp_path):
-    command = [sys.executable, "-m", "sae.cli", "index", str(finished / "dictionaries" / "first"), "--text", str(text)]
-    command += ["--runs", str(tmp_path), "--tokens", "6000", "--ctx-len", "32"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["index", finished / "dictionaries" / "first", "--text", text, "--runs", tmp_path]
+    process = SaeProcess(*command, "--tokens", "6000", "--ctx-len", "32")
     store = tmp_path / looked_at.name / "dictionaries" / "first" / "store"
     deadline = time.monotonic() + 120
     while "contexts" not in read_pointer(store) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.signal(signal.SIGKILL)
     process.wait()
     done = opened(finished / "dictionaries" / "first", text, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -261,12 +261,12 @@ def test_dictionary_and_model_come_from_the_hub(foreign, tiny_model, text, tmp_p
     """Through the hub's own client, from a server that speaks its protocol; a second start needs no network."""
     for source, repo in ((foreign, "ada/words/layer_1"), (tiny_model, "ada/tiny")):
         shutil.copytree(source, tmp_path / "repos" / repo)
-    command = [sys.executable, "-m", "sae.cli", "index", "ada/words", "--model", "ada/tiny", "--text", str(text)]
+    command = ["index", "ada/words", "--model", "ada/tiny", "--text", str(text)]
     command += ["--runs", str(tmp_path / "runs"), "--tokens", "6000", "--ctx-len", "32"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     with serving_hub(tmp_path / "repos") as hub:
         environment |= {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = run_cli(*command, env=environment)
     assert done.returncode == 0, done.stderr
     [run] = (tmp_path / "runs").iterdir()
     [folder] = (run / "dictionaries").iterdir()
@@ -274,5 +274,5 @@ def test_dictionary_and_model_come_from_the_hub(foreign, tiny_model, text, tmp_p
     assert json.loads((folder / "labels.json").read_text())["features_labelled"] > 0
 
     environment |= {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = run_cli(*command, env=environment)
     assert done.returncode == 0 and "complete already" in done.stdout + done.stderr

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fake_hub import serving_hub
 from fixtures import copy_run, serving
+from preloaded import run_cli
 
 import sae
 
@@ -40,10 +41,7 @@ def environment(hub, tmp_path, token=ACCOUNT):
 
 
 def command(hub, tmp_path, *arguments, token=ACCOUNT):
-    return subprocess.run(
-        [sys.executable, "-m", "sae.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=environment(hub, tmp_path, token),
-    )  # fmt: skip
+    return run_cli(*arguments, env=environment(hub, tmp_path, token))
 
 
 @pytest.fixture(scope="module")
