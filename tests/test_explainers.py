@@ -11,13 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from fixtures import EACH, KINDS, RANDOM, SILENT, explanations, feature_scores, no_model, rows_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from feature_store.queries import interpretation
 from feature_store.store import Store
 from sae.foundation.distributed import Processes
-from sae.interpret.evidence import SPLIT_ID, Counts, Strong
+from sae.interpret.evidence import SPLIT_ID, Counts, Evidence, Strong, prefixes
+from sae.interpret.explainer import best_of, best_sums, joined
 from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds
+from sae.interpret.explainers.prefix import Prefix
 from sae.interpret.explanation_table import rule_interval
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.scorers import SCORERS
@@ -221,3 +225,35 @@ def test_a_rule_that_matches_everything_has_every_hit_though_few_tokens_are_coun
     assert part.counts(25, 70) == Counts(30, 60, 40, 40)
     assert part.counts(25, 30) == Counts(25, 60, 5, 40)
     assert part.counts(30, 20).false == 0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    st.dictionaries(st.text("abc", max_size=3), st.tuples(st.integers(0, 40), st.integers(0, 60)), max_size=12),
+    st.integers(0, 60),
+    st.integers(0, 300),
+)
+def test_sums_that_add_up_choose_what_counting_one_by_one_chooses(sums, n_strong, n_silent):
+    part = Strong(n_strong, n_strong + n_silent)
+
+    def counted(texts):
+        return part.counts(sum(sums[t][0] for t in texts), sum(sums[t][1] for t in texts))
+
+    assert best_sums(sums, part) == best_of(sums, counted)
+
+
+def test_beginnings_are_counted_like_the_tokens_that_have_them(planted):
+    _, store, *_ = planted
+    evidence, tried = Evidence(store), 0
+    for feature in evidence.to_label():
+        proposal = Prefix().explain(evidence, feature)
+        explain, _ = evidence.counts(feature, "current")
+        words = {}
+        for token in explain.hits:
+            for prefix in prefixes(evidence.normal(token)):
+                words.setdefault(prefix, set()).add(evidence.normal(token))
+        usable = [prefix for prefix, found in words.items() if len(found) >= 3]
+        chosen = best_of(usable, lambda texts: explain.of(joined(evidence.tokens_by_prefix, texts)))  # noqa: B023
+        assert (proposal.rule if proposal else frozenset()) == frozenset(chosen)
+        tried += bool(chosen)
+    assert tried

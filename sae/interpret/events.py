@@ -59,6 +59,7 @@ class Events:
         self._text = lru_cache(RECENT)(self._decode)
         self.activating = lru_cache(RECENT // 32)(self._activating)
         self._negative = lru_cache(RECENT // 8)(self._window)
+        self._starts = lru_cache(RECENT // 32)(self._starts_of)
         self.random: list[Event] = []
         self.random_firing: dict[int, set[int]] = {}  # feature -> indices of the random windows in which it fires
 
@@ -94,12 +95,18 @@ class Events:
 
         return events
 
+    def _starts_of(self, feature: int) -> tuple[list[int], list[int]]:
+        """Where the tokens and the activations of every stored window of a feature start."""
+        windows = self._packs[feature].windows
+        tokens, acts = (np.cumsum(windows[name], dtype=np.int64) - windows[name] for name in ("length", "n_acts"))
+        return tokens.tolist(), acts.tolist()
+
     def _window(self, feature: int, number: int) -> Event:
         """The event of one stored window of a feature."""
         pack = self._packs[feature]
         w = pack.windows[number]
         length, peak, document = int(w["length"]), int(w["peak"]), int(w["document"])
-        start, first = (int(pack.windows[name][:number].sum(dtype=np.int64)) for name in ("length", "n_acts"))
+        start, first = (starts[number] for starts in self._starts(feature))
         fired = slice(first, first + int(w["n_acts"]))
         acts = [0.0] * length
         for place, act in zip(pack.act_places[fired].tolist(), pack.act_values[fired].tolist(), strict=True):

@@ -123,6 +123,10 @@ class Evidence:
         self._hits = {kind: evidence_queries.token_firings(store, kind) for kind in ("current", "next", "previous")}
         self._normal: dict[int, str] = {}
         self.tokens_by_text, self.tokens_by_prefix = self._tokens_by()
+        self.occurrences_of_text, self.occurrences_of_prefix = (
+            {text: int(self._occurrences[0][list(tokens)].sum()) for text, tokens in groups.items()}
+            for groups in (self.tokens_by_text, self.tokens_by_prefix)
+        )  # in explain documents
 
     def _tokens_by(self) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
         texts: dict[str, set[int]] = {}

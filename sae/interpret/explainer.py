@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from sae.interpret.events import Event
-from sae.interpret.evidence import Counts, Evidence
+from sae.interpret.evidence import Counts, Evidence, Strong
 
 MAX_STRINGS = 3  # that a label may name
 WORTH = 0.05  # share by which a further string must raise F2 to be taken
@@ -64,6 +66,33 @@ def best_of(candidates: Iterable[str], counted: Callable[[list[str]], Counts]) -
     return chosen
 
 
+def best_sums(sums: dict[str, tuple[int, int]], part: Strong) -> list[str]:
+    """What `best_of` chooses where no token has two texts, so that (firings, occurrences) of texts add up: all at once."""
+    n_pos, n_neg = part.n_strong, part.n_tokens - part.n_strong
+    if n_pos == 0 or n_neg == 0:
+        return []
+    texts = sorted(sums)  # of several that are equally good, the last one is taken
+    hits, occurrences = np.array([sums[text] for text in texts], np.int64).reshape(-1, 2).T
+    share, chosen, best = n_pos / (n_pos + n_neg), list[int](), 0.0
+
+    while len(chosen) < min(MAX_STRINGS, len(texts)):
+        all_hits, all_occurrences = hits + hits[chosen].sum(), occurrences + occurrences[chosen].sum()
+        all_hits = np.maximum(all_hits, all_occurrences - n_neg)
+        false = np.maximum(all_occurrences - all_hits, 0)
+        recall = all_hits / n_pos
+        true = recall * share
+        precision = true / (true + (false + 0.5) / (n_neg + 1) * (1 - share))
+        f2 = np.where(recall > 0, 5 * precision * recall / np.where(recall > 0, 4 * precision + recall, 1), 0.0)
+        f2[chosen] = -1.0
+        place = len(f2) - 1 - int(f2[::-1].argmax())
+        if not f2[place] > best * (1 + WORTH):
+            break
+        best = f2[place]
+        chosen.append(place)
+
+    return [texts[place] for place in chosen]
+
+
 def quoted(texts: Iterable[str]) -> str:
     """Texts in quotation marks, joined by commas."""
     return ", ".join(f"\u201c{text}\u201d" for text in texts)
@@ -73,11 +102,12 @@ def token_proposal(evidence: Evidence, feature: int, kind: str, prefix: str) -> 
     """A proposal by the tokens under ("current"), after ("next") or before ("previous") the feature's firings."""
     explain, test = evidence.counts(feature, kind)
     tokens_by_text = evidence.tokens_by_text
-    candidates = {evidence.normal(token) for token in explain.hits}
-    sums = {text: explain.sums(tokens_by_text[text]) for text in candidates}  # no token has two texts, so they add up
-    chosen = best_of(
-        candidates, lambda texts: explain.counts(sum(sums[t][0] for t in texts), sum(sums[t][1] for t in texts))
-    )
+    firings: dict[str, int] = {}
+    for token, n in explain.hits.items():
+        text = evidence.normal(token)
+        firings[text] = firings.get(text, 0) + n
+
+    chosen = best_sums({text: (n, evidence.occurrences_of_text[text]) for text, n in firings.items()}, explain)
     if not chosen:
         return None
     tokens = joined(tokens_by_text, chosen)

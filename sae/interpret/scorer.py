@@ -35,6 +35,21 @@ class Label(NamedTuple):
         return not self.rule.isdisjoint(EXPLAINERS[self.explainer].items(evidence, event))
 
 
+class Matcher:
+    """Some events, and which of them labels match; what labels of one explainer look at is read once."""
+
+    def __init__(self, evidence: Evidence, events: list[Event]):
+        self._evidence, self.events = evidence, events
+        self._items: dict[str, list[frozenset[Hashable]]] = {}
+
+    def matches(self, label: Label) -> list[bool]:
+        """Whether the label's rule says that its feature fires, for every event."""
+        if label.explainer not in self._items:
+            explainer = EXPLAINERS[label.explainer]
+            self._items[label.explainer] = [explainer.items(self._evidence, event) for event in self.events]
+        return [not label.rule.isdisjoint(items) for items in self._items[label.explainer]]
+
+
 N_NULL_LABELS = 19  # others' labels that a label must beat to beat the shuffled null at 95 %
 
 

@@ -7,7 +7,7 @@ from typing import final
 
 from sae.interpret.events import Event
 from sae.interpret.evidence import Counts, Evidence
-from sae.interpret.explainer import Explainer, Proposal, best_of, quoted
+from sae.interpret.explainer import Explainer, Proposal, best_sums, quoted
 
 
 @final
@@ -30,7 +30,8 @@ class Bigram(Explainer):
             rows = [row for text in texts for row in pairs[text]]
             return parts[part].counts(sum(r[part] for r in rows), sum(r[2 + part] for r in rows))
 
-        chosen = best_of(pairs, lambda texts: counted(texts, 0))
+        sums = {text: (sum(r[0] for r in rows), sum(r[2] for r in rows)) for text, rows in pairs.items()}
+        chosen = best_sums(sums, parts[0])
         if not chosen:
             return None
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import final
 
 from sae.interpret.events import Event
-from sae.interpret.evidence import Evidence, prefixes
+from sae.interpret.evidence import Counts, Evidence, prefixes
 from sae.interpret.explainer import Explainer, Proposal, best_of, joined, quoted
 
 WORDS = 3
@@ -24,13 +24,21 @@ class Prefix(Explainer):
         """Up to three beginnings, tested on every token of the test documents."""
         explain, test = evidence.counts(feature, "current")
         words: dict[str, set[str]] = {}
-        for token in explain.hits:
+        firings: dict[str, int] = {}
+        for token, n in explain.hits.items():
             for prefix in prefixes(evidence.normal(token)):
                 words.setdefault(prefix, set()).add(evidence.normal(token))
+                firings[prefix] = firings.get(prefix, 0) + n
+
+        def counted(texts: list[str]) -> Counts:
+            # One beginning holds all tokens of a longer one, and two others share none: so what is left adds up.
+            apart = [text for text in texts if not any(text != other and text.startswith(other) for other in texts)]
+            return explain.counts(
+                sum(firings[text] for text in apart), sum(evidence.occurrences_of_prefix[text] for text in apart)
+            )
 
         known = evidence.tokens_by_prefix
-        usable = [prefix for prefix, found in words.items() if len(found) >= WORDS]
-        chosen = best_of(usable, lambda texts: explain.of(joined(known, texts)))
+        chosen = best_of((prefix for prefix, found in words.items() if len(found) >= WORDS), counted)
         if not chosen:
             return None
 

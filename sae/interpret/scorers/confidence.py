@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from sae.interpret.events import Event
 from sae.interpret.intervals import balanced_accuracy, proportion
 from sae.interpret.level_windows import figures, level_windows, uniform_windows
-from sae.interpret.scorer import N_NULL_LABELS, Figure, Label, Scorer, ScoringCase, judged_window
+from sae.interpret.scorer import N_NULL_LABELS, Figure, Matcher, Scorer, ScoringCase, judged_window
 
 
 @final
@@ -36,24 +35,22 @@ class Confidence(Scorer):
         if case.label is None or not positive or not negative:
             return []
 
-        def rates(label: Label, positive: list[Event]) -> tuple[int, int]:
-            return tuple(sum(label.matches(case.evidence, e) for e in part) for part in (positive, negative))  # pyright: ignore
-
+        firing, silent = Matcher(case.evidence, positive), Matcher(case.evidence, negative)
         m, n = len(positive), len(negative)
         windows = tuple(
-            judged_window(event, fires, case.label.matches(case.evidence, event))
-            for fires, part in ((True, positive), (False, negative))
-            for event in part
+            judged_window(event, fires, said)
+            for fires, part in ((True, firing), (False, silent))
+            for event, said in zip(part.events, part.matches(case.label), strict=True)
         )
         hits, false = (sum(w.said for w in windows if w.fires == fires) for fires in (True, False))
-        null = [(a / m + 1 - b / n) / 2 for a, b in (rates(other, positive) for other in case.others)]
+        null = [(sum(firing.matches(other)) / m + 1 - sum(silent.matches(other)) / n) / 2 for other in case.others]
         scores = figures(hits, m, false, n, null=null, windows=windows)
         if len(null) == N_NULL_LABELS:
             value = (hits / m + 1 - false / n) / 2
             reached = proportion(sum(other >= value for other in null), N_NULL_LABELS)
             scores.append(Figure("null_reached", reached, 0.5, m, n_neg=n))
         if strongest := level_windows(case)[0]:
-            hits, _ = rates(case.label, strongest)
+            hits = sum(Matcher(case.evidence, strongest).matches(case.label))
             interval = balanced_accuracy(proportion(hits, len(strongest)), proportion(n - false, n))
             scores.append(Figure("confidence_of_strongest", interval, 0.5, len(strongest), n_neg=n))
 
