@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from feature_store.queries import interpretation
 from feature_store.store import Store
+from sae.errors import LostProcess
 from sae.foundation.distributed import Processes
 from sae.interpret.evidence import SPLIT_ID, Counts, Evidence, Strong, prefixes
 from sae.interpret.explainer import best_of, best_sums, joined
@@ -23,6 +24,7 @@ from sae.interpret.explainers import EXPLAINERS
 from sae.interpret.explainers.keyphrase import log_odds
 from sae.interpret.explainers.prefix import Prefix
 from sae.interpret.explanation_table import rule_interval
+from sae.interpret.helpers import helped, processes_for
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.interpret.scorers import SCORERS
 
@@ -162,6 +164,34 @@ def test_several_processes_make_what_one_makes(planted, tmp_path, n):
     for table in ("explanations", "scores", "labels"):
         assert sorted(getattr(shared, table), key=repr) == sorted(getattr(alone, table), key=repr), table
     assert (tmp_path / "shared" / "concepts.json").read_bytes() == (folder / "concepts.json").read_bytes()
+
+
+def test_helpers_publish_the_bits_of_one_process(planted, tmp_path):
+    import shutil
+
+    folder, store, summary, _ = planted
+    shutil.copytree(folder, tmp_path / "helped")
+    with helped(tmp_path / "helped", InterpretConfig(), 2) as processes:
+        assert interpret(tmp_path / "helped", InterpretConfig(), no_model, processes=processes) == summary
+    assert Store(tmp_path / "helped" / "store").pointer == store.pointer
+
+
+def test_a_lost_helper_is_said(planted, tmp_path):
+    import shutil
+
+    shutil.copytree(planted[0], tmp_path / "helped")
+    with (
+        pytest.raises(LostProcess, match="another process"),
+        helped(tmp_path / "helped", InterpretConfig(explainers=("token",)), 2) as processes,
+    ):
+        for _ in range(2):  # the other process exchanges what it has, and has left after its end
+            interpret(tmp_path / "helped", InterpretConfig(explainers=("token",)), no_model, processes=processes)
+
+
+def test_helpers_are_for_many_features_and_several_cores(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    assert [processes_for(InterpretConfig(), n) for n in (0, 1023, 4096, 1 << 20)] == [1, 1, 4, 6]
+    assert processes_for(InterpretConfig(scorers=("intervention",)), 4096) == 1
 
 
 def test_a_range_of_features_leaves_the_others_as_they_are(planted, tmp_path):

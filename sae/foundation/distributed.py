@@ -194,6 +194,27 @@ def connected() -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
+def open_store(n: int) -> dist.TCPStore:
+    """Where n processes of this machine find one another, at a port that is free."""
+    return dist.TCPStore("127.0.0.1", 0, n, is_master=True, wait_for_workers=False, timeout=EXCHANGE_TIMEOUT)
+
+
+def join_store(port: int, n: int) -> dist.TCPStore:
+    """The store that another process opened."""
+    return dist.TCPStore("127.0.0.1", port, n, is_master=False, timeout=EXCHANGE_TIMEOUT)
+
+
+@contextmanager
+def local_group(store: dist.TCPStore, rank: int, n: int) -> Iterator[Processes]:
+    """n processes of this machine that exchange Python values alone, whether or not there are GPUs."""
+    try:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=n, timeout=WAIT_TIMEOUT)
+    except (RuntimeError, dist.DistError) as error:
+        raise LostProcess(f"the processes of this run did not find one another: {error}") from error
+    yield Processes(rank, n)
+    dist.destroy_process_group()
+
+
 def exit_process(code: int) -> int:
     """Returns the exit code; under torchrun the process ends here with it.
 

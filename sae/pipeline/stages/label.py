@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
 from feature_store.pointer import read_pointer
-from feature_store.store import StoreError
+from feature_store.store import Store, StoreError
 from sae.errors import ArtefactError
+from sae.foundation.distributed import Processes
+from sae.interpret.helpers import helped, processes_for
 from sae.interpret.interpret import InterpretConfig, interpret
 from sae.pipeline.stage import DictionaryStage, Run
 from sae.pipeline.stages.index import Index
@@ -42,17 +45,28 @@ class Label(DictionaryStage):
             # Few scorers run the model, so it is loaded when the first of them asks for it.
             live_dictionary = lru_cache(lambda: run.live_dictionary(self.dictionary))
             try:
-                summary = interpret(
-                    self.dictionary,
-                    settings,
-                    live_dictionary,
-                    features=self.features,
-                    with_groups=self.with_groups,
-                    processes=run.processes,
-                    progress=progress,
-                )
+                with self._processes(run, settings) as processes:
+                    summary = interpret(
+                        self.dictionary,
+                        settings,
+                        live_dictionary,
+                        features=self.features,
+                        with_groups=self.with_groups,
+                        processes=processes,
+                        progress=progress,
+                    )
             except StoreError as error:
                 raise ArtefactError(str(error)) from None
 
         if run.processes.is_first:
             summary.write(self.dictionary)
+
+    def _processes(self, run: Run, settings: InterpretConfig) -> AbstractContextManager[Processes]:
+        """Those of the run, or of this machine where the run has one and there is enough to label."""
+        if run.processes.world_size > 1:
+            return nullcontext(run.processes)
+        with closing(Store(self.dictionary / "store")) as store:
+            n = processes_for(settings, len(self.features or range(store.n_features)))
+        if n == 1:
+            return nullcontext(run.processes)
+        return helped(self.dictionary, settings, n, features=self.features, with_groups=self.with_groups)
