@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from sae.errors import LostProcess, SaedexError, StoppedByPeer, UnavailableError, exit_code_of
 
@@ -194,18 +195,18 @@ def connected() -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def open_store(n: int) -> dist.TCPStore:
+def open_store(n: int) -> TCPStore:
     """Where n processes of this machine find one another, at a port that is free."""
-    return dist.TCPStore("127.0.0.1", 0, n, is_master=True, wait_for_workers=False, timeout=EXCHANGE_TIMEOUT)
+    return TCPStore("127.0.0.1", 0, n, is_master=True, wait_for_workers=False, timeout=EXCHANGE_TIMEOUT)
 
 
-def join_store(port: int, n: int) -> dist.TCPStore:
+def join_store(port: int, n: int) -> TCPStore:
     """The store that another process opened."""
-    return dist.TCPStore("127.0.0.1", port, n, is_master=False, timeout=EXCHANGE_TIMEOUT)
+    return TCPStore("127.0.0.1", port, n, is_master=False, timeout=EXCHANGE_TIMEOUT)
 
 
 @contextmanager
-def local_group(store: dist.TCPStore, rank: int, n: int) -> Iterator[Processes]:
+def local_group(store: TCPStore, rank: int, n: int) -> Iterator[Processes]:
     """n processes of this machine that exchange Python values alone, whether or not there are GPUs."""
     try:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=n, timeout=WAIT_TIMEOUT)
