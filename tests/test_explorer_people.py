@@ -93,6 +93,21 @@ def test_label_tag_vote_and_undo_by_keyboard(page, file):
     page.get_by_text("ada labelled it “what I think”").wait_for()
 
 
+def test_what_is_being_typed_stays_when_entries_arrive(page, file):
+    sign_in(page, file.add_key("ada", ["read", "write"]))
+    held = []
+    page.route("**/features/3/people*", lambda route: held.append(route))
+    page.goto(f"/{D}/features/3")
+    field = page.get_by_label("your label")
+    field.fill("what I think")
+    while not held:
+        page.wait_for_timeout(20)
+    for route in held:
+        route.continue_()
+    settled(page)
+    assert field.input_value() == "what I think"
+
+
 def test_a_list_is_a_table_with_an_address(page, file):
     sign_in(page, file.add_key("ada", ["write"]))
     for feature in (3, 5):

@@ -212,8 +212,10 @@ def local_group(store: TCPStore, rank: int, n: int) -> Iterator[Processes]:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=n, timeout=WAIT_TIMEOUT)
     except (RuntimeError, dist.DistError) as error:
         raise LostProcess(f"the processes of this run did not find one another: {error}") from error
-    yield Processes(rank, n)
-    dist.destroy_process_group()
+    try:
+        yield Processes(rank, n)
+    finally:
+        dist.destroy_process_group()  # gloo alone leaves without the others
 
 
 def exit_process(code: int) -> int:

@@ -29,7 +29,6 @@ from sae.interpret.scorer import Figure
 from sae.publish import parquet
 from sae.publish.dictionary import now, versions
 
-MOST_FEATURES = 1 << 24
 MOST_TOKENS = 1024  # of a context
 MOST_LISTED = 32  # promoted tokens and near features of a page
 PADDING = ""  # fills contexts up to the longest

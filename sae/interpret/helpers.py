@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from sae.foundation.distributed import Processes, join_store, local_group, open_store
 from sae.interpret.interpret import InterpretConfig, interpret
@@ -21,9 +22,16 @@ FEATURES_EACH = 1024  # below that a process takes longer to start than to label
 
 
 def processes_for(config: InterpretConfig, n_features: int) -> int:
-    """How many processes label so many features: as many as torch may use threads; one if a scorer runs the model."""
+    """How many processes label so many features: as many as torch may use threads.
+
+    One if a scorer runs the model, or if whoever calls has a group of processes of their own.
+    """
     run_models = any(name in SCORERS and not SCORERS[name].by_default for name in config.scorers_to_run)
-    return 1 if run_models else max(1, min(torch.get_num_threads(), MOST, n_features // FEATURES_EACH))
+    return (
+        1
+        if run_models or dist.is_initialized()
+        else max(1, min(torch.get_num_threads(), MOST, n_features // FEATURES_EACH))
+    )
 
 
 @contextmanager
