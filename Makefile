@@ -17,7 +17,7 @@ explore: $(VENV)/train ## open the explorer of the quickstart run
 
 test: $(VENV)/test lint peers ## everything that must hold
 	@sh tests/bring_chromium.sh
-	$(VENV)/bin/python -m pytest -n 3 --dist worksteal
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 	SAEDEX_PEERS=1 $(VENV)-peers/bin/python -m pytest tests/test_peers.py tests/test_peer_circuits.py tests/test_peer_files.py tests/test_peer_releases.py tests/test_registry.py tests/test_delphi.py tests/test_neuronpedia.py tests/test_dashboards.py
 
 peers: $(VENV)/test ## an environment on top of the tests' with the peers' own packages, to judge exports
