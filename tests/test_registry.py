@@ -72,7 +72,7 @@ def test_every_id_of_saelens_is_known():
     assert len(releases) > 13_000
     unread = {release.layout for release in releases if release.format is None}
     assert unread == {
-        "connor_rob_hook_z", "llama_scope_r1_distill", "mntss_clt_layer_transcoder", "temporal", "deepseek_r1",
+        "connor_rob_hook_z", "mntss_clt_layer_transcoder", "temporal", "deepseek_r1",
     }  # fmt: skip
     for release in releases:
         assert release.repo and release.path and (release.format is None or release.format in FORMATS)
