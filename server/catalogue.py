@@ -24,7 +24,7 @@ from feature_store.store import Store
 from server.downloads import DamagedFile, Download, Downloads
 from server.edition import Edition, published_hashes, read_generations, states_of
 from server.errors import RETRY, ApiError
-from server.file_digests import HASHED
+from server.file_digests import CARDS, HASHED
 
 SELF_EXPLAINING = (StoreError, JsonFileError, DamagedFile, ValueError, OSError)
 UNREADABLE = (*SELF_EXPLAINING, duckdb.Error, KeyError, TypeError, AttributeError)
@@ -73,18 +73,19 @@ class Entry:
         self.downloads = Downloads(folder)
         self._lock = threading.Lock()
         self._state = states_of(folder)
-        self._edition = self._new_edition()
+        self._read_edition()
         self.id = f"{self._edition.card.run}.{self._edition.card.name}"
 
-    def _new_edition(self) -> Edition:
-        """The edition that the folder holds now."""
+    def _read_edition(self) -> None:
+        """Takes the edition that the folder holds now."""
         hashes = published_hashes(DictionaryCard.read(self.folder), read_generations(self.folder))
         if self._late is None:
             self.downloads.check(hashes)
         else:
             self.downloads.trust(hashes)
-            self._late.add(self, hashes)
-        return Edition(self.folder, self._engine)
+        self._edition = Edition(self.folder, self._engine)
+        if self._late is not None:
+            self._late.add(self, hashes)  # not before there is an edition that damage can be told of
 
     def damage(self, hashes: dict[str, str]) -> str | None:
         """What is wrong with the files that have these hashes, which are read now; None also if newer ones took their place."""
@@ -127,7 +128,7 @@ class Entry:
         if state == self._state:
             return
         try:
-            self._edition = self._new_edition()
+            self._read_edition()
         except UNREADABLE as error:
             if state != states_of(self.folder):
                 return  # a publication was under way; the next request reads what came of it
@@ -215,7 +216,7 @@ def dictionary_folders(path: Path) -> list[Path]:
     """Dictionary folders at a path: itself, or the finished ones of a run folder, or of a folder of runs."""
     if (path / "card.json").is_file():
         return [path]
-    for pattern in ("dictionaries/*/card.json", "*/dictionaries/*/card.json"):
+    for pattern in CARDS[1:]:
         folders = sorted(p.parent for p in path.glob(pattern) if not p.parent.name.startswith("."))
         if finished := [folder for folder in folders if _is_finished(folder)]:
             return finished

@@ -18,7 +18,11 @@ from typing import NamedTuple
 
 CHUNK_BYTES = 1 << 20
 HASHED = ("store/*.duckdb", "store/*.pages", "*.safetensors")
-FOLDERS = ("", "dictionaries/*/", "*/dictionaries/*/")  # of dictionaries, below a path that is served
+CARDS = (
+    "card.json",
+    "dictionaries/*/card.json",
+    "*/dictionaries/*/card.json",
+)  # of dictionaries at a path that is served
 
 
 class FileState(NamedTuple):
@@ -60,8 +64,8 @@ class EarlyDigests:
     def begin(self, paths: Iterable[Path]) -> None:
         """Reads what dictionaries at the paths serve. Whoever leaves the process does not wait for it."""
         queue: SimpleQueue[tuple[Path, Future[Digest | None]]] = SimpleQueue()
-        for home in sorted(home for path in paths for folder in FOLDERS for home in path.glob(f"{folder}card.json")):
-            for file in (file for name in HASHED for file in home.parent.glob(name)):
+        for card in sorted(card for path in paths for pattern in CARDS for card in path.glob(pattern)):
+            for file in (file for name in HASHED for file in card.parent.glob(name)):
                 self._begun[file] = Future()
                 queue.put((file, self._begun[file]))
         spare_cores = max((os.cpu_count() or 1) - 1, 1)  # one is for the imports

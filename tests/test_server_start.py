@@ -134,6 +134,17 @@ def test_large_files_are_read_while_they_are_served(run, monkeypatch, capsys):
     assert "served no longer" in capsys.readouterr().err
 
 
+def test_a_dictionary_that_cannot_be_opened_keeps_no_other_from_being_checked(finished, run, monkeypatch):
+    monkeypatch.setattr("server.catalogue.CHECKED_FIRST", 0)
+    third = copy_run(finished, run.parent / "third")
+    DAMAGE["training curve cut"][0](run / "dictionaries" / "first")
+    DAMAGE["contexts flipped at 0.5"][0](run / "dictionaries" / "second")
+    catalogue = open_catalogue([run, third / "dictionaries" / "first"])
+    while len(catalogue.damage) < 2:
+        time.sleep(0.01)
+    assert {damage.folder.name for damage in catalogue.damage} == {"first", "second"}
+
+
 def test_columns_of_the_widest_dictionary_are_read_at_the_start(run, monkeypatch):
     monkeypatch.setattr("server.catalogue.WIDE", 1)
     catalogue = open_catalogue([run])

@@ -12,15 +12,19 @@ from sae.errors import ConfigError, LockedError
 from sae.foundation.files import owned, temporary_of, write_folder
 
 
+def check_new(folder: Path) -> None:
+    """Raises `ConfigError` if the folder exists: before long work, what is said at its end."""
+    if folder.exists():
+        raise ConfigError(f"{folder}: exists already. Give a new folder.")
+
+
 def write_new_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """As `write_folder`, for a folder that does not exist; if anything fails, nothing stays.
 
     Of several processes that write the same folder one does; the others get `LockedError`. Raises `ConfigError` if the
     folder exists already. What a killed process left is taken over.
     """
-    if folder.exists():
-        raise ConfigError(f"{folder}: exists already. Give a new folder.")
-
+    check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = temporary_of(folder)
     with _held(scratch, folder):

@@ -18,7 +18,7 @@ from feature_store.lookup.bodies import Surroundings, contexts_body, feature_bod
 from feature_store.lookup.neuronpedia import Place, activation_rows
 from feature_store.store import Store
 from sae.errors import ConfigError
-from sae.foundation.new_folder import write_new_folder
+from sae.foundation.new_folder import check_new, write_new_folder
 from sae.foundation.screen import Progress
 from sae.interop.hook_names import hook_name
 from sae.interop.published_pages import PublishedPages, import_pages
@@ -98,8 +98,7 @@ def export_dashboard(
 
     Raises `ConfigError` if the target exists or the hook point has no name elsewhere, `StoreError` if nothing is indexed.
     """
-    if target.exists():
-        raise ConfigError(f"{target}: exists already. Give a new folder.")
+    check_new(target)
     card = dictionary.read_card(folder)
     with closing(Store(folder / "store")) as store:
         published = Published(card, store, with_contexts)
@@ -113,8 +112,7 @@ def import_dashboard(
 
     Raises `ArtefactError` for pages that cannot be, `ConfigError` if the target exists or the layout is only written.
     """
-    if target.exists():
-        raise ConfigError(f"{target}: exists already. Give a new folder.")
+    check_new(target)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder.")
     return import_pages(layout.read(path), path, target, layout=name, progress=progress or Progress())

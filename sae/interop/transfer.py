@@ -17,7 +17,7 @@ from feature_store.dictionary_files import (
 )
 from sae.architectures import SparseAutoencoder
 from sae.errors import ArtefactError, ConfigError
-from sae.foundation.new_folder import write_new_folder
+from sae.foundation.new_folder import check_new, write_new_folder
 from sae.interop.foreign_weights import ForeignWeights, largest_difference, module_of, weights_of
 from sae.interop.format import Format
 from sae.interop.formats import FORMATS
@@ -46,8 +46,7 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
         writable_formats = ", ".join(name for name, other in FORMATS.items() if other.writes)
         raise ConfigError(f"saedex does not write {to}; it writes {writable_formats}.")
 
-    if target.exists():
-        raise ConfigError(f"{target}: exists already. Give a new folder.")
+    check_new(target)
 
     sae = dictionary.load(folder)
     weights = weights_of(sae, dictionary.read_card(folder))
@@ -80,8 +79,7 @@ def import_dictionary(
 ) -> SparseAutoencoder:
     """Publishes a foreign dictionary as a dictionary folder and returns it; no code in the file is executed."""
     form = format_called(source)
-    if target.exists():
-        raise ConfigError(f"{target}: exists already. Give a new folder.")
+    check_new(target)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder.")
 

@@ -66,7 +66,7 @@ class Label(DictionaryStage):
         if run.processes.world_size > 1:
             return nullcontext(run.processes)
         with closing(Store(self.dictionary / "store")) as store:
-            n = processes_for(settings, len(self.features or range(store.n_features)))
+            n = processes_for(settings, store.n_features if self.features is None else len(self.features))
         if n == 1:
             return nullcontext(run.processes)
         return helped(self.dictionary, settings, n, features=self.features, with_groups=self.with_groups)
