@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import duckdb
@@ -189,22 +189,27 @@ class LateChecks:
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[Entry, dict[str, str]]] = SimpleQueue()
+        self._catalogue: Catalogue | None = None
 
     def add(self, entry: Entry, hashes: dict[str, str]) -> None:
         """Adds the files of a dictionary."""
         self._waiting.put((entry, hashes))
+        if self._catalogue is not None:
+            self.begin(self._catalogue)
 
     def begin(self, catalogue: Catalogue) -> None:
-        """Reads what was added, and what will be, in a thread that nobody waits for; without any there is none."""
+        """Reads what was added in a thread that nobody waits for, and that ends with it; from now on also what will be."""
+        self._catalogue = catalogue
         if not self._waiting.empty():
             threading.Thread(target=self._read, args=(catalogue,), daemon=True).start()
 
     def _read(self, catalogue: Catalogue) -> None:
-        while True:
-            entry, hashes = self._waiting.get()
-            problem = entry.damage(hashes)
-            if problem:
-                catalogue.leave_out(entry, problem)
+        with suppress(Empty):
+            while True:
+                entry, hashes = self._waiting.get_nowait()
+                problem = entry.damage(hashes)
+                if problem:
+                    catalogue.leave_out(entry, problem)
 
 
 def _size_of(folder: Path) -> int:
