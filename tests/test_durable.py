@@ -387,16 +387,36 @@ def test_the_first_error_is_told_and_not_one_while_cleaning_up(copied, monkeypat
 # --- signals ------------------------------------------------------------------------------------------------------
 
 STOPPED = """
-import os, signal, sys, threading
+import os, signal, sys
 from sae.cli import main
-threading.Timer(float(sys.argv[1]), lambda: os.kill(os.getpid(), signal.{number})).start()
+
+moment, is_sent = sys.argv[1], False
+
+def send(event, arguments):
+    global is_sent
+    if event == "open" and moment in str(arguments[0]) and not is_sent:
+        is_sent = True
+        os.kill(os.getpid(), signal.{number})
+
+sys.addaudithook(send)
 sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("verb", ["interpret", "eval", "export", "concept"])
-def test_a_stopped_command_exits_75_and_leaves_no_scratch(copied, tmp_path, number, verb):
+@pytest.mark.parametrize(
+    ("verb", "moment", "number"),  # the signal comes when the command opens this file
+    [
+        ("interpret", "current.json", "SIGTERM"),
+        ("interpret", "explanations.building", "SIGINT"),
+        ("eval", "config.yaml", "SIGINT"),
+        ("eval", ".evaluating/held_out/contexts-", "SIGTERM"),
+        ("export", "weights.safetensors", "SIGINT"),
+        ("export", "cfg.json", "SIGTERM"),
+        ("concept", "dtype.json", "SIGTERM"),
+        ("concept", ".concepts_by_example.writing.json", "SIGINT"),
+    ],
+)
+def test_a_stopped_command_exits_75_and_leaves_no_scratch(copied, tmp_path, tmp_path_factory, verb, moment, number):
     folder, scratch = copied / "dictionaries" / "first", tmp_path / "scratch"
     scratch.mkdir()
     command = {
@@ -405,11 +425,15 @@ def test_a_stopped_command_exits_75_and_leaves_no_scratch(copied, tmp_path, numb
         "export": ["export", folder, "--to", "saelens", tmp_path / "exported"],
         "concept": ["concept", "add", folder, "--name", "x", "--labelled", labelled(tmp_path)],
     }[verb]
-    program = [sys.executable, "-c", STOPPED.format(number=number), "0.3", *map(str, command)]
-    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+    before = set(tmp_path.rglob("*"))
+    program = [sys.executable, "-c", STOPPED.format(number=number), moment, *map(str, command)]
+    compiled = str(tmp_path_factory.mktemp("compiled"))  # torch's, which it keeps
+    variables = {**os.environ, "TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": compiled}
+    done = subprocess.run(program, capture_output=True, text=True, env=variables)
     assert done.returncode == 75, done.stderr
     assert "Traceback" not in done.stderr and "stopped" in done.stderr
-    assert not list(scratch.iterdir()) and not (copied / ".evaluating").exists()
+    left = {path.name for path in set(tmp_path.rglob("*")) - before}
+    assert left <= {"explanations.building"}  # the next start of the same command drops it
 
 
 # --- bad sizes, paths ---------------------------------------------------------------------------------------------
