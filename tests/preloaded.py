@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,47 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A signal that a process sends itself and its group as soon as `reached()`, which is asked at every audited event.
+
+    A test that watched from outside would miss the moment on a machine that is faster or busier.
+    """
+
+    reached: Callable[[], bool]
+    number: int = signal.SIGKILL
+
+    def listen(self) -> None:
+        """Asks from now on."""
+        is_asking = False
+
+        def hook(*_: object) -> None:
+            nonlocal is_asking
+            if not is_asking:
+                is_asking = True
+                is_asking = self.reached()
+                if is_asking:
+                    os.killpg(0, self.number)
+
+        sys.addaudithook(hook)
+
+
+def exists(place: Path, pattern: str, n: int = 1) -> bool:
+    """Whether a folder holds n paths that match the pattern."""
+    return len(list(place.glob(pattern))) >= n
+
+
+def is_larger(path: Path, n_bytes: int) -> bool:
+    """Whether the file is there and longer than that."""
+    return path.exists() and path.stat().st_size > n_bytes
+
+
 def _sae(
-    arguments: list[str], environment: dict[str, str], files: tuple[str, str], plugins: Path | None = None
+    arguments: list[str],
+    environment: dict[str, str],
+    files: tuple[str, str],
+    plugins: Path | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """What the child does; it never returns. With a folder of plug-ins it imports our own packages anew."""
     code = 99
@@ -52,6 +93,8 @@ def _sae(
             del sys.modules[name]
         if plugins is not None:
             sys.meta_path.insert(0, Further(plugins))
+        if stop is not None:
+            stop.listen()
 
         from sae.cli import main
 
@@ -68,12 +111,19 @@ def _sae(
 class SaeProcess:
     """A running `sae ...`: its process id, its exit code once it has one, and what it has printed."""
 
-    def __init__(self, *arguments: Any, env: dict[str, str] | None = None, plugins: Path | None = None):
+    def __init__(
+        self,
+        *arguments: Any,
+        env: dict[str, str] | None = None,
+        plugins: Path | None = None,
+        stop: Stop | None = None,
+    ):
         self.arguments = [*map(str, arguments)]
         self._files = [tempfile.NamedTemporaryFile("r", encoding="utf-8", suffix=name) for name in (".out", ".err")]  # noqa: SIM115
         names = self._files[0].name, self._files[1].name
         _start_server()
-        self._process = _context.Process(target=_sae, args=(self.arguments, dict(env or os.environ), names, plugins))
+        inherited = (self.arguments, dict(env or os.environ), names, plugins, stop)
+        self._process = _context.Process(target=_sae, args=inherited)
         self._process.start()
 
     @property
@@ -110,10 +160,10 @@ class SaeProcess:
 
 
 def run_cli(
-    *arguments: Any, env: dict[str, str] | None = None, plugins: Path | None = None
+    *arguments: Any, env: dict[str, str] | None = None, plugins: Path | None = None, stop: Stop | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs `sae ...` to its end in a process of its own, with further plug-ins if a folder of them is given."""
-    process = SaeProcess(*arguments, env=env, plugins=plugins)
+    process = SaeProcess(*arguments, env=env, plugins=plugins, stop=stop)
     code = process.wait()
     return subprocess.CompletedProcess(process.arguments, code, *process.printed)
 

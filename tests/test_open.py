@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import httpx
 import pytest
 from fake_hub import serving_hub
 from fixtures import copy_run, free_port, run_here, serving
-from preloaded import SaeProcess, run_cli
+from preloaded import Stop, exists, run_cli
 
 from feature_store.pointer import read_pointer
 from feature_store.store import Store
@@ -170,13 +171,9 @@ def test_an_address_that_is_taken_or_open_to_all_is_refused_at_once(foreign, tex
 
 def test_a_killed_opening_ends_with_the_same_store(looked_at, finished, text, tmp_path):
     command = ["index", finished / "dictionaries" / "first", "--text", text, "--runs", tmp_path]
-    process = SaeProcess(*command, "--tokens", "6000", "--ctx-len", "32")
     store = tmp_path / looked_at.name / "dictionaries" / "first" / "store"
-    deadline = time.monotonic() + 120
-    while "contexts" not in read_pointer(store) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.signal(signal.SIGKILL)
-    process.wait()
+    stop = Stop(partial(exists, store, "contexts-*.duckdb"))
+    assert run_cli(*command, "--tokens", "6000", "--ctx-len", "32", stop=stop).returncode == -signal.SIGKILL
     done = opened(finished / "dictionaries" / "first", text, tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_pointer(store) == read_pointer(looked_at / "dictionaries" / "first" / "store")

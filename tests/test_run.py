@@ -7,13 +7,14 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fixtures import copy_run, free_port, rows_of, run_here, write_config
-from preloaded import SaeProcess, run_cli
+from preloaded import SaeProcess, Stop, exists, is_larger, run_cli
 from safetensors.torch import load_file
 
 from feature_store import queries
@@ -32,17 +33,6 @@ def same(a, b):
 
 def lines(run: Path, name: str = "first"):
     return (run / "dictionaries" / name / "training.jsonl").read_text()
-
-
-def kill_when(config: Path, reached, number=signal.SIGKILL) -> int:
-    """Starts a run and sends a signal as soon as `reached()`; returns its exit code."""
-    process = SaeProcess("train", config)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not reached() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    if process.poll() is None:
-        process.signal(number)
-    return process.wait(timeout=60)
 
 
 def test_summary_tells_the_figures_and_the_next_step(tmp_path, tree):
@@ -72,10 +62,10 @@ def test_same_config_and_seed_give_the_same_bits(tmp_path, tree, undisturbed):
 def test_kill_in_training_then_the_same_command_ends_with_the_same_bits(tmp_path, tree, undisturbed, cache):
     config = write_config(tmp_path, tree, harvest__cache=cache)
     run = tmp_path / "runs" / "tiny"
-    for number in (1, 3, 5):
-        code = kill_when(config, lambda n=number: len(list((run / "checkpoints").glob("checkpoint-*"))) >= min(n, 2))
-        assert code == -signal.SIGKILL
-        if number == 3:  # half a checkpoint, as a kill inside the writer leaves it
+    for n in (1, 2):
+        reached = partial(exists, run / "checkpoints", "checkpoint-*", n)
+        assert run_cli("train", config, stop=Stop(reached)).returncode == -signal.SIGKILL
+        if n == 2:  # half a checkpoint, as a kill inside the writer leaves it
             (run / "checkpoints" / ".checkpoint-000000099999.writing").mkdir(exist_ok=True)
     done = run_here("train", config)
     assert done.returncode == 0, done.stderr
@@ -88,7 +78,8 @@ def test_kill_in_indexing_then_the_same_command_ends_with_the_same_store(tmp_pat
     config = write_config(tmp_path, tree)
     run = tmp_path / "runs" / "tiny"
     store = run / "dictionaries" / "first" / "store"
-    assert kill_when(config, lambda: (store / "contexts.building").exists()) == -signal.SIGKILL
+    stopped = run_cli("train", config, stop=Stop(partial(exists, store, "contexts.building")))
+    assert stopped.returncode == -signal.SIGKILL
     assert not (store / "current.json").exists()
     assert run_here("train", config).returncode == 0
     ours, theirs = Store(store), Store(undisturbed / "dictionaries" / "first" / "store")
@@ -105,7 +96,7 @@ def test_a_stop_writes_a_checkpoint_and_exits_75(tmp_path, tree, undisturbed, nu
     config = write_config(tmp_path, tree, train__checkpoint_tokens=10**9)
     run = tmp_path / "runs" / "tiny"
     log = run / "training-first.jsonl"
-    assert kill_when(config, lambda: log.exists() and log.stat().st_size > 300, number) == 75
+    assert run_cli("train", config, stop=Stop(partial(is_larger, log, 300), number)).returncode == 75
     assert len(list((run / "checkpoints").glob("checkpoint-*"))) == 1
     assert run_here("train", config).returncode == 0
     assert same(weights(run), weights(undisturbed))
@@ -115,7 +106,7 @@ def test_a_stop_outside_training_keeps_what_is_finished(tmp_path, tree, undistur
     config = write_config(tmp_path, tree)
     run = tmp_path / "runs" / "tiny"
     trained = run / "dictionaries" / "first" / "card.json"
-    assert kill_when(config, trained.exists, signal.SIGINT) == 75
+    assert run_cli("train", config, stop=Stop(trained.exists, signal.SIGINT)).returncode == 75
     assert trained.exists() and not (run / "summary.json").exists()
     assert run_here("train", config).returncode == 0
     assert same(weights(run), weights(undisturbed))
@@ -124,7 +115,7 @@ def test_a_stop_outside_training_keeps_what_is_finished(tmp_path, tree, undistur
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, tree, undisturbed):
     config = write_config(tmp_path, tree, train__checkpoint_tokens=2000)
     run = tmp_path / "runs" / "tiny"
-    kill_when(config, lambda: len(list((run / "checkpoints").glob("checkpoint-*"))) >= 2)
+    run_cli("train", config, stop=Stop(partial(exists, run / "checkpoints", "checkpoint-*", 2)))
     newest = max((run / "checkpoints").glob("checkpoint-*"))
     damaged = newest / "state-00000-of-00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-7] + b"\0" * 7)
@@ -138,7 +129,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, t
 def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(tmp_path, tree):
     config = write_config(tmp_path, tree)
     run = tmp_path / "runs" / "tiny"
-    kill_when(config, lambda: list((run / "checkpoints").glob("checkpoint-*")))
+    run_cli("train", config, stop=Stop(partial(exists, run / "checkpoints", "checkpoint-*")))
     for path in (run / "checkpoints").glob("checkpoint-*/state.json"):
         path.write_text("{")
     done = run_here("train", config)
@@ -154,8 +145,9 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path, tree, undisturbe
 
 def test_two_runs_on_one_folder_are_refused(tmp_path, tree):
     config = write_config(tmp_path, tree)
-    first = SaeProcess("train", config)
-    while not (tmp_path / "runs" / "tiny" / ".owner").exists():
+    owner = tmp_path / "runs" / "tiny" / ".owner"
+    first = SaeProcess("train", config, stop=Stop(owner.exists, signal.SIGSTOP))
+    while not owner.exists():
         time.sleep(0.01)
     second = run_here("train", config)
     os.killpg(first.pid, signal.SIGKILL)
