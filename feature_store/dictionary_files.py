@@ -140,10 +140,11 @@ class TrainingFacts(Facts):
 
 
 class ImportFacts(Facts):
-    """The foreign file that an imported dictionary was made from."""
+    """The foreign file that an imported dictionary was made from, and what differs from it, in words."""
 
     format: str
     path: str
+    note: str | None = None
 
 
 class Provenance(Facts):

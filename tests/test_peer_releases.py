@@ -122,3 +122,32 @@ def test_saelens_own_transcoders_are_read(architecture, tmp_path):
     dense = torch.zeros(len(x), M).scatter_add(1, code.top_indices, code.top_acts)
     assert (dense - acts).abs().max() <= 1e-5 * acts.abs().max()
     assert (ours.decode(code, x) - x_hat).abs().max() <= 1e-5 * x_hat.abs().max()
+
+
+@pytest.mark.parametrize("rescales", [False, True])
+def test_latents_of_either_sign_are_read_as_two(rescales, tmp_path):
+    imported("sae_lens")
+    from sae_lens import SAE
+    from sae_lens.registry import get_sae_class
+
+    sae_class, config_class = get_sae_class("abstopk")
+    config = config_class(d_in=D, d_sae=M, dtype="float32", k=5, rescale_acts_by_decoder_norm=rescales)
+    config.metadata.hook_name = "blocks.3.hook_resid_post"
+    sae = sae_class(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in sae.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    sae.save_model(tmp_path / "theirs")
+    loaded = SAE.load_from_disk(tmp_path / "theirs")
+    origin = origin_of(str(tmp_path / "theirs"))
+    ours, facts = converted(FORMATS[origin.format], origin.path, "ours")
+    assert ours.d_sae == 2 * M and f"{M:,} onwards are the negative parts" in facts["note"]
+    x = torch.randn(200, D, generator=generator)
+    with torch.no_grad():
+        acts, x_hat, code = loaded.encode(x), loaded(x), ours.encode(x)
+    dense = torch.zeros(len(x), 2 * M).scatter_add(1, code.top_indices, code.top_acts)
+    signed = dense[:, :M] - dense[:, M:]
+    assert (signed < 0).any() and (signed > 0).any()
+    assert (signed - acts).abs().max() <= 1e-5 * acts.abs().max()
+    assert (ours.decode(code, x) - x_hat).abs().max() <= 1e-5 * x_hat.abs().max()

@@ -39,12 +39,16 @@ class Import(Command):
         if arguments.source in plugin_names(DASHBOARDS):
             return _import_pages(arguments)
         from sae.interop.transfer import import_dictionary
+        from sae.publish.card import read_card
 
         sae = import_dictionary(
             arguments.path, arguments.source, arguments.target, arguments.hook, writes=arguments.writes
         )
         architecture = getattr(sae.config, "architecture", "")
         print(f"{arguments.target}: {architecture}, {sae.d_sae} latents of {sae.d_in} numbers")
+        origin = read_card(arguments.target).imported_from
+        if origin is not None and origin.note:
+            print(f"NOTE: {origin.note}")
         return 0
 
 

@@ -77,6 +77,21 @@ class ForeignWeights:
         threshold = torch.where(norms > 0, self.extra["threshold"] / norms, never).clamp_max(never)
         return replace(self, extra={**self.extra, "threshold": threshold})
 
+    def with_signs_apart(self) -> ForeignWeights:
+        """The same map of latents that may be negative: latent i for their positive part, i + d_sae for the negative one.
+
+        Keeping the k largest |z| of n latents is keeping the k largest of ReLU(z) and ReLU(-z), which are 2 n; the second
+        half reads and writes the opposite of the first.
+        """
+        note = f"latents could be negative: {len(self.b_enc):,} onwards are the negative parts of the first, with the opposite row"
+        return replace(
+            self,
+            W_enc=torch.cat([self.W_enc, -self.W_enc], dim=1),
+            b_enc=torch.cat([self.b_enc, -self.b_enc]),
+            W_dec=torch.cat([self.W_dec, -self.W_dec]),
+            facts={**self.facts, "note": note},
+        )
+
     def scaled(self, read: float, written: float) -> ForeignWeights:
         """The same weights for inputs and outputs in other units: s W_enc, W_dec / s and b_dec / s, with s of each."""
         return replace(self, W_enc=self.W_enc * read, W_dec=self.W_dec / written, b_dec=self.b_dec / written)

@@ -143,7 +143,7 @@ def provenance_of(facts: dict[str, Any], source: str, path: Path, run: str = "im
         model=ModelFacts(name=_text(facts.get("model"))),
         text=TextFacts(ctx_len=_length(facts.get("ctx_len"))),
         training=TrainingFacts(activations_seen=None, dead_at_end=None),
-        imported_from=ImportFacts(format=source, path=path.name),
+        imported_from=ImportFacts(format=source, path=path.name, note=facts.get("note")),
     )
 
 

@@ -88,8 +88,9 @@ def opened_run(opening: Opening, screen: Screen) -> RunConfig:
     target = folder / "dictionaries" / origin.name
     folder.mkdir(parents=True, exist_ok=True)
     with owned(folder):
-        if not (target / DictionaryCard.file_name).exists():
-            _bring(origin, opening, target, name)
+        note = None if (target / DictionaryCard.file_name).exists() else _bring(origin, opening, target, name)
+        if note:
+            screen.say(f"{origin.name}: {note}")
     return _config(origin, opening, source, name=name, target=target)
 
 
@@ -175,8 +176,11 @@ def _differences(config: RunConfig, opening: Opening) -> dict[str, bool]:
     }
 
 
-def _bring(origin: Origin, opening: Opening, target: Path, run_name: str) -> None:
-    """Puts the dictionary into its folder, whole or not at all; its card gets the name of this run, by which it is told."""
+def _bring(origin: Origin, opening: Opening, target: Path, run_name: str) -> str | None:
+    """Puts the dictionary into its folder, whole or not at all, and returns what differs from its file, in words.
+
+    Its card gets the name of this run, by which it is told.
+    """
     if origin.format == OURS:
         card = read_card(origin.path)
 
@@ -187,11 +191,12 @@ def _bring(origin: Origin, opening: Opening, target: Path, run_name: str) -> Non
 
         write_folder(target, fill)
         dictionary.load(target)  # its hashes are checked
-        return
+        return None
 
     form = format_called(origin.format)
     sae, facts = converted(form, origin.path, origin.name, hook=opening.hook, writes=opening.target, known=origin.facts)
     dictionary.publish(target, sae, provenance_of(facts, origin.format, origin.path, run_name))
+    return facts.get("note")
 
 
 def _config(origin: Origin, opening: Opening, source: Any, *, name: str, target: Path) -> RunConfig:

@@ -17,10 +17,15 @@ from sae.interop.format import Format
 from sae.interop.hook_names import hook_name, our_hook
 
 ARCHITECTURES: dict[Kind, str] = {"topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated"}
+SIGNED = "abstopk"  # the k largest of either sign; arXiv 2510.00404
 TRANSCODERS: dict[str, Kind] = {
     "transcoder": "relu", "skip_transcoder": "relu", "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }  # fmt: skip
+WHY_NOT = {
+    "temporal": ", whose code of a token depends on the tokens before it, and here it depends on that token alone",
+    "matching_pursuit": ", which chooses latents one after another, and no architecture here does",
+}
 # Settings that scale by the mean norm of some text: their loader applies no scale, and expects it in the weights. A file in
 # which it is not shows when the dictionary is opened (sae.pipeline.stages.check).
 NORMS: dict[str, bool | Literal["length"]] = {
@@ -105,10 +110,7 @@ class SaeLens(Format):
         cfg = _as_version_6(read_json(config), config)
         check_keys(cfg, config, KEYS)
         architecture = cfg.get("architecture")
-        known: dict[str, Kind] = {**{theirs: ours for ours, theirs in ARCHITECTURES.items()}, **TRANSCODERS}
-        kind = known.get(architecture) if isinstance(architecture, str) else None
-        if kind is None:
-            raise ArtefactError(f"{config}: architecture {architecture!r}; known: {', '.join(known)}.")
+        kind = _kind(architecture, config)
 
         choice(cfg, "reshape_activations", config, ("none", "hook_z"))
         normalised = choice(cfg, "normalize_activations", config, tuple(NORMS))
@@ -151,7 +153,18 @@ class SaeLens(Format):
             facts=_facts(cfg.get("metadata", {}), config, transcodes=architecture in TRANSCODERS),
         )
         weights.check_shapes()
-        return weights.with_unit_rows() if rescales else weights
+        weights = weights.with_unit_rows() if rescales else weights
+        return weights.with_signs_apart() if architecture == SIGNED else weights
+
+
+def _kind(architecture: Any, config: Path) -> Kind:
+    """How an architecture of theirs computes; raises `ArtefactError` for one that no dictionary here does."""
+    known: dict[str, Kind] = {**{theirs: ours for ours, theirs in ARCHITECTURES.items()}, SIGNED: "topk", **TRANSCODERS}
+    kind = known.get(architecture) if isinstance(architecture, str) else None
+    if kind is not None:
+        return kind
+    reason = WHY_NOT.get(architecture, "") if isinstance(architecture, str) else ""
+    raise ArtefactError(f"{config}: architecture {architecture!r}{reason}; known: {', '.join(known)}.")
 
 
 def _as_version_6(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
