@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from fixtures import batch, make, published, run_here
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, LockedError, SaedexError
 from sae.interop.foreign_weights import largest_difference
+from sae.interop.origin import origin_of
 from sae.interop.transfer import FORMATS, export_dictionary, import_dictionary
 from sae.publish import dictionary
 
@@ -204,3 +206,14 @@ def test_what_a_killed_export_left_is_taken_over(tmp_path):
     export_dictionary(folder, "saelens", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"cfg.json", "sae_weights.safetensors"}
+
+
+def test_crosscoders_of_gemma_scope_2_are_refused(tmp_path):
+    folder = tmp_path / "theirs"
+    export_dictionary(published(tmp_path / "mine", "jumprelu"), "gemma_scope_2", folder)
+    for layer in (7, 13):
+        shutil.copy(folder / "params.safetensors", folder / f"params_layer_{layer}.safetensors")
+    (folder / "params.safetensors").unlink()
+    assert origin_of(str(folder)).format == "gemma_scope_2"
+    with pytest.raises(ArtefactError, match="weakly causal crosscoder, in 2 files such as params_layer_13"):
+        FORMATS["gemma_scope_2"].read(folder)

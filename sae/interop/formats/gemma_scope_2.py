@@ -42,9 +42,12 @@ def their_point(hook: str) -> str:
 
 @final
 class GemmaScope2(Format):
-    """Folders of Gemma Scope 2. Its cross-layer transcoders are refused: no dictionary of one layer is the same thing."""
+    """Folders of Gemma Scope 2.
 
-    files = ("config.json", "params.safetensors")
+    Its cross-layer transcoders and weakly causal crosscoders are refused: no dictionary of one layer is the same thing.
+    """
+
+    files = ("config.json", "params*.safetensors")
 
     def write(self, weights: ForeignWeights, folder: Path) -> None:
         """config.json and params.safetensors."""
@@ -78,6 +81,11 @@ class GemmaScope2(Format):
         config, file = path / "config.json", path / "params.safetensors"
         settings = read_json(config)
         choice(settings, "architecture", config, ("jump_relu",))
+        if parts := sorted(part.name for part in path.glob("params_layer_*.safetensors")):
+            raise ArtefactError(
+                f"{path}: a weakly causal crosscoder, in {len(parts)} files such as {parts[0]}: latents of a layer write that "
+                "layer and later ones. saedex has crosscoders that read all their layers, and reads no such."
+            )
         tensors = ForeignTensors(read_tensors(file), file)
         W_enc, b_enc = tensors.matrix("w_enc"), tensors.vector("b_enc")
         if tensors.rank("w_dec") == 3:
