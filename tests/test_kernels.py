@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fixtures import batch, make
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sae.kernels import cpu, dense, reference, sparse
+from sae.kernels import cpu, cpu_proposals, dense, reference, sparse
 from sae.kernels.sparse import pick
 
 SIZES = [(1, 1, 1, 1), (7, 5, 33, 3), (64, 48, 100, 9), (33, 31, 64, 64)]
@@ -162,3 +163,43 @@ def test_dots_of_padded_rows_are_those_of_their_latents(width):
     gradients = [torch.autograd.grad((t * weights).sum(), (rows, table)) for t in (dots, plain)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    width=st.integers(1, 300),
+    latents=st.integers(1, 100),
+    spread=st.floats(0, 6),
+    keep=st.floats(0, 4),
+)
+def test_no_latent_above_its_bound_is_missed_by_a_product_in_bfloat16(seed, width, latents, spread, keep):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    rows, table = draw(40, width) * (spread * draw(40, 1)).exp(), draw(latents, width) * draw(latents, 1).exp()
+    bias = draw(latents) * 3
+    z = (rows.double() @ table.double().T + bias.double()).float()
+    bounds = z.flatten()[torch.randperm(z.numel(), generator=generator)[:latents]] * (1 + 1e-3 * draw(latents)) + keep
+    kept = torch.zeros(40, latents + 1, dtype=torch.bool)
+    indices = cpu_proposals.above(rows, table, bias, bounds)
+    kept.scatter_(1, torch.where(indices < 0, latents, indices), True)
+    edge = 1e-5 * (rows.abs() @ table.abs().T + bias.abs() + bounds.abs())
+    decided = (z - bounds).abs() > edge
+    assert ((kept[:, :-1] == (z > bounds)) | ~decided).all() and decided.float().mean() > 0.9
+    for row in indices:
+        assert (row[row >= 0].diff() > 0).all() and (row.diff() != 0)[: int((row >= 0).sum())].all()
+
+
+@pytest.mark.parametrize("name", ["jumprelu", "relu", "gated", "batch_topk", "matryoshka"])
+def test_codes_are_those_of_the_whole_product(name, monkeypatch):
+    sae, x = make(name).eval(), batch(700, 1).x
+    with torch.no_grad():
+        for tensor in sae.state_dict().values():
+            if tensor.dtype == torch.float32:
+                tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    codes = []
+    for suits in (True, False):
+        monkeypatch.setattr(cpu_proposals, "suits", lambda _, suits=suits: suits)
+        codes.append(sae.encode(x))
+    dense = [torch.zeros(len(x), sae.d_sae).scatter_add(1, code.top_indices, code.top_acts) for code in codes]
+    assert (dense[0] > 0).any() and torch.equal(*dense)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, SelectionInput, TrainingPass
+from sae.kernels import cpu_proposals
 from sae.kernels.sparse import gather_dot, gather_sum, pick, ragged_dot
 
 PADDED = -1e30  # the pre-activation of padding in a code: so low that it is never active
@@ -32,23 +33,6 @@ def _random_rows(rows: Tensor, first: int, total: int, generator: torch.Generato
         begin, end = max(start, first), min(start + len(block), first + len(rows))
         if begin < end:
             rows[begin - first : end - first].copy_(F.normalize(block[begin - start : end - start], dim=1))
-
-
-def aux_k(
-    centred: Float[Tensor, "tokens d_in"],
-    error: Float[Tensor, "tokens d_out"],
-    w_enc: Float[Tensor, "d_in dead"],
-    b_enc: Float[Tensor, " dead"],
-    *,
-    w_dec: Float[Tensor, "dead d_out"],
-    count: int,
-) -> Float[Tensor, ""]:
-    """AuxK of dead latents with these weights; see `SparseAutoencoder.aux_loss`."""
-    pre_acts = centred @ w_enc + b_enc
-    top = pre_acts.topk(min(count, len(b_enc)), dim=1, sorted=False)
-    acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
-    e_hat = acts @ w_dec
-    return (error - e_hat).square().sum() / (error - error.mean(0)).square().sum().clamp_min(1e-30)
 
 
 class PreparedTokens(NamedTuple):
@@ -177,11 +161,22 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         """Activations [tokens, width] of the selected latents from their pre-activations; ReLU by default."""
         return F.relu(values)
 
+    def selection_bounds(self) -> Float[Tensor, " d_sae"] | None:
+        """What a pre-activation must be above for its latent to be kept; None if another rule decides."""
+        return None
+
+    @torch.no_grad()
+    def _selected(self, centred: Tensor, gradient: Tensor | None) -> Tensor:
+        """`select`; where bounds decide in float32, without most of the product in float32."""
+        bounds = self.selection_bounds() if self.selection_dtype == torch.float32 else None
+        if bounds is not None and cpu_proposals.suits(self.W_enc.T):
+            return cpu_proposals.above(centred, self.W_enc.T, self.b_enc, bounds)
+        return self.select(self.pre_acts(centred), SelectionInput(centred, gradient))
+
     def _code(self, x: Tensor, gradient: Tensor | None) -> tuple[Encoding, Tensor]:
         """(code, pre-activations [tokens, width] of the selected latents) of prepared rows."""
         centred = self.centre(x)
-        with torch.no_grad():
-            indices = self.select(self.pre_acts(centred), SelectionInput(centred, gradient))
+        indices = self._selected(centred, gradient)
 
         latents = indices.clamp_min(0) if self.ragged else indices
         # Selection may run in bfloat16; the selected values are computed again in float32 (cheap, and then exact).
@@ -283,7 +278,13 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         count = min(self.config.k_aux, len(dead))
         if count == 0 or self.config.aux_coefficient == 0:
             return x.new_zeros(())
-        return aux_k(self.centre(x), error, self.W_enc[:, dead], self.b_enc[dead], w_dec=self.W_dec[dead], count=count)
+
+        pre_acts = self.centre(x) @ self.W_enc[:, dead] + self.b_enc[dead]
+        top = pre_acts.topk(count, dim=1, sorted=False)
+        acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
+        e_hat = acts @ self.W_dec[dead]
+
+        return (error - e_hat).square().sum() / (error - error.mean(0)).square().sum().clamp_min(TINY)
 
     @final
     @torch.no_grad()

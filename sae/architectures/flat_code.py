@@ -59,7 +59,3 @@ class CodeLossByHand(ABC):
 
         A pre-activation whose activation is 0 has no gradient.
         """
-
-    def selection_bounds(self) -> Float[Tensor, " latents"]:
-        """What a pre-activation must be above for its latent to be kept; for those with `selects = "above_bounds"`."""
-        raise NotImplementedError

@@ -50,6 +50,10 @@ class Gated(SparseAutoencoder[GatedConfig]):
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
 
+    def selection_bounds(self) -> Float[Tensor, " d_sae"]:
+        """Zero, for the gate's pre-activations."""
+        return torch.zeros_like(self.b_enc)
+
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Every latent whose gate is open."""
         return selection_for(pre_acts).above(pre_acts, 0.0)

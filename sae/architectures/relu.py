@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
@@ -35,6 +36,10 @@ class Relu(SparseAutoencoder[ReluConfig]):
     config_class = ReluConfig
     ragged = True
     computes_as = "relu"
+
+    def selection_bounds(self) -> Float[Tensor, " d_sae"]:
+        """Zero."""
+        return torch.zeros_like(self.b_enc)
 
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """Every latent above zero."""

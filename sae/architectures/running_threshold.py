@@ -47,6 +47,11 @@ class BatchSelected(SparseAutoencoder[B], Generic[B]):
         self.register_buffer("threshold", torch.zeros(()))
 
     @final
+    def selection_bounds(self) -> Float[Tensor, " d_sae"] | None:
+        """The running threshold, outside of training."""
+        return None if self.training else self.threshold.expand(self.d_sae)
+
+    @final
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens width"]:
         """The largest of the batch in training, else those above the threshold."""
         kernels = selection_for(pre_acts)

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
-from sae.architectures.flat_code import CodeLossByHand
 from sae.architectures.settings import Batch, SelectionInput
 from sae.kernels.step_types import FlatCode, StepKernels
 from sae.training.exchange import Exchange
@@ -85,8 +84,8 @@ class LatentSelection:
         sae = self.sae
         if sae.selects == "to_norm":
             return cuda_ragged.count_to_norm(centred, table, sae.b_enc, is_counted=is_counted)
-        assert isinstance(sae, CodeLossByHand)
         bounds = sae.selection_bounds()
+        assert bounds is not None
         return cuda_ragged.count_above(centred, table, sae.b_enc, bounds=bounds, is_counted=is_counted)
 
     def room(self, counted: Any) -> int | None:
