@@ -24,7 +24,7 @@ from sae.training.trainer import SaeTrainer
 on_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and HAS_TRITON), reason="needs a GPU with Triton")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
 SELECTION = {"cpu": torch.float32, "cuda": torch.bfloat16}
-HOOK = HookPoint("resid_post", 1)
+HOOK, FURTHER = HookPoint("resid_post", 1), (HookPoint("mlp_out", 1),)
 LR = 1e-3
 
 
@@ -32,7 +32,8 @@ def made(architecture, width, latents, device="cuda", dtype=None, moments="float
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=latents, **settings)
     scale = 1.0
     centre = torch.randn(width, generator=torch.Generator().manual_seed(1)).mul(0.3).tolist()
-    statistics = {HOOK: ActivationStatistics(width**0.5, scale, centre, centre, 20.0, None)}
+    hooks = dict.fromkeys((*config.reads, *config.writes))
+    statistics = {hook: ActivationStatistics(width**0.5, scale, centre, centre, 20.0, None) for hook in hooks}
     norm = 1.0 if architecture == "gradient" else None
     train = TrainConfig.model_validate({"moments": moments})
     return SaeTrainer(
@@ -165,6 +166,10 @@ KINDS = [
     ("jumprelu", {"target_l0": 8.0, "sparsity_warmup_tokens": 0}),
     ("jumprelu", {"target_l0": 8.0, "sparsity_warmup_tokens": 4000, "bandwidth": 0.5, "dead_after_tokens": 1500}),
     ("batch_topk", {"k": 5, "dead_after_tokens": 1500, "k_aux": 1000}),
+    ("crosscoder", {"k": 8, "more_hooks": FURTHER[:1], "dead_after_tokens": 1500}),
+    ("transcoder", {"k": 8, "target": FURTHER[0], "dead_after_tokens": 1500}),
+    ("transcoder", {"k": 8, "target": FURTHER[0], "skip": True}),
+    ("jumprelu", {"target_l0": 8.0, "target": FURTHER[0], "skip": True, "sparsity_warmup_tokens": 0}),
 ]
 
 
@@ -181,6 +186,7 @@ def test_an_update_has_the_gradients_of_the_reference(kind, settings, device):
         x = rows(step, n, width, device)
         gradient = torch.randn(n, width, generator=torch.Generator().manual_seed(step)).to(device)
         raw = {Channel(HOOK): x.bfloat16(), Channel(HOOK, "gradient"): gradient}
+        raw |= {Channel(hook): rows(step + 50, n, width, device).bfloat16() + x.bfloat16() for hook in FURTHER}
         kept = fused.fused_step
         if step < 4:
             fused.fused_step = None

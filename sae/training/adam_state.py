@@ -51,7 +51,7 @@ class AdamState:
 
     def own_part(self, tensor: Shaped[Tensor, " ..."], name: str) -> Shaped[Tensor, " ..."]:
         """The part of the parameter `name`, or of a moment of it, that this process updates."""
-        if tensor.ndim == 1:
+        if tensor.ndim == 1 or name == "W_skip":
             return tensor
         part = self.exchange.own_latents(self.sae.d_sae)
         return tensor[:, part] if name == "W_enc" else tensor[part]
@@ -60,7 +60,8 @@ class AdamState:
         """A parameter with its moments, which are created as Adam would."""
         state, weights = self.optimiser.state[parameter], self.own_part(parameter.data, self._names[parameter])
         if not state:
-            stored_in = self.moments_in if parameter.ndim > 1 else "float32"
+            is_table = parameter is self.sae.W_enc or parameter is self.sae.W_dec
+            stored_in = self.moments_in if is_table else "float32"
             first_dtype, second_dtype = moments.DTYPES[stored_in]
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"] = torch.zeros_like(weights, dtype=first_dtype)

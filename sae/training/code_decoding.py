@@ -15,17 +15,30 @@ from sae.kernels.step_types import AdamStep, Decoded, DecodeInput, StepKernels
 from sae.training.exchange import Exchange
 from sae.training.latent_selection import Selection
 
-SHARED_PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")  # those of every architecture; others belong to one
+SHARED_PARAMETERS = (
+    "W_enc",
+    "b_enc",
+    "W_dec",
+    "b_dec",
+    "W_skip",
+)  # whose gradients are those of the error; others belong to one
+
+
+class Scales(NamedTuple):
+    """Numbers per column that bring what a dictionary reads [d_in], and what it writes [d_out], into its units."""
+
+    read: Float[Tensor, " d_in"]
+    written: Float[Tensor, " d_out"]
 
 
 class UpdateInput(NamedTuple):
     """What an update reads besides its rows: Adam's constants, room for dead latents, and how far training is.
 
-    `scale` [d] brings rows into the dictionary's units, in which `variance` is that of the target. `tokens_seen` is a
-    number; `tokens_seen_on_device` holds the same where a recorded update finds it.
+    `variance` is that of the target in the dictionary's units. `tokens_seen` is a number; `tokens_seen_on_device` holds
+    the same where a recorded update finds it.
     """
 
-    scale: Float[Tensor, " d"]
+    scales: Scales
     variance: Float[Tensor, ""]
     adam: AdamStep
     n_dead_slots: int
@@ -36,8 +49,9 @@ class UpdateInput(NamedTuple):
 class PreparedBatch(NamedTuple):
     """A batch in the dictionary's units.
 
-    `centred` [n, d] is the encoder's input as it is stored; `target_squares` [n] are squared norms of the target;
-    `is_counted` [n] is 0 for rows that only fill the batch up.
+    `centred` [n, d] is the encoder's input as it is stored; `target_squares` [n] are squared norms of what is to be
+    reconstructed; `is_counted` [n] is 0 for rows that only fill the batch up; `target` [n, d] is what the code is to
+    reconstruct: all of it, or what a skip connection leaves.
     """
 
     batch: Batch
@@ -45,6 +59,7 @@ class PreparedBatch(NamedTuple):
     target_squares: Float[Tensor, " n"]
     variance: Float[Tensor, ""]
     is_counted: Float[Tensor, " n"]
+    target: Float[Tensor, "n d"]
 
 
 class DecodedCode(NamedTuple):
@@ -84,7 +99,7 @@ class CodeDecoding:
             self._latents(selection),
             table=table,
             bias=self.sae.b_dec.data,
-            target=prepared.batch.y,
+            target=prepared.target,
             coefficient=coefficient,
             n_counted=update.adam.n_own_tokens,
             prefixes=self.prefixes,

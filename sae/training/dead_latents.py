@@ -104,17 +104,17 @@ def aux_loss_and_gradients(
     step = max(1, CHUNK_NUMBERS // n_slots)
     chunks = zip(centred.split(step), error.split(step), is_counted.split(step), strict=True)
     for x, e, counted in chunks:
-        pre_acts = (_product(x, encoder.T) + bias).masked_fill(is_empty, float("-inf"))
+        pre_acts = (product(x, encoder.T) + bias).masked_fill(is_empty, float("-inf"))
         acts = _strongest(pre_acts, sae.config.k_aux, processes) * counted[:, None]
         code = acts.to(centred.dtype)
-        residual = e.float() * counted[:, None] + processes.all_reduce_sum(_product(code, decoder))
+        residual = e.float() * counted[:, None] + processes.all_reduce_sum(product(code, decoder))
         loss = loss + residual.square().sum()
 
         grad_e_hat = (residual * (2 * sae.config.aux_coefficient / spread)).to(centred.dtype)
-        grad_decoder += _product(code.T, grad_e_hat)
-        grad_acts = _product(grad_e_hat, decoder.T).masked_fill_(acts <= 0, 0.0)
+        grad_decoder += product(code.T, grad_e_hat)
+        grad_acts = product(grad_e_hat, decoder.T).masked_fill_(acts <= 0, 0.0)
         grad_bias += grad_acts.sum(0)
-        grad_encoder += _product(grad_acts.to(centred.dtype).T, x)
+        grad_encoder += product(grad_acts.to(centred.dtype).T, x)
 
     # Slots are held for latents that may be dead. If none is, e_hat is 0 and the loss would be 1 instead of 0.
     loss = loss / spread * (processes.all_reduce_sum(is_dead.sum()) > 0)
@@ -137,6 +137,6 @@ def _strongest(pre_acts: Tensor, k_aux: int, processes: Processes) -> Tensor:
     return torch.zeros_like(pre_acts).scatter_(1, top.indices, strongest)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
     """a b, summed and returned in float32."""
     return a @ b if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32)

@@ -130,8 +130,9 @@ class Replicas(Exchange):
 
     @staticmethod
     def fits(sae: SparseAutoencoder, processes: Processes) -> bool:
-        """Whether every token keeps the same number of latents and the loss is a squared error."""
-        return not sae.ragged and sae.loss_terms != "code" and sae.d_sae % processes.world_size == 0
+        """Whether every token keeps the same number of latents, the loss is a squared error, and nothing is skipped."""
+        is_plain = not sae.ragged and sae.loss_terms != "code" and sae.W_skip is None
+        return is_plain and sae.d_sae % processes.world_size == 0
 
     def own_latents(self, n_latents: int) -> slice:
         """This process's share."""
@@ -189,8 +190,9 @@ class LatentShards(Exchange):
 
     @staticmethod
     def fits(sae: SparseAutoencoder) -> bool:
-        """Whether the dictionary is a TopK with a squared error."""
-        return sae.selects == "k_per_token" and sae.loss_terms == "error"
+        """Whether the dictionary is a TopK of one hook point with a squared error."""
+        has_one_hook = sae.centred and len(sae.config.reads) == 1
+        return has_one_hook and sae.selects == "k_per_token" and sae.loss_terms == "error"
 
     def selection(
         self, indices: Int[Tensor, "n k"], values: Float[Tensor, "n k"], keys: Float[Tensor, "n k"], k: int

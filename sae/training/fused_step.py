@@ -17,11 +17,11 @@ from sae.architectures.base import SparseAutoencoder
 from sae.architectures.flat_code import CodeLossByHand
 from sae.architectures.settings import Batch, TrainingPass
 from sae.kernels.sparse import HAS_TRITON
-from sae.kernels.step_types import AdamStep, AuxGradients, RowSums, StepKernels
+from sae.kernels.step_types import AdamStep, AuxGradients, ParameterState, RowSums, StepKernels
 from sae.training.adam_state import AdamState
-from sae.training.code_decoding import CodeDecoding, DecodedCode, PreparedBatch, UpdateInput
+from sae.training.code_decoding import CodeDecoding, DecodedCode, PreparedBatch, Scales, UpdateInput
 from sae.training.cuda_graphs import CudaGraphs
-from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients
+from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients, product
 from sae.training.exchange import Alone, Exchange, RowUpdate
 from sae.training.latent_selection import TILE, LatentSelection, Selection
 
@@ -101,7 +101,7 @@ class FusedStep:
         nothing else) with selection in bfloat16; on a CPU always.
         """
         device = sae.b_dec.device
-        if sae.loss_terms is None or len(sae.config.reads) > 1 or not sae.centred:
+        if sae.loss_terms is None:
             return False
         if device.type == "cuda":
             is_supported = HAS_TRITON and torch.cuda.get_device_capability(device) >= (9, 0)
@@ -122,9 +122,8 @@ class FusedStep:
 
     @torch.no_grad()
     def __call__(
-        self, raw: Batch, *, scale: Float[Tensor, " d"], variance: Float[Tensor, ""], lr: float, tokens_seen: int,
-        counts: list[int],
-    ) -> StepFigures | None:  # fmt: skip
+        self, raw: Batch, *, scales: Scales, variance: Float[Tensor, ""], lr: float, tokens_seen: int, counts: list[int]
+    ) -> StepFigures | None:
         """One update on rows in the language model's units; `counts` are the numbers of rows of all replicas.
 
         Returns None, with nothing changed, if tokens keep so many latents that dense products are faster.
@@ -134,7 +133,7 @@ class FusedStep:
         n_dead_slots = self._dead_count.slots(n_tokens, tokens_seen)
         self._tokens_seen.fill_(tokens_seen)
         update = UpdateInput(
-            scale, variance, adam, n_dead_slots, tokens_seen=tokens_seen, tokens_seen_on_device=self._tokens_seen
+            scales, variance, adam, n_dead_slots, tokens_seen=tokens_seen, tokens_seen_on_device=self._tokens_seen
         )
 
         # BatchTopK takes its n * k pairs from all rows, so padding rows would win some: it is recorded only if none are
@@ -184,7 +183,7 @@ class FusedStep:
         """Everything after the selection."""
         sae, kernels, adam = self.sae, self.kernels, update.adam
         n_tokens = adam.n_tokens  # a tensor: a recorded graph must read the size of the batch from the device
-        batch, centred, target_squares, variance, is_counted = prepared
+        batch, centred, target_squares, variance, is_counted, _ = prepared
         coefficient = 2 / (n_tokens * variance)
 
         # 1. Decoding: errors, and the gradient of every activation.
@@ -223,6 +222,9 @@ class FusedStep:
         grad_b_enc, ends = kernels.bias_gradient_and_firings(pairs, decoded, since_fired, adam, aux=aux)
         grad_b_enc, aux_loss = self.exchange.finish_latent_sums(grad_b_enc, aux_loss, since_fired)
         row_sums = RowSums(pairs, decoded, centred, coefficient, ends=ends)
+        if sae.W_skip is not None:
+            error = (decoded.error[-1] * is_counted[:, None]).to(centred.dtype)
+            code.extra_gradients["W_skip"] = product(centred.T, error) * coefficient
         self._apply(row_sums, adam, aux, grad_b_enc=grad_b_enc, grad_output=first_error * coefficient, code=code)
 
         # 5. Figures.
@@ -255,9 +257,10 @@ class FusedStep:
     ) -> None:
         """Adam on b_enc, both weight tables, b_dec, and the parameters that only this architecture has."""
         sae, update_vector = self.sae, self.kernels.update_vector
-        # b_dec is added to the output and subtracted from the input, so its gradient has a part through the encoder.
-        through_encoder = self.kernels.row_times(grad_b_enc, self.adam.tables[0])
-        grad_b_dec = grad_output - self.exchange.latent_processes.all_reduce_sum(through_encoder)
+        grad_b_dec = grad_output
+        if sae.centred:  # b_dec is also subtracted from the input, so its gradient has a part through the encoder
+            through_encoder = self.kernels.row_times(grad_b_enc, self.adam.tables[0])
+            grad_b_dec = grad_output - self.exchange.latent_processes.all_reduce_sum(through_encoder)
 
         update_vector(self.adam.of(sae.b_enc), grad_b_enc, adam)
         update = RowUpdate(
@@ -268,7 +271,8 @@ class FusedStep:
         update_vector(self.adam.of(sae.b_dec), grad_b_dec, adam)
         for name, gradient in code.extra_gradients.items():
             faster = adam.with_lr_multiple(sae.lr_multiples.get(name, 1.0))
-            update_vector(self.adam.of(sae.get_parameter(name)), gradient, faster)
+            state = ParameterState(*(tensor.view(-1) for tensor in self.adam.of(sae.get_parameter(name))))
+            update_vector(state, gradient.view(-1), faster)
 
     def _static_batch(self, raw: Batch, size: int) -> Batch:
         """The rows copied into tensors that stay where they are (a CUDA graph reads those), made for `size` rows.
@@ -277,29 +281,39 @@ class FusedStep:
         """
         if size not in self._static_batches:
             x = raw.x.new_zeros(size, raw.x.shape[1])
+            y = x if raw.y is raw.x else raw.y.new_zeros(size, raw.y.shape[1])
             gradient = None if raw.gradient is None else raw.gradient.new_zeros(size, raw.gradient.shape[1])
-            self._static_batches[size] = Batch(x, x, gradient)
+            self._static_batches[size] = Batch(x, y, gradient)
 
         static = self._static_batches[size]
+        for kept, rows in zip(static, raw, strict=True):
+            if rows is not None and not (rows is raw.y and raw.y is raw.x):
+                kept[: len(rows)].copy_(rows)
         static.x[: len(raw.x)].copy_(raw.x)
-        if static.gradient is not None and raw.gradient is not None:
-            static.gradient[: len(raw.x)].copy_(raw.gradient)
 
         return static
 
     def _prepared(self, raw: Batch, update: UpdateInput) -> PreparedBatch:
         """The batch in the dictionary's units. Rows beyond this process's own are padding and count as 0."""
-        sae, variance, scale = self.sae, update.variance, update.scale
+        sae, variance, scales = self.sae, update.variance, update.scales
         is_counted = self.kernels.numbers(len(raw.x), self.device) < update.adam.n_own_tokens
-        if not sae.config.token_norm:
-            y, centred, target_squares = self.kernels.prepare(raw.x, scale, sae.b_dec)
+        x = None
+        if not sae.centred:
+            x, y = raw.x * scales.read, raw.y * scales.written
+            centred, target_squares = x.to(self.kernels.DTYPE), y.square().sum(1)
+        elif not sae.config.token_norm:
+            y, centred, target_squares = self.kernels.prepare(raw.x, scales.read, sae.b_dec)
         else:
-            y = sae.prepared(raw.x * scale).x
+            y = sae.prepared(raw.x * scales.read).x
             centred, target_squares = sae.centre(y).to(self.kernels.DTYPE), y.square().sum(1)
             variance = torch.full_like(variance, sae.d_out)  # as in `SparseAutoencoder.losses`
 
-        batch = Batch(y, y, raw.gradient)
-        return PreparedBatch(batch, centred, target_squares, variance, is_counted=is_counted.to(self.kernels.DTYPE))
+        batch = Batch(y if x is None else x, y, raw.gradient)
+        # The code need not reconstruct what the skip connection does.
+        target = y if sae.W_skip is None else y - product(centred, sae.W_skip.data.to(centred.dtype))
+        return PreparedBatch(
+            batch, centred, target_squares, variance, is_counted=is_counted.to(self.kernels.DTYPE), target=target
+        )
 
     def gather_weights(self) -> None:
         """Brings the weights that other processes have updated."""

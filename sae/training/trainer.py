@@ -16,6 +16,7 @@ from sae.foundation.metrics import FvuMeter, batch_sums, l0
 from sae.foundation.tensor_files import Piece, TensorFiles
 from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activations import Activations, ActivationStatistics
+from sae.training.code_decoding import Scales
 from sae.training.exchange import Exchange, LatentShards, Replicas
 from sae.training.fused_step import FusedStep, StepFigures
 from sae.training.optimiser import TrainConfig
@@ -163,7 +164,7 @@ class SaeTrainer:
         if self.fused_step:
             figures = self.fused_step(
                 batch,
-                scale=self.scale_in,
+                scales=Scales(self.scale_in, self.scale_out),
                 variance=self.variance,
                 lr=lr,
                 tokens_seen=self.tokens_seen,
