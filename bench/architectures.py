@@ -26,9 +26,10 @@ from sae.training.trainer import SaeTrainer
 WIDTH, LATENTS, TOKENS = 768, 24_576, 8192
 LOUD_EVERY, LOUDNESS = 128, 50
 DEAD_AFTER = {"dead_after_tokens": 1 << 40}
+THRESHOLDS = {"relu": 3.0, "gated": 3.0}  # so that they keep as many latents as the others, as after training
 OTHER = HookPoint("mlp_out", 1)
 KINDS: dict[str, dict[str, Any]] = {
-    "topk": {}, "batch_topk": {}, "gradient": {"beta": 1.0}, "matryoshka": {}, "jumprelu": {}, "top_afa": {},
+    "topk": {}, "batch_topk": {}, "gradient": {"beta": 1.0}, "matryoshka": {}, "jumprelu": {}, "top_afa": {}, "relu": {}, "gated": {},
     "transcoder": {"target": OTHER}, "skip transcoder": {"architecture": "transcoder", "target": OTHER, "skip": True},
     "jumprelu transcoder": {"architecture": "jumprelu", "target": OTHER, "skip": True},
     "crosscoder": {"more_hooks": (OTHER,)},
@@ -82,6 +83,7 @@ def measured(kind: str, loud: bool, repeats: int, *, by_hand: bool) -> dict[str,
         config, {HOOK: statistics, OTHER: statistics}, seed=0, dtype=torch.bfloat16, device="cuda", gradient_norm=1.0 if config.gradient else None
     )  # fmt: skip
     trainer.fused_step = trainer.fused_step if by_hand else None
+    trainer.sae.b_enc.data.sub_(THRESHOLDS.get(kind, 0.0))
     channels = {Channel(HOOK): rows(loud), Channel(OTHER): rows(loud, seed=2)}
     if config.gradient:
         channels[config.gradient] = torch.randn_like(channels[Channel(HOOK)], dtype=torch.float32)

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.settings import Batch
+
+
+class ErrorTerm(NamedTuple):
+    """sum ||y_hat - y||^2 / (n_tokens variance) of a code, and its gradients [p] in the activations."""
+
+    loss: Float[Tensor, ""]
+    grad_acts: Float[Tensor, " p"]
 
 
 class FlatPass(NamedTuple):
@@ -22,6 +29,8 @@ class FlatPass(NamedTuple):
     The pairs have latents and tokens, pre-activations `values`, activations, and the gradients of these by the squared
     error, all [p]; pairs that are only there to fill the list belong to no sum. is_counted [tokens] is 0 for rows that
     fill the batch, n_tokens the number of the others. n_active [tokens]: how many latents of a token are active.
+    `decoded` gives for other activations of the same pairs their term of the loss, as the squared error is one, and its
+    gradients, with the decoder left out.
     """
 
     batch: Batch
@@ -36,13 +45,14 @@ class FlatPass(NamedTuple):
     tokens_seen: Float[Tensor, ""]
     sum_by_token: Callable[[Float[Tensor, " p"]], Float[Tensor, " tokens"]]
     sum_by_latent: Callable[[Float[Tensor, " p"]], Float[Tensor, " latents"]]
+    decoded: Callable[[Float[Tensor, " p"]], ErrorTerm]
 
 
 class CodeLoss(NamedTuple):
     """A term of the loss that depends on the code, and what it and `activate` make of the gradients of the activations.
 
     grad_values [p] are gradients of the pre-activations; `gradients` those of parameters that only this architecture
-    has, by name.
+    has, by name, and of `b_enc` where `activate` reads it beside the pre-activations.
     """
 
     loss: Float[Tensor, ""]
@@ -53,9 +63,9 @@ class CodeLoss(NamedTuple):
 class CodeLossByHand(ABC):
     """An architecture that states the gradients of its own loss; `selects` says how the GPU may select for it."""
 
+    # whether pre-activations whose activation is 0 have gradients
+    silent_pairs_have_gradients: ClassVar[bool] = False
+
     @abstractmethod
     def code_loss(self, flat_pass: FlatPass) -> CodeLoss:
-        """What `extra_loss` is on this pass, and the gradients through it and `activate`; nothing may wait for the GPU.
-
-        A pre-activation whose activation is 0 has no gradient.
-        """
+        """What `extra_loss` is on this pass, and the gradients through it and `activate`; nothing may wait for the GPU."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
+from sae.architectures.flat_code import CodeLoss, CodeLossByHand, FlatPass
 from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.kernels.sparse import gather_sum, pick, selection_for
 
@@ -28,7 +29,7 @@ class GatedConfig(Penalised):
 
 
 @final
-class Gated(SparseAutoencoder[GatedConfig]):
+class Gated(SparseAutoencoder[GatedConfig], CodeLossByHand):
     """Gated sparse autoencoder: a = 1[g > 0] ReLU(exp(r_mag) (g - b_enc) + b_mag), g = (x - b_dec) W_enc + b_enc.
 
     loss + l1_coefficient * sum ReLU(g) + ||y - y_hat(ReLU(g))||^2 / variance, the last with a frozen decoder.
@@ -41,6 +42,9 @@ class Gated(SparseAutoencoder[GatedConfig]):
 
     config_class = GatedConfig
     ragged = True
+    selects = "above_bounds"
+    extra_loss_terms = "code"
+    silent_pairs_have_gradients = True  # those of the gate
     computes_as = "gated"
     foreign_tensors = ("r_mag", "b_mag")
     in_units_of_activation = ("b_mag",)
@@ -73,4 +77,32 @@ class Gated(SparseAutoencoder[GatedConfig]):
         return (
             self.config.l1_coefficient * self.config.risen(training_pass.tokens_seen) * gate.sum(1).mean()
             + reconstruction
+        )
+
+    def code_loss(self, flat_pass: FlatPass) -> CodeLoss:
+        """Penalty and own reconstruction of the gate by hand, and what magnitudes give: with g the gradient of an
+        activation, c the penalty's weight and h the gradient of the gate's own error,
+
+        dL/dz = 1[z > 0] (h + c / n) + m, m = g exp(r_mag) 1[a > 0]; dL/dr_mag = m (z - b_enc), dL/db_mag = g 1[a > 0], and
+        -m for b_enc, which magnitudes do not have.
+        """
+        z, n_tokens = flat_pass.values, flat_pass.n_tokens
+        is_open = z > 0
+        gate = torch.where(is_open, z, 0.0)
+        error = flat_pass.decoded(gate)
+        weight = self.config.l1_coefficient * self.config.risen_on_device(flat_pass.tokens_seen) / n_tokens
+
+        g = torch.where(flat_pass.acts > 0, flat_pass.grad_acts, 0.0)
+        stretch = self.r_mag.detach().exp()[flat_pass.latents]
+        m = g * stretch
+        sums = {
+            "r_mag": m * (z - self.b_enc.detach()[flat_pass.latents]),
+            "b_mag": g,
+            "b_enc": -m,
+        }
+
+        return CodeLoss(
+            weight * flat_pass.sum_by_token(gate).sum() + error.loss,
+            torch.where(is_open, error.grad_acts + weight, 0.0) + m,
+            {name: flat_pass.sum_by_latent(numbers) for name, numbers in sums.items()},
         )

@@ -210,8 +210,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig], CodeLossByHand):
         """
         config, z, g = self.config, flat_pass.values, flat_pass.grad_acts
         t = self.threshold.detach()[flat_pass.latents]
-        risen = (flat_pass.tokens_seen / max(config.sparsity_warmup_tokens, 1)).clamp(max=1.0)  # as `config.risen`
-        weight = config.l0_coefficient * risen
+        weight = config.l0_coefficient * config.risen_on_device(flat_pass.tokens_seen)
         distance = flat_pass.n_active.sum() / flat_pass.n_tokens / config.target_l0 - 1
         p = 2 * weight * distance / (config.target_l0 * flat_pass.n_tokens)
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
+from sae.architectures.flat_code import CodeLoss, CodeLossByHand, FlatPass
 from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
 from sae.kernels.sparse import selection_for
 
@@ -25,7 +26,7 @@ class ReluConfig(Penalised):
 
 
 @final
-class Relu(SparseAutoencoder[ReluConfig]):
+class Relu(SparseAutoencoder[ReluConfig], CodeLossByHand):
     """ReLU sparse autoencoder: a = ReLU(pre-activations), loss + l1_coefficient * mean_x sum_i a_i.
 
     Paper: Sparse autoencoders find highly interpretable features in language models, Cunningham et al. 2023,
@@ -35,6 +36,8 @@ class Relu(SparseAutoencoder[ReluConfig]):
 
     config_class = ReluConfig
     ragged = True
+    selects = "above_bounds"
+    extra_loss_terms = "code"
     computes_as = "relu"
 
     def selection_bounds(self) -> Float[Tensor, " d_sae"]:
@@ -52,3 +55,10 @@ class Relu(SparseAutoencoder[ReluConfig]):
             * self.config.risen(training_pass.tokens_seen)
             * training_pass.encoding.top_acts.sum(1).mean()
         )
+
+    def code_loss(self, flat_pass: FlatPass) -> CodeLoss:
+        """The penalty by hand: dL/dz = (g + c / n) 1[z > 0] with g the gradient of the activation, c the penalty's weight."""
+        acts, n_tokens = flat_pass.acts, flat_pass.n_tokens
+        weight = self.config.l1_coefficient * self.config.risen_on_device(flat_pass.tokens_seen) / n_tokens
+        grad_values = torch.where(acts > 0, flat_pass.grad_acts + weight, 0.0)
+        return CodeLoss(weight * flat_pass.sum_by_token(acts).sum(), grad_values, {})

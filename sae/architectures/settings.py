@@ -110,6 +110,10 @@ class Penalised(ArchitectureConfig):
         """Share of the penalty's full weight that applies after `tokens_seen` activations."""
         return min(1.0, tokens_seen / max(self.sparsity_warmup_tokens, 1))
 
+    def risen_on_device(self, tokens_seen: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The same of a number on a GPU, which Python does not wait for."""
+        return (tokens_seen / max(self.sparsity_warmup_tokens, 1)).clamp(max=1.0)
+
 
 class Encoding(NamedTuple):
     """Sparse code of a batch.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import triton
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.kernels.cuda_selection import GROUP
@@ -131,16 +131,16 @@ def fill(counted: CountedLatents, room: int) -> FilledLatents:
 
 
 class ActivePairs(SortedPairs):
-    """The pairs of a batch sorted by latent, those with an activation of 0 behind all others.
+    """The pairs of a batch sorted by latent, those that give weights no gradient behind all others.
 
-    What is summed for weights then reads active pairs alone. Latent i also owns order[rest[i] .. rest[i + 1]].
+    What is summed for weights then reads the first alone (`has_gradient`). Latent i also owns order[rest[i] .. rest[i + 1]].
     """
 
     def __init__(
-        self, latents: Int[Tensor, " p"], acts: Float[Tensor, " p"], tokens: Int[Tensor, " p"], n_latents: int
+        self, latents: Int[Tensor, " p"], has_gradient: Bool[Tensor, " p"], tokens: Int[Tensor, " p"], n_latents: int
     ):
         # Places that only fill the list up are named n_latents; they end the first half.
-        keys = torch.where((acts > 0) | (latents == n_latents), latents, latents + (n_latents + 1))
+        keys = torch.where(has_gradient | (latents == n_latents), latents, latents + (n_latents + 1))
         ordered, self.order = keys.sort(stable=True)
         ends = torch.searchsorted(ordered, numbers(2 * n_latents + 2, latents.device), out_int32=True)
         self.offsets, self.rest = ends[: n_latents + 1], ends[n_latents + 1 :]

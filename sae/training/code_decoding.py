@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
-from sae.architectures.flat_code import CodeLossByHand, FlatPass
+from sae.architectures.flat_code import CodeLossByHand, ErrorTerm, FlatPass
 from sae.architectures.settings import Batch, Encoding, TrainingPass
 from sae.kernels.step_types import AdamStep, Decoded, DecodeInput, StepKernels
 from sae.training.exchange import Exchange
@@ -143,7 +143,8 @@ class CodeDecoding:
         acts = sae.activate(values[None], decoding.latents.long()[None])[0]
         decoded = self.kernels.decode(acts, decoding, rectify=False)
         n_active = decoded.by_token[2] * prepared.is_counted
-        pairs = ActivePairs(selection.latents, acts, tokens=flat.tokens, n_latents=sae.d_sae)
+        has_gradient = (acts > 0) | sae.silent_pairs_have_gradients
+        pairs = ActivePairs(selection.latents, has_gradient, tokens=flat.tokens, n_latents=sae.d_sae)
 
         code_loss = sae.code_loss(
             FlatPass(
@@ -159,6 +160,7 @@ class CodeDecoding:
                 tokens_seen=update.tokens_seen_on_device,
                 sum_by_token=lambda numbers: segment_sums(numbers, flat.starts),
                 sum_by_latent=pairs.sum_by_latent,
+                decoded=lambda acts: self._error_term(acts, prepared, decoding),
             )
         )
 
@@ -171,12 +173,17 @@ class CodeDecoding:
             counts=n_active,
         )
 
+    def _error_term(self, acts: Tensor, prepared: PreparedBatch, decoding: DecodeInput) -> ErrorTerm:
+        decoded = self.kernels.decode(acts, decoding, rectify=False)
+        squares = (decoded.by_token[0] * prepared.is_counted).sum()
+        return ErrorTerm(squares * (decoding.coefficient / 2), decoded.grad_acts)
+
     def _with_code_loss_by_autograd(
         self, prepared: PreparedBatch, selection: Selection, update: UpdateInput, decoding: DecodeInput
     ) -> DecodedCode:
         """By autograd, over the [n, k] selected values alone."""
         sae, latents, values = self.sae, decoding.latents.long(), selection.values
-        own_parameters = {n: p for n, p in sae.named_parameters() if n not in SHARED_PARAMETERS}
+        own_parameters = {n: p for n, p in sae.named_parameters() if n == "b_enc" or n not in SHARED_PARAMETERS}
 
         with torch.enable_grad():
             values = values.requires_grad_()
@@ -193,12 +200,15 @@ class CodeDecoding:
             )  # fmt: skip
             roots = (acts,) if extra is None else (acts, extra)
             root_gradients = (decoded.grad_acts,) if extra is None else (decoded.grad_acts, torch.ones_like(extra))
-            grad_values, *own_gradients = torch.autograd.grad(roots, (values, *own_parameters.values()), root_gradients)
+            grad_values, *own_gradients = torch.autograd.grad(
+                roots, (values, *own_parameters.values()), root_gradients, allow_unused=True
+            )
+        pairs_of_gradients = zip(own_parameters, own_gradients, strict=True)
 
         return DecodedCode(
             Encoding(acts.detach(), latents),
             decoded._replace(grad_acts=grad_values),
             self._pairs(selection),
             torch.zeros_like(prepared.variance) if extra is None else extra.detach(),
-            extra_gradients=dict(zip(own_parameters, own_gradients, strict=True)),
+            extra_gradients={name: gradient for name, gradient in pairs_of_gradients if gradient is not None},
         )

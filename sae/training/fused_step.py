@@ -262,7 +262,10 @@ class FusedStep:
             through_encoder = self.kernels.row_times(grad_b_enc, self.adam.tables[0])
             grad_b_dec = grad_output - self.exchange.latent_processes.all_reduce_sum(through_encoder)
 
-        update_vector(self.adam.of(sae.b_enc), grad_b_enc, adam)
+        beside_pre_acts = code.extra_gradients.pop("b_enc", None)
+        update_vector(
+            self.adam.of(sae.b_enc), grad_b_enc if beside_pre_acts is None else grad_b_enc + beside_pre_acts, adam
+        )
         update = RowUpdate(
             sums, encoder=self.adam.encoder(), decoder=self.adam.decoder(), adam=adam, aux=aux, prefixes=self.prefixes,
             copies=[*self.adam.rounded, *self.adam.tables],
@@ -286,10 +289,9 @@ class FusedStep:
             self._static_batches[size] = Batch(x, y, gradient)
 
         static = self._static_batches[size]
-        for kept, rows in zip(static, raw, strict=True):
-            if rows is not None and not (rows is raw.y and raw.y is raw.x):
-                kept[: len(rows)].copy_(rows)
-        static.x[: len(raw.x)].copy_(raw.x)
+        for rows, place in {raw.x: static.x, raw.y: static.y, raw.gradient: static.gradient}.items():
+            if rows is not None and place is not None:
+                place[: len(rows)].copy_(rows)
 
         return static
 

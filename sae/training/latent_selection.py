@@ -17,6 +17,7 @@ TILE = 128  # batch sizes are rounded up to it, so that batches of nearly the sa
 # Pre-activations held at a time, if tokens select independently of each other; on a GPU more, if they are those of few
 # rows, because every piece reads the whole encoder: 44 ms an update of a million latents in pieces of 128, 34 of 1,024.
 CHUNK_NUMBERS, FEWEST_ROWS = 1 << 27, 1024
+LEAST_SPARSE = 4  # times as many latents as a token keeps on average, or autograd takes the update
 MOST_PAIRS = 1 << 27  # of a batch whose tokens keep different numbers of latents; each takes about 60 bytes on a GPU
 
 
@@ -89,14 +90,15 @@ class LatentSelection:
         return cuda_ragged.count_above(centred, table, sae.b_enc, bounds=bounds, is_counted=is_counted)
 
     def room(self, counted: Any) -> int | None:
-        """Places for the counted latents, enough for all; None if there are so many that memory would not hold them.
+        """Places for the counted latents, enough for all; None if there are so many that dense products are faster.
 
         Python waits for the GPU here.
         """
         from sae.kernels import cuda_ragged
 
         n_pairs = counted.n_pairs()
-        return None if n_pairs > MOST_PAIRS else cuda_ragged.room_for(n_pairs)
+        most = min(MOST_PAIRS, counted.pre_acts.numel() // LEAST_SPARSE)
+        return None if n_pairs > most else cuda_ragged.room_for(n_pairs)
 
     def fill(self, counted: Any, room: int) -> Selection:
         """The counted latents, in a list of `room` places."""
