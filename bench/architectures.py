@@ -29,7 +29,7 @@ DEAD_AFTER = {"dead_after_tokens": 1 << 40}
 THRESHOLDS = {"relu": 3.0, "gated": 3.0}  # so that they keep as many latents as the others, as after training
 OTHER = HookPoint("mlp_out", 1)
 KINDS: dict[str, dict[str, Any]] = {
-    "topk": {}, "batch_topk": {}, "gradient": {"beta": 1.0}, "matryoshka": {}, "jumprelu": {}, "top_afa": {}, "relu": {}, "gated": {},
+    "topk": {}, "batch_topk": {}, "gradient": {"beta": 1.0}, "matryoshka": {}, "jumprelu": {}, "top_afa": {}, "relu": {}, "gated": {}, "multi topk": {"architecture": "topk", "multi_topk": True},
     "transcoder": {"target": OTHER}, "skip transcoder": {"architecture": "transcoder", "target": OTHER, "skip": True},
     "jumprelu transcoder": {"architecture": "jumprelu", "target": OTHER, "skip": True},
     "crosscoder": {"more_hooks": (OTHER,)},

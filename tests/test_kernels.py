@@ -190,7 +190,36 @@ def test_no_latent_above_its_bound_is_missed_by_a_product_in_bfloat16(seed, widt
         assert (row[row >= 0].diff() > 0).all() and (row.diff() != 0)[: int((row >= 0).sum())].all()
 
 
-@pytest.mark.parametrize("name", ["jumprelu", "relu", "gated", "batch_topk", "matryoshka"])
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    width=st.integers(1, 300),
+    groups=st.integers(1, 12),
+    spread=st.floats(0, 6),
+    share=st.floats(0, 1),
+)
+def test_the_largest_by_a_product_in_bfloat16_are_those_of_float32(seed, width, groups, spread, share):
+    latents, k = groups * cpu_proposals.GROUP - 3, max(1, round(share * groups))
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    rows, table = draw(40, width) * (spread * draw(40, 1)).exp(), draw(latents, width) * draw(latents, 1).exp()
+    bias = draw(latents) * 3
+    assert cpu_proposals.fits(latents, k)
+    indices = cpu_proposals.largest(rows, table, bias, k)
+    assert (indices.diff(dim=1) > 0).all() and (indices >= 0).all() and (indices < latents).all()
+    z = rows.double() @ table.double().T + bias.double()
+    edge = 1e-5 * (rows.abs() @ table.abs().T + bias.abs()).max(1).values
+    assert (z.gather(1, indices).sort(1).values - z.topk(k).values.sort(1).values).abs().max(1).values.le(edge).all()
+
+
+def test_ties_among_the_largest_go_to_the_smaller_latent():
+    table = torch.ones(100, 8)
+    assert cpu_proposals.largest(torch.ones(1, 8), table, torch.zeros(100), 3)[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name", ["jumprelu", "relu", "gated", "batch_topk", "matryoshka", "topk", "transcoder", "crosscoder"]
+)
 def test_codes_are_those_of_the_whole_product(name, monkeypatch):
     sae, x = make(name).eval(), batch(700, 1).x
     with torch.no_grad():

@@ -22,7 +22,6 @@ TOKEN_NORM_EPS = 1e-5
 INITIAL_ROWS = 1 << 16
 PIECE_NUMBERS = 1 << 26  # pre-activations that are in memory at a time outside of training
 
-
 C = TypeVar("C", bound=ArchitectureConfig)
 
 
@@ -107,17 +106,22 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         self.b_dec.copy_(torch.zeros_like(centre) if self.config.token_norm else centre)
 
     @property
-    def loss_terms(self) -> Literal["error", "prefixes", "code"] | None:
+    def loss_terms(self) -> Literal["error", "prefixes", "code", "wider"] | None:
         """What the loss depends on besides AuxK; the hand-written step must know.
 
         "error": the squared error of a ReLU code; "prefixes": the sum of squared errors over all `config.prefixes`;
         "code": the squared error and a term of the selected activations, with one number per latent as parameters;
-        None: anything else.
+        "wider": also the squared error of a code of more latents, as in TopK; None: anything else.
         """
         kind, base = type(self), SparseAutoencoder
         return (
             "error" if kind.activate is base.activate and kind.extra_loss is base.extra_loss else kind.extra_loss_terms
         )
+
+    @property
+    def k_in_loss(self) -> int:
+        """The most latents of a token that the loss reads, if that is one number for all tokens, else 1."""
+        return getattr(self.config, "k", 1)
 
     @property
     def centred(self) -> bool:
@@ -167,10 +171,13 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
 
     @torch.no_grad()
     def _selected(self, centred: Tensor, gradient: Tensor | None) -> Tensor:
-        """`select`; where bounds decide in float32, without most of the product in float32."""
-        bounds = self.selection_bounds() if self.selection_dtype == torch.float32 else None
-        if bounds is not None and cpu_proposals.suits(self.W_enc.T):
-            return cpu_proposals.above(centred, self.W_enc.T, self.b_enc, bounds)
+        """`select`; in float32 on a CPU without most of the product, where bounds decide or a number for each token."""
+        table, k = self.W_enc.T, getattr(self.config, "k", 0)
+        if self.selection_dtype == torch.float32 and cpu_proposals.suits(table):
+            if (bounds := self.selection_bounds()) is not None:
+                return cpu_proposals.above(centred, table, self.b_enc, bounds)
+            if self.selects == "k_per_token" and cpu_proposals.fits(self.d_sae, k):
+                return cpu_proposals.largest(centred, table, self.b_enc, k)
         return self.select(self.pre_acts(centred), SelectionInput(centred, gradient))
 
     def _code(self, x: Tensor, gradient: Tensor | None) -> tuple[Encoding, Tensor]:
@@ -283,7 +290,6 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         top = pre_acts.topk(count, dim=1, sorted=False)
         acts = torch.zeros_like(pre_acts).scatter(1, top.indices, F.relu(top.values))
         e_hat = acts @ self.W_dec[dead]
-
         return (error - e_hat).square().sum() / (error - error.mean(0)).square().sum().clamp_min(TINY)
 
     @final

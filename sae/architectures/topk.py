@@ -41,9 +41,14 @@ class TopK(KLargest[TopKConfig]):
     config_class = TopKConfig
 
     @property
-    def loss_terms(self) -> Literal["error"] | None:
+    def loss_terms(self) -> Literal["error", "wider"]:
         """The squared error alone, unless `multi_topk` adds a second one."""
-        return None if self.config.multi_topk else "error"
+        return "wider" if self.config.multi_topk else "error"
+
+    @property
+    def k_in_loss(self) -> int:
+        """k, or 4k with `multi_topk`."""
+        return min(MULTI * self.config.k, self.d_sae) if self.config.multi_topk else self.config.k
 
     def extra_loss(self, training_pass: TrainingPass) -> Float[Tensor, ""] | None:
         """fvu with 4k latents, times 1/8, if `multi_topk`."""
@@ -55,8 +60,7 @@ class TopK(KLargest[TopKConfig]):
 
         with torch.no_grad():
             pre_acts = self.pre_acts(centred)
-            k = min(MULTI * self.config.k, self.d_sae)
-            indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
+            indices = selection_for(pre_acts).top_k_indices(pre_acts, self.k_in_loss)
 
         values = gather_dot(centred, self.W_enc.T, indices) + pick(self.b_enc, indices)
         error = y - gather_sum(F.relu(values), self.W_dec, indices) - self.b_dec

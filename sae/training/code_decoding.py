@@ -11,6 +11,7 @@ from torch import Tensor
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.flat_code import CodeLossByHand, ErrorTerm, FlatPass
 from sae.architectures.settings import Batch, Encoding, TrainingPass
+from sae.architectures.topk import MULTI_WEIGHT
 from sae.kernels.step_types import AdamStep, Decoded, DecodeInput, StepKernels
 from sae.training.exchange import Exchange
 from sae.training.latent_selection import Selection
@@ -66,7 +67,9 @@ class DecodedCode(NamedTuple):
     """The decoded code, and what a loss with a term of the code adds: that term and gradients by parameter name.
 
     `pairs` are those of the selection sorted by latent, as the kernels know them. `counts` [n], of a flat code, is the
-    number of active latents of every token.
+    number of active latents of every token. Where one row of errors a token is not enough for the gradients of the
+    weights, `summed` is what they are summed from, of several rows a token, and `fired` the activations that count as
+    firings there.
     """
 
     encoding: Encoding
@@ -75,6 +78,8 @@ class DecodedCode(NamedTuple):
     extra_loss: Float[Tensor, ""] | float
     extra_gradients: dict[str, Float[Tensor, " ..."]]
     counts: Float[Tensor, " n"] | None = None
+    summed: Decoded | None = None
+    fired: Float[Tensor, "rows k"] | None = None
 
 
 class CodeDecoding:
@@ -105,6 +110,8 @@ class CodeDecoding:
             prefixes=self.prefixes,
             starts=selection.flat.starts if selection.flat else None,
         )
+        if self.sae.loss_terms == "wider":
+            return self._with_wider_code(selection, decoding)
         if self.sae.loss_terms != "code":
             decoded = self.exchange.decode(self.kernels, selection.values, decoding)
             return DecodedCode(
@@ -131,6 +138,46 @@ class CodeDecoding:
         latents, m = selection.latents, self.sae.d_sae
         numbered = torch.where(latents < 0, m, latents) if self._has_padding(selection) else latents
         return self.kernels.sorted_pairs(numbered, m, selection.flat.tokens if selection.flat else None)
+
+    def _with_wider_code(self, selection: Selection, decoding: DecodeInput) -> DecodedCode:
+        """The error of the k largest latents, and w times that of all selected ones.
+
+        With errors e of the first and f of all, the decoder's gradient is sum a (e + w f) over the first and sum a w f over
+        the others: two rows a token, n rows of the first before n rows of the others.
+        """
+        sae, kernels, latents, values = self.sae, self.kernels, selection.latents, selection.values
+        first = values.topk(sae.config.k, dim=1).indices  # pyright: ignore[reportAttributeAccessIssue]
+        is_first = torch.zeros_like(values).scatter_(1, first, 1.0)
+        narrow = kernels.decode(values.gather(1, first), decoding._replace(latents=latents.gather(1, first)))
+        wide = kernels.decode(values, decoding)
+
+        weighted_error = wide.error[0] * MULTI_WEIGHT
+        grad_acts = (wide.grad_acts * MULTI_WEIGHT).scatter_add(1, first, narrow.grad_acts)
+        square, _, n_active = narrow.by_token
+        by_token = torch.stack([square, square + MULTI_WEIGHT * wide.by_token[0], n_active])
+        error = torch.stack([narrow.error[0] + weighted_error, narrow.error[0]])
+
+        in_first, in_rest = is_first > 0, is_first == 0
+        halves = torch.cat([in_first, in_rest])
+        summed = Decoded(
+            wide.acts.repeat(2, 1) * halves,
+            grad_acts.repeat(2, 1) * halves,
+            torch.cat([error[0], weighted_error])[None],
+            by_token,
+        )
+        numbered = torch.where(halves, latents.repeat(2, 1), sae.d_sae)
+        fired = summed.acts.clone()
+        fired[len(latents) :] = 0
+
+        return DecodedCode(
+            Encoding(narrow.acts, latents.gather(1, first)),
+            Decoded(wide.acts * in_first, grad_acts, error, by_token),
+            kernels.sorted_pairs(numbered, sae.d_sae),
+            0.0,
+            extra_gradients={},
+            summed=summed,
+            fired=fired,
+        )
 
     def _with_code_loss_by_hand(
         self, prepared: PreparedBatch, selection: Selection, update: UpdateInput, decoding: DecodeInput

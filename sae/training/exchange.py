@@ -131,7 +131,7 @@ class Replicas(Exchange):
     @staticmethod
     def fits(sae: SparseAutoencoder, processes: Processes) -> bool:
         """Whether every token keeps the same number of latents, the loss is a squared error, and nothing is skipped."""
-        is_plain = not sae.ragged and sae.loss_terms != "code" and sae.W_skip is None
+        is_plain = not sae.ragged and sae.loss_terms in ("error", "prefixes") and sae.W_skip is None
         return is_plain and sae.d_sae % processes.world_size == 0
 
     def own_latents(self, n_latents: int) -> slice:

@@ -111,7 +111,7 @@ class FusedStep:
             if sae.loss_terms == "code" and not isinstance(sae, CodeLossByHand):
                 return False
 
-        return device.type in ("cpu", "cuda") and getattr(sae.config, "k", 1) <= _kernels_for(device).widest(sae.d_sae)
+        return device.type in ("cpu", "cuda") and sae.k_in_loss <= _kernels_for(device).widest(sae.d_sae)
 
     def reset(self) -> None:
         """Forgets everything derived from weights and moments; call it when something else has changed them."""
@@ -218,10 +218,12 @@ class FusedStep:
             )
 
         # 4. Gradients and Adam.
-        pairs, since_fired = code.pairs, sae.tokens_since_fired
-        grad_b_enc, ends = kernels.bias_gradient_and_firings(pairs, decoded, since_fired, adam, aux=aux)
+        pairs, since_fired, summed = code.pairs, sae.tokens_since_fired, code.summed or decoded
+        firings = summed if code.fired is None else summed._replace(acts=code.fired)
+        grad_b_enc, ends = kernels.bias_gradient_and_firings(pairs, firings, since_fired, adam, aux=aux)
         grad_b_enc, aux_loss = self.exchange.finish_latent_sums(grad_b_enc, aux_loss, since_fired)
-        row_sums = RowSums(pairs, decoded, centred, coefficient, ends=ends)
+        rows_in = centred if summed is decoded else centred.repeat(summed.error.shape[1] // len(centred), 1)
+        row_sums = RowSums(pairs, summed, rows_in, coefficient, ends=ends)
         if sae.W_skip is not None:
             error = (decoded.error[-1] * is_counted[:, None]).to(centred.dtype)
             code.extra_gradients["W_skip"] = product(centred.T, error) * coefficient

@@ -55,7 +55,7 @@ class LatentSelection:
 
     def _select_rows(self, centred: Tensor, gradient: Tensor | None, table: Tensor) -> Selection:
         sae, kernels = self.sae, self.kernels
-        k = getattr(sae.config, "k", 1)
+        k = sae.k_in_loss
         is_top_k = sae.selects == "k_per_token" and kernels.fits_groups(sae.d_sae, k)
         wants_maxima = is_top_k or (self.is_flat_batch and kernels.fits_groups(sae.d_sae, 1))
         pre_acts, maxima = kernels.encode(centred, table, sae.b_enc, wants_maxima)
@@ -69,7 +69,10 @@ class LatentSelection:
             flat = FlatCode.from_tokens(tokens, len(centred))
             return Selection(latents.int(), pre_acts[tokens, latents].float(), flat)
 
-        indices = sae.select(pre_acts, SelectionInput(centred, gradient))
+        if sae.loss_terms == "wider":
+            indices = kernels.top_k(pre_acts, k)[0].long()
+        else:
+            indices = sae.select(pre_acts, SelectionInput(centred, gradient))
         values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, bias=sae.b_enc.data)
         if sae.ragged:
             return Selection(indices.int(), values.masked_fill(indices < 0, PADDED))
