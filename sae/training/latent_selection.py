@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
 from sae.architectures.settings import Batch, SelectionInput
+from sae.kernels.sparse import selection_for
 from sae.kernels.step_types import FlatCode, StepKernels
 from sae.training.exchange import Exchange
 
@@ -70,7 +71,7 @@ class LatentSelection:
             return Selection(latents.int(), pre_acts[tokens, latents].float(), flat)
 
         if sae.loss_terms == "wider":
-            indices = kernels.top_k(pre_acts, k)[0].long()
+            indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
         else:
             indices = sae.select(pre_acts, SelectionInput(centred, gradient))
         values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, bias=sae.b_enc.data)
