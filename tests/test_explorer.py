@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fixtures import chromium, settled, violations
+from fixtures import chromium, run_here, serving, settled, violations
 
 pytestmark = [
     pytest.mark.browser,
@@ -591,3 +591,29 @@ def test_texts_are_held_against_others_and_vectors_are_searched(page, server):
     settled(page)
     page.goto(f"/#/{DICTIONARY}/search?q=[1,2]")
     page.get_by_role("alert").filter(has_text="the rows of this dictionary have 32").wait_for()
+
+
+def test_imported_pages_say_what_is_not_known_and_ask_for_nothing_that_is_not_there(browser, finished, tmp_path):
+    bucket = tmp_path / "bucket"
+    run_here("export", finished / "dictionaries" / "first", "--to", "neuronpedia", bucket)
+    source = next(bucket.glob("*/*/features")).parent
+    done = run_here(
+        "import", source, "--from", "neuronpedia", tmp_path / "runs" / "imported" / "dictionaries" / "theirs"
+    )
+    assert done.returncode == 0, done.stderr
+    with serving(tmp_path / "runs") as address:
+        context = browser.new_context(viewport={"width": 390, "height": 900}, base_url=address)
+        page, refused = context.new_page(), []
+        page.on("pageerror", lambda e: refused.append(str(e)))
+        page.on("response", lambda r: refused.append(r.url) if r.status >= 400 else None)
+        for part, words in (
+            ("", "Nothing is known of how well these labels hold"),
+            ("/features/3", "Strongest contexts"),
+        ):
+            page.goto("about:blank")
+            page.goto(f"/#/imported.theirs{part}")
+            settled(page)
+            assert words in page.inner_text("main") and violations(page) == []
+            assert "of strong firings" not in page.inner_text("main")
+        context.close()
+    assert not refused
