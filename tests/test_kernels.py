@@ -8,6 +8,7 @@ from fixtures import batch, make
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sae.architectures import base
 from sae.kernels import cpu, cpu_proposals, dense, reference, sparse
 from sae.kernels.sparse import pick
 
@@ -228,7 +229,7 @@ def test_codes_are_those_of_the_whole_product(name, monkeypatch):
                 tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
     codes = []
     for suits in (True, False):
-        monkeypatch.setattr(cpu_proposals, "suits", lambda _, suits=suits: suits)
+        monkeypatch.setattr(base, "gains_by_bfloat16", lambda _, suits=suits: suits)
         codes.append(sae.encode(x))
     dense = [torch.zeros(len(x), sae.d_sae).scatter_add(1, code.top_indices, code.top_acts) for code in codes]
     assert (dense[0] > 0).any() and torch.equal(*dense)

@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, SelectionInput, TrainingPass
+from sae.foundation.device import gains_by_bfloat16
 from sae.kernels import cpu_proposals
 from sae.kernels.sparse import gather_dot, gather_sum, pick, ragged_dot
 
 PADDED = -1e30  # the pre-activation of padding in a code: so low that it is never active
 TINY = 1e-30  # a token of zeros stays one
 TOKEN_NORM_EPS = 1e-5
-# Rows of initial weights drawn at a time. torch draws 16 numbers at once, so blocks give the same numbers as one draw.
-INITIAL_ROWS = 1 << 16
+INITIAL_ROWS = 1 << 16  # drawn at a time; torch draws 16 numbers at once, so blocks are the same as one draw
 PIECE_NUMBERS = 1 << 26  # pre-activations that are in memory at a time outside of training
 
 C = TypeVar("C", bound=ArchitectureConfig)
@@ -173,7 +173,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     def _selected(self, centred: Tensor, gradient: Tensor | None) -> Tensor:
         """`select`; in float32 on a CPU without most of the product, where bounds decide or a number for each token."""
         table, k = self.W_enc.T, getattr(self.config, "k", 0)
-        if self.selection_dtype == torch.float32 and cpu_proposals.suits(table):
+        if self.selection_dtype == torch.float32 and gains_by_bfloat16(table):
             if (bounds := self.selection_bounds()) is not None:
                 return cpu_proposals.above(centred, table, self.b_enc, bounds)
             if self.selects == "k_per_token" and cpu_proposals.fits(self.d_sae, k):

@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from sae.errors import UnavailableError
 
@@ -51,6 +54,14 @@ def has_bfloat16_products() -> bool:
         return False
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return not BFLOAT16_PRODUCTS.isdisjoint(flags.split())
+
+
+def gains_by_bfloat16(table: Shaped[Tensor, " ..."]) -> bool:
+    """Whether the table is in float32 on a CPU that multiplies bfloat16 numbers itself."""
+    return table.device.type == "cpu" and table.dtype == torch.float32 and _known_bfloat16_products()
+
+
+_known_bfloat16_products = cache(has_bfloat16_products)  # asked at every encoding
 
 
 class PeakMemory:

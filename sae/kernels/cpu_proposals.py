@@ -15,8 +15,6 @@ from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
 
-from sae.foundation.device import has_bfloat16_products
-
 ROUNDING = 2.0**-8  # relative error of a number rounded to bfloat16
 LAST_ROUNDING = np.float32(ROUNDING * 1.01)  # of a sum that is rounded to bfloat16, as a share of what comes out
 GROUP = 32  # latents that are passed over together if none of them can be above
@@ -93,11 +91,6 @@ def _largest(products, slack, norms, bias, rows, table, k, latents):  # pragma: 
                 ties -= is_tie
                 latents[n, at] = names[c]
                 at += 1
-
-
-def suits(table: Float[Tensor, "latents width"]) -> bool:
-    """Whether proposals are of use for a table [latents, width]: in float32 on a CPU that multiplies bfloat16 numbers."""
-    return table.device.type == "cpu" and table.dtype == torch.float32 and has_bfloat16_products()
 
 
 def above(
