@@ -213,6 +213,13 @@ def test_the_largest_by_a_product_in_bfloat16_are_those_of_float32(seed, width, 
     assert (z.gather(1, indices).sort(1).values - z.topk(k).values.sort(1).values).abs().max(1).values.le(edge).all()
 
 
+def test_biases_far_larger_than_products_do_not_hide_the_largest():
+    rows, table = torch.full((1, 4), 1e-9), torch.ones(64, 4)
+    bias = 1e4 + torch.arange(64).float()
+    assert cpu_proposals.largest(rows, table, bias, 2)[0].tolist() == [62, 63]
+    assert cpu_proposals.largest(rows, table, torch.full((64,), 1e4 / 3), 2)[0].tolist() == [0, 1]
+
+
 def test_ties_among_the_largest_go_to_the_smaller_latent():
     table = torch.ones(100, 8)
     assert cpu_proposals.largest(torch.ones(1, 8), table, torch.zeros(100), 3)[0].tolist() == [0, 1, 2]

@@ -1,7 +1,7 @@
 """Which latents are largest or above their bounds on a CPU: a product in bfloat16 proposes them, float32 decides.
 
-The whole product in float32 costs most of an encoding. In bfloat16 it is many times faster where the CPU has such
-instructions, and what it is off by has a bound, so that no latent is missed.
+The whole product in float32 costs most of an encoding. In bfloat16 it is faster where the CPU has such instructions, and
+what it is off by has a bound, so that no latent is missed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 ROUNDING = 2.0**-8  # relative error of a number rounded to bfloat16
 LAST_ROUNDING = np.float32(ROUNDING * 1.01)  # of a sum that is rounded to bfloat16, as a share of what comes out
+SUM_ROUNDING = np.float32(2.0**-20)  # of the sum of a product and a bias in float32, with room to spare
 GROUP = 32  # latents that are passed over together if none of them can be above
 PIECE, TINY = 4096, 1e-30  # rows of a table that are measured at a time; a row of zeros stays one
 ROWS = 256  # tokens whose pre-activations lie in the cache at a time
@@ -37,7 +38,8 @@ def _ranges(products, loose, norms, offset, lows, highs):  # pragma: no cover (c
     for g in range(len(lows)):
         low, high = np.float32(-1e30), np.float32(-1e30)
         for i in range(g * GROUP, min((g + 1) * GROUP, m)):
-            z, margin = products[i] + offset[i], abs(products[i]) * LAST_ROUNDING + loose * norms[i]
+            z = products[i] + offset[i]
+            margin = abs(products[i]) * LAST_ROUNDING + loose * norms[i] + abs(offset[i]) * SUM_ROUNDING
             low, high = max(low, z - margin), max(high, z + margin)
         lows[g], highs[g] = low, high
 
@@ -55,8 +57,8 @@ def _decide(products, slack, norms, offset, rows, table, latents, counts):  # pr
                 continue
             for i in range(g * GROUP, min((g + 1) * GROUP, m)):
                 z = products[n, i]
-                is_proposed = z + abs(z) * LAST_ROUNDING + loose * norms[i] + offset[i] > 0
-                if is_proposed and _dot(rows[n], table[i]) > -offset[i]:
+                margin = abs(z) * LAST_ROUNDING + loose * norms[i] + abs(offset[i]) * SUM_ROUNDING
+                if z + margin + offset[i] > 0 and _dot(rows[n], table[i]) > -offset[i]:
                     latents[n, at] = i
                     at += 1
         counts[n] = at
@@ -79,7 +81,8 @@ def _largest(products, slack, norms, bias, rows, table, k, latents):  # pragma: 
                 continue
             for i in range(g * GROUP, min((g + 1) * GROUP, m)):
                 z = products[n, i]
-                if z + abs(z) * LAST_ROUNDING + loose * norms[i] + bias[i] >= least:
+                margin = abs(z) * LAST_ROUNDING + loose * norms[i] + abs(bias[i]) * SUM_ROUNDING
+                if z + margin + bias[i] >= least:
                     names[count], values[count] = i, _dot(rows[n], table[i]) + bias[i]
                     count += 1
 
@@ -105,7 +108,7 @@ def above(
     |z~ - x . w| <= ||x - x~|| ||w~|| + ||x|| ||w - w~|| + 2 width 2^-24 ||x|| ||w|| + |z~| 2^-8 / (1 - 2^-8), by the
     inequality of Cauchy and Schwarz. What could be above its bound is computed again in float32. See `reference.above`.
     """
-    rows, table, offset = rows.detach(), table.detach(), (bias - bounds).detach().numpy()
+    rows, table, offset = rows.detach().contiguous(), table.detach(), (bias - bounds).detach().numpy()
     counts, pieces = np.zeros(len(rows), np.int64), []
     latents = np.empty((min(ROWS, len(rows)), len(table)), np.int32)  # memory is taken where something is written
     for part, proposal in _proposals(rows, table):
@@ -126,7 +129,7 @@ def largest(
 
     k is at most the number of groups of `GROUP` latents (`fits`); bounds are those of `above`. See `cpu.top_k_indices`.
     """
-    rows, table, offset = rows.detach(), table.detach(), bias.detach().numpy()
+    rows, table, offset = rows.detach().contiguous(), table.detach(), bias.detach().numpy()
     latents = np.empty((len(rows), k), np.int64)
     for part, (products, slack, norms) in _proposals(rows, table):
         _largest(products, slack, norms, offset, rows[part].numpy(), table.numpy(), k, latents[part])

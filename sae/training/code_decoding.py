@@ -147,7 +147,7 @@ class CodeDecoding:
         """
         sae, kernels, latents, values = self.sae, self.kernels, selection.latents, selection.values
         first = values.topk(sae.config.k, dim=1).indices  # pyright: ignore[reportAttributeAccessIssue]
-        is_first = torch.zeros_like(values).scatter_(1, first, 1.0)
+        is_first = torch.zeros_like(values, dtype=torch.bool).scatter_(1, first, True)
         narrow = kernels.decode(values.gather(1, first), decoding._replace(latents=latents.gather(1, first)))
         wide = kernels.decode(values, decoding)
 
@@ -157,8 +157,7 @@ class CodeDecoding:
         by_token = torch.stack([square, square + MULTI_WEIGHT * wide.by_token[0], n_active])
         error = torch.stack([narrow.error[0] + weighted_error, narrow.error[0]])
 
-        in_first, in_rest = is_first > 0, is_first == 0
-        halves = torch.cat([in_first, in_rest])
+        halves = torch.cat([is_first, ~is_first])
         summed = Decoded(
             wide.acts.repeat(2, 1) * halves,
             grad_acts.repeat(2, 1) * halves,
@@ -171,7 +170,7 @@ class CodeDecoding:
 
         return DecodedCode(
             Encoding(narrow.acts, latents.gather(1, first)),
-            Decoded(wide.acts * in_first, grad_acts, error, by_token),
+            Decoded(wide.acts * is_first, grad_acts, error, by_token),
             kernels.sorted_pairs(numbered, sae.d_sae),
             0.0,
             extra_gradients={},
