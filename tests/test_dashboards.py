@@ -259,7 +259,10 @@ def test_rows_that_cannot_be_are_named_and_nothing_is_written(tmp_path, table, c
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8b\x08", b"no gzip", gzip.compress(b"{" * 100), gzip.compress(b"[1]")])
+@pytest.mark.parametrize(
+    "content",  # mtime: else names of tests would be those of the second
+    [b"\x1f\x8b\x08", b"no gzip", gzip.compress(b"{" * 100, mtime=0), gzip.compress(b"[1]", mtime=0)],
+)
 def test_damaged_files_are_named(tmp_path, content):
     written(tmp_path / "b").joinpath("m/0-s/activations/batch-0.jsonl.gz").write_bytes(content)
     done = run_here("import", tmp_path / "b", "--from", "neuronpedia", tmp_path / "one")
