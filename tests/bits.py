@@ -47,6 +47,7 @@ SAES = [
         "more_hooks": ["resid_post.1"],
         **KEEPS_K,
     },
+    {"name": "matching-pursuit", "architecture": "matching_pursuit", "hook": "resid_post.1", **KEEPS_K},
     {"name": "heads", "architecture": "topk", "hook": "attn_z.1", **KEEPS_K},
 ]
 THREADS = 2

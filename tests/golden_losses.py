@@ -73,8 +73,8 @@ def losses_of(name: str) -> list[list[float]]:
     """loss, fvu and l0 of every update of an architecture."""
     config_class: Any = ARCHITECTURES[name].config_class
     known = {key: value for key, value in SETTINGS.items() if key in config_class.model_fields}
-    if name == "jumprelu":  # it can transcode too; the record is of an autoencoder
-        del known["target"], known["skip"]
+    if name == "jumprelu":  # it can be a transcoder or a crosscoder too; the record is of an autoencoder
+        del known["target"], known["skip"], known["more_hooks"]
     hook = "mlp_in.0" if "target" in known else "resid_post.0"
     config = config_class.model_validate({"name": "x", "architecture": name, "hook": hook, **known})
     with threads(bits.THREADS):

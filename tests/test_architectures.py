@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from fixtures import D_MODEL, D_SAE, K, batch, make, rows
@@ -278,6 +280,49 @@ def test_gradient_selection_ignores_sign_and_batch_size_and_uses_the_gradient():
     assert torch.equal(code.top_indices, score.topk(K, dim=1).indices.sort(dim=1).values)
     kept = pre_acts.gather(1, code.top_indices).relu()
     torch.testing.assert_close(code.top_acts, kept)  # values are the activations, not the scores
+
+
+def pursuit_of(sae, x):
+    """The definition, token by token: a dense code and the number of steps."""
+    code, n_steps = torch.zeros(len(x), D_SAE), torch.zeros(len(x), dtype=torch.int64)
+    for token in range(len(x)):
+        rest = x[token] - sae.b_dec
+        for _ in range(sae.config.k):
+            scores = sae.W_enc.T @ rest + sae.b_enc
+            latent = int(scores.argmax())
+            value = scores[latent].clamp_min(0)
+            is_new = value > 0 and code[token, latent] == 0
+            code[token, latent] += value
+            rest = rest - value * sae.W_dec[latent]
+            n_steps[token] += 1
+            if (sae.config.stops_on_repeat and not is_new) or rest.norm() < sae.residual_threshold:
+                break
+    return code, n_steps
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"stops_on_repeat": False, "k": 12}, {"least_residual": 2.0}, {"k": 40, "least_residual": 0.5}]
+)
+def test_matching_pursuit_takes_each_latent_for_what_is_left(settings):
+    sae, x = make("matching_pursuit", **settings).eval(), rows(80)
+    expected, n_steps = pursuit_of(sae, x)
+    code = sae.encode(x)
+    dense = torch.zeros(80, D_SAE).scatter_add(1, code.top_indices, code.top_acts)
+    torch.testing.assert_close(dense, expected, rtol=1e-4, atol=1e-5)
+    assert code.top_acts.shape[1] == n_steps.max()
+    with torch.no_grad():
+        without_gradients = sae.encode(x)
+    torch.testing.assert_close(without_gradients.top_acts, code.top_acts, rtol=1e-4, atol=1e-5)
+    assert n_steps.unique().numel() > 1 or "least_residual" not in settings
+
+
+def test_matching_pursuit_with_a_tied_encoder_leaves_less_at_every_step():
+    errors = []
+    for k in (1, 2, 4, 8):
+        sae = make("matching_pursuit", k=k)
+        torch.nn.init.zeros_(sae.b_enc)
+        errors.append((rows() - sae(rows())).square().sum(1))
+    assert all((later <= earlier + 1e-5).all() for earlier, later in itertools.pairwise(errors))
 
 
 def test_batch_topk_keeps_k_a_token_on_average_and_its_threshold_serves_single_tokens():

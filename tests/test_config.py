@@ -152,7 +152,7 @@ def test_every_field_has_a_description_and_is_explained():
     assert all(text.strip() for _, _, text in rows)
     sections = {key.split(".")[0] for key, _, _ in rows if "." in key}
     for section in sections:
-        most = 18 if section.startswith("sae") else 12  # ten settings of a dictionary are every architecture's
+        most = 19 if section.startswith("sae") else 12  # ten settings of a dictionary are every architecture's
         assert sum(key.startswith(f"{section}.") and key.count(".") == 1 for key, _, _ in rows) <= most
 
 

@@ -21,7 +21,8 @@ HOOKS = {"transcoder": "mlp_in.1"}
 
 def entry(name):
     fields = ARCHITECTURES[name].config_class.model_fields
-    known = {key: value for key, value in SETTINGS.items() if key in fields and (key, name) != ("target", "jumprelu")}
+    more = ("target", "more_hooks") if name == "jumprelu" else ()  # with one of them it would be another kind
+    known = {key: value for key, value in SETTINGS.items() if key in fields and key not in more}
     return {"name": name.replace("_", "-"), "architecture": name, **known, "hook": HOOKS.get(name, SETTINGS["hook"])}
 
 

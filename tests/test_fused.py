@@ -175,6 +175,7 @@ KINDS = [
     ("crosscoder", {"k": 8, "more_hooks": FURTHER[:1], "dead_after_tokens": 1500}),
     ("transcoder", {"k": 8, "target": FURTHER[0], "dead_after_tokens": 1500}),
     ("transcoder", {"k": 8, "target": FURTHER[0], "skip": True}),
+    ("jumprelu", {"target_l0": 8.0, "more_hooks": FURTHER[:1], "sparsity_warmup_tokens": 0}),
     ("jumprelu", {"target_l0": 8.0, "target": FURTHER[0], "skip": True, "sparsity_warmup_tokens": 0}),
 ]
 

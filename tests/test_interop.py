@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from fixtures import batch, make, published, run_here
+from fixtures import PROVENANCE, batch, make, published, run_here
+from safetensors.torch import save_file
 
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, LockedError, SaedexError
@@ -69,6 +69,22 @@ def test_skip_transcoders_and_token_norm_survive(tmp_path):
         export_dictionary(normed, "saelens", tmp_path / f"lens{number}")
         again = import_dictionary(tmp_path / f"lens{number}", "saelens", tmp_path / f"again{number}", None)
         assert again.config.token_norm == norm and largest_difference(dictionary.load(normed), again, 8.0) <= 1e-5
+
+
+def test_matching_pursuit_goes_to_saelens_where_its_encoder_is_its_decoder(tmp_path):
+    folder = tmp_path / "mine"
+    sae = make("matching_pursuit", least_residual=0.5, stops_on_repeat=False)
+    torch.nn.init.zeros_(sae.b_enc)
+    dictionary.publish(folder, sae, PROVENANCE)
+    export_dictionary(folder, "saelens", tmp_path / "theirs")
+    back = import_dictionary(tmp_path / "theirs", "saelens", tmp_path / "back", None)
+    assert largest_difference(dictionary.load(folder), back, 8.0) <= 1e-5
+    assert float(back.residual_threshold) == 0.5 and not back.config.stops_on_repeat
+    config = json.loads((tmp_path / "theirs" / "cfg.json").read_text())
+    assert config["max_iterations"] == back.config.k
+    (tmp_path / "theirs" / "cfg.json").write_text(json.dumps(config | {"residual_threshold": "low"}))
+    with pytest.raises(ArtefactError, match="residual_threshold is 'low'"):
+        FORMATS["saelens"].read(tmp_path / "theirs")
 
 
 def test_sites_survive_and_transcoders_of_other_kinds_are_refused(tmp_path):
@@ -208,12 +224,76 @@ def test_what_a_killed_export_left_is_taken_over(tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"cfg.json", "sae_weights.safetensors"}
 
 
-def test_crosscoders_of_gemma_scope_2_are_refused(tmp_path):
+def crosscoder_of_gemma_scope_2(folder, d, per_layer, layers=(3, 5), dtype=torch.float32, **config):
+    """Files as published: one a layer that latents read, with w_dec [latents, layers, d]; weights to earlier layers are 0."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for number in range(len(layers)):
+        w_dec = torch.randn(per_layer, len(layers), d, generator=generator)
+        w_dec[:, :number] = 0
+        part = {
+            "w_enc": torch.randn(d, per_layer, generator=generator),
+            "w_dec": w_dec,
+            "b_enc": torch.randn(per_layer, generator=generator),
+            "b_dec": torch.randn(d, generator=generator),
+            "threshold": torch.rand(per_layer, generator=generator) * 4,
+        }
+        parts.append({name: tensor.to(dtype) for name, tensor in part.items()})
+        save_file(parts[-1], folder / f"params_layer_{number}.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "jump_relu", "model_name": "gemma-3-1b-pt"} | config)
+    )
+    return {name: torch.stack([part[name].float() for part in parts]) for name in parts[0]}
+
+
+def test_crosscoders_of_gemma_scope_2_read_as_their_equations_say(tmp_path):
+    w = crosscoder_of_gemma_scope_2(tmp_path / "theirs", 6, 40, layers=(3, 5, 9), dtype=torch.bfloat16)
+    sae = import_dictionary(
+        tmp_path / "theirs", "gemma_scope_2", tmp_path / "mine", "resid_post.3,resid_post.5,resid_post.9"
+    )
+    assert [str(hook) for hook in sae.config.reads] == ["resid_post.3", "resid_post.5", "resid_post.9"]
+    assert (
+        "0 to 39, 40 to 79, 80 to 119 read one hook point each"
+        in dictionary.read_card(tmp_path / "mine").imported_from.note
+    )
+
+    x = 3 * torch.randn(200, 3, 6, generator=torch.Generator().manual_seed(1))
+    z = torch.einsum("nld,ldm->nlm", x, w["w_enc"]) + w["b_enc"]
+    acts = z.relu() * (z > w["threshold"])
+    x_hat = torch.einsum("nlm,lmod->nod", acts, w["w_dec"]) + w["b_dec"]
+    code = sae.encode(x.flatten(1))
+    dense = torch.zeros(200, 120).scatter_add(1, code.top_indices.long(), code.top_acts)
+    assert 0.05 < (acts > 0).float().mean() < 0.6
+    torch.testing.assert_close(dense, acts.flatten(1), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(sae.decode(code).view(200, 3, 6), x_hat, atol=1e-4, rtol=1e-5)
+    with pytest.raises(ConfigError, match="no foreign format holds it"):
+        export_dictionary(tmp_path / "mine", "gemma_scope_2", tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("hook", "config", "error", "said"),
+    [
+        (None, {}, ConfigError, "Give --hook, such as resid_post.8 and the others"),
+        ("resid_post.3", {}, ConfigError, "reads 2 hook points, and --hook or its name says 1"),
+        ("resid_post.3,resid_post.3", {}, ConfigError, "names a hook point twice"),
+        ("mlp_in.3,mlp_in.5", {"hf_hook_point_in": "a", "hf_hook_point_out": "b"}, ArtefactError, "cross-layer transcoder"),
+    ],
+)  # fmt: skip
+def test_what_a_crosscoder_does_not_say_is_asked_for(tmp_path, hook, config, error, said):
+    crosscoder_of_gemma_scope_2(tmp_path / "theirs", 6, 40, **config)
+    with pytest.raises(error, match=said):
+        import_dictionary(tmp_path / "theirs", "gemma_scope_2", tmp_path / "mine", hook)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_crosscoders_with_missing_or_misfitting_parts_are_refused(tmp_path):
     folder = tmp_path / "theirs"
-    export_dictionary(published(tmp_path / "mine", "jumprelu"), "gemma_scope_2", folder)
-    for layer in (7, 13):
-        shutil.copy(folder / "params.safetensors", folder / f"params_layer_{layer}.safetensors")
-    (folder / "params.safetensors").unlink()
-    assert origin_of(str(folder)).format == "gemma_scope_2"
-    with pytest.raises(ArtefactError, match="weakly causal crosscoder, in 2 files such as params_layer_13"):
+    crosscoder_of_gemma_scope_2(folder, 6, 40, layers=(3, 5, 9), hf_hook_point_in=["model.layers.3.output"] * 3)
+    (folder / "params_layer_1.safetensors").rename(tmp_path / "away")
+    with pytest.raises(ArtefactError, match="without a gap"):
         FORMATS["gemma_scope_2"].read(folder)
+    (folder / "params_layer_2.safetensors").rename(folder / "params_layer_1.safetensors")
+    with pytest.raises(ArtefactError, match="writes 3 hook points, and there are 2 files"):
+        FORMATS["gemma_scope_2"].read(folder)
+    assert origin_of(str(folder)).format == "gemma_scope_2"

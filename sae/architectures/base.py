@@ -59,7 +59,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     extra_loss_terms: ClassVar[Literal["prefixes", "code"] | None] = None  # see `loss_terms`
     in_units_of_activation: ClassVar[tuple[str, ...]] = ()  # further tensors that `fold_scale` divides
     lr_multiples: ClassVar[dict[str, float]] = {}  # parameters that learn faster than the rest
-    computes_as: ClassVar[Literal["topk", "jumprelu", "relu", "gated"] | None] = None  # its form in foreign files
+    computes_as: ClassVar[str | None] = None  # its form in foreign files
     foreign_tensors: ClassVar[tuple[str, ...]] = ()  # tensors of that form beside the four that all have
     lost_in_foreign_form: ClassVar[str | None] = None  # what that form does not keep, in words
 

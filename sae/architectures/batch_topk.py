@@ -6,7 +6,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from sae.architectures.running_threshold import BatchKeepsK, BatchSelected
+from sae.architectures.selections import BatchKeepsK, BatchSelected
 
 
 @final

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, final
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from sae.architectures.k_largest import KLargest
-from sae.architectures.settings import KeepsK
-from sae.model.hookpoints import HookPoint, HookPointField
+from sae.architectures.selections import KLargest
+from sae.architectures.settings import KeepsK, SeveralHooks
+from sae.model.hookpoints import HookPointField
 
 
 @final
-class CrosscoderConfig(KeepsK):
+class CrosscoderConfig(KeepsK, SeveralHooks):
     """Settings of a crosscoder."""
 
     example: ClassVar[dict[str, Any]] = {"more_hooks": ["resid_post.1"]}
@@ -23,22 +23,6 @@ class CrosscoderConfig(KeepsK):
     more_hooks: tuple[HookPointField, ...] = Field(
         min_length=1, description="The further hook points; `hook` is the first and the one that pages show."
     )
-
-    @property
-    def reads(self) -> tuple[HookPoint, ...]:
-        """All hook points."""
-        return (self.hook, *self.more_hooks)
-
-    @property
-    def writes(self) -> tuple[HookPoint, ...]:
-        """All hook points."""
-        return self.reads
-
-    @model_validator(mode="after")
-    def _hooks_differ(self) -> CrosscoderConfig:
-        if len(set(self.reads)) < len(self.reads):
-            raise ValueError("more_hooks names a hook point twice, or `hook` again")
-        return self
 
 
 @final
@@ -54,4 +38,3 @@ class Crosscoder(KLargest[CrosscoderConfig]):
     """
 
     config_class = CrosscoderConfig
-    computes_as = None  # no foreign format holds several hook points

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.flat_code import CodeLoss, CodeLossByHand, FlatPass
-from sae.architectures.settings import Penalised, SelectionInput, TrainingPass
+from sae.architectures.settings import Penalised, SelectionInput, SeveralHooks, TrainingPass
 from sae.foundation.section import Count
 from sae.kernels.sparse import pick, selection_for
 from sae.model.hookpoints import HookPoint, HookPointField
@@ -24,7 +24,7 @@ REVIVAL = 0.01  # by which the threshold of a dead latent falls an update
 
 
 @final
-class JumpReluConfig(Penalised):
+class JumpReluConfig(Penalised, SeveralHooks):
     """Settings of a JumpReLU dictionary."""
 
     architecture: Literal["jumprelu"] = Field(
@@ -57,13 +57,15 @@ class JumpReluConfig(Penalised):
 
     @property
     def writes(self) -> tuple[HookPoint, ...]:
-        """The target, if there is one."""
-        return (self.target or self.hook,)
+        """The target if there is one, else all that is read."""
+        return self.reads if self.target is None else (self.target,)
 
     @model_validator(mode="after")
     def _skip_has_a_target(self) -> JumpReluConfig:
         if self.target == self.hook:
             raise ValueError(f"target is the hook itself ({self.hook}); leave it out")
+        if self.target is not None and self.more_hooks:
+            raise ValueError("target is for a transcoder and more_hooks for a crosscoder; give one of them")
         if self.skip and self.target is None:
             raise ValueError("skip is for a transcoder: give its target too")
         if self.token_norm and self.target is not None:
@@ -128,6 +130,8 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig], CodeLossByHand):
     with activation 0, because their thresholds get a gradient.
 
     With a target it is a transcoder: what it reads is not centred, and `skip` adds x W_skip, as Gemma Scope 2 has it.
+    With more_hooks it is a crosscoder (see `Crosscoder`), of which a weakly causal one is that whose encoder and decoder
+    are 0 at the hook points that a latent does not read or write.
 
     Paper: Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders, Rajamanoharan et al.
     2024, arXiv 2407.14435, equations 9 to 12.

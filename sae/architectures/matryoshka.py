@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sae.architectures.running_threshold import BatchKeepsK, BatchSelected
+from sae.architectures.selections import BatchKeepsK, BatchSelected
 from sae.architectures.settings import TrainingPass
 from sae.kernels.sparse import gather_sum
 

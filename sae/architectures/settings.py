@@ -99,6 +99,31 @@ class KeepsK(ArchitectureConfig):
         return self
 
 
+class SeveralHooks(ArchitectureConfig):
+    """Settings of an architecture that can read several hook points at once and reconstruct them all: a crosscoder."""
+
+    more_hooks: tuple[HookPointField, ...] = Field(
+        default=(),
+        description="Further hook points, read and reconstructed side by side: a crosscoder. Pages show `hook`.",
+    )
+
+    @property
+    def reads(self) -> tuple[HookPoint, ...]:
+        """All hook points."""
+        return (self.hook, *self.more_hooks)
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """All hook points."""
+        return self.reads
+
+    @model_validator(mode="after")
+    def _hooks_differ(self) -> SeveralHooks:
+        if len(set(self.reads)) < len(self.reads):
+            raise ValueError("more_hooks names a hook point twice, or `hook` again")
+        return self
+
+
 class Penalised(ArchitectureConfig):
     """Settings of an architecture that becomes sparse through a term of the loss."""
 

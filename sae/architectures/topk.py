@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from sae.architectures.k_largest import KLargest
+from sae.architectures.selections import KLargest
 from sae.architectures.settings import KeepsK, TrainingPass
 from sae.kernels.sparse import gather_dot, gather_sum, pick, selection_for
 

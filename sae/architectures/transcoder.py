@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from sae.architectures.k_largest import KLargest
+from sae.architectures.selections import KLargest
 from sae.architectures.settings import KeepsK
 from sae.model.hookpoints import HookPoint, HookPointField
 

@@ -74,7 +74,11 @@ def add_opening_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format", help=f"layout of the files, if it cannot be told: {', '.join(plugin_names(FORMATS))}"
     )
-    parser.add_argument("--hook", help="hook point, such as resid_post.8, if the files do not say it or say it wrongly")
+    parser.add_argument(
+        "--hook",
+        help="hook point, such as resid_post.8, if the files do not say it or say it wrongly; several of a crosscoder, with "
+        "commas between them",
+    )
     parser.add_argument("--target", metavar="HOOK", help="hook point that a transcoder writes")
     parser.add_argument(
         "--tokens", type=float, default=1_000_000, help="tokens of the text to read (default: 1,000,000)"

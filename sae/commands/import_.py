@@ -29,7 +29,9 @@ class Import(Command):
             "without weights, neuronpedia",
         )
         parser.add_argument(
-            "--hook", help="hook point, such as resid_post.8, if the file does not say it or says it wrongly"
+            "--hook",
+            help="hook point, such as resid_post.8, if the file does not say it or says it wrongly; several of a crosscoder, "
+            "with commas between them",
         )
         parser.add_argument("--target", dest="writes", metavar="HOOK", help="hook point that a transcoder writes")
         parser.add_argument("target", type=Path, help="new dictionary folder")

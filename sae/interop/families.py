@@ -52,6 +52,7 @@ class Release:
         """What is known of it, in words: model, hook point, width, l0, size of the weights, licence."""
         facts = self.facts
         hook = " to ".join(str(facts[key]) for key in ("hook", "target") if key in facts)
+        hook = " and ".join((hook, *facts.get("more_hooks", ())))
         words = [str(facts.get("model", "")), hook]
         words += [f"{facts['d_sae']:,} latents"] if "d_sae" in facts else []
         words += [f"l0 {facts['l0']:g}"] if "l0" in facts else []
@@ -64,6 +65,7 @@ class Release:
     def n_bytes(self) -> int | None:
         """The bytes of its two matrices in float32, where the width of its model is known."""
         width = WIDTHS.get(str(self.facts.get("model")))
+        width = width and width * (1 + len(self.facts.get("more_hooks", ())))
         return 8 * width * self.facts["d_sae"] if width and "d_sae" in self.facts else None
 
 
@@ -127,14 +129,23 @@ def _gemma_scope(repo: re.Match[str], place: re.Match[str]) -> Facts:
 GEMMA_2_SITES = {"resid_post": "resid_post", "attn_out": "attn_z", "mlp_out": "mlp_out"}
 
 
+def _gemma_3(size: str, kind: str) -> str:
+    """The repository of the model, of which that of 270m has no -pt."""
+    return f"google/gemma-3-{size}" if size == "270m" and kind == "pt" else f"google/gemma-3-{size}-{kind}"
+
+
 def _gemma_scope_2(repo: re.Match[str], place: re.Match[str]) -> Facts:
-    size, kind = repo.groups()
-    suffix = "" if size == "270m" and kind == "pt" else f"-{kind}"
     site, layer = place[1], place[2]
-    facts: Facts = {"model": f"google/gemma-3-{size}{suffix}", "d_sae": thousands(place[3])}
+    facts: Facts = {"model": _gemma_3(*repo.groups()), "d_sae": thousands(place[3])}
     if site == "transcoder":
         return facts | {"hook": f"mlp_in.{layer}", "target": f"mlp_out.{layer}"}
     return facts | {"hook": f"{GEMMA_2_SITES[site]}.{layer}"}
+
+
+def _crosscoder(repo: re.Match[str], place: re.Match[str]) -> Facts:
+    hook, *more_hooks = (f"resid_post.{layer}" for layer in place[1].split("_"))
+    model = _gemma_3(*repo.groups())
+    return {"model": model, "d_sae": thousands(place[2]), "hook": hook, "more_hooks": more_hooks}
 
 
 def _qwen_scope(repo: re.Match[str], place: re.Match[str]) -> Facts:
@@ -175,6 +186,14 @@ FAMILIES = (
                 r"google/\1/\2",
             ),
         ),
+    ),
+    Family(
+        "gemma_scope_2",
+        r"google/gemma-scope-2-(270m|1b|4b|12b|27b)-(pt|it)",
+        r"crosscoder/layer_(\d+(?:_\d+)+)_width_(\d+[km])_l0_\w+",
+        _crosscoder,
+        licence=f"{CC_BY}; {GEMMA}",
+        ids=((r"(gemma-scope-2-\w+-(?:pt|it))-(crosscoder/.+)", r"google/\1/\2"),),
     ),
     Family(
         "qwen_scope",

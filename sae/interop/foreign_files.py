@@ -145,6 +145,10 @@ class ForeignTensors:
         """The matrix of that name; raises `ArtefactError` if there is none."""
         return self._take(name, (2,))
 
+    def table_of_tables(self, name: str) -> Float[Tensor, "_a _b _c"]:
+        """The tensor of three dimensions of that name; raises `ArtefactError` if there is none."""
+        return self._take(name, (3,))
+
     def vector(self, name: str) -> Float[Tensor, " _n"]:
         """The vector of that name; raises `ArtefactError` if there is none."""
         return self._take(name, (1,))
@@ -160,7 +164,7 @@ class ForeignTensors:
 
         is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
         if not is_plain or tensor.dim() not in ranks:
-            expected = " or ".join(("a number", "a vector", "a matrix")[rank] for rank in ranks)
+            expected = " or ".join(("a number", "a vector", "a matrix", "a table of matrices")[rank] for rank in ranks)
             raise ArtefactError(
                 f"{self._path}: {name} is {tensor.dtype} {list(tensor.shape)} ({tensor.layout}), expected is {expected} of "
                 f"floats."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -17,8 +17,11 @@ from sae.foundation.tensor_files import finite
 from sae.model.hookpoints import HookPoint
 from sae.publish.card import config_of
 
+KEEP_K = ("topk", "matching_pursuit")
+SETTINGS = {"matching_pursuit": ("stops_on_repeat",)}
+NOT_PER_LATENT = {"W_skip", "residual_threshold"}
 SCALED_WITH_LATENTS = {"threshold", "b_mag"}  # in units of a latent's activation
-Kind = Literal["topk", "jumprelu", "relu", "gated"]
+Kind = Literal["topk", "jumprelu", "relu", "gated", "matching_pursuit"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ForeignWeights:
     """a = kind((x - b_dec) W_enc + b_enc), x_hat = a W_dec + b_dec (+ x W_skip); without b_dec in the input if not
     `centred`.
 
-    W_enc [d_in, d_sae], W_dec [d_sae, d_out]; `extra` holds threshold [d_sae], r_mag and b_mag [d_sae], W_skip.
+    W_enc [d_in, d_sae], W_dec [d_sae, d_out]; `extra` holds threshold [d_sae], r_mag and b_mag [d_sae], W_skip, residual_threshold [].
     """
 
     kind: Kind
@@ -38,6 +41,7 @@ class ForeignWeights:
     centred: bool = True
     token_norm: bool | Literal["length"] = False
     extra: dict[str, Float[Tensor, " ..."]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # of our architecture of that kind, beside k
     lossy: str | None = None  # what this form does not keep, in words
     facts: dict[str, Any] = field(default_factory=dict)  # model, hook, ctx_len, ...
 
@@ -99,7 +103,7 @@ class ForeignWeights:
     def check_shapes(self) -> None:
         """Raises `ArtefactError` with all tensors whose shapes do not fit those of W_enc and W_dec."""
         (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[1]
-        per_latent = {name: tensor for name, tensor in self.extra.items() if name != "W_skip"}
+        per_latent = {name: tensor for name, tensor in self.extra.items() if name not in NOT_PER_LATENT}
         wanted = {
             "W_enc": (self.W_enc, (max(d_in, 1), max(d_sae, 1))),
             "b_enc": (self.b_enc, (d_sae,)),
@@ -122,7 +126,7 @@ class ForeignWeights:
 def weights_of(sae: SparseAutoencoder, card: DictionaryCard) -> ForeignWeights:
     """The dictionary as it computes at inference without gradients; raises `ConfigError` if no form fits."""
     config, architecture = sae.config, card.sae["architecture"]
-    if sae.computes_as is None:
+    if sae.computes_as is None or len(config.reads) > 1:
         raise ConfigError(f"architecture {architecture!r}: no foreign format holds it. Keep the folder itself.")
 
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sae.state_dict().items()}
@@ -131,12 +135,13 @@ def weights_of(sae: SparseAutoencoder, card: DictionaryCard) -> ForeignWeights:
         extra["threshold"] = extra["threshold"].clamp_min(0).expand(sae.d_sae).contiguous()
 
     return ForeignWeights(
-        sae.computes_as,
+        cast("Kind", sae.computes_as),
         W_enc=state["W_enc"],
         b_enc=state["b_enc"],
         W_dec=state["W_dec"],
         b_dec=state["b_dec"],
-        k=card.sae.get("k") if sae.computes_as == "topk" else None,
+        k=card.sae.get("k") if sae.computes_as in KEEP_K else None,
+        settings={name: card.sae[name] for name in SETTINGS.get(sae.computes_as, ())},
         centred=sae.centred,
         token_norm=config.token_norm,
         extra=extra,
@@ -158,6 +163,7 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
     d_in, d_sae = weights.W_enc.shape
     d_out = weights.W_dec.shape[1]
     settings: dict[str, Any] = {"name": name, "hook": hook, "d_sae": d_sae, "token_norm": weights.token_norm}
+    settings |= weights.settings
     transcodes = "target" in weights.facts
     if transcodes and weights.kind == "gated":
         raise ConfigError("a transcoder that computes as gated: saedex has TopK, JumpReLU and ReLU transcoders.")
@@ -167,8 +173,10 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
         )
     if transcodes:
         settings |= {"target": weights.facts["target"], "skip": "W_skip" in weights.extra}
-    if weights.kind == "topk":
+    if weights.kind in KEEP_K:
         settings["k"] = _checked_k(weights.k, d_sae)
+    if weights.facts.get("more_hooks"):
+        settings["more_hooks"] = weights.facts["more_hooks"]
     if weights.kind == "jumprelu":
         said_l0 = weights.facts.get("l0") or JumpReluConfig.model_fields["target_l0"].default
         settings["target_l0"] = min(said_l0, d_sae)

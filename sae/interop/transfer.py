@@ -120,16 +120,13 @@ def converted(
         weights = _with_facts(weights, {"target": _hook_point(writes, "--target")})
 
     if hook is not None:
-        weights = _with_facts(weights, {"hook": _hook_point(hook, "--hook")})
+        hooks = _hook_points(hook)
+        weights = _with_facts(weights, {"hook": hooks[0], "more_hooks": hooks[1:]})
     if writes is not None and weights.facts.get("hook") == writes:
         raise ConfigError(
             f"--hook and --target are both {writes}; a transcoder reads one hook point and writes another."
         )
-    if "hook" not in weights.facts:
-        there = weights.facts.get("hook_of_file")
-        reason = f"says {there!r}, which is no hook point that saedex knows for certain" if there else "does not say it"
-        raise ConfigError(f"{path}: where was it trained? The file {reason}. Give --hook, such as resid_post.8.")
-
+    _check_hooks(weights.facts, path)
     try:
         return module_of(weights, name), weights.facts
     except ArtefactError as error:
@@ -163,6 +160,34 @@ def _hook_point(text: str, option: str) -> str:
         return str(HookPoint.parse(text))
     except ValueError as error:
         raise ConfigError(f"{option} {text}: {error}") from None
+
+
+def _hook_points(text: str) -> list[str]:
+    """The hook points that --hook names."""
+    hooks = [_hook_point(part, "--hook") for part in text.split(",")]
+    if len(set(hooks)) < len(hooks):
+        raise ConfigError(f"--hook {text} names a hook point twice.")
+    return hooks
+
+
+def _check_hooks(facts: dict[str, Any], path: Path) -> None:
+    """Raises `ConfigError` if nobody says which hook points a dictionary reads, or too few or too many."""
+    n_hooks = facts.get("n_hooks", 1)
+    if "hook" not in facts:
+        there = facts.get("hook_of_file")
+        reason = f"says {there!r}, which is no hook point that saedex knows for certain" if there else "does not say it"
+        several = " and the others, with commas between them" if n_hooks > 1 else ""
+        raise ConfigError(
+            f"{path}: where was it trained? The file {reason}. Give --hook, such as resid_post.8{several}."
+        )
+
+    n_named = 1 + len(facts.get("more_hooks", ()))
+    if n_hooks != n_named:
+        example = ",".join(f"resid_post.{4 * (i + 1)}" for i in range(n_hooks))
+        raise ConfigError(
+            f"{path}: reads {n_hooks} hook point{'s' * (n_hooks > 1)}, and --hook or its name says {n_named}. Give exactly "
+            f"those, in their order, such as --hook {example}."
+        )
 
 
 def _text(value: Any) -> str:

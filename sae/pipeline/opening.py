@@ -168,7 +168,7 @@ def _differences(config: RunConfig, opening: Opening) -> dict[str, bool]:
     [sae] = config.sae
     return {
         "--tokens": config.train.tokens != opening.tokens,
-        "--hook": opening.hook is not None and str(sae.hook) != opening.hook,
+        "--hook": opening.hook is not None and ",".join(map(str, sae.reads)) != opening.hook,
         "--ctx-len": opening.ctx_len is not None and config.text.ctx_len != opening.ctx_len,
         "--target": opening.target is not None and str(sae.writes[0]) != opening.target,
         "--accept-misfit": config.opened is not None and config.opened.accept_misfit != opening.accept_misfit,

@@ -156,6 +156,8 @@ READERS: dict[str, Callable[[ForeignTensors, Path], ForeignWeights]] = {
 
 def _their_tensors(weights: ForeignWeights) -> tuple[str, dict[str, Tensor]]:
     """(their class, its tensors)."""
+    if weights.kind not in ("topk", "relu", "gated", "jumprelu"):
+        raise ConfigError(f"dictionary_learning has nothing that computes as {weights.kind}.")
     linear = {"encoder.weight": weights.W_enc.T, "decoder.weight": weights.W_dec.T}
     if weights.kind == "topk":
         rest = {"encoder.bias": weights.b_enc, "b_dec": weights.b_dec, "threshold": torch.tensor(-1.0)}

@@ -1,7 +1,8 @@
-"""Gemma Scope 2: config.json and params.safetensors with lower-case names; SAEs and transcoders, with or without skip."""
+"""Gemma Scope 2: config.json and params*.safetensors with lower-case names; SAEs, transcoders, weakly causal crosscoders."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -21,6 +22,10 @@ PLACES = {
     "post_feedforward_layernorm.output": "mlp_out",
     "pre_feedforward_layernorm.output": "mlp_in",
 }
+CROSS_LAYER = (
+    ": a cross-layer transcoder: it reads one layer and writes several others. saedex has none such; a sum over layers would "
+    "be another thing."
+)
 POINT = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.(.+)")
 
 
@@ -44,7 +49,8 @@ def their_point(hook: str) -> str:
 class GemmaScope2(Format):
     """Folders of Gemma Scope 2.
 
-    Its cross-layer transcoders and weakly causal crosscoders are refused: no dictionary of one layer is the same thing.
+    Crosscoders are read and not written: no other library reads them. Cross-layer transcoders are refused: no dictionary
+    of one layer is the same thing.
     """
 
     files = ("config.json", "params*.safetensors")
@@ -77,22 +83,16 @@ class GemmaScope2(Format):
         (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
     def read(self, path: Path) -> ForeignWeights:
-        """A folder of an SAE or of a transcoder of one layer."""
+        """A folder of an SAE, of a transcoder of one layer, or of a crosscoder."""
         config, file = path / "config.json", path / "params.safetensors"
         settings = read_json(config)
         choice(settings, "architecture", config, ("jump_relu",))
-        if parts := sorted(part.name for part in path.glob("params_layer_*.safetensors")):
-            raise ArtefactError(
-                f"{path}: a weakly causal crosscoder, in {len(parts)} files such as {parts[0]}: latents of a layer write that "
-                "layer and later ones. saedex has crosscoders that read all their layers, and reads no such."
-            )
+        if parts := sorted(path.glob("params_layer_*.safetensors"), key=_number):
+            return _crosscoder(parts, settings, config)
         tensors = ForeignTensors(read_tensors(file), file)
         W_enc, b_enc = tensors.matrix("w_enc"), tensors.vector("b_enc")
         if tensors.rank("w_dec") == 3:
-            raise ArtefactError(
-                f"{file}: a cross-layer transcoder: it writes several layers. saedex has dictionaries that write one; a sum "
-                "over layers would be another thing."
-            )
+            raise ArtefactError(f"{file}{CROSS_LAYER}")
         W_dec, b_dec = tensors.matrix("w_dec"), tensors.vector("b_dec")
         extra = {"threshold": tensors.vector("threshold").clamp_min(0)}  # ReLU(z) 1[z > t]: t < 0 does what 0 does
         if "affine_skip_connection" in tensors:
@@ -101,6 +101,68 @@ class GemmaScope2(Format):
         return ForeignWeights(
             "jumprelu", W_enc, b_enc, W_dec, b_dec=b_dec, centred=False, extra=extra, facts=_facts(settings, config)
         )
+
+
+def _number(part: Path) -> int:
+    """The place of a file among those of its crosscoder; raises `ArtefactError` if its name holds none."""
+    number = part.stem.rpartition("_")[2]
+    if not number.isascii() or not number.isdigit() or len(number) > 4:
+        raise ArtefactError(f"{part}: expected params_layer_0.safetensors and so on.")
+    return int(number)
+
+
+def _crosscoder(parts: list[Path], settings: dict[str, Any], config: Path) -> ForeignWeights:
+    """A weakly causal crosscoder: part l holds the latents that read hook point l and write all (to earlier ones, 0).
+
+    w_enc [d, m], w_dec [m, hook points, d]: side by side they are a crosscoder that reads all hook points, of which the
+    weights that are in no file are 0.
+    """
+    if [_number(part) for part in parts] != list(range(len(parts))):
+        raise ArtefactError(
+            f"{config.parent}: has {', '.join(part.name for part in parts)}; params_layer_0 to the last without a gap are expected."
+        )
+    blocks = []
+    for part in parts:
+        tensors = ForeignTensors(read_tensors(part), part)
+        if "affine_skip_connection" in tensors:
+            raise ArtefactError(f"{part}{CROSS_LAYER}")
+        w_dec = tensors.table_of_tables("w_dec")
+        if w_dec.shape[1] != len(parts):
+            raise ArtefactError(f"{part}: w_dec writes {w_dec.shape[1]} hook points, and there are {len(parts)} files.")
+        names = ("b_enc", "threshold", "b_dec")
+        block = {"w_enc": tensors.matrix("w_enc"), "w_dec": w_dec, **{name: tensors.vector(name) for name in names}}
+        tensors.check_all_taken()
+        blocks.append(block)
+
+    joined = {name: torch.cat([block[name] for block in blocks]) for name in ("b_enc", "threshold", "b_dec")}
+    return ForeignWeights(
+        "jumprelu",
+        torch.block_diag(*(block["w_enc"] for block in blocks)),
+        joined["b_enc"],
+        torch.cat([block["w_dec"].flatten(1) for block in blocks]),
+        b_dec=joined["b_dec"],
+        centred=False,
+        extra={"threshold": joined["threshold"].clamp_min(0)},
+        facts=_facts_of_crosscoder(settings, config, [len(block["b_enc"]) for block in blocks]),
+    )
+
+
+def _facts_of_crosscoder(settings: dict[str, Any], path: Path, n_latents: list[int]) -> dict[str, Any]:
+    """Model, hook points as far as the config says them, and which latents read which of them."""
+    points, target = settings.get("hf_hook_point_in"), settings.get("hf_hook_point_out")
+    if target not in (None, "", [], points):
+        raise ArtefactError(f"{path.parent}{CROSS_LAYER}")
+    facts = _facts({key: value for key, value in settings.items() if not key.startswith("hf_hook_point")}, path)
+    ends = list(itertools.accumulate(n_latents))
+    starts = ", ".join(f"{end - n:,} to {end - 1:,}" for n, end in zip(n_latents, ends, strict=True))
+    facts |= {"n_hooks": len(n_latents), "hook_of_file": points}
+    facts["note"] = (
+        f"latents {starts} read one hook point each, in their order; saedex holds the zeros between them too"
+    )
+    hooks = [our_hook(str(point)) for point in points] if isinstance(points, list) else []
+    if hooks and all(hooks):
+        facts |= {"hook": hooks[0], "more_hooks": hooks[1:]}
+    return facts
 
 
 def _facts(settings: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, final
@@ -16,7 +17,9 @@ from sae.interop.foreign_weights import ForeignWeights, Kind
 from sae.interop.format import Format
 from sae.interop.hook_names import hook_name, our_hook
 
-ARCHITECTURES: dict[Kind, str] = {"topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated"}
+ARCHITECTURES: dict[Kind, str] = {
+    "topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated", "matching_pursuit": "matching_pursuit",
+}  # fmt: skip
 SIGNED = "abstopk"  # the k largest of either sign; arXiv 2510.00404
 TRANSCODERS: dict[str, Kind] = {
     "transcoder": "relu", "skip_transcoder": "relu", "jumprelu_transcoder": "jumprelu",
@@ -24,7 +27,6 @@ TRANSCODERS: dict[str, Kind] = {
 }  # fmt: skip
 WHY_NOT = {
     "temporal": ", whose code of a token depends on the tokens before it, and here it depends on that token alone",
-    "matching_pursuit": ", which chooses latents one after another, and no architecture here does",
 }
 # Settings that scale by the mean norm of some text: their loader applies no scale, and expects it in the weights. A file in
 # which it is not shows when the dictionary is opened (sae.pipeline.stages.check).
@@ -53,7 +55,8 @@ KEYS = frozenset({
     "d_out", "metadata", "normalize_activations", "rescale_acts_by_decoder_norm", "reshape_activations", "sae_lens_version",
     "aux_loss_coefficient", "decoder_heuristic_init", "decoder_heuristic_init_norm", "decoder_init_norm",
     "decoder_orthogonal_init", "init_encoder_as_decoder_transpose", "jumprelu_bandwidth", "jumprelu_init_threshold",
-    "jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input", "jumprelu_tanh_scale", "l0_coefficient",
+    "jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input", "jumprelu_tanh_scale", "l0_coefficient", "max_iterations",
+    "residual_threshold", "stop_on_duplicate_support",
     "l0_warm_up_steps", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "matryoshka_widths", "mse_loss_normalization",
     "noise_scale", "normalize_sae_decoder", "pre_act_loss_coefficient", "scale_sparsity_penalty_by_decoder_norm",
     "target_l0", "topk_threshold_lr", "use_ghost_grads", "use_matryoshka_aux_loss", "use_sparse_activations",
@@ -72,7 +75,12 @@ class SaeLens(Format):
             raise ConfigError("SAELens has no TopK transcoder that it can load; use --to sparsify.")
 
         tensors = {"W_enc": weights.W_enc, "W_dec": weights.W_dec, "b_dec": weights.b_dec}
-        if weights.kind == "gated":  # their magnitude path adds b_mag to exp(r_mag) W x, ours subtracts the gate's bias
+        if weights.kind == "matching_pursuit":
+            _check_tied(weights)
+            del tensors["W_enc"]
+        elif (
+            weights.kind == "gated"
+        ):  # their magnitude path adds b_mag to exp(r_mag) W x, ours subtracts the gate's bias
             tensors |= {"b_gate": weights.b_enc, "r_mag": weights.extra["r_mag"], "b_mag": weights.extra["b_mag"]}
         else:
             tensors |= {"b_enc": weights.b_enc}
@@ -90,7 +98,7 @@ class SaeLens(Format):
             "apply_b_dec_to_input": True,
             "normalize_activations": NAMES_OF_NORMS[weights.token_norm],
             "reshape_activations": "hook_z" if weights.facts["hook"].startswith("attn_z") else "none",
-            **({"k": weights.k, "rescale_acts_by_decoder_norm": False} if weights.kind == "topk" else {}),
+            **_settings(weights),
             "metadata": {
                 "sae_lens_version": "6.54.12",
                 "model_name": weights.facts["model"],
@@ -120,8 +128,12 @@ class SaeLens(Format):
 
         file = path / "sae_weights.safetensors"
         tensors = ForeignTensors(read_tensors(file), file, dtype)
-        W_enc, W_dec = tensors.matrix("W_enc"), tensors.matrix("W_dec")
-        b_enc, b_dec = tensors.vector("b_gate" if kind == "gated" else "b_enc"), tensors.vector("b_dec")
+        W_dec, b_dec = tensors.matrix("W_dec"), tensors.vector("b_dec")
+        if kind == "matching_pursuit":
+            tensors.check_all_taken()
+            return _matching_pursuit(W_dec, b_dec if centred else torch.zeros_like(b_dec), cfg, config)
+
+        W_enc, b_enc = tensors.matrix("W_enc"), tensors.vector("b_gate" if kind == "gated" else "b_enc")
         extra = {
             name: tensors.vector(name)
             for name in {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}.get(kind, ())
@@ -155,6 +167,49 @@ class SaeLens(Format):
         weights.check_shapes()
         weights = weights.with_unit_rows() if rescales else weights
         return weights.with_signs_apart() if architecture == SIGNED else weights
+
+
+def _settings(weights: ForeignWeights) -> dict[str, Any]:
+    """The settings of their architecture beside those that all have."""
+    if weights.kind == "topk":
+        return {"k": weights.k, "rescale_acts_by_decoder_norm": False}
+    if weights.kind == "matching_pursuit":
+        return {
+            "max_iterations": weights.k,
+            "residual_threshold": float(weights.extra["residual_threshold"]),
+            "stop_on_duplicate_support": weights.settings["stops_on_repeat"],
+        }
+    return {}
+
+
+def _check_tied(weights: ForeignWeights) -> None:
+    """Raises `ConfigError` if a matching pursuit reads with an encoder of its own."""
+    if not torch.equal(weights.W_enc, weights.W_dec.T) or weights.b_enc.any():
+        raise ConfigError(
+            "SAELens' matching pursuit reads with its decoder, and this dictionary has learned an encoder of its own; no "
+            "foreign format holds it. Keep the folder itself."
+        )
+
+
+def _matching_pursuit(W_dec: torch.Tensor, b_dec: torch.Tensor, cfg: dict[str, Any], config: Path) -> ForeignWeights:
+    """Their matching pursuit, which reads with its decoder; b_dec is 0 where they do not subtract it."""
+    check_sizes(cfg, config, {"d_in": W_dec.shape[1], "d_sae": W_dec.shape[0]})
+    stops_on_repeat = choice(cfg, "stop_on_duplicate_support", config, (True, False))
+    threshold, most = cfg.get("residual_threshold", 1e-2), cfg.get("max_iterations")
+    if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise ArtefactError(f"{config}: residual_threshold is {threshold!r:.100}, expected a number.")
+    return ForeignWeights(
+        "matching_pursuit",
+        W_dec.T,
+        W_dec.new_zeros(len(W_dec)),
+        W_dec,
+        b_dec=b_dec,
+        k=W_dec.shape[1] if most is None else most,
+        token_norm=NORMS[choice(cfg, "normalize_activations", config, tuple(NORMS))],
+        extra={"residual_threshold": torch.tensor(max(float(threshold), 0.0))},
+        settings={"stops_on_repeat": stops_on_repeat},
+        facts=_facts(cfg.get("metadata", {}), config, transcodes=False),
+    )
 
 
 def _kind(architecture: Any, config: Path) -> Kind:

@@ -1,6 +1,4 @@
-"""What architectures that select over a whole batch share: a running threshold, so that inference sees one token at a
-time.
-"""
+"""Selections that several architectures share: the k largest of every token, and the k largest of a batch on average."""
 
 from __future__ import annotations
 
@@ -15,6 +13,19 @@ from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import KeepsK, SelectionInput, TrainingPass
 from sae.foundation.section import Count
 from sae.kernels.sparse import selection_for
+
+K = TypeVar("K", bound=KeepsK)
+
+
+class KLargest(SparseAutoencoder[K]):
+    """A dictionary that keeps the k largest pre-activations of every token."""
+
+    selects = "k_per_token"
+    computes_as = "topk"
+
+    def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens k"]:
+        """Indices of the k largest pre-activations."""
+        return selection_for(pre_acts).top_k_indices(pre_acts, self.config.k)
 
 
 class BatchKeepsK(KeepsK):
