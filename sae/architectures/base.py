@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, final
+from typing import ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae.architectures.settings import ArchitectureConfig, Batch, Encoding, Losses, SelectionInput, TrainingPass
+from sae.architectures.settings import (
+    ArchitectureConfig,
+    Batch,
+    Encoding,
+    Losses,
+    PreparedTokens,
+    SelectionInput,
+    TrainingPass,
+)
 from sae.foundation.device import gains_by_bfloat16
 from sae.kernels import cpu_proposals
 from sae.kernels.sparse import gather_dot, gather_sum, pick, ragged_dot
@@ -32,14 +40,6 @@ def _random_rows(rows: Tensor, first: int, total: int, generator: torch.Generato
         begin, end = max(start, first), min(start + len(block), first + len(rows))
         if begin < end:
             rows[begin - first : end - first].copy_(F.normalize(block[begin - start : end - start], dim=1))
-
-
-class PreparedTokens(NamedTuple):
-    """Rows [n, d_in] for the encoder, and the mean and deviation [n, 1] that were taken out of each token, if any."""
-
-    x: Float[Tensor, "n d_in"]
-    mean: Float[Tensor, "n 1"] | None
-    deviation: Float[Tensor, "n 1"] | None
 
 
 class SparseAutoencoder(nn.Module, ABC, Generic[C]):
@@ -114,14 +114,18 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         "wider": also the squared error of a code of more latents, as in TopK; None: anything else.
         """
         kind, base = type(self), SparseAutoencoder
-        return (
-            "error" if kind.activate is base.activate and kind.extra_loss is base.extra_loss else kind.extra_loss_terms
-        )
+        is_plain = kind.activate is base.activate and kind.extra_loss is base.extra_loss
+        return "error" if is_plain else kind.extra_loss_terms
 
     @property
     def k_in_loss(self) -> int:
         """The most latents of a token that the loss reads, if that is one number for all tokens, else 1."""
         return getattr(self.config, "k", 1)
+
+    @property
+    def k_of_token(self) -> int:
+        """The latents that every token keeps, where that is one number."""
+        return getattr(self.config, "k", 0)
 
     @property
     def centred(self) -> bool:
@@ -172,7 +176,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     @torch.no_grad()
     def _selected(self, centred: Tensor, gradient: Tensor | None) -> Tensor:
         """`select`; in float32 on a CPU without most of the product, where bounds decide or a number for each token."""
-        table, k = self.W_enc.T, getattr(self.config, "k", 0)
+        table, k = self.W_enc.T, self.k_of_token
         if self.selection_dtype == torch.float32 and gains_by_bfloat16(table):
             if (bounds := self.selection_bounds()) is not None:
                 return cpu_proposals.above(centred, table, self.b_enc, bounds)
@@ -314,10 +318,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     @final
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Gives every decoder row unit norm again after an update by autograd.
-
-        The hand-written step does so in its kernels (`StepKernels.update_rows`, `apply_rows`).
-        """
+        """Gives every decoder row unit norm again after an update by autograd; by hand, kernels do so."""
         self.W_dec.copy_(F.normalize(self.W_dec, dim=1))
 
     @final
@@ -336,9 +337,8 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
             return  # each token was divided by its own norm, so no scale is left
 
         scale_out = scale_in if scale_out is None else scale_out
-        scale_in, scale_out = (
-            torch.as_tensor(s, dtype=torch.float32).to(self.b_dec.device) for s in (scale_in, scale_out)
-        )
+        like = {"dtype": torch.float32, "device": self.b_dec.device}
+        scale_in, scale_out = (torch.as_tensor(s, **like) for s in (scale_in, scale_out))
         c = float(scale_out.mean())
         self.W_enc.copy_((self.W_enc.T * (scale_in / c)).T)
         self.W_dec *= c / scale_out

@@ -161,6 +161,14 @@ class Batch(NamedTuple):
     gradient: Float[Tensor, "tokens d_in"] | None = None
 
 
+class PreparedTokens(NamedTuple):
+    """Rows [n, d_in] for the encoder, and the mean and deviation [n, 1] that were taken out of each token, if any."""
+
+    x: Float[Tensor, "n d_in"]
+    mean: Float[Tensor, "n 1"] | None
+    deviation: Float[Tensor, "n 1"] | None
+
+
 class SelectionInput(NamedTuple):
     """What a selection may look at besides the pre-activations: the centred input, and coefficients of the loss."""
 

@@ -35,6 +35,7 @@ from sae.text.corpus import DatasetText, source_named
 CTX_LEN = 128
 HELD_OUT_TOKENS = 16_384
 FIRST_TOKENS = 32_768
+BATCH_CONTEXTS = 32  # of 128 tokens: a CPU's products are a tenth faster than with 16
 FEW_FILES = (
     20  # plain-text files; fewer of them are read paragraph by paragraph, so that there are documents to test on
 )
@@ -215,7 +216,7 @@ def _config(origin: Origin, opening: Opening, source: Any, *, name: str, target:
             "held_out_tokens": min(HELD_OUT_TOKENS, max(2, opening.tokens // 8)),
             "on_end": "stop",
         },
-        "harvest": trained.harvest.model_dump() if trained else {},
+        "harvest": trained.harvest.model_dump() if trained else {"batch_contexts": BATCH_CONTEXTS},
         # A segment of the stream is what is harvested before anything can be seen, and the ring holds two.
         "shuffle": {"buffer_bytes": 2 * 2 * FIRST_TOKENS * sum(widths_of(card, str(target)))},
         "train": {"tokens": opening.tokens, "batch_tokens": min(1024, opening.tokens)},

@@ -35,6 +35,8 @@ class Control(SparseAutoencoder[ArchitectureConfig]):
     target.
     """
 
+    selects = "k_per_token"
+
     def __init__(
         self,
         config: ArchitectureConfig,
@@ -46,7 +48,7 @@ class Control(SparseAutoencoder[ArchitectureConfig]):
     ):
         settings = config.model_copy(update={"d_sae": len(rows), "token_norm": False})
         super().__init__(settings, rows.shape[1], w_dec.shape[1])
-        self.k = min(k, len(rows))
+        self._k = min(k, len(rows))
         with torch.no_grad():
             self.W_enc.copy_(rows.T)
             self.W_dec.copy_(w_dec)
@@ -56,9 +58,14 @@ class Control(SparseAutoencoder[ArchitectureConfig]):
                 self.b_enc.copy_(-(rows @ centre))
         self.eval()
 
+    @property
+    def k_of_token(self) -> int:
+        """k, or all if there are fewer."""
+        return self._k
+
     def select(self, pre_acts: Float[Tensor, "tokens d_sae"], selection: SelectionInput) -> Int[Tensor, "tokens k"]:
         """Indices of the k largest pre-activations."""
-        return selection_for(pre_acts).top_k_indices(pre_acts, self.k)
+        return selection_for(pre_acts).top_k_indices(pre_acts, self._k)
 
 
 class ControlSample(NamedTuple):

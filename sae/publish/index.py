@@ -31,7 +31,7 @@ from sae.publish.controls import CONTROLS, ControlSample, control_of, l0_of, sam
 from sae.stream.activations import Activations
 
 BATCH_ROWS = 4096
-RAGGED_ROWS = 512  # of a code of varying length: a batch is as wide as its token with most latents
+RAGGED_ROWS = 2048  # of a code of varying length: a batch is as wide as its token with most latents
 FEATURES_PER_TOKEN = 32  # kept of those that promote a token
 
 
