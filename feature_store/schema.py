@@ -80,6 +80,8 @@ CONTEXTS = (
     )""",
 )
 
+LISTED = "listed"  # meta `promotion`: heights are the values of published lists
+
 EXPLANATIONS = (
     META,
     """create table explanation (

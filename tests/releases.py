@@ -108,3 +108,21 @@ def goodfire(root, repo, place):
     names |= {"encoder_linear.bias": w["b_enc"], "decoder_linear.bias": w["b_dec"]}
     torch.save({name: tensor.contiguous() for name, tensor in names.items()}, root / repo / place)
     return root / repo / place
+
+
+def temporal(root, repo, place, *, scale=0.25, d=D, m=M, k=7, dtype="float32"):
+    """Tied weights; attention over 4 heads, with a query of m / 8 numbers."""
+    folder, generator = root / repo / place, torch.Generator().manual_seed(2)
+    folder.mkdir(parents=True)
+    draw = lambda *shape: torch.randn(*shape, generator=generator) / shape[-1] ** 0.5  # noqa: E731
+    tensors = {"D": torch.nn.functional.normalize(draw(m, d), dim=1), "b": draw(d)}
+    for name, rows in (("k_ctx", m // 8), ("q_target", m // 8), ("v_ctx", m), ("c_proj", m)):
+        tensors |= {f"attn_layers.0.{name}.weight": draw(rows, m), f"attn_layers.0.{name}.bias": draw(rows)}
+    save_file(tensors, folder / "latest_ckpt.safetensors")
+    config = f"""llm: {{dimin: {d}, name: some-model}}
+data: {{dtype: {dtype}, ctx_len: 500}}
+sae: {{exp_factor: {m / d}, n_heads: 4, n_attn_layers: 1, bottleneck_factor: 8, sae_diff_type: topk, kval_topk: {k},
+  tied_weights: true, scaling_factor: {scale}}}
+"""
+    (folder / "conf.yaml").write_text(config)
+    return folder

@@ -13,6 +13,7 @@ import pytest
 from fixtures import run_here
 
 from feature_store import queries
+from feature_store.lookup.search import by_promotion
 from feature_store.store import Store
 
 # Columns of Neuronpedia's tables; its import refuses a row with any other.
@@ -187,6 +188,18 @@ def test_its_contexts_are_the_published_ones(imported, store):
         )
     texts = [{tokens for tokens, *_ in windows} for windows in (ours, theirs)]
     assert texts[0] == texts[1] and len(texts[0]) == 5
+
+
+def test_imported_features_are_found_by_the_tokens_that_their_pages_list(imported):
+    with closing(Store(imported / "store")) as read:
+        pairs = [(f.row.feature, *pair) for f in queries.features(read, 0, read.n_features) for pair in f.promoted]
+        _, token, _ = max(pairs, key=lambda pair: pair[2])
+        listing = {feature: value for feature, listed, value in pairs if listed == token and value > 0}
+        [text] = read.vocabulary.texts(np.array([token]))
+        hits = {hit.feature: hit.why for hit in by_promotion(read, text).hits}
+        assert listing and listing.keys() <= hits.keys()
+        for feature, value in listing.items():
+            assert hits[feature].endswith(f"{value:.1f} by what its page says")
 
 
 def test_pages_without_weights_are_served_and_encode_nothing(imported):

@@ -34,12 +34,21 @@ def family(every_architecture):
     return every_architecture
 
 
-def test_relp_coefficients_train(tmp_path, tree):
-    relp = {**entry("gradient"), "name": "relp", "coefficient": "relp"}
-    done = run_here("train", write_config(tmp_path, tree, sae=[relp], index__build=False))
+def test_other_settings_of_architectures_train(tmp_path, tree):
+    jumprelu = entry("jumprelu")
+    saes = [
+        {**entry("gradient"), "name": "relp", "coefficient": "relp"},
+        {**jumprelu, "name": "transcoder", "hook": "mlp_in.1", "target": "mlp_out.1", "skip": True},
+        {**jumprelu, "name": "crosscoder", "more_hooks": ["resid_post.2"]},
+    ]
+    done = run_here("train", write_config(tmp_path, tree, sae=saes, index__build=False))
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "runs" / "tiny" / "dictionaries" / "relp" / "metrics.json").read_text())
-    assert 0 < metrics["fvu"] < 1 and metrics["with_gradient"]["fvu"] != metrics["fvu"]
+    for sae in saes:
+        folder = tmp_path / "runs" / "tiny" / "dictionaries" / sae["name"]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert 0 < metrics["fvu"] < 1 and 0 < metrics["l0"] < 64 and metrics["ce"]["clean"] > 0
+        assert sae["name"] != "relp" or metrics["with_gradient"]["fvu"] != metrics["fvu"]
+        assert sae["name"] != "transcoder" or dictionary.load(str(folder)).W_skip.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", [n.replace("_", "-") for n in ARCHITECTURES])

@@ -17,7 +17,7 @@ from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, LockedError, SaedexError
 from sae.interop.foreign_weights import largest_difference
 from sae.interop.origin import origin_of
-from sae.interop.transfer import FORMATS, export_dictionary, import_dictionary
+from sae.interop.transfer import FORMATS, converted, export_dictionary, import_dictionary
 from sae.publish import dictionary
 
 HOLDS = {
@@ -37,6 +37,7 @@ def test_every_format_of_the_command_line_is_there():
         "llamascopium",
         "openai",
         "qwen_scope",
+        "temporal",
         "transcoder_layer",
     }
 
@@ -69,6 +70,16 @@ def test_skip_transcoders_and_token_norm_survive(tmp_path):
         export_dictionary(normed, "saelens", tmp_path / f"lens{number}")
         again = import_dictionary(tmp_path / f"lens{number}", "saelens", tmp_path / f"again{number}", None)
         assert again.config.token_norm == norm and largest_difference(dictionary.load(normed), again, 8.0) <= 1e-5
+
+
+def test_weights_for_scaled_activations_read_and_write_unscaled_ones(tmp_path):
+    export_dictionary(published(tmp_path / "mine", "jumprelu"), "gemma_npz", tmp_path / "theirs")
+    plain, scaled = (
+        converted(FORMATS["gemma_npz"], tmp_path / "theirs", "x", hook="resid_pre.0", known=known)[0]
+        for known in ({}, {"scale": 0.25})
+    )
+    x = batch(40).x
+    torch.testing.assert_close(scaled(4 * x), 4 * plain(x), rtol=1e-4, atol=1e-4)
 
 
 def test_matching_pursuit_goes_to_saelens_where_its_encoder_is_its_decoder(tmp_path):

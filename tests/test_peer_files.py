@@ -76,6 +76,44 @@ def test_saelens(place, seed, architecture, centred, normalised, dtype, reshaped
 
 @MANY
 @given(
+    SEEDS, st.booleans(), st.booleans(), st.sampled_from([1, 2]), st.sampled_from([1, 4]), st.integers(1, D_SAE),
+    st.sampled_from(["none", "constant_scalar_rescale", "layer_norm"]),
+)  # fmt: skip
+def test_saelens_temporal(place, seed, tied, centred, n_layers, n_heads, k, normalised):
+    imported("sae_lens")
+    from sae_lens import SAE
+    from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
+
+    config = TemporalSAEConfig(
+        d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=centred, normalize_activations=normalised, n_heads=n_heads,
+        n_attn_layers=n_layers, bottleneck_factor=4, kval_topk=k, tied_weights=tied, activation_normalization_factor=0.3,
+    )  # fmt: skip
+    config.metadata.hook_name = "blocks.3.hook_resid_post"
+    theirs = TemporalSAE(config)
+    randomise(theirs, seed)
+    theirs.save_model(place / "temporal")
+    if normalised == "layer_norm" or not (tied or centred):
+        with pytest.raises(ArtefactError):
+            read(place / "temporal", "saelens", hook=None)
+        return
+
+    ours = read(place / "temporal", "saelens", hook=None)
+    assert [str(hook) for hook in ours.config.reads] == ["resid_post.3", "predicted_resid_post.3"]
+    check_temporal(SAE.load_from_disk(place / "temporal"), ours, seed)
+
+
+def check_temporal(theirs, ours, seed):
+    x = batch(40, seed).x.reshape(4, 10, D_IN) * 30  # their codes are small multiples of the input
+    with torch.no_grad():
+        rows = torch.cat([x, ours.predict(x)], dim=2).flatten(0, 1)
+        code = ours.encode(rows)
+        acts = torch.zeros(40, D_SAE).scatter_add(1, code.top_indices, code.top_acts)
+        for expected, mine in ((theirs.encode(x), acts), (theirs(x), ours.decode(code, rows))):
+            assert (expected.flatten(0, 1) - mine).abs().max() <= 1e-5 * expected.abs().max().clamp_min(1e-30)
+
+
+@MANY
+@given(
     SEEDS,
     st.sampled_from(["standard", "gated", "jumprelu", "topk"]),
     st.sampled_from(["relu", "topk", "tanh-relu", "topk_without_k"]),

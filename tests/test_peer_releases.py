@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from fixtures import imported
-from releases import D, M, gemma_2, gemma_3, goodfire, llama_scope, mwhanna, qwen
+from releases import D, M, gemma_2, gemma_3, goodfire, llama_scope, mwhanna, qwen, temporal
 
 from sae.interop.formats import FORMATS
 from sae.interop.origin import origin_of
@@ -91,6 +91,25 @@ def test_a_release_computes_what_saelens_makes_of_it(release, tmp_path, monkeypa
     assert (ours.decode(code, x) - x_hat).abs().max() <= 1e-5 * x_hat.abs().max()
     expected_model = {"gemma-scope": "google/gemma-2-2b", "gemma-scope transcoder": "google/gemma-2-2b"}
     assert facts["model"] == expected_model.get(release, config.get("model_name") or config["metadata"]["model_name"])
+
+
+def test_a_temporal_release_codes_what_the_tokens_before_do_not_predict(tmp_path, monkeypatch):
+    repo, place = "canrager/temporalSAEs", "gemma-2-2B/layer_12/temporal"
+    origin = origin_of(str(temporal(tmp_path, repo, place)))
+    assert origin.format == "temporal"
+    ours, facts = converted(FORMATS["temporal"], origin.path, "ours", hook="resid_post.12")
+    sae, config = theirs(monkeypatch, tmp_path, "temporal_sae_huggingface_loader", repo, place)
+    assert facts["target"] == "resid_post.12" and config["activation_normalization_factor"] == 0.25
+
+    x = torch.randn(3, 20, D, generator=torch.Generator().manual_seed(9)) * 40
+    with torch.no_grad():
+        acts, x_hat, predicted = sae.encode(x).flatten(0, 1), sae(x).flatten(0, 1), ours.predict(x)
+        rows = torch.cat([x, predicted], dim=2).flatten(0, 1)
+        code = ours.encode(rows)
+    dense = torch.zeros(60, M).scatter_add(1, code.top_indices, code.top_acts)
+    assert (dense - acts).abs().max() <= 1e-5 * acts.abs().max() and (acts > 0).any()
+    assert (ours.decode(code, rows) - x_hat).abs().max() <= 1e-5 * x_hat.abs().max()
+    assert predicted[:, 1:].norm() > 0.05 * x.norm()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,9 @@ GEMMA_2, GEMMA_3 = "google/gemma-2-2b", "google/gemma-3-270m"
         ("gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_9", "google/gemma-scope-2b-pt-transcoders",
          "layer_3/width_16k/average_l0_9/params.npz", "gemma_npz",
          {"model": GEMMA_2, "hook": "mlp_in.3", "target": "mlp_out.3", "d_sae": 16384, "l0": 9.0}),
+        ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "google/gemma-scope-2b-pt-res",
+         "embedding/width_4k/average_l0_6/params.npz", "gemma_npz",
+         {"model": GEMMA_2, "hook": "resid_pre.0", "d_sae": 4096, "l0": 6.0, "scale": 1 / 48}),
         (EXAMPLES[1], "google/gemma-scope-2-270m-pt", "resid_post/layer_9_width_16k_l0_small", "gemma_scope_2",
          {"model": GEMMA_3, "hook": "resid_post.9", "d_sae": 16384}),
         ("gemma-scope-2-1b-pt-crosscoder/layer_7_13_17_22_width_262k_l0_medium", "google/gemma-scope-2-1b-pt",
@@ -76,7 +79,7 @@ def test_every_id_of_saelens_is_known():
     assert len(releases) > 13_000
     unread = {release.layout for release in releases if release.format is None}
     assert unread == {
-        "connor_rob_hook_z", "mntss_clt_layer_transcoder", "temporal", "deepseek_r1",
+        "connor_rob_hook_z", "mntss_clt_layer_transcoder", "deepseek_r1",
     }  # fmt: skip
     for release in releases:
         assert release.repo and release.path and (release.format is None or release.format in FORMATS)

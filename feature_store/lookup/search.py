@@ -14,6 +14,7 @@ import numpy as np
 from feature_store import queries
 from feature_store.lookup.hits import NOTHING, Found, Hit, share_of, tokens_of
 from feature_store.records import ActiveFeature
+from feature_store.schema import LISTED
 from feature_store.store import Store
 
 SearchKind = Literal["all", "label", "explanation", "current", "next", "previous", "promoted", "sentence", "like", "id"]
@@ -129,13 +130,12 @@ def by_token(store: Store, text: str, kind: Literal["current", "next", "previous
 
 
 def by_promotion(store: Store, text: str) -> Found:
-    """Features whose direction raises the token most, measured over their other tokens."""
+    """Features whose direction raises the token most over their other tokens, or whose published page lists it."""
     rows = queries.features_promoting(store, store.vocabulary.like(text), EACH)
     shown = store.vocabulary.shown
-    hits = [
-        Hit(f, "promoted", f"promotes “{shown(token)}”, {height:.1f} deviations above its other tokens")
-        for f, token, height in rows
-    ]
+    is_listed = store.meta.get("promotion") == LISTED
+    unit = "by what its page says" if is_listed else "deviations above its other tokens"
+    hits = [Hit(f, "promoted", f"promotes “{shown(token)}”, {height:.1f} {unit}") for f, token, height in rows]
     return Found(hits, len(hits), [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -138,6 +139,17 @@ class Penalised(ArchitectureConfig):
     def risen_on_device(self, tokens_seen: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The same of a number on a GPU, which Python does not wait for."""
         return (tokens_seen / max(self.sparsity_warmup_tokens, 1)).clamp(max=1.0)
+
+
+class ReadsContext(ABC):
+    """A dictionary that reads, beside an activation, what it predicts of it from the tokens before.
+
+    Its input is both side by side, the second one at the hook point `config.hook.predicted`.
+    """
+
+    @abstractmethod
+    def predict(self, x: Float[Tensor, "contexts length d"]) -> Float[Tensor, "contexts length d"]:
+        """The prediction at every token of whole contexts, in float32."""
 
 
 class Encoding(NamedTuple):

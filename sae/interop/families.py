@@ -129,6 +129,13 @@ def _gemma_scope(repo: re.Match[str], place: re.Match[str]) -> Facts:
 GEMMA_2_SITES = {"resid_post": "resid_post", "attn_out": "attn_z", "mlp_out": "mlp_out"}
 
 
+def _gemma_scope_embedding(repo: re.Match[str], place: re.Match[str]) -> Facts:
+    """The embedding before the model multiplies it by sqrt(d_model); what layer 0 reads is after that."""
+    model = f"google/gemma-2-{repo[1]}"
+    scale = WIDTHS[model] ** -0.5
+    return {"model": model, "hook": "resid_pre.0", "d_sae": thousands(place[1]), "l0": float(place[2]), "scale": scale}
+
+
 def _gemma_3(size: str, kind: str) -> str:
     """The repository of the model, of which that of 270m has no -pt."""
     return f"google/gemma-3-{size}" if size == "270m" and kind == "pt" else f"google/gemma-3-{size}-{kind}"
@@ -163,6 +170,7 @@ def _llama_scope(repo: re.Match[str], place: re.Match[str]) -> Facts:
     return facts | {"hook": f"{LLAMA_SITES[place[2]]}.{place[1]}"}
 
 
+TEMPORAL_MODELS = {"gemma-2-2B": "google/gemma-2-2b", "llama-3.1-8B": "meta-llama/Llama-3.1-8B"}
 FAMILIES = (
     Family(
         "gemma_npz",
@@ -173,6 +181,16 @@ FAMILIES = (
         path="{place}/params.npz",
         licence=f"{CC_BY}; {GEMMA}",
         ids=((r"(gemma-scope-\d+b-(?:pt|it)-(?:res|mlp|att|transcoders)/.+)", r"google/\1"),),
+    ),
+    Family(
+        "gemma_npz",
+        r"google/gemma-scope-(2b|9b|27b)-pt-res",
+        r"embedding/width_(\d+[km])/average_l0_(\d+)",
+        _gemma_scope_embedding,
+        files=("{path}",),
+        path="{place}/params.npz",
+        licence=f"{CC_BY}; {GEMMA}",
+        ids=((r"(gemma-scope-\d+b-pt-res/embedding/.+)", r"google/\1"),),
     ),
     Family(
         "gemma_scope_2",
@@ -216,6 +234,12 @@ FAMILIES = (
         r"layer_(\d+)\.safetensors",
         lambda _, __: {},  # config.yaml beside it says all
         files=("{path}", "config.yaml"),
+    ),
+    Family(
+        "temporal",
+        r"canrager/temporalSAEs",
+        r"(gemma-2-2B|llama-3\.1-8B)/layer_(\d+)/temporal",
+        lambda _, place: {"model": TEMPORAL_MODELS[place[1]], "hook": f"resid_post.{place[2]}"},
     ),
     Family(
         "goodfire",

@@ -19,6 +19,11 @@ from torch import Tensor
 
 from sae.errors import ArtefactError, SaedexError
 
+DTYPES = {
+    "float32": torch.float32, "torch.float32": torch.float32, "float16": torch.float16, "torch.float16": torch.float16,
+    "bfloat16": torch.bfloat16, "torch.bfloat16": torch.bfloat16, "float64": torch.float64,
+    "torch.float64": torch.float64,
+}  # fmt: skip
 MOST_JSON_BYTES = 16 << 20
 MOST_UNPACKED = 16  # times the size of an archive; numbers of trained weights hardly pack at all
 NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -41,6 +41,7 @@ class ForeignWeights:
     centred: bool = True
     token_norm: bool | Literal["length"] = False
     extra: dict[str, Float[Tensor, " ..."]] = field(default_factory=dict)
+    more: dict[str, Float[Tensor, " ..."]] = field(default_factory=dict)  # further tensors, as our module calls them
     settings: dict[str, Any] = field(default_factory=dict)  # of our architecture of that kind, beside k
     lossy: str | None = None  # what this form does not keep, in words
     facts: dict[str, Any] = field(default_factory=dict)  # model, hook, ctx_len, ...
@@ -190,6 +191,7 @@ def module_of(weights: ForeignWeights, name: str) -> SparseAutoencoder:
         "W_dec": converted.W_dec,
         "b_dec": converted.b_dec,
         **converted.extra,
+        **converted.more,
     }
     state = sae.state_dict()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,8 +17,9 @@ import numpy as np
 from feature_store.dictionary_files import DictionaryCard, ImportFacts, ModelFacts
 from feature_store.indexing.codes import Codes, starts_from
 from feature_store.indexing.contexts import ContextLimits
-from feature_store.indexing.feature_rows import Directions
+from feature_store.indexing.feature_rows import NO_PROMOTION, Directions, Promotion
 from feature_store.indexing.generation import Corpus, Limits, corpus_of, publish
+from feature_store.schema import LISTED
 from feature_store.store import Store
 from sae.errors import ArtefactError
 from sae.foundation.new_folder import write_new_folder
@@ -112,6 +114,7 @@ def import_pages(pages: PublishedPages, path: Path, target: Path, *, layout: str
 
     def fill(place: Path) -> None:
         facts = {"hook": pages.hook, "weights_sha256": card.weights_sha256, "text": f"contexts published for {layout}"}
+        facts["promotion"] = LISTED
         store, limits = place / "store", Limits(ContextLimits(), FEATURES_PER_DOCUMENT, seed=0)
         publish(store, corpus, directions, limits, facts=facts)
         _publish_texts(store, pages.texts, set(features))
@@ -227,11 +230,26 @@ class _Texts:
             listed = [NOTHING_LISTED if page is None else getattr(page, name) for page in pages]
             rows = [[(number_of(item), value) for item, value in zip(*row, strict=True)] for row in listed]
             columns += _filled([[pair for pair in row if pair[0] >= 0][:MOST_LISTED] for row in rows])
-        return Directions(*columns)
+        return Directions(*columns, promotion=_promoting(*columns[:2]))
 
     def _known(self, feature: int) -> int:
         """The number of a feature; -1 if there is no page of that number."""
         return feature if 0 <= feature < self.d_sae else -1
+
+
+def _promoting(tokens: np.ndarray, values: np.ndarray) -> Promotion:
+    """The features whose pages list a token as promoted [d_sae, n], the largest value first, for every token."""
+    features, places = np.nonzero(tokens >= 0)
+    if not len(features):
+        return NO_PROMOTION
+    listed, raised = tokens[features, places], values[features, places]
+    order = np.lexsort((features, -raised, listed))
+    starts = np.r_[0, np.flatnonzero(np.diff(listed[order])) + 1, len(order)]
+    rows = [
+        [(int(features[i]), float(raised[i])) for i in order[start:end][:MOST_LISTED]]
+        for start, end in itertools.pairwise(starts)
+    ]
+    return Promotion(listed[order][starts[:-1]], *_filled(rows))
 
 
 def _filled(rows: list[list[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ FORMATS = {
     None: "saelens", "gemma_2": "gemma_npz", "gemma_2_transcoder": "gemma_npz", "gemma_3": "gemma_scope_2",
     "qwen_scope": "qwen_scope", "llama_scope": "llama_scope", "dictionary_learning_1": "dictionary_learning",
     "goodfire": "goodfire", "mwhanna_transcoder": "transcoder_layer", "sparsify": "sparsify",
-    "llama_scope_r1_distill": "llamascopium",
+    "llama_scope_r1_distill": "llamascopium", "temporal": "temporal",
 }  # fmt: skip
 FILES = {
     "gemma_npz": ("{path}",), "qwen_scope": ("{path}",), "goodfire": ("{path}",),
@@ -72,7 +72,7 @@ def _release(name: str, content: dict[str, Any], entry: dict[str, Any]) -> Relea
     by_rule = release_by_rule(repo, place)
     facts = dict(by_rule.facts) if by_rule else {}
     facts |= {"model": content["model"]} if "model" in content and "model" not in facts else {}
-    if hook := our_hook(str(overrides.get("hook_name", ""))):
+    if hook := our_hook(str(overrides.get("hook_name", ""))) or (our_hook(entry["id"]) if form == "temporal" else None):
         facts["hook"] = hook
     if isinstance(entry.get("l0"), int | float):
         facts["l0"] = float(entry["l0"])

@@ -101,13 +101,16 @@ def converted(
 ) -> tuple[SparseAutoencoder, dict[str, Any]]:
     """(the dictionary in a foreign file, called `name`; what is known of it).
 
-    `known` are facts that the file need not say, such as those of its release; `hook` and `writes` are what people say,
+    `known` are facts that the file need not say, such as those of its release (with `scale`, that of the activations which
+    its weights read and write); `hook` and `writes` are what people say,
     and they win. Raises `ConfigError` for what nobody says, `ArtefactError` for what cannot be.
     """
     weights = form.read(path)
     said = {key: value for key, value in weights.facts.items() if value not in (None, "unknown")}
     # The file is nearer to the weights than the names around it; but only it says whether there is a target at all.
     weights = replace(weights, facts={**weights.facts, **(known or {}), **said})
+    if scale := (known or {}).get("scale"):  # of the activations that the weights were made for
+        weights = weights.scaled(scale, scale)
     if weights.kind == "topk" and weights.k is None and "k" not in said and (known or {}).get("l0"):
         weights = replace(weights, k=int(weights.facts["l0"]))
 
@@ -127,6 +130,8 @@ def converted(
             f"--hook and --target are both {writes}; a transcoder reads one hook point and writes another."
         )
     _check_hooks(weights.facts, path)
+    if "context" in weights.settings:  # a temporal dictionary reconstructs what it reads
+        weights = _with_facts(weights, {"target": weights.facts["hook"]})
     try:
         return module_of(weights, name), weights.facts
     except ArtefactError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -26,6 +26,7 @@ from sae.model.language_model import LanguageModel
 
 Site = Literal["resid_pre", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_hidden", "mlp_out"]
 SITES: tuple[str, ...] = get_args(Site)
+PREDICTED = "predicted_"  # before a site: what a temporal dictionary predicts there from the tokens before
 RUN_ORDER = ("resid_pre", "attn_z", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
 
 
@@ -44,9 +45,19 @@ class HookPoint(NamedTuple):
         if isinstance(text, HookPoint):
             return text
         match = re.fullmatch(r"([a-z_]+)\.(\d+)", str(text))
-        if not match or match[1] not in SITES:
+        if not match or match[1].removeprefix(PREDICTED) not in SITES:
             raise ValueError(f"a hook point is site.layer with a site of {', '.join(SITES)}, such as resid_post.8")
         return cls(match[1], int(match[2]))
+
+    @property
+    def predicted(self) -> HookPoint:
+        """What a temporal dictionary predicts here."""
+        return HookPoint(f"{PREDICTED}{self.site}", self.layer)
+
+    @property
+    def place(self) -> HookPoint:
+        """Where in the model it is, also of a prediction."""
+        return HookPoint(self.site.removeprefix(PREDICTED), self.layer)
 
 
 HookPointField = Annotated[
@@ -70,15 +81,26 @@ class Channel(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A module, whether its input or its output is the hook point, and how many numbers that is per token."""
+    """A module, whether its input or its output is the hook point, and how many numbers that is per token.
+
+    With `predict` it is what is predicted of the activations there, which can be seen and not be replaced.
+    """
 
     module: nn.Module
     name: str
     side: Literal["input", "output"]
     width: int
+    predict: Callable[[Float[Tensor, "contexts length d"]], Float[Tensor, "contexts length d"]] | None = None
 
     def watch(self, see: Callable[[Float[Tensor, " ..."]], Float[Tensor, " ..."] | None]) -> Any:
         """Calls `see` with the activations on every forward pass; a returned tensor replaces them."""
+        if (predict := self.predict) is not None:
+
+            def look(x: Tensor) -> None:
+                see(predict(x).to(x.dtype))
+
+            return replace(self, predict=None).watch(look)
+
         if self.side == "output":
             return self.module.register_forward_hook(
                 lambda _m, _a, output: _replaced(output, see(first_tensor(output)))
@@ -158,7 +180,8 @@ def resolve_all(lm: LanguageModel, hooks: Iterable[HookPoint]) -> dict[HookPoint
     """`Place` of every hook point; raises `ConfigError` that lists the sites of the model if it has not one of them."""
     sites: dict[int, dict[str, Place]] = {}
     places: dict[HookPoint, Place] = {}
-    for hook in hooks:
+    for wanted in hooks:
+        hook = wanted.place
         if not 0 <= hook.layer < lm.n_layers:
             raise ConfigError(f"hook point '{hook}': the model has layers 0..{lm.n_layers - 1}. Choose one of them.")
         if hook.layer not in lm.blocks.running:
@@ -172,10 +195,17 @@ def resolve_all(lm: LanguageModel, hooks: Iterable[HookPoint]) -> dict[HookPoint
             raise ConfigError(
                 f"hook point '{hook}': this layer has no such site that saedex can find. It has: {offered}."
             )
-        places[hook] = sites[hook.layer][hook.site]
+        place = sites[hook.layer][hook.site]
+        places[wanted] = place if wanted == hook else replace(place, predict=_predictor(lm, wanted))
     return places
+
+
+def _predictor(lm: LanguageModel, hook: HookPoint) -> Callable[[Tensor], Tensor]:
+    if hook not in lm.predictors:
+        raise ConfigError(f"hook point '{hook}': no temporal dictionary that predicts it is loaded. Use {hook.place}.")
+    return lm.predictors[hook]
 
 
 def run_order(lm: LanguageModel, hooks: tuple[HookPoint, ...]) -> list[HookPoint]:
     """The hook points in the order in which a forward pass reaches them; the last is where it can stop."""
-    return sorted(hooks, key=lambda h: (h.layer, RUN_ORDER.index(h.site)))
+    return sorted(hooks, key=lambda h: (h.layer, RUN_ORDER.index(h.place.site), h == h.place))

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -72,9 +73,7 @@ class PackageModel(_Common):
     sha256: Sha256 = Field(description="SHA-256 of the joined weights file.")
     format: Literal["gguf"] = Field(default="gguf", description="Format of the joined file.")
     licence: str = Field(description="Licence of the weights, shown and written into the dictionary's card.")
-    accept_licence: bool = Field(
-        default=False, description="Confirm that you accept a licence that restricts use (such as Gemma's)."
-    )
+    accept_licence: bool = Field(default=False, description="Accept a licence that restricts use, such as Gemma's.")
 
     @model_validator(mode="after")
     def _licence(self) -> PackageModel:
@@ -97,6 +96,7 @@ class LanguageModel:
     sha256: str
     licence: str
     prepend_bos: bool
+    predictors: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)  # by hook point
 
     @cached_property
     def blocks(self) -> Blocks:

@@ -65,6 +65,13 @@ class RunConfig(Section):
         for name in sorted({n for n in names if names.count(n) > 1}):
             problems.append(f"sae: the name {name!r} is given twice; every dictionary needs its own")
 
+        if self.opened is None:
+            problems += [
+                f"sae.{number}: context is that of a published temporal dictionary; saedex opens such and trains none"
+                for number, sae in enumerate(self.sae)
+                if sae.hook.predicted in sae.reads
+            ]
+
         if self.harvest.drop_positions >= self.text.ctx_len:
             problems.append(
                 f"harvest.drop_positions: {self.harvest.drop_positions} leaves nothing of text.ctx_len {self.text.ctx_len}"

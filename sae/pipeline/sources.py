@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sae.architectures.settings import ReadsContext
 from sae.errors import ArtefactError, ConfigError
 from sae.foundation.device import device_called
 from sae.foundation.distributed import ALONE, Processes
@@ -17,6 +18,7 @@ from sae.model.hookpoints import Channel, resolve_all
 from sae.model.language_model import LanguageModel
 from sae.pipeline.config import RunConfig
 from sae.pipeline.sizes import check_sizes
+from sae.publish import dictionary
 from sae.publish.dictionary import read_card
 from sae.stream.activation_cache import ActivationCache
 from sae.stream.activations import Activations, segment_size
@@ -53,7 +55,7 @@ def prepare(
     takes its place. Of several processes the first reads the text; they share the training stream, and each has the
     held-out one.
     """
-    lm = _load_model(config, screen)
+    lm = _load_model(config, folder, screen)
     processes.on_first(lambda: _check_same_model(folder, lm))
     _check_context_length(config, lm)
     processes.on_first(lambda: check_sizes(config, lm, folder, processes.world_size))
@@ -104,17 +106,28 @@ def harvester_of(config: RunConfig, folder: Path, channels: tuple[Channel, ...],
     """A finished run's model in the precision it was trained in, ready to harvest texts that people bring."""
     if not (folder / DTYPE).exists():
         raise ConfigError(f"{folder}: this run has not loaded its model yet. Let sae-train finish it first.")
-    lm = _load_model(config, screen)
+    lm = _load_model(config, folder, screen)
     _check_same_model(folder, lm)
     lm.cast(_read_dtype(folder / DTYPE))
     return Harvester(lm, channels, config.harvest, config.text.packing)
 
 
-def _load_model(config: RunConfig, screen: Screen) -> LanguageModel:
+def _add_predictors(lm: LanguageModel, config: RunConfig, folder: Path) -> None:
+    """Gives the model what the run's temporal dictionaries predict, so that it is harvested like an activation."""
+    for settings in config.sae:
+        hook = settings.hook.predicted
+        if hook in settings.reads:
+            sae = dictionary.load(folder / "dictionaries" / settings.name).to(lm.device)
+            assert isinstance(sae, ReadsContext)
+            lm.predictors[hook] = sae.predict
+
+
+def _load_model(config: RunConfig, folder: Path, screen: Screen) -> LanguageModel:
     language_model.set_quiet()
     with screen.progress("model", 1, "model") as progress:
         lm = language_model.load(config.model, device_called(config.device, "device:"))
         progress.update(1)
+    _add_predictors(lm, config, folder)
     return lm
 
 

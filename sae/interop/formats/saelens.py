@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from sae.errors import ArtefactError, ConfigError
-from sae.interop.foreign_files import ForeignTensors, check_keys, check_sizes, choice, read_json, read_tensors
+from sae.interop.foreign_files import DTYPES, ForeignTensors, check_keys, check_sizes, choice, read_json, read_tensors
 from sae.interop.foreign_weights import ForeignWeights, Kind
 from sae.interop.format import Format
 from sae.interop.hook_names import hook_name, our_hook
+from sae.interop.temporal import TemporalSettings, weights_of_temporal
 
 ARCHITECTURES: dict[Kind, str] = {
     "topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated", "matching_pursuit": "matching_pursuit",
@@ -25,9 +26,11 @@ TRANSCODERS: dict[str, Kind] = {
     "transcoder": "relu", "skip_transcoder": "relu", "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }  # fmt: skip
-WHY_NOT = {
-    "temporal": ", whose code of a token depends on the tokens before it, and here it depends on that token alone",
-}
+TEMPORAL = "temporal"  # arXiv 2511.01836
+TEMPORAL_KEYS = {
+    "activation_normalization_factor", "bottleneck_factor", "kval_topk", "n_attn_layers", "n_heads", "sae_diff_type",
+    "tied_weights",
+}  # fmt: skip
 # Settings that scale by the mean norm of some text: their loader applies no scale, and expects it in the weights. A file in
 # which it is not shows when the dictionary is opened (sae.pipeline.stages.check).
 NORMS: dict[str, bool | Literal["length"]] = {
@@ -35,11 +38,6 @@ NORMS: dict[str, bool | Literal["length"]] = {
     "constant_scalar_rescale": False,
 }  # fmt: skip
 NAMES_OF_NORMS = {False: "none", True: "layer_norm", "length": "constant_norm_rescale"}
-DTYPES = {
-    "float32": torch.float32, "torch.float32": torch.float32, "float16": torch.float16, "torch.float16": torch.float16,
-    "bfloat16": torch.bfloat16, "torch.bfloat16": torch.bfloat16, "float64": torch.float64,
-    "torch.float64": torch.float64,
-}  # fmt: skip
 RENAMED = {
     "hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
@@ -116,8 +114,10 @@ class SaeLens(Format):
         """A folder with cfg.json, of SAELens 3 to 6."""
         config = path / "cfg.json"
         cfg = _as_version_6(read_json(config), config)
-        check_keys(cfg, config, KEYS)
         architecture = cfg.get("architecture")
+        if architecture == TEMPORAL:
+            return _temporal(cfg, config, path / "sae_weights.safetensors")
+        check_keys(cfg, config, KEYS)
         kind = _kind(architecture, config)
 
         choice(cfg, "reshape_activations", config, ("none", "hook_z"))
@@ -212,14 +212,34 @@ def _matching_pursuit(W_dec: torch.Tensor, b_dec: torch.Tensor, cfg: dict[str, A
     )
 
 
+def _temporal(cfg: dict[str, Any], config: Path, file: Path) -> ForeignWeights:
+    """Their temporal dictionary, whose code of a token is of what the tokens before do not predict."""
+    check_keys(cfg, config, KEYS | TEMPORAL_KEYS)
+    choice(cfg, "reshape_activations", config, ("none", "hook_z"))
+    normalised = choice(
+        cfg, "normalize_activations", config, ("none", "expected_average_only_in", "constant_scalar_rescale")
+    )
+    settings = TemporalSettings(
+        n_layers=cfg.get("n_attn_layers"),
+        n_heads=cfg.get("n_heads"),
+        bottleneck=cfg.get("bottleneck_factor"),
+        kind=cfg.get("sae_diff_type"),
+        k=cfg.get("kval_topk"),
+        scale=cfg.get("activation_normalization_factor", 1.0) if normalised == "constant_scalar_rescale" else 1.0,
+        is_centred=choice(cfg, "apply_b_dec_to_input", config, (True, False)),
+    )
+    tensors = ForeignTensors(read_tensors(file), file, DTYPES[choice(cfg, "dtype", config, tuple(DTYPES))])
+    facts = _facts(cfg.get("metadata", {}), config, transcodes=False)
+    return weights_of_temporal(tensors, ("W_enc", "W_dec", "b_dec"), settings, path=config, facts=facts)
+
+
 def _kind(architecture: Any, config: Path) -> Kind:
     """How an architecture of theirs computes; raises `ArtefactError` for one that no dictionary here does."""
     known: dict[str, Kind] = {**{theirs: ours for ours, theirs in ARCHITECTURES.items()}, SIGNED: "topk", **TRANSCODERS}
     kind = known.get(architecture) if isinstance(architecture, str) else None
     if kind is not None:
         return kind
-    reason = WHY_NOT.get(architecture, "") if isinstance(architecture, str) else ""
-    raise ArtefactError(f"{config}: architecture {architecture!r}{reason}; known: {', '.join(known)}.")
+    raise ArtefactError(f"{config}: architecture {architecture!r}; known: {', '.join([*known, TEMPORAL])}.")
 
 
 def _as_version_6(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
