@@ -126,3 +126,26 @@ sae: {{exp_factor: {m / d}, n_heads: 4, n_attn_layers: 1, bottleneck_factor: 8, 
 """
     (folder / "conf.yaml").write_text(config)
     return folder
+
+
+def crosscoder_of_gemma_scope_2(folder, d, per_layer, layers=(3, 5), dtype=torch.float32, **config):
+    """Files as published: one a layer that latents read, with w_dec [latents, layers, d]; weights to earlier layers are 0."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for number in range(len(layers)):
+        w_dec = torch.randn(per_layer, len(layers), d, generator=generator)
+        w_dec[:, :number] = 0
+        part = {
+            "w_enc": torch.randn(d, per_layer, generator=generator),
+            "w_dec": w_dec,
+            "b_enc": torch.randn(per_layer, generator=generator),
+            "b_dec": torch.randn(d, generator=generator),
+            "threshold": torch.rand(per_layer, generator=generator) * 4,
+        }
+        parts.append({name: tensor.to(dtype) for name, tensor in part.items()})
+        save_file(parts[-1], folder / f"params_layer_{number}.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "jump_relu", "model_name": "gemma-3-1b-pt"} | config)
+    )
+    return {name: torch.stack([part[name].float() for part in parts]) for name in parts[0]}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import PROVENANCE, batch, make, published, run_here
-from safetensors.torch import save_file
+from releases import crosscoder_of_gemma_scope_2
 
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, LockedError, SaedexError
@@ -233,29 +233,6 @@ def test_what_a_killed_export_left_is_taken_over(tmp_path):
     export_dictionary(folder, "saelens", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"cfg.json", "sae_weights.safetensors"}
-
-
-def crosscoder_of_gemma_scope_2(folder, d, per_layer, layers=(3, 5), dtype=torch.float32, **config):
-    """Files as published: one a layer that latents read, with w_dec [latents, layers, d]; weights to earlier layers are 0."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    parts = []
-    for number in range(len(layers)):
-        w_dec = torch.randn(per_layer, len(layers), d, generator=generator)
-        w_dec[:, :number] = 0
-        part = {
-            "w_enc": torch.randn(d, per_layer, generator=generator),
-            "w_dec": w_dec,
-            "b_enc": torch.randn(per_layer, generator=generator),
-            "b_dec": torch.randn(d, generator=generator),
-            "threshold": torch.rand(per_layer, generator=generator) * 4,
-        }
-        parts.append({name: tensor.to(dtype) for name, tensor in part.items()})
-        save_file(parts[-1], folder / f"params_layer_{number}.safetensors")
-    (folder / "config.json").write_text(
-        json.dumps({"architecture": "jump_relu", "model_name": "gemma-3-1b-pt"} | config)
-    )
-    return {name: torch.stack([part[name].float() for part in parts]) for name in parts[0]}
 
 
 def test_crosscoders_of_gemma_scope_2_read_as_their_equations_say(tmp_path):

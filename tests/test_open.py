@@ -16,8 +16,9 @@ from functools import partial
 import httpx
 import pytest
 from fake_hub import serving_hub
-from fixtures import copy_run, free_port, run_here, serving
+from fixtures import copy_run, free_port, run_here, serving, write_config
 from preloaded import Stop, exists, run_cli
+from releases import crosscoder_of_gemma_scope_2, temporal
 
 from feature_store.pointer import read_pointer
 from feature_store.store import Store
@@ -113,6 +114,33 @@ def test_a_foreign_dictionary_is_opened(foreign, finished, every_architecture, t
     card = dictionary.read_card(run / "dictionaries" / "layer_1")
     assert card.imported_from is not None and card.imported_from.format == "gemma_scope_2"
     assert json.loads((run / "summary.json").read_text())["dictionaries"]["layer_1"]["labels"]["features_labelled"] > 0
+
+
+def test_dictionaries_that_read_several_tensors_of_a_token_are_opened(finished, text, tmp_path):
+    temporal(tmp_path, "a", "temporal", d=32, m=64, k=4, scale=1.0)
+    crosscoder_of_gemma_scope_2(tmp_path / "crosscoder", 32, 40, layers=(1, 2))
+    for what, hook, reads in (
+        ("a/temporal", "resid_post.1", ["resid_post.1", "predicted_resid_post.1"]),
+        ("crosscoder", "resid_post.1,resid_post.2", ["resid_post.1", "resid_post.2"]),
+    ):
+        more = ("--hook", hook, "--model", finished, "--accept-misfit")  # their weights are random numbers
+        done = opened(tmp_path / what, text, tmp_path / "runs", *more)
+        assert done.returncode == 0, done.stderr
+        [folder] = (tmp_path / "runs").glob(f"{what.rpartition('/')[2]}-on-*/dictionaries/*")
+        sae = dictionary.load(folder)
+        assert [str(read) for read in sae.config.reads] == reads and sae.d_in == 64
+        metrics, check = (json.loads((folder / name).read_text()) for name in ("metrics.json", "check.json"))
+        assert metrics["fvu"] == pytest.approx(check["fvu"], rel=0.3) and metrics["kl"]["spliced"] > 0
+        assert Store(folder / "store").meta["n_tokens"] > 5000
+        assert json.loads((folder / "labels.json").read_text())["features_labelled"] > 5
+        again = opened(tmp_path / what, text, tmp_path / "runs", *more)
+        assert again.returncode == 0 and "complete already" in again.stdout + again.stderr
+
+
+def test_temporal_dictionaries_are_not_trained(tmp_path, tree):
+    sae = {"name": "x", "architecture": "transcoder", "hook": "resid_post.1", "target": "resid_post.1", "skip": True}
+    done = run_here("train", write_config(tmp_path, tree, sae=[sae | {"d_sae": 64, "k": 4, "context": {}}]))
+    assert done.returncode == 2 and "saedex opens such and trains none" in done.stderr
 
 
 @pytest.mark.parametrize(

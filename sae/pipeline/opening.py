@@ -167,9 +167,10 @@ def _absolute_source(source: Any) -> Any:
 def _differences(config: RunConfig, opening: Opening) -> dict[str, bool]:
     """What people say now, and whether the run was begun with something else."""
     [sae] = config.sae
+    hooks = ",".join(str(hook) for hook in sae.reads if hook == hook.place)
     return {
         "--tokens": config.train.tokens != opening.tokens,
-        "--hook": opening.hook is not None and ",".join(map(str, sae.reads)) != opening.hook,
+        "--hook": opening.hook is not None and hooks != opening.hook,
         "--ctx-len": opening.ctx_len is not None and config.text.ctx_len != opening.ctx_len,
         "--target": opening.target is not None and str(sae.writes[0]) != opening.target,
         "--accept-misfit": config.opened is not None and config.opened.accept_misfit != opening.accept_misfit,
