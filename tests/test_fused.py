@@ -78,6 +78,55 @@ def test_the_k_largest_are_exact_and_ties_go_to_the_first(n, latents, k, dtype):
     assert cuda.top_k_indices(random[:0], k).shape == (0, k)
 
 
+def wide_table(latents, width):
+    """(rows near sums of a few latents, the table they come from, biases), in bfloat16."""
+    generator = torch.Generator().manual_seed(3)
+    table = F.normalize(torch.randn(latents, width, generator=generator), dim=1)
+    chosen = torch.randint(0, latents, (300, 24), generator=generator)
+    x = (torch.rand(300, 24, 1, generator=generator) * table[chosen]).sum(1)
+    x = (x + 0.3 * torch.randn(x.shape, generator=generator) / width**0.5) * width**0.5
+    bias = 0.1 * torch.randn(latents, generator=generator)
+    return x.bfloat16().cuda(), table.bfloat16().cuda(), bias.cuda()
+
+
+@on_gpu
+@pytest.mark.parametrize(
+    "latents, width, k", [(196_608, 64, 32), (262_144, 768, 32), (200_704, 512, 1), (262_144, 80, 100)]
+)
+def test_eight_bits_propose_the_largest_and_bfloat16_decides(latents, width, k):
+    from sae.kernels import cuda_proposals as proposals
+
+    assert proposals.fits(latents, width, k)
+    x, table, bias = wide_table(latents, width)
+    codes = proposals.quantised(table)
+    indices, values = proposals.largest(x, table, bias, k, codes)
+    exact = x.float() @ table.float().T + bias
+    torch.testing.assert_close(values, exact.gather(1, indices.long()), rtol=1e-4, atol=1e-3)
+    assert (indices.diff(dim=1) > 0).all(), "ascending, none twice"
+    least = exact.topk(k, dim=1).values[:, -1:]
+    assert (values >= least - 1e-3).float().mean() > 0.999
+    again = proposals.largest(x, table, bias, k, codes)
+    assert torch.equal(again[0], indices) and torch.equal(again[1], values)
+    relative = (codes.codes.float() * codes.scales[:, None] - table.float()).abs() / codes.scales[:, None]
+    assert relative.max() <= 16.5, "half a step of the largest numbers"
+
+
+@on_gpu
+def test_wide_dictionaries_learn_as_well_from_proposals(monkeypatch):
+    from sae.kernels import cuda_proposals
+
+    figures = []
+    for fewest in (1 << 40, 1 << 12):
+        monkeypatch.setattr(cuda_proposals, "FEWEST_LATENTS", fewest)
+        trainer = made("topk", 64, 8192, k=16)
+        for seed in range(200):
+            trainer.step({Channel(HOOK): rows(seed, 1024, 64).bfloat16()}, LR)
+        trainer.reset_log()
+        trainer.step({Channel(HOOK): rows(999, 4096, 64).bfloat16()}, 0.0)
+        figures.append(float(trainer.sums[0]))
+    assert figures[1] == pytest.approx(figures[0], rel=0.02)
+
+
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("n, latents, k", [(64, 4096, 8), (7, 256, 1), (33, 640, 200)])

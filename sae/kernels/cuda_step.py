@@ -100,23 +100,43 @@ def encode_with_hits(
     return _encode(centred, table, bias, of_groups=hits, bounds=bounds), hits
 
 
+def encode_quantised(
+    rows: tuple[Float[Tensor, "n d"], Float[Tensor, " n"]],
+    latents: tuple[Float[Tensor, "m d"], Float[Tensor, " m"]],
+    bias: Float[Tensor, " m"],
+) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n groups"]]:
+    """As `encode`, from rows in 8 bits with their scales (`cuda_proposals.QuantisedRows`)."""
+    (centred, row_scales), (table, latent_scales) = rows, latents
+    maxima = _of_groups(centred, table, torch.bfloat16)
+    scales = row_scales, latent_scales
+    return _encode(centred, table, bias, of_groups=maxima, bounds=None, scales=scales), maxima
+
+
 def _of_groups(centred: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(len(centred), triton.cdiv(len(table), GROUP), dtype=dtype, device=centred.device)
 
 
-def _encode(centred: Tensor, table: Tensor, bias: Tensor, *, of_groups: Tensor | None, bounds: Tensor | None) -> Tensor:
+def _encode(
+    centred: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    *,
+    of_groups: Tensor | None,
+    bounds: Tensor | None,
+    scales: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     n, m = len(centred), len(table)
     out = torch.empty(n, m, dtype=torch.bfloat16, device=centred.device)
     # The fastest of the tiles tried on an H100; 500 us where cuBLAS, which gives no maxima, needs 469 (LOG.md).
-    rows, latents, step = 128, 256, 64
+    rows, latents, step = 128, 256, 64 if scales is None else 128
     n_programs = _multiprocessors(centred.device)  # one per multiprocessor; each does many tiles
     # A program wants a pointer, even if it reads and writes nothing there.
     encode_programs.encode_program[(n_programs,)](
         TensorDescriptor.from_tensor(centred, [rows, step]), TensorDescriptor.from_tensor(table, [latents, step]), bias,
-        bias if bounds is None else bounds, TensorDescriptor.from_tensor(out, [rows, latents]),
+        bias if bounds is None else bounds, *(scales or (bias, bias)), TensorDescriptor.from_tensor(out, [rows, latents]),
         out if of_groups is None else of_groups, n, m, PROGRAMS=n_programs, WIDTH=centred.shape[1], ROWS=rows,
         LATENTS=latents, STEP=step, GROUPED=8, MAXIMA=of_groups is not None and bounds is None, HITS=bounds is not None,
-        SPAN=GROUP, num_warps=8, num_stages=3,
+        SPAN=GROUP, SCALED=scales is not None, num_warps=8, num_stages=3,
     )  # fmt: skip
     return out
 

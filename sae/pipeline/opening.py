@@ -34,7 +34,7 @@ from sae.text.corpus import DatasetText, source_named
 
 CTX_LEN = 128
 HELD_OUT_TOKENS = 16_384
-FIRST_TOKENS = 32_768
+FIRST_TOKENS = 16_384
 BATCH_CONTEXTS = 32  # of 128 tokens: a CPU's products are a tenth faster than with 16
 FEW_FILES = (
     20  # plain-text files; fewer of them are read paragraph by paragraph, so that there are documents to test on

@@ -46,17 +46,35 @@ class LatentSelection:
         n_chunks = -(-numbers // CHUNK_NUMBERS)
         if centred.device.type == "cuda":
             n_chunks = min(n_chunks, -(-len(centred) // FEWEST_ROWS))
+        codes = self._codes(table)
         if self.sae.ragged or n_chunks <= 1:
-            return self._select_rows(centred, batch.gradient, table)
+            return self._select_rows(centred, batch.gradient, table, codes)
 
         step = -(-len(centred) // n_chunks // TILE) * TILE
         gradients = [None] * len(centred) if batch.gradient is None else batch.gradient.split(step)
-        chunks = [self._select_rows(rows, g, table) for rows, g in zip(centred.split(step), gradients, strict=False)]
+        chunks = [
+            self._select_rows(rows, g, table, codes) for rows, g in zip(centred.split(step), gradients, strict=False)
+        ]
         return Selection(torch.cat([c.latents for c in chunks]), torch.cat([c.values for c in chunks]))
 
-    def _select_rows(self, centred: Tensor, gradient: Tensor | None, table: Tensor) -> Selection:
+    def _codes(self, table: Float[Tensor, "m d"]) -> Any:
+        """The table in 8 bits (`cuda_proposals.QuantisedRows`) where these propose latents, else None."""
+        sae = self.sae
+        if table.device.type != "cuda" or sae.selects != "k_per_token":
+            return None
+        from sae.kernels import cuda_proposals
+
+        return cuda_proposals.quantised(table) if cuda_proposals.fits(*table.shape, sae.k_in_loss) else None
+
+    def _select_rows(self, centred: Tensor, gradient: Tensor | None, table: Tensor, codes: Any) -> Selection:
         sae, kernels = self.sae, self.kernels
         k = sae.k_in_loss
+        if codes is not None:
+            from sae.kernels import cuda_proposals
+
+            indices, values = cuda_proposals.largest(centred, table, sae.b_enc, k, codes)
+            return Selection(*self.exchange.selection(indices, values, values, k))
+
         is_top_k = sae.selects == "k_per_token" and kernels.fits_groups(sae.d_sae, k)
         wants_maxima = is_top_k or (self.is_flat_batch and kernels.fits_groups(sae.d_sae, 1))
         pre_acts, maxima = kernels.encode(centred, table, sae.b_enc, wants_maxima)

@@ -21,11 +21,14 @@ def prepare_program(raw, scale, centre, target, centred, squares, WIDTH: tl.cons
 
 @triton.jit
 def encode_program(
-    centred, table, bias, bounds, out, of_groups, n_rows, n_latents, PROGRAMS: tl.constexpr,
+    centred, table, bias, bounds, row_scales, latent_scales, out, of_groups, n_rows, n_latents, PROGRAMS: tl.constexpr,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr,
-    MAXIMA: tl.constexpr, HITS: tl.constexpr, SPAN: tl.constexpr,
+    MAXIMA: tl.constexpr, HITS: tl.constexpr, SPAN: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of centred table^T + bias in bfloat16; of every SPAN latents the maximum, or how many are over their bounds."""
+    """Tiles of centred table^T + bias in bfloat16; of every SPAN latents the maximum, or how many are over their bounds.
+
+    SCALED: rows and latents are in 8 bits, and their products multiples of both scales.
+    """
     down, across = tl.cdiv(n_rows, ROWS), tl.cdiv(n_latents, LATENTS)
     # One program does many tiles, so that the next tile is read while the last one is written.
     for tile in tl.range(tl.program_id(0), down * across, PROGRAMS, flatten=True):
@@ -38,6 +41,10 @@ def encode_program(
             b = table.load([latent_block * LATENTS, start])
             total = tl.dot(a, b.T, total)
         latents = latent_block * LATENTS + tl.arange(0, LATENTS)
+        if SCALED:
+            scaled_rows = row_block * ROWS + tl.arange(0, ROWS)
+            total *= tl.load(row_scales + scaled_rows, scaled_rows < n_rows, 0.0)[:, None]
+            total *= tl.load(latent_scales + latents, latents < n_latents, 0.0)[None, :]
         rounded = (total + tl.load(bias + latents, latents < n_latents, 0.0)[None, :]).to(tl.bfloat16)
         out.store([row_block * ROWS, latent_block * LATENTS], rounded)
         if MAXIMA or HITS:
