@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fixtures import EACH, KINDS, copy_run, rows_of
+from scipy.sparse import csr_matrix
 
 from feature_store.queries import concepts
 from sae.apply.concept import LEAST_TEXTS, learn
@@ -49,16 +50,16 @@ def test_features_that_fire_together_are_in_one_group(planted):
 
 
 def test_communities_of_planted_blocks():
-    import networkx
-
     rng = np.random.default_rng(0)
     weights = (rng.random((40, 40)) < 0.02) * 0.1
     for block in range(4):
         weights[block * 10 : block * 10 + 10, block * 10 : block * 10 + 10] = 1
-    graph = networkx.from_numpy_array(np.maximum(weights, weights.T))
-    found = _communities(graph, 0)
+    graph = csr_matrix(np.maximum(weights, weights.T))
+    found = _communities(graph, list(range(40)), 0)
     assert sorted(map(tuple, found)) == [tuple(range(b * 10, b * 10 + 10)) for b in range(4)]
-    assert found == _communities(graph, 0)
+    assert found == _communities(graph, list(range(40)), 0)
+    assert _communities(graph, list(range(5, 25)), 0) == [list(range(10, 20)), list(range(5, 10)), list(range(20, 25))]
+    assert _communities(csr_matrix((40, 40)), list(range(40)), 0) == []
 
 
 def maxima(n, d_sae=50, rise=0.0, seed=0):

@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from fixtures import copy_run
+from fixtures import copy_run, make, rows
 from preloaded import run_cli
 
 from feature_store.dictionary_files import LabelSummary, Metrics
@@ -19,6 +19,7 @@ from sae.interpret.control_labels import control_labels
 from sae.interpret.evidence import Evidence
 from sae.interpret.explanation_table import ExplanationTable
 from sae.interpret.interpret import InterpretConfig, _label, _no_model
+from sae.publish import controls
 from sae.publish.controls import CONTROLS, principal_directions, sampled_code
 
 
@@ -53,6 +54,27 @@ def test_every_dictionary_is_shown_beside_controls(finished):
         assert figures["l0"] == pytest.approx(metrics.l0, abs=1)
     report = (folder / "report.md").read_text()
     assert "| figure | value | random | principal | meaning |" in report and metrics.text in report
+
+
+@pytest.mark.parametrize(("k", "n"), [(28, 16_384), (32, 131_072), (3, 8_192), (7, 5_000), (32, 4_096), (1, 1 << 20)])
+def test_a_thinned_control_fires_as_often(k, n):
+    fewer, rest = controls._thinned(k, n)
+    assert fewer / rest == pytest.approx(k / n, rel=1e-3)
+    assert rest <= 4_096 + n / k + 1 and (n > 4_096 or (fewer, rest) == (k, n))
+
+
+def test_single_directions_of_a_thinned_control_are_as_those_of_a_whole_one(monkeypatch):
+    sae, x = make("relu", d_sae=4096), 2 * rows(4000)
+    monkeypatch.setattr(controls, "_typical_rows", lambda *_: x)
+    monkeypatch.setattr(controls, "ENOUGH", 1024)
+    figures = []
+    for thinned in (False, True):
+        control = controls.control_of(sae, "random", None, 64, seed=0, thinned=thinned).control
+        acts = control.encode(x).top_acts.detach()
+        figures.append((acts > 0).sum() / (len(x) * control.d_sae))
+        figures.append(acts[acts > 0].mean())
+    assert figures[2] == pytest.approx(float(figures[0]), rel=0.01) and control.d_sae == 1024
+    assert figures[3] == pytest.approx(float(figures[1]), rel=0.02)
 
 
 def test_five_percent_of_a_controls_own_labels_exceed_the_floor(finished):

@@ -99,13 +99,13 @@ def test_eight_bits_propose_the_largest_and_bfloat16_decides(latents, width, k):
     assert proposals.fits(latents, width, k)
     x, table, bias = wide_table(latents, width)
     codes = proposals.quantised(table)
-    indices, values = proposals.largest(x, table, bias, k, codes)
+    indices, values = proposals.largest(x, table, bias, k, codes=codes)
     exact = x.float() @ table.float().T + bias
     torch.testing.assert_close(values, exact.gather(1, indices.long()), rtol=1e-4, atol=1e-3)
     assert (indices.diff(dim=1) > 0).all(), "ascending, none twice"
     least = exact.topk(k, dim=1).values[:, -1:]
     assert (values >= least - 1e-3).float().mean() > 0.999
-    again = proposals.largest(x, table, bias, k, codes)
+    again = proposals.largest(x, table, bias, k, codes=codes)
     assert torch.equal(again[0], indices) and torch.equal(again[1], values)
     relative = (codes.codes.float() * codes.scales[:, None] - table.float()).abs() / codes.scales[:, None]
     assert relative.max() <= 16.5, "half a step of the largest numbers"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -68,10 +67,7 @@ def concepts_of(store: Store, labels: dict[int, Label], alive: list[int], seed: 
     Both levels are communities of the affinity by Louvain's method (Blondel et al. 2008); the second level splits each
     community of the first. Communities of one feature are left out, so not every feature is in a concept.
     """
-    import networkx
-
     weights = affinity(store, alive)
-    graph = networkx.from_scipy_sparse_array(weights)
     words = {f: terms(labels[f]) if f in labels else set() for f in alive}
     background = Counter(w for found in words.values() for w in found)
     concepts: list[Concept] = []
@@ -88,23 +84,28 @@ def concepts_of(store: Store, labels: dict[int, Label], alive: list[int], seed: 
         )
         return len(concepts) - 1
 
-    for members in _communities(graph.subgraph(alive), seed):
+    for members in _communities(weights, alive, seed):
         whole = add(members, None)
         if len(members) < SMALLEST_SPLIT:
             continue
-        parts = _communities(graph.subgraph(members), seed)
+        parts = _communities(weights, members, seed)
         for part in parts if len(parts) > 1 else []:
             add(part, whole)
 
     return concepts
 
 
-def _communities(graph: Any, seed: int) -> list[list[int]]:
-    import networkx
+def _communities(weights: csr_matrix, among: list[int], seed: int) -> list[list[int]]:
+    """The communities of at least `SMALLEST` of some features, the largest first."""
+    from sknetwork.clustering import Louvain
 
-    communities = networkx.community.louvain_communities(graph, weight="weight", seed=seed)
-    large = [sorted(int(f) for f in members) for members in communities if len(members) >= SMALLEST]
-    return sorted(large, key=lambda members: (-len(members), members[0]))
+    members = np.array(sorted(among))
+    block = weights[members][:, members]
+    if not block.nnz:
+        return []
+    community = Louvain(shuffle_nodes=True, random_state=seed).fit_predict(block)
+    large = [members[community == number].tolist() for number in np.unique(community)]
+    return sorted((c for c in large if len(c) >= SMALLEST), key=lambda members: (-len(members), members[0]))
 
 
 def _name(members: list[int], words: dict[int, set[str]], background: Counter[str]) -> list[str]:

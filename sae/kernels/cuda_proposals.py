@@ -53,7 +53,12 @@ def quantised(table: Float[Tensor, "n d"]) -> QuantisedRows:
 
 
 def largest(
-    centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], bias: Float[Tensor, " m"], k: int, codes: QuantisedRows
+    centred: Float[Tensor, "n d"],
+    table: Float[Tensor, "m d"],
+    bias: Float[Tensor, " m"],
+    k: int,
+    *,
+    codes: QuantisedRows,
 ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
     """(indices in int32, values in float32), [tokens, k] each, indices ascending.
 

@@ -26,6 +26,7 @@ MEANINGS: dict[ControlName, str] = {
 CHECK_FILE = "check.json"  # of an opened dictionary: fvu, l0 and loss recovered on the first tokens of its text
 FEATURES = 256  # of a control that are labelled; its code competes over all of them
 COVARIANCE_ROWS = 1 << 16
+ENOUGH = 4096  # random directions, where only single ones are looked at
 
 
 class Control(SparseAutoencoder[ArchitectureConfig]):
@@ -76,19 +77,38 @@ class ControlSample(NamedTuple):
 
 
 def control_of(
-    sae: SparseAutoencoder[Any], name: ControlName, activations: Activations, k: int, *, seed: int
+    sae: SparseAutoencoder[Any],
+    name: ControlName,
+    activations: Activations,
+    k: int,
+    *,
+    seed: int,
+    thinned: bool = False,
 ) -> ControlSample:
-    """A control for a dictionary: on the same activations, with `k` latents per token."""
-    config = sae.config
+    """A control for a dictionary: on the same activations, with `k` latents per token.
+
+    `thinned`: of a wide dictionary fewer random directions, of which the same share fires; single ones are as before.
+    """
+    config, n = sae.config, sae.d_sae
     x = _typical_rows(activations, config)
     generator = torch.Generator().manual_seed(seed)
-    rows = _unit_rows(sae.d_sae, sae.d_in, generator).to(x.device) if name == "random" else principal_directions(x)
+    if thinned and name == "random":
+        k, n = _thinned(k, n)
+    rows = _unit_rows(n, sae.d_in, generator).to(x.device) if name == "random" else principal_directions(x)
     chosen = torch.randperm(len(rows), generator=generator)[:FEATURES].sort().values
     same = config.reads == config.writes
     w_dec = rows if same else _unit_rows(len(rows), sae.d_out, generator)
     control = Control(config, rows, x.mean(0), w_dec=w_dec, k=k).to(sae.b_dec.device)
 
     return ControlSample(control, chosen)
+
+
+def _thinned(k: int, n: int) -> tuple[int, int]:
+    """(fewer latents per token, fewer latents): about `ENOUGH` of n, of which the same share fires."""
+    if n <= ENOUGH:
+        return k, n
+    fewer = -(-k * ENOUGH // n)
+    return fewer, max(1, min(n, round(fewer * n / k)))
 
 
 def _unit_rows(n: int, width: int, generator: torch.Generator) -> Tensor:

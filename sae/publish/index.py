@@ -221,7 +221,7 @@ def _encoder_of(sae: SparseAutoencoder) -> _Encoder:
 
 def _controls(sae: SparseAutoencoder, activations: Activations, folder: Path, seed: int) -> dict[str, ControlSample]:
     k = l0_of(sae, folder)
-    return {name: control_of(sae, name, activations, k, seed=seed) for name in CONTROLS}
+    return {name: control_of(sae, name, activations, k, seed=seed, thinned=True) for name in CONTROLS}
 
 
 def _control_encoder(name: str, sample: ControlSample) -> _Encoder:

@@ -72,7 +72,7 @@ class LatentSelection:
         if codes is not None:
             from sae.kernels import cuda_proposals
 
-            indices, values = cuda_proposals.largest(centred, table, sae.b_enc, k, codes)
+            indices, values = cuda_proposals.largest(centred, table, sae.b_enc, k, codes=codes)
             return Selection(*self.exchange.selection(indices, values, values, k))
 
         is_top_k = sae.selects == "k_per_token" and kernels.fits_groups(sae.d_sae, k)
