@@ -64,7 +64,8 @@ class LatentSelection:
             return None
         from sae.kernels import cuda_proposals
 
-        return cuda_proposals.quantised(table) if cuda_proposals.fits(*table.shape, sae.k_in_loss) else None
+        n_latents, width = table.shape
+        return cuda_proposals.quantised(table) if cuda_proposals.fits(n_latents, width, sae.k_in_loss) else None
 
     def _select_rows(self, centred: Tensor, gradient: Tensor | None, table: Tensor, codes: Any) -> Selection:
         sae, kernels = self.sae, self.kernels
