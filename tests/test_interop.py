@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import PROVENANCE, batch, make, published, run_here
-from releases import crosscoder_of_gemma_scope_2
+from releases import crosscoder_of_gemma_scope_2, temporal
 
 from sae.architectures import ARCHITECTURES
 from sae.errors import ArtefactError, ConfigError, LockedError, SaedexError
@@ -70,6 +70,20 @@ def test_skip_transcoders_and_token_norm_survive(tmp_path):
         export_dictionary(normed, "saelens", tmp_path / f"lens{number}")
         again = import_dictionary(tmp_path / f"lens{number}", "saelens", tmp_path / f"again{number}", None)
         assert again.config.token_norm == norm and largest_difference(dictionary.load(normed), again, 8.0) <= 1e-5
+
+
+def test_temporal_dictionaries_go_to_saelens_and_back(tmp_path):
+    temporal(tmp_path, "a", "b", d=12, m=64, k=5, scale=0.25)
+    mine = import_dictionary(tmp_path / "a" / "b", "temporal", tmp_path / "mine", "resid_post.3")
+    with pytest.raises(ConfigError, match="sparsify has no temporal dictionaries"):
+        export_dictionary(tmp_path / "mine", "sparsify", tmp_path / "theirs")
+    export_dictionary(tmp_path / "mine", "saelens", tmp_path / "theirs")
+    back = import_dictionary(tmp_path / "theirs", "saelens", tmp_path / "back", None)
+    assert back.config.reads == mine.config.reads and back.config.context == mine.config.context
+    x = 30 * torch.randn(3, 9, 12, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(back.predict(x), mine.predict(x), rtol=1e-4, atol=1e-4)
+    rows = torch.cat([x, mine.predict(x)], dim=2).flatten(0, 1)
+    torch.testing.assert_close(back(rows), mine(rows), rtol=1e-4, atol=1e-4)
 
 
 def test_weights_for_scaled_activations_read_and_write_unscaled_ones(tmp_path):

@@ -4,6 +4,7 @@ them, or they are refused. Runs where the peers are installed."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from sae.errors import ArtefactError, ConfigError
 from sae.interop import hook_names
 from sae.interop.formats import saelens, sparsify
+from sae.interop.transfer import export_dictionary
 from sae.model.hookpoints import HookPoint
 from sae.model.language_model import LanguageModel
 
@@ -100,6 +102,10 @@ def test_saelens_temporal(place, seed, tied, centred, n_layers, n_heads, k, norm
     ours = read(place / "temporal", "saelens", hook=None)
     assert [str(hook) for hook in ours.config.reads] == ["resid_post.3", "predicted_resid_post.3"]
     check_temporal(SAE.load_from_disk(place / "temporal"), ours, seed)
+    if seed % 10 == 0:  # and the way back
+        shutil.rmtree(place / "back", ignore_errors=True)
+        export_dictionary(place / "temporal-ours", "saelens", place / "back")
+        check_temporal(SAE.load_from_disk(place / "back"), ours, seed)
 
 
 def check_temporal(theirs, ours, seed):

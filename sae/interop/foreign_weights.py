@@ -127,7 +127,8 @@ class ForeignWeights:
 def weights_of(sae: SparseAutoencoder, card: DictionaryCard) -> ForeignWeights:
     """The dictionary as it computes at inference without gradients; raises `ConfigError` if no form fits."""
     config, architecture = sae.config, card.sae["architecture"]
-    if sae.computes_as is None or len(config.reads) > 1:
+    context = card.sae.get("context")  # of a temporal dictionary
+    if sae.computes_as is None or (len(config.reads) > 1 and not context):
         raise ConfigError(f"architecture {architecture!r}: no foreign format holds it. Keep the folder itself.")
 
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sae.state_dict().items()}
@@ -142,7 +143,9 @@ def weights_of(sae: SparseAutoencoder, card: DictionaryCard) -> ForeignWeights:
         W_dec=state["W_dec"],
         b_dec=state["b_dec"],
         k=card.sae.get("k") if sae.computes_as in KEEP_K else None,
-        settings={name: card.sae[name] for name in SETTINGS.get(sae.computes_as, ())},
+        settings={name: card.sae[name] for name in SETTINGS.get(sae.computes_as, ())}
+        | ({"context": context, "skip": True} if context else {}),
+        more={name: tensor for name, tensor in state.items() if name.startswith("context.")},
         centred=sae.centred,
         token_norm=config.token_norm,
         extra=extra,

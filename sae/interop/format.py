@@ -17,6 +17,7 @@ class Format(ABC):
     """
 
     writes: ClassVar[bool] = True  # whether it can be exported to
+    holds_context: ClassVar[bool] = False  # whether temporal dictionaries are among what it writes
     files: ClassVar[tuple[str, ...]]  # what a folder of it holds, by which it is told; a name may be a glob
 
     def recognises(self, path: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae.errors import ArtefactError
 from sae.interop.foreign_files import ForeignTensors
@@ -40,6 +41,35 @@ class TemporalSettings:
             raise ArtefactError(
                 f"{path}: activations are scaled by {self.scale!r:.100}, expected is a positive number."
             )
+
+
+def tensors_of_temporal(weights: ForeignWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, settings) of a temporal dictionary in SAELens' names, with an encoder of its own; `weights_of_temporal` undoes it."""
+    scale = EPS / float(weights.more["context.least_norm"])
+    d_sae, d = weights.W_dec.shape
+    theirs = {ours: name for name, ours in PARTS.items()}
+    tensors = {
+        "W_enc": weights.W_enc[:d] * (4 * d / scale),
+        "W_dec": weights.W_dec * scale,
+        "b_dec": weights.b_dec * scale,
+    }
+    for name, tensor in weights.more.items():
+        if name.startswith("context.layers."):
+            layer, part, kind = name.removeprefix("context.layers.").split(".")
+            tensors[f"attn_layers.{layer}.{theirs[part]}.{kind}"] = tensor
+
+    context = weights.settings["context"]
+    settings = {
+        "normalize_activations": "constant_scalar_rescale",
+        "activation_normalization_factor": scale,
+        "n_heads": context["n_heads"],
+        "n_attn_layers": context["n_layers"],
+        "bottleneck_factor": d_sae // context["d_key"],
+        "sae_diff_type": "topk",
+        "kval_topk": weights.k,
+        "tied_weights": False,
+    }
+    return tensors, settings
 
 
 def weights_of_temporal(

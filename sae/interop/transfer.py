@@ -50,6 +50,8 @@ def export_dictionary(folder: Path, to: str, target: Path) -> str | None:
 
     sae = dictionary.load(folder)
     weights = weights_of(sae, dictionary.read_card(folder))
+    if "context" in weights.settings and not form.holds_context:
+        raise ConfigError(f"{to} has no temporal dictionaries; use --to saelens.")
 
     def fill(place: Path) -> None:
         form.write(weights, place)

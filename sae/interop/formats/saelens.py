@@ -16,7 +16,7 @@ from sae.interop.foreign_files import DTYPES, ForeignTensors, check_keys, check_
 from sae.interop.foreign_weights import ForeignWeights, Kind
 from sae.interop.format import Format
 from sae.interop.hook_names import hook_name, our_hook
-from sae.interop.temporal import TemporalSettings, weights_of_temporal
+from sae.interop.temporal import TemporalSettings, tensors_of_temporal, weights_of_temporal
 
 ARCHITECTURES: dict[Kind, str] = {
     "topk": "topk", "jumprelu": "jumprelu", "relu": "standard", "gated": "gated", "matching_pursuit": "matching_pursuit",
@@ -65,38 +65,28 @@ KEYS = frozenset({
 class SaeLens(Format):
     """Inference folders of SAELens 6."""
 
+    holds_context = True
     files = ("cfg.json", "sae_weights.safetensors")
 
     def write(self, weights: ForeignWeights, folder: Path) -> None:
         """cfg.json and sae_weights.safetensors."""
-        if "W_skip" in weights.extra or weights.W_enc.shape[0] != weights.W_dec.shape[1] or not weights.centred:
+        is_temporal = "context" in weights.settings
+        if not is_temporal and (
+            "W_skip" in weights.extra or weights.W_enc.shape[0] != weights.W_dec.shape[1] or not weights.centred
+        ):
             raise ConfigError("SAELens has no TopK transcoder that it can load; use --to sparsify.")
 
-        tensors = {"W_enc": weights.W_enc, "W_dec": weights.W_dec, "b_dec": weights.b_dec}
-        if weights.kind == "matching_pursuit":
-            _check_tied(weights)
-            del tensors["W_enc"]
-        elif (
-            weights.kind == "gated"
-        ):  # their magnitude path adds b_mag to exp(r_mag) W x, ours subtracts the gate's bias
-            tensors |= {"b_gate": weights.b_enc, "r_mag": weights.extra["r_mag"], "b_mag": weights.extra["b_mag"]}
-        else:
-            tensors |= {"b_enc": weights.b_enc}
-
-        if weights.kind == "jumprelu":
-            tensors["threshold"] = weights.extra["threshold"]
-
-        d_in, d_sae = weights.W_enc.shape
+        tensors, settings = tensors_of_temporal(weights) if is_temporal else (_tensors(weights), _settings(weights))
         cfg = {
-            "architecture": ARCHITECTURES[weights.kind],
-            "d_in": d_in,
-            "d_sae": d_sae,
+            "architecture": TEMPORAL if is_temporal else ARCHITECTURES[weights.kind],
+            "d_in": weights.W_dec.shape[1],
+            "d_sae": len(weights.W_dec),
             "dtype": "float32",
             "device": "cpu",
             "apply_b_dec_to_input": True,
             "normalize_activations": NAMES_OF_NORMS[weights.token_norm],
             "reshape_activations": "hook_z" if weights.facts["hook"].startswith("attn_z") else "none",
-            **_settings(weights),
+            **settings,
             "metadata": {
                 "sae_lens_version": "6.54.12",
                 "model_name": weights.facts["model"],
@@ -167,6 +157,21 @@ class SaeLens(Format):
         weights.check_shapes()
         weights = weights.with_unit_rows() if rescales else weights
         return weights.with_signs_apart() if architecture == SIGNED else weights
+
+
+def _tensors(weights: ForeignWeights) -> dict[str, torch.Tensor]:
+    """The tensors of their file."""
+    tensors = {"W_enc": weights.W_enc, "W_dec": weights.W_dec, "b_dec": weights.b_dec}
+    if weights.kind == "matching_pursuit":
+        _check_tied(weights)
+        del tensors["W_enc"]
+    elif weights.kind == "gated":
+        # Their magnitude path adds b_mag to exp(r_mag) W x, ours subtracts the gate's bias.
+        tensors |= {"b_gate": weights.b_enc, "r_mag": weights.extra["r_mag"], "b_mag": weights.extra["b_mag"]}
+    else:
+        tensors |= {"b_enc": weights.b_enc}
+
+    return tensors | ({"threshold": weights.extra["threshold"]} if weights.kind == "jumprelu" else {})
 
 
 def _settings(weights: ForeignWeights) -> dict[str, Any]:
