@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.errors import ArtefactError
@@ -43,7 +44,7 @@ class TemporalSettings:
             )
 
 
-def tensors_of_temporal(weights: ForeignWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def tensors_of_temporal(weights: ForeignWeights) -> tuple[dict[str, Float[Tensor, " ..."]], dict[str, Any]]:
     """(tensors, settings) of a temporal dictionary in SAELens' names, with an encoder of its own; `weights_of_temporal` undoes it."""
     scale = EPS / float(weights.more["context.least_norm"])
     d_sae, d = weights.W_dec.shape
