@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from feature_store.dictionary_files import DictionaryCard
 from sae.architectures import ArchitectureConfig
 from sae.errors import ConfigError
+from sae.foundation.device import device_called
 from sae.foundation.files import link, owned, write_folder
 from sae.foundation.screen import Screen
 from sae.foundation.section import Section, describe_problems
@@ -217,7 +218,7 @@ def _config(origin: Origin, opening: Opening, source: Any, *, name: str, target:
             "held_out_tokens": min(HELD_OUT_TOKENS, max(2, opening.tokens // 8)),
             "on_end": "stop",
         },
-        "harvest": trained.harvest.model_dump() if trained else {"batch_contexts": BATCH_CONTEXTS},
+        "harvest": trained.harvest.model_dump() if trained else _harvest(),
         # A segment of the stream is what is harvested before anything can be seen, and the ring holds two.
         "shuffle": {"buffer_bytes": 2 * 2 * FIRST_TOKENS * sum(widths_of(card, str(target)))},
         "train": {"tokens": opening.tokens, "batch_tokens": min(1024, opening.tokens)},
@@ -236,6 +237,11 @@ def _config(origin: Origin, opening: Opening, source: Any, *, name: str, target:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(describe_problems(error, RunConfig))) from None
+
+
+def _harvest() -> dict[str, Any]:
+    """How the model is run: on a CPU with more contexts at a time than in training."""
+    return {"batch_contexts": BATCH_CONTEXTS} if device_called("auto", "device:").type == "cpu" else {}
 
 
 def _run_around(origin: Origin) -> RunConfig | None:
