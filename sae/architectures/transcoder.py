@@ -56,14 +56,18 @@ class TranscoderConfig(KeepsK):
 
     @model_validator(mode="after")
     def _target_differs(self) -> TranscoderConfig:
-        if self.context is not None and (self.target != self.hook or not self.skip):
+        if self.context is None:
+            if self.target == self.hook:
+                raise ValueError(f"target is the hook itself ({self.hook}); for that use architecture topk")
+            return self
+
+        n_heads, d_key = self.context.n_heads, self.context.d_key
+        if self.target != self.hook or not self.skip:
             raise ValueError("context: target is the hook itself, and skip is true: it passes on what was predicted")
-        if self.context is not None and self.d_sae % self.context.n_heads:
-            raise ValueError(f"context.n_heads: {self.context.n_heads} heads cannot share {self.d_sae} latents")
-        if self.context is not None and self.context.d_key % self.context.n_heads:
-            raise ValueError(f"context.n_heads: {self.context.n_heads} heads cannot share d_key {self.context.d_key}")
-        if self.context is None and self.target == self.hook:
-            raise ValueError(f"target is the hook itself ({self.hook}); for that use architecture topk")
+        if self.d_sae % n_heads:
+            raise ValueError(f"context.n_heads: {n_heads} heads cannot share {self.d_sae} latents")
+        if d_key % n_heads:
+            raise ValueError(f"context.n_heads: {n_heads} heads cannot share d_key {d_key}")
         return self
 
 

@@ -56,7 +56,7 @@ class HookPoint(NamedTuple):
 
     @property
     def place(self) -> HookPoint:
-        """Where in the model it is, also of a prediction."""
+        """The hook point in the model, also that of a prediction."""
         return HookPoint(self.site.removeprefix(PREDICTED), self.layer)
 
 
