@@ -8,7 +8,7 @@ import pytest
 import torch
 from fixtures import copy_run, harvested, ids, run_here, small_model
 
-from sae.apply.attention import attribute, head_shares
+from sae.apply.heads.attribution import attribute, head_shares
 from sae.architectures import build
 from sae.architectures.topk import TopKConfig
 from sae.errors import ConfigError

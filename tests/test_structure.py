@@ -19,7 +19,7 @@ PLUGIN_FOLDERS = {
 CHOSEN_ELSEWHERE = {
     "sae/kernels/sparse.py: backward",
     "sae/architectures/jumprelu.py: backward",
-    "sae/apply/attention.py: attend",
+    "sae/apply/heads/attribution.py: attend",
 }
 EMPTY_NAMES = {"found", "made", "given", "own", "kept", "more", "named"}
 COMPILERS = {"njit", "jit", "vectorize", "guvectorize"}

@@ -32,9 +32,13 @@ class Column(Facts):
 
 
 class Table(Facts):
-    """Rows of a finding; a cell of several features is their ids with spaces between them."""
+    """Rows of a finding; a cell of several features is their ids with spaces between them.
+
+    In a shaded table all numbers are of one kind, and the explorer colours them by size.
+    """
 
     title: str
+    is_shaded: bool = False
     columns: list[Column]
     rows: list[list[Cell]]
 

@@ -37,10 +37,11 @@ def figure(name: str, value: float | Interval, meaning: str) -> Figure:
     return Figure(name=name, value=numbers[0], low=numbers[1], high=numbers[2], meaning=meaning)
 
 
-def table(title: str, columns: dict[str, str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of columns given as name: kind; numbers are rounded to six digits."""
+def table(title: str, columns: dict[str, str], rows: Sequence[Sequence[object]], *, is_shaded: bool = False) -> Table:
+    """A table of columns given as name: kind; numbers are rounded to six digits. A shaded one is shown as a picture, too."""
     return Table(
         title=title,
+        is_shaded=is_shaded,
         columns=[Column(name=name, kind=kind) for name, kind in columns.items()],  # pyright: ignore[reportArgumentType]
         rows=[[_cell(cell) for cell in row] for row in rows],
     )

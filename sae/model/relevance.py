@@ -67,6 +67,16 @@ def _is_matrix(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 2
 
 
+@contextmanager
+def frozen_scales(lm: LanguageModel) -> Iterator[None]:
+    """Inside the block the backward pass takes the scales of normalisations for constants; values do not change."""
+    with ExitStack() as stack:
+        for module in lm.body.modules():
+            if _is_norm(module):
+                stack.callback(module.register_forward_hook(_norm_rule).remove)
+        yield
+
+
 class RelevanceRules:
     """The hooks of one language model; `active()` applies them inside a `with` block."""
 

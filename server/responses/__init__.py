@@ -41,6 +41,7 @@ from server.responses.features import (
     TokenWeight,
 )
 from server.responses.findings import (
+    AttributionItem,
     FindingAbout,
     FindingColumn,
     FindingDetail,
@@ -64,6 +65,7 @@ from server.responses.service import Capabilities, DamageItem, ErrorBody, ErrorI
 
 __all__ = [
     "AgreementItem",
+    "AttributionItem",
     "Capabilities",
     "ComparisonDetail",
     "ComparisonItem",

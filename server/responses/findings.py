@@ -36,6 +36,9 @@ class FindingColumn(BaseModel):
 
 class FindingTable(BaseModel):
     title: str = Field(description="Heading of the table.", examples=["Features that fire on more texts of A"])
+    is_shaded: bool = Field(
+        description="Whether all its numbers are of one kind, to be coloured by size.", examples=[False]
+    )
     columns: list[FindingColumn] = Field(description="Its columns, in order.")
     rows: list[list[str | int | float | None]] = Field(description="Its rows, a cell per column.")
 
@@ -49,6 +52,22 @@ class FindingAbout(BaseModel):
     table: str = Field(description="Heading of the table.", examples=["Features that fire on more texts of A"])
     columns: list[FindingColumn] = Field(description="Its columns, in order.")
     rows: list[list[str | int | float | None]] = Field(description="The rows that name the feature.")
+
+
+class AttributionItem(BaseModel):
+    """Where one firing comes from: the tokens of its context up to there, and what each and every head contributes."""
+
+    name: str = NAME
+    feature: int = Field(description="The feature.", examples=[17])
+    rank: int = Field(description="The firing's place among the feature's strongest.", examples=[0])
+    document: int = Field(description="The document of the firing.", examples=[12])
+    document_name: str = Field(description="Its name.", examples=["Alan Turing"])
+    position: int = Field(description="Tokens of the document before the firing.", examples=[340])
+    act: float = Field(description="The activation.", examples=[4.31])
+    token_ids: list[int] = Field(description="Ids of the tokens, the last is the one on which it fires.")
+    texts: list[str] = Field(description="Their texts.")
+    by_source: list[float] = Field(description="What each token contributes to the pre-activation, biases left out.")
+    by_head: list[float] = Field(description="What each head contributes; the sum is the same.")
 
 
 class FindingDetail(BaseModel):

@@ -10,6 +10,7 @@ from fastapi import Path, Request
 from fastapi.responses import Response
 
 from feature_store.dictionary_files import JsonFileError
+from feature_store.results.attributions import attributions_of
 from feature_store.results.findings import Finding, findings_of, rows_about
 from server import responses
 from server.errors import ApiError
@@ -61,6 +62,22 @@ def list_findings_about(request: Request, dictionary: DictionaryId, feature: Fea
             if rows:
                 columns = [column.model_dump() for column in table.columns]
                 items.append({**about, "table": table.title, "columns": columns, "rows": rows})
+    return never_kept(items)
+
+
+@router.get("/features/{feature}/attributions", response_model=list[responses.AttributionItem])
+def list_attributions(request: Request, dictionary: DictionaryId, feature: FeatureId) -> Response:
+    """Which tokens and heads the strongest firings of a feature of an attention dictionary come from (`sae heads`)."""
+    entry = entry_of(request, dictionary)
+    edition = entry.edition()
+    items = []
+    for name, finding in _readable(entry.folder):
+        if finding.weights_sha256 != edition.card.weights_sha256:
+            continue
+        for row in attributions_of(findings_of(entry.folder)[name], feature):
+            texts = edition.store.vocabulary.texts(row.token_ids)
+            document = edition.store.document_names.get(row.document, "")
+            items.append({**row._asdict(), "name": name, "document_name": document, "texts": texts})
     return never_kept(items)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.apply.attention import head_shares
+from sae.apply.heads.attribution import head_shares
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.interpret.intervals import Interval, mean

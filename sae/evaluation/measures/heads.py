@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from sae.apply.attention import head_shares
+from sae.apply.heads.attribution import head_shares
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.files import writing

@@ -30,6 +30,7 @@ export type ComparisonDetail = Schemas["ComparisonDetail"];
 export type FindingItem = Schemas["FindingItem"];
 export type FindingDetail = Schemas["FindingDetail"];
 export type FindingAbout = Schemas["FindingAbout"];
+export type AttributionItem = Schemas["AttributionItem"];
 export type DamageItem = Schemas["DamageItem"];
 export type DownloadItem = Schemas["DownloadItem"];
 export type EntryItem = Schemas["EntryItem"];
@@ -77,6 +78,7 @@ export const getComparison = (id: string, other: string) => get<ComparisonDetail
 export const listFindings = (id: string) => get<FindingItem[]>(`${at(id)}/findings`);
 export const getFinding = (id: string, name: string) => get<FindingDetail>(`${at(id)}/findings/${encodeURIComponent(name)}`);
 export const listFindingsAbout = (id: string, feature: number) => get<FindingAbout[]>(`${featureAddress(id, feature)}/findings`);
+export const listAttributions = (id: string, feature: number) => get<AttributionItem[]>(`${featureAddress(id, feature)}/attributions`);
 export const listDownloads = (id: string) => get<DownloadItem[]>(`${at(id)}/download`);
 export const featureAddress = (id: string, feature: number) => `${at(id)}/features/${feature}`;
 export const getFeature = (id: string, feature: number) => get<FeatureDetail>(featureAddress(id, feature));
