@@ -187,5 +187,9 @@ def test_the_command_writes_what_predictions_hang_on(finished, lm, tmp_path):
         for name, f in figures.items()
         if name.endswith(("resid_post", "latents")) and f.value is not None
     )
-    assert [row[0] for row in finding.tables[1].rows] == list(range(lm.n_layers))
+    pictures = [table for table in finding.tables if table.is_shaded]
+    assert [len(table.rows) for table in pictures] == [lm.n_layers] * 3
+    last_stream = pictures[0].rows[-1][1:]  # only the last position of the last layer is read
+    assert all(value == pytest.approx(0, abs=1e-5) for value in last_stream[:-1])
+    assert [row[0] for row in finding.tables[-2].rows] == list(range(lm.n_layers))
     assert run_here("patch", folder, "--pairs", pairs, "--most", "2").returncode != 0

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
+from sae.apply.text_codes import TextReader
 from sae.errors import DataError
+from sae.model.hookpoints import Place
+
+TINY = 1e-12
 
 
 def difference_of_means(
@@ -66,3 +73,40 @@ def decompose(
     rest = direction - weights[picked] @ rows[picked]
 
     return Decomposition(picked.tolist(), weights[picked].tolist(), float((rest @ rest) / norm**2))
+
+
+class Parts(NamedTuple):
+    """Directions [n, d] split: their part in the row space of W_out, their part in its null space, and the share of the squared
+    norm that the second has [n].
+    """
+
+    row: Float[Tensor, "n d"]
+    null: Float[Tensor, "n d"]
+    null_share: Float[Tensor, " n"]
+
+
+def split(directions: Float[Tensor, "n d"], w_out: Float[Tensor, "d_model d"]) -> Parts:
+    """Both parts of every direction; the null space is what W_out maps to zero."""
+    _, s, vh = torch.linalg.svd(w_out.double(), full_matrices=False)
+    basis = vh[s > s.max() * max(w_out.shape) * torch.finfo(w_out.dtype).eps]
+    row = ((directions.double() @ basis.T) @ basis).to(directions.dtype)
+    null = directions - row
+    return Parts(row, null, null.square().sum(1) / directions.square().sum(1).clamp_min(TINY))
+
+
+def output_weight(place: Place) -> Float[Tensor, "d_model d"]:
+    """The matrix through which what stands at the input of a linear module reaches the residual stream."""
+    weight = place.module.get_parameter("weight").float()
+    is_linear = isinstance(place.module, torch.nn.Linear)
+    return weight if is_linear else weight.T  # Conv1D keeps it the other way round
+
+
+def null_share(reader: TextReader, directions: Sequence[Float[Tensor, " d"]]) -> list[float] | None:
+    """The share of every direction's squared norm in the null space of W_out, where it can do nothing; None at other sites
+    than an MLP's hidden layer or the heads' outputs.
+    """
+    hook = reader.sae.config.writes[0]
+    if hook.site not in ("mlp_hidden", "attn_z"):
+        return None
+    stacked = torch.stack([direction.float() for direction in directions])
+    return split(stacked, output_weight(reader.harvester.places[hook]).to(stacked)).null_share.tolist()

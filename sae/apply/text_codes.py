@@ -158,6 +158,18 @@ class TextReader:
         return (sums / counts[:, None]).astype(np.float32)
 
     @torch.no_grad()
+    def largest_cosines(
+        self, texts: list[str], directions: Float[torch.Tensor, "n d_out"]
+    ) -> Float[np.ndarray, "texts n"]:
+        """The largest cosine over a text's tokens of each direction with what the dictionary reconstructs."""
+        out = np.full((len(texts), len(directions)), -1.0)
+        unit = F.normalize(directions.float(), dim=1).to(self.lm.device)
+        for part in self._passes(texts, self.harvester.channels):
+            cosines = (F.normalize(part.batch.y.float(), dim=1) @ unit.T).double().cpu().numpy()
+            np.maximum.at(out, part.text, cosines)
+        return out
+
+    @torch.no_grad()
     def losses(self, texts: list[str]) -> Float[np.ndarray, " texts"]:
         """Mean next-token cross-entropy of every text, in nats; edits of the model that are active count."""
         sums, counts = np.zeros(len(texts)), np.zeros(len(texts))

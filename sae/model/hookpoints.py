@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -122,8 +123,21 @@ def _replaced(output: Any, new: Tensor | None) -> Any:
     return type(output)((new, *output[1:])) if isinstance(output, tuple | list) else new
 
 
+_FOUND: WeakKeyDictionary[nn.Module, dict[int, dict[str, Place]]] = WeakKeyDictionary()  # by model and layer
+
+
 def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
-    """Site -> `Place` of one block. Sites that the model does not show (a sum formed inside a function) are absent."""
+    """Site -> `Place` of one block. Sites that the model does not show (a sum formed inside a function) are absent.
+
+    A block is probed once: where its sites are does not change while the model is in memory.
+    """
+    found = _FOUND.setdefault(lm.model, {})
+    if layer not in found:
+        found[layer] = _probed(lm, layer)
+    return dict(found[layer])
+
+
+def _probed(lm: LanguageModel, layer: int) -> dict[str, Place]:
     name, block = f"{lm.blocks.name}.{layer}", lm.blocks.modules[layer]
     places = {
         "resid_pre": Place(block, name, "input", lm.d_model),
@@ -178,7 +192,6 @@ def resolve(lm: LanguageModel, hook: HookPoint) -> Place:
 
 def resolve_all(lm: LanguageModel, hooks: Iterable[HookPoint]) -> dict[HookPoint, Place]:
     """`Place` of every hook point; raises `ConfigError` that lists the sites of the model if it has not one of them."""
-    sites: dict[int, dict[str, Place]] = {}
     places: dict[HookPoint, Place] = {}
     for wanted in hooks:
         hook = wanted.place
@@ -188,14 +201,13 @@ def resolve_all(lm: LanguageModel, hooks: Iterable[HookPoint]) -> dict[HookPoint
             raise ConfigError(
                 f"hook point '{hook}': text does not run this layer. It runs {', '.join(map(str, lm.blocks.running))}."
             )
-        if hook.layer not in sites:
-            sites[hook.layer] = find_places(lm, hook.layer)
-        if hook.site not in sites[hook.layer]:
-            offered = ", ".join(f"{site}.{hook.layer}" for site in sites[hook.layer])
+        sites = find_places(lm, hook.layer)
+        if hook.site not in sites:
+            offered = ", ".join(f"{site}.{hook.layer}" for site in sites)
             raise ConfigError(
                 f"hook point '{hook}': this layer has no such site that saedex can find. It has: {offered}."
             )
-        place = sites[hook.layer][hook.site]
+        place = sites[hook.site]
         places[wanted] = place if wanted == hook else replace(place, predict=_predictor(lm, wanted))
     return places
 

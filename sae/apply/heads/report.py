@@ -229,15 +229,15 @@ def _upstream(edges: list[Edge], name: str, found: _Attributed, store: Store) ->
     rows = []
     for edge in edges:
         ids = edge.firing.ids
-        token = store.vocabulary.shown(int(ids[edge.source.position]))
-        for other, latents in edge.source.latents.items():
-            latent, share = latents[0]
+        token = store.vocabulary.shown(int(ids[edge.source.position])).replace("\n", "\\n")
+        strongest = [(other, *latents[0]) for other, latents in edge.source.latents.items()] or [(None, None, None)]
+        for other, latent, share in strongest:
             rows.append(
                 [edge.first_latent, edge.depth, edge.dictionary, edge.firing.latent, token, len(ids) - 1 - edge.source.position,
                  edge.source.share, other, latent, share]
             )  # fmt: skip
     order = {latent: place for place, latent in enumerate(dict.fromkeys(edge.first_latent for edge in edges))}
-    rows.sort(key=lambda row: (order[row[0]], row[1], -row[-1]))
+    rows.sort(key=lambda row: (order[row[0]], row[1], -(row[-1] or 0.0)))
     columns = {
         "feature": "feature", "steps back": "number", "of": "text", "latent": "number", "strongest token": "text",
         "tokens back": "number", "its share": "number", "earlier dictionary": "text", "earlier latent": "number",

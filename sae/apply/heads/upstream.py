@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.apply.direction import output_weight
 from sae.apply.heads.attribution import (
     PER_PASS,
     Firing,
@@ -154,9 +155,7 @@ def _written(place: Place, sae: SparseAutoencoder) -> Float[Tensor, "d_sae d_mod
     rows = sae.W_dec.detach().float()
     if sae.config.writes[0].site in WRITERS:
         return rows
-    weight = place.module.get_parameter("weight").float()
-    is_linear = isinstance(place.module, torch.nn.Linear)
-    return rows @ (weight.T if is_linear else weight)  # Conv1D keeps it the other way round
+    return rows @ output_weight(place).T
 
 
 @torch.no_grad()

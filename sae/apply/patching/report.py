@@ -104,7 +104,7 @@ def patch_finding(folder: Path, name: str, reader: TextReader, settings: PatchSe
         folder, name, system="patch", title=f"What predictions hang on: {source}", summary=_summary(by_site, whole, len(pairs)),
         settings={"pairs": source, "n_pairs": len(pairs), "seed": settings.seed},
         figures=_figures(pairs, by_site, whole, settings.seed),
-        tables=[features, _by_layer(patcher, pairs), _ranks(by_site)],
+        tables=[features, *_by_position(patcher, pairs[0], texts[0].clean), _by_layer(patcher, pairs), _ranks(by_site)],
     )  # fmt: skip
 
 
@@ -237,6 +237,22 @@ def _by_layer(patcher: Patcher, pairs: list[_Pair]) -> Table:
             row += [size, *pearson]
         rows.append(row)
     return table("By layer: mean size of the true effect, and the correlation of both estimates with it", columns, rows)
+
+
+def _by_position(patcher: Patcher, pair: _Pair, text: str) -> list[Table]:
+    """The true effects of one pair as pictures, a row per layer and a column per token from the first difference on."""
+    tokens = patcher.lm.tokenizer.convert_ids_to_tokens(pair.ids.clean[pair.ids.first :].tolist())
+    words = [patcher.lm.tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+    columns = {"layer": "text", **{f"{pair.ids.first + n} {word}": "number" for n, word in enumerate(words)}}
+    tables = []
+    for site in SITES:
+        rows = [
+            [f"layer {hook.layer}", *pair.components.true[number].tolist()]
+            for number, hook in enumerate(patcher.components) if hook.site == site
+        ]  # fmt: skip
+        if rows:
+            tables.append(table(f"{site}: true effect by layer and token of “{text}”", columns, rows, is_shaded=True))
+    return tables
 
 
 def _ranks(by_site: dict[str, _Column]) -> Table:

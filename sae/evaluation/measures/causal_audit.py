@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.apply.direction import Parts, output_weight, split
 from sae.apply.edit import DirectionEdit, EditPlan, edited
 from sae.apply.finding import table, write_finding
 from sae.evaluation.measure import Measure
@@ -18,25 +19,6 @@ from sae.model.hookpoints import resolve
 ROWS, LATENTS, STEERED, CONTEXTS, TOKENS = 16_384, 4096, 16, 16, 48
 LEAST = 0.5  # of the full effect; latents whose row-space part does less are flagged
 TINY = 1e-12
-
-
-class Parts(NamedTuple):
-    """Directions [n, d] split: their part in the row space of W_out, their part in its null space, and the share of the squared
-    norm that the second has [n].
-    """
-
-    row: Float[Tensor, "n d"]
-    null: Float[Tensor, "n d"]
-    null_share: Float[Tensor, " n"]
-
-
-def split(directions: Float[Tensor, "n d"], w_out: Float[Tensor, "d_model d"]) -> Parts:
-    """Both parts of every direction; the null space is what W_out maps to zero."""
-    _, s, vh = torch.linalg.svd(w_out.double(), full_matrices=False)
-    basis = vh[s > s.max() * max(w_out.shape) * torch.finfo(w_out.dtype).eps]
-    row = ((directions.double() @ basis.T) @ basis).to(directions.dtype)
-    null = directions - row
-    return Parts(row, null, null.square().sum(1) / directions.square().sum(1).clamp_min(TINY))
 
 
 def row_effect(
@@ -81,10 +63,7 @@ class CausalAudit(Measure):
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""
         sae, hook = subject.sae, subject.sae.config.writes[0]
-        weight = resolve(subject.lm, hook).module.get_parameter("weight")
-        w_out = (
-            weight.float() if weight.shape[1] == sae.d_out else weight.T.float()
-        )  # Conv1D keeps it the other way round
+        w_out = output_weight(resolve(subject.lm, hook))
         generator = subject.generator()
         latents = torch.randperm(sae.d_sae, generator=generator)[:LATENTS].sort().values.to(subject.device)
         latents, differences = _differences(subject, latents)

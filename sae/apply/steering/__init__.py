@@ -1,0 +1,1 @@
+"""How well directions detect a concept and steer towards it, at equal disturbance of the model."""

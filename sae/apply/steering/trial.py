@@ -1,0 +1,102 @@
+"""One direction tried for a concept: how well it detects it, how long it must be, and what the model then writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from feature_store.results.findings import Table
+from sae.apply.direction import null_share
+from sae.apply.edit import EditPlan, Sampling
+from sae.apply.finding import table
+from sae.apply.steering.behaviour import PROMPTS, Behaviour, WordJudge, Written, judged, written
+from sae.apply.steering.directions import Direction
+from sae.apply.steering.disturbance import Matched, Prompts, matched, plan_of
+from sae.apply.text_codes import TextReader
+from sae.interpret.intervals import Interval, auc
+
+LEAST = 1e-6  # of a mean cosine, in the logarithm
+LETTERS = 200  # of an example
+
+
+class Plain:
+    """What the model does after the prompts without an edit, and who judges what is written."""
+
+    def __init__(self, reader: TextReader, judge: WordJudge, sampling: Sampling):
+        self.reader, self.judge, self.sampling = reader, judge, sampling
+        self.prompts = Prompts(reader, PROMPTS)
+        self.written: Written = written(reader, PROMPTS, EditPlan(()), sampling)
+
+
+class Detection(NamedTuple):
+    """The AUC of the largest cosine in a text, and the paper's score: the log of its mean in texts of the concept over others."""
+
+    auc: Interval
+    score: float
+
+
+class Trial(NamedTuple):
+    """A direction tried for a concept."""
+
+    concept: str
+    direction: Direction
+    detection: Detection
+    length: Matched
+    behaviour: Behaviour
+
+
+def detection_of(
+    reader: TextReader, direction: Direction, texts: list[str], is_concept: Bool[np.ndarray, " texts"]
+) -> Detection:
+    """How well the largest cosine of a direction with the activations of a text tells texts of a concept."""
+    cosines = reader.largest_cosines(texts, direction.vector[None])[:, 0]
+    inside, outside = (max(float(cosines[side].mean()), LEAST) for side in (is_concept, ~is_concept))
+    return Detection(auc(cosines[is_concept], cosines[~is_concept]), float(np.log(inside / outside)))
+
+
+def tried(
+    plain: Plain,
+    concept: str,
+    direction: Direction,
+    texts: list[str],
+    is_concept: Bool[np.ndarray, " texts"],
+    *,
+    kl: float,
+) -> Trial:
+    """Detects in some texts, and steers by the direction at a disturbance of `kl` nats."""
+    reader = plain.reader
+    length = matched(plain.prompts, direction.vector, kl)
+    steered = written(reader, PROMPTS, plan_of(direction.vector, length.amount), plain.sampling)
+    behaviour = judged(steered, plain.written, plain.judge, concept)
+    return Trial(concept, direction, detection_of(reader, direction, texts, is_concept), length, behaviour=behaviour)
+
+
+def trial_table(reader: TextReader, trials: Sequence[Trial]) -> Table:
+    """A row per trial; at an MLP's hidden layer and at heads' outputs also the share of the direction that can do nothing."""
+    columns = {
+        "concept": "text", "direction": "text", "feature": "feature", "AUC": "number", "detection score": "number",
+        "KL": "number", "length": "number", "concept's chance": "number", "fluency": "number", "score": "number",
+        "low": "number", "high": "number",
+    }  # fmt: skip
+    rows: list[list[object]] = []
+    for one in trials:
+        behaviour = one.behaviour
+        rows.append([
+            one.concept, one.direction.kind, one.direction.feature, one.detection.auc.value, one.detection.score,
+            one.length.disturbance, one.length.amount, behaviour.concept.value, behaviour.fluency.value, *behaviour.score,
+        ])  # fmt: skip
+    shares = null_share(reader, [one.direction.vector for one in trials])
+    if shares is not None:
+        columns["in the null space"] = "number"
+        rows = [[*row, share] for row, share in zip(rows, shares, strict=True)]
+    return table("Directions at equal disturbance", columns, rows)
+
+
+def example_table(plain: Plain, trials: Sequence[Trial]) -> Table:
+    """The first text that the model wrote, plainly and by every direction."""
+    rows: list[list[object]] = [["", "plain", plain.written.texts[0][:LETTERS]]]
+    rows += [list[object]((one.concept, one.direction.kind, one.behaviour.example[:LETTERS])) for one in trials]
+    return table("The first text that each wrote", {"concept": "text", "direction": "text", "text": "text"}, rows)
