@@ -135,6 +135,9 @@ def test_the_command_says_and_keeps_what_differs(contrasted):
     assert str(home) not in json.dumps(finding.as_json())  # nobody's folders are published
     features = finding.tables[0].rows
     assert features and all(row[1] > row[2] and row[4] > 0 and row[6] <= 0.05 for row in features)  # pyright: ignore
+    steering = next(t for t in finding.tables if t.title == "Directions at equal disturbance")
+    assert len(steering.rows) == 5 and {row[0] for row in steering.rows} == {"A"}
+    assert all(row[-2] <= row[-3] <= row[-1] for row in steering.rows)  # pyright: ignore
     names = [figure.name for figure in finding.figures]
     assert names[0] == "loss on A without them" and all(f.low <= f.value <= f.high for f in finding.figures)  # pyright: ignore
     again = run_here(
@@ -188,7 +191,7 @@ def test_the_routes_and_the_page_of_a_finding(contrasted, browser):
         page.click("a[href$='findings/contrast']")
         page.wait_for_selector("h1:has-text('a.txt against b.txt')")
         settled(page)
-        assert page.locator("main table").count() == 5 and violations(page) == []
+        assert page.locator("main table").count() == 7 and violations(page) == []
         page.locator("main table a").first.click()
         page.wait_for_url("**/features/*")
         page.wait_for_selector("h2:has-text('Found about it')")

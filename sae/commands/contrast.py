@@ -41,6 +41,13 @@ class ContrastCommand(Command):
         parser.add_argument(
             "--penalty", type=float, default=2.0, help="price of a latent in the sparse map (default: 2)"
         )
+        parser.add_argument(
+            "--samples",
+            type=int,
+            default=8,
+            help="texts written after each of four prompts, steered to A (default: 8; 0: none)",
+        )
+        parser.add_argument("--kl", type=float, default=0.25, help="disturbance by steering, in nats (default: 0.25)")
         parser.add_argument("--seed", type=int, default=0, help="seed that draws the controls (default: 0)")
         parser.add_argument("--run", type=Path, help="run whose model to use, for an imported dictionary")
 
@@ -51,7 +58,8 @@ class ContrastCommand(Command):
 
         settings = ContrastSettings(
             a=arguments.a, b=arguments.b, at=arguments.at, texts=arguments.texts, q=arguments.q,
-            ablate=arguments.ablate, penalty=arguments.penalty, seed=arguments.seed,
+            ablate=arguments.ablate, penalty=arguments.penalty, samples=arguments.samples, kl=arguments.kl,
+            seed=arguments.seed,
         )  # fmt: skip
         finding = contrast_texts(arguments.dictionary, settings, name=arguments.name, run_folder=arguments.run)
         print(as_text(finding, arguments.dictionary))

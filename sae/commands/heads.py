@@ -67,20 +67,12 @@ def attribute_heads(
     """Attributes, and writes the finding into the dictionary's folder; returns it."""
     from sae.apply.heads.attribution import check_attributable
     from sae.apply.heads.report import heads_finding
-    from sae.errors import ConfigError
-    from sae.pipeline.reading import reading_for
-    from sae.pipeline.sources import check_model_of
+    from sae.pipeline.reading import further_reader, named_folders, reading_for
     from sae.publish import dictionary
 
     settings.check()
     check_attributable(dictionary.load(folder))
-    names = [path.resolve().name for path in earlier]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--earlier: {', '.join(names)}; two have the same name. Rename the folder of one.")
-    others = {path.resolve().name: dictionary.load(path) for path in earlier}
+    folders = named_folders(earlier, "--earlier")
     with reading_for(name, folder, run_folder) as reading:
-        lm = reading.reader.lm
-        for path in earlier:
-            check_model_of(path, lm)
-        on_device = {other: sae.to(lm.device) for other, sae in others.items()}
-        return heads_finding(reading.folder, name, reading.reader, on_device, settings, screen=reading.screen)
+        others = {other: further_reader(reading.reader, path).sae for other, path in folders.items()}
+        return heads_finding(reading.folder, name, reading.reader, others, settings, screen=reading.screen)

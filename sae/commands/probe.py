@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -11,6 +12,8 @@ from sae.commands.command import Command
 if TYPE_CHECKING:
     from feature_store.results.findings import Finding
     from sae.apply.probes.report import ProbeSettings
+
+CITIES = Path()  # stands for questions that are made
 
 
 @final
@@ -23,7 +26,9 @@ class Probe(Command):
     epilog = (
         'A line of --texts is an object with "text", "label" (true, false, neither; or any classes) and perhaps "group": texts of one '
         "group, such as statements about one city, are never both learned from and tested on. Without it statements about "
-        "cities are made. The result is findings/NAME/finding.json in the dictionary's folder. docs/probe.md has the equations."
+        "cities are made. With --questions the texts are the model's own answers, right or wrong, and it is tried whether pushing it "
+        "along what tells them makes more of them right. The result is findings/NAME/finding.json in the dictionary's folder. "
+        "docs/probe.md has the equations."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -31,6 +36,13 @@ class Probe(Command):
         parser.add_argument("dictionary", type=Path, help="dictionary folder")
         parser.add_argument(
             "--texts", type=Path, metavar="FILE", help="texts with classes (.jsonl; default: about cities)"
+        )
+        parser.add_argument(
+            "--questions", type=Path, nargs="?", const=CITIES, metavar="FILE",
+            help='the model\'s own answers instead: lines with "prompt" and "answer" (.jsonl; without FILE: about cities)',
+        )  # fmt: skip
+        parser.add_argument(
+            "--also", type=Path, nargs="+", default=[], metavar="DICTIONARY", help="further dictionaries of the model"
         )
         parser.add_argument("--k", type=int, default=16, help="features that the probe reads (default: 16)")
         parser.add_argument(
@@ -57,18 +69,25 @@ class Probe(Command):
 
         settings = ProbeSettings(
             arguments.texts, arguments.k, arguments.at, arguments.alpha, positions=arguments.positions,
-            most=arguments.most, seed=arguments.seed,
+            most=arguments.most, seed=arguments.seed, asks=arguments.questions is not None,
+            questions=None if arguments.questions == CITIES else arguments.questions,
         )  # fmt: skip
-        finding = probe_texts(arguments.dictionary, settings, name=arguments.name, run_folder=arguments.run)
+        finding = probe_texts(
+            arguments.dictionary, settings, also=arguments.also, name=arguments.name, run_folder=arguments.run
+        )
         print(as_text(finding, arguments.dictionary))
         return 0
 
 
-def probe_texts(folder: Path, settings: ProbeSettings, *, name: str, run_folder: Path | None) -> Finding:
+def probe_texts(
+    folder: Path, settings: ProbeSettings, *, also: Sequence[Path] = (), name: str, run_folder: Path | None
+) -> Finding:
     """Probes and writes the finding into the dictionary's folder; returns it."""
     from sae.apply.probes.report import probe_finding
-    from sae.pipeline.reading import reading_for
+    from sae.pipeline.reading import further_reader, named_folders, reading_for
 
     settings.check()
+    folders = named_folders(also, "--also")
     with reading_for(name, folder, run_folder) as reading:
-        return probe_finding(reading.folder, name, reading.reader, settings, screen=reading.screen)
+        others = {other: further_reader(reading.reader, path) for other, path in folders.items()}
+        return probe_finding(reading.folder, name, reading.reader, settings, others=others, screen=reading.screen)

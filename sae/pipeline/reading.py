@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from sae.apply.finding import finding_folder
 from sae.apply.text_codes import TextReader
+from sae.errors import ConfigError
 from sae.foundation.files import owned
 from sae.foundation.screen import Screen
 from sae.pipeline.config import config_of_run
 from sae.pipeline.sources import check_model_of, harvester_of
 from sae.publish import dictionary
+from sae.stream.harvest import Harvester
 
 
 def reader_of(folder: Path, run_folder: Path | None, screen: Screen, *, n_contexts: int = 1) -> TextReader:
@@ -47,3 +49,19 @@ def reading_for(name: str, folder: Path, run_folder: Path | None) -> Iterator[Re
     reader = reader_of(folder, run_folder, screen)
     with owned(folder):
         yield Reading(folder, reader, screen)
+
+
+def further_reader(reader: TextReader, folder: Path) -> TextReader:
+    """A reader of another dictionary with the model of `reader`; raises `ArtefactError` if that was trained on another model."""
+    lm, sae = reader.lm, dictionary.load(folder)
+    check_model_of(folder, lm)
+    harvester = Harvester(lm, sae.config.channels, reader.harvester.config, reader.harvester.packing)
+    return TextReader(sae.to(lm.device), harvester, reader.ctx_len, reader.n_contexts)
+
+
+def named_folders(folders: Sequence[Path], option: str) -> dict[str, Path]:
+    """Folders by their names; raises `ConfigError` if two have the same."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{option}: {', '.join(names)}; two have the same name. Rename the folder of one.")
+    return dict(zip(names, folders, strict=True))

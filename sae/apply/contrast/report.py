@@ -10,6 +10,7 @@ import numpy as np
 from feature_store.results.findings import Figure, Finding, Table
 from sae.apply.contrast.affine_map import fit_map
 from sae.apply.contrast.sets import Contrast, contrast
+from sae.apply.contrast.steering import KINDS, steering_tables
 from sae.apply.direction import decompose, difference_of_means
 from sae.apply.finding import figure, table, write_finding
 from sae.apply.removal import CONTROLS, Ablation, ablation, check_removable
@@ -32,6 +33,8 @@ class ContrastSettings:
     q: float = 0.05
     ablate: int = 10
     penalty: float = 2.0
+    samples: int = 8
+    kl: float = 0.25
     seed: int = 0
 
     def check(self) -> None:
@@ -40,6 +43,10 @@ class ContrastSettings:
             raise ConfigError(
                 f"--texts {self.texts}, --ablate {self.ablate}, --q {self.q}, --penalty {self.penalty}: wanted are at least 1 "
                 "text, 0 features or more, a rate between 0 and 1, and a penalty above 0."
+            )
+        if self.samples < 0 or not self.kl > 0:
+            raise ConfigError(
+                f"--samples {self.samples}, --kl {self.kl:g}: wanted are 0 texts or more, and a disturbance above 0."
             )
 
 
@@ -50,14 +57,14 @@ def contrast_finding(
 
     Raises `DataError` if a text is in both sets or a set is too small.
     """
-    if settings.ablate:
+    if settings.ablate or settings.samples:
         check_removable(reader)
     texts = some_texts(settings.a, settings.texts), some_texts(settings.b, settings.texts)
     common = set(texts[0]) & set(texts[1])
     if common:
         raise DataError(f"{len(common)} texts are in both files, such as {sorted(common)[0][:80]!r}.")
 
-    passes = 3 + (CONTROLS + 2 if settings.ablate else 0)
+    passes = 3 + (CONTROLS + 2 if settings.ablate else 0) + (KINDS if settings.samples else 0)
     with screen.progress("contrast", passes, "passes") as progress:
         codes = [reader.read_every(part) for part in texts]
         progress.step()
@@ -76,6 +83,8 @@ def contrast_finding(
             _map(maxima, settings.penalty),
             _parts(reader, x),
         ]
+        if settings.samples:
+            tables += steering_tables(reader, texts, settings, step=progress.step)
         progress.update(passes)
 
     n_a, n_b = (len(result.ranked(side, settings.q)) for side in (1, -1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from feature_store.results.findings import Figure, Finding, Table
+from sae.apply.edit import EditPlan
 from sae.apply.finding import figure, table, write_finding
 from sae.apply.probes.abstaining import Parts, ProbeResult, parts_of, probed, telling_columns
+from sae.apply.probes.answers import Quiz, city_questions, read_questions
+from sae.apply.probes.intervention import TRIALS, intervention_table
 from sae.apply.probes.places import streams_at_the_end
 from sae.apply.probes.statements import cities
+from sae.apply.removal import check_removable
+from sae.apply.steering.directions import TextEvidence
 from sae.apply.text_codes import At, TextReader
 from sae.errors import ConfigError, DataError
 from sae.foundation.screen import Screen
@@ -25,7 +30,10 @@ ABSTAINS = "-"
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Texts with classes (a file, or statements about cities), how many latents, and the share of errors allowed."""
+    """Texts with classes (a file, or statements about cities), how many latents, and the share of errors allowed.
+
+    With `asks` the texts are the model's own answers to questions: those of the file `questions`, or about cities.
+    """
 
     texts: Path | None = None
     k: int = 16
@@ -34,6 +42,15 @@ class ProbeSettings:
     positions: int = 3
     most: int = 2000
     seed: int = 0
+    asks: bool = False
+    questions: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """The texts in words."""
+        if self.asks:
+            return f"own answers to {self.questions.name}" if self.questions else "own answers about cities"
+        return self.texts.name if self.texts else "statements about cities"
 
     def check(self) -> None:
         """Raises `ConfigError` for numbers that make no sense."""
@@ -41,6 +58,8 @@ class ProbeSettings:
             raise ConfigError(
                 f"--alpha {self.alpha:g}: the share of texts whose class may be missed is over 0 and under 0.5."
             )
+        if self.asks and self.texts:
+            raise ConfigError("--texts and --questions: give one of them.")
         if self.k < 1 or self.positions < 0 or self.most < 1:
             raise ConfigError(
                 f"--k {self.k}, --positions {self.positions}, --most {self.most}: wanted are at least 1, 0 and 1."
@@ -53,37 +72,67 @@ class _Probed(NamedTuple):
     results: dict[str, ProbeResult]
     latents: np.ndarray
     maxima: np.ndarray
+    activations: np.ndarray
     by_place: np.ndarray
 
 
-def probe_finding(folder: Path, name: str, reader: TextReader, settings: ProbeSettings, *, screen: Screen) -> Finding:
-    """Reads the texts, fits and tests probes, and writes the finding `name` of the dictionary."""
-    texts = classed_texts(settings.texts) if settings.texts else cities(settings.seed)
-    texts = ClassedTexts(*(column[: settings.most] for column in texts))
+def probe_finding(
+    folder: Path,
+    name: str,
+    reader: TextReader,
+    settings: ProbeSettings,
+    *,
+    others: Mapping[str, TextReader],
+    screen: Screen,
+) -> Finding:
+    """Reads the texts, fits and tests probes, and writes the finding `name` of the dictionary.
+
+    `others` read further dictionaries of the same model, by name; a probe reads the latents of each, and one those of all.
+    """
+    quiz = _quiz(reader, settings) if settings.asks else None
+    texts = quiz.claims(quiz.answers(EditPlan(()))) if quiz else _brought(settings)
     classes = sorted(set(texts.labels))
     if len(classes) < 2:
-        raise DataError(f"{settings.texts}: all texts are {classes[0]!r}; give texts of two or more classes.")
+        raise DataError(f"{settings.source}: all texts are {classes[0]!r}; give texts of two or more classes.")
     parts = parts_of(texts.labels, texts.groups, settings.seed)
     labels = np.array([classes.index(label) for label in texts.labels])
 
-    with screen.progress("probe", 3 if settings.positions else 2, "parts") as progress:
-        probes = _all_probes(reader, texts, labels, parts, settings=settings, step=progress.step)
+    steps = 2 + len(others) + bool(settings.positions) + (TRIALS if quiz else 0)
+    with screen.progress("probe", steps, "parts") as progress:
+        probes = _all_probes(reader, others, texts, labels, parts, settings=settings, step=progress.step)
+        steered: list[Table] = []
+        if quiz:
+            evidence = TextEvidence(probes.maxima, probes.activations)
+            steered = [
+                intervention_table(quiz, evidence, parts.fit, parts.test, seed=settings.seed, step=progress.step)
+            ]
 
-    ours, source = probes.results["latents"], settings.texts.name if settings.texts else "statements about cities"
+    ours = probes.results["latents"]
     return write_finding(
-        folder, name, system="probe", title=f"What tells {' from '.join(classes)}: {source}",
+        folder, name, system="probe", title=f"What tells {' from '.join(classes)}: {settings.source}",
         summary=_summary(probes.results, settings, len(probes.latents)) + _best_place(reader, probes.by_place),
-        settings={"texts": source, "n_texts": len(labels), "k": settings.k, "at": settings.at, "alpha": settings.alpha,
-                  "seed": settings.seed},
-        figures=_figures(ours, probes.results["shuffled labels"]),
-        tables=[_probe_table(probes.results), _latent_table(probes, classes, labels, parts),
+        settings={"texts": settings.source, "n_texts": len(labels), "k": settings.k, "at": settings.at, "alpha": settings.alpha,
+                  "others": ", ".join(others) or None, "seed": settings.seed},
+        figures=_figures(ours, probes.results["shuffled labels"], labels, classes),
+        tables=[_probe_table(probes.results), *steered, _latent_table(probes, classes, labels, parts),
                 *_place_tables(reader, probes.by_place), _text_table(ours, texts, classes, parts)],
     )  # fmt: skip
 
 
+def _quiz(reader: TextReader, settings: ProbeSettings) -> Quiz:
+    check_removable(reader)
+    questions = read_questions(settings.questions) if settings.questions else city_questions()
+    return Quiz(reader, questions[: settings.most])
+
+
+def _brought(settings: ProbeSettings) -> ClassedTexts:
+    texts = classed_texts(settings.texts) if settings.texts else cities(settings.seed)
+    return ClassedTexts(*(column[: settings.most] for column in texts))
+
+
 def _all_probes(
-    reader: TextReader, texts: ClassedTexts, labels: np.ndarray, parts: Parts, *, settings: ProbeSettings,
-    step: Callable[[], None],
+    reader: TextReader, others: Mapping[str, TextReader], texts: ClassedTexts, labels: np.ndarray, parts: Parts, *,
+    settings: ProbeSettings, step: Callable[[], None],
 ) -> _Probed:  # fmt: skip
     rng = np.random.default_rng(settings.seed)
     maxima = reader.read_every(texts.texts).maxima(settings.at)
@@ -109,13 +158,21 @@ def _all_probes(
         "shuffled labels": result(maxima[:, telling_columns(maxima[fit], shuffled[fit], settings.k)], shuffled),
     }
     step()
+    chosen = [maxima[:, latents]]
+    for name, other in others.items():
+        x = other.read_every(texts.texts).maxima(settings.at)
+        chosen.append(x[:, telling_columns(x[fit], labels[fit], settings.k)])
+        results[f"latents of {name}"] = result(chosen[-1])
+        step()
+    if others:
+        results["latents of all"] = result(np.concatenate(chosen, axis=1))
 
     by_place = np.zeros((0, 0))
     if settings.positions:
         streams = streams_at_the_end(reader.lm, texts.texts, ctx_len=reader.ctx_len, n_positions=settings.positions)
         by_place = np.array([[result(x).auc for x in layer] for layer in streams])
         step()
-    return _Probed(results, latents, maxima, by_place)
+    return _Probed(results, latents, maxima, activations, by_place=by_place)
 
 
 def _words(texts: list[str], fit: np.ndarray) -> Any:
@@ -148,8 +205,13 @@ def _best_place(reader: TextReader, by_place: np.ndarray) -> str:
     )
 
 
-def _figures(ours: ProbeResult, null: ProbeResult) -> list[Figure]:
+def _figures(ours: ProbeResult, null: ProbeResult, labels: np.ndarray, classes: list[str]) -> list[Figure]:
+    counts = [
+        figure(f"texts, {name}", float((labels == number).sum()), f"texts of class {name}")
+        for number, name in enumerate(classes)
+    ]
     return [
+        *counts,
         figure("answered", ours.answered, "share of the texts held out for which one class is possible"),
         figure("right of answered", ours.right_of_answered, "share of the answers that are right"),
         figure("covered", ours.covered, "share of the texts whose class is among the possible ones"),
@@ -182,10 +244,13 @@ def _latent_table(probes: _Probed, classes: list[str], labels: np.ndarray, parts
 def _place_tables(reader: TextReader, by_place: np.ndarray) -> list[Table]:
     if not by_place.size:
         return []
-    columns = {"layer": "number", "last token": "number"}
+    columns = {"layer": "text", "last token": "number"}
     columns |= {f"{back} before": "number" for back in range(1, by_place.shape[1])}
-    rows = [[layer, *aucs] for layer, aucs in zip(sorted(reader.lm.blocks.running), by_place.tolist(), strict=True)]
-    return [table("AUC of a probe on the activations, by layer and token", columns, rows)]
+    rows = [
+        [f"layer {layer}", *aucs]
+        for layer, aucs in zip(sorted(reader.lm.blocks.running), by_place.tolist(), strict=True)
+    ]
+    return [table("AUC of a probe on the activations, by layer and token", columns, rows, is_shaded=True)]
 
 
 def _text_table(ours: ProbeResult, texts: ClassedTexts, classes: list[str], parts: Parts) -> Table:
