@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from sae.errors import DataError
 from sae.interpret.intervals import Interval, balanced_accuracy, best_threshold, proportion
 
 Method = Literal["difference", "top", "tree"]
+Scope = Literal["text", "token"]
 MOST_FEATURES, DEPTH, LEAST_TEXTS = 16, 3, 8
 LEAST_SPREAD = 1e-3  # variance within the classes, in squared differences of their means
 
@@ -44,6 +45,7 @@ class ConceptByExample:
     a_i is the feature's maximum over the text's tokens. Precision, recall and balanced accuracy have 95 % intervals;
     they come from texts on which neither features nor threshold were chosen. A tree has a rule of its own: `tree` lists
     its nodes, a text has the concept if the share at its leaf exceeds `threshold`, and the weights are importances.
+    With `scope` "token" (`token_concept`) a_i is the activation at one token, and a text has the concept if a token has it.
     """
 
     name: str
@@ -59,6 +61,8 @@ class ConceptByExample:
     chosen_balanced_accuracy: float
     seed: int
     tree: list[TreeNode] | None = None
+    scope: Scope = "text"
+    token_balanced_accuracy: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -156,11 +160,34 @@ def _rule(choose: tuple[np.ndarray, np.ndarray], method: Method, k: int, seed: i
         share = lambda x: np.asarray(tree.predict_proba(x[:, order]))[:, 1]  # noqa: E731
         return _Rule(order.tolist(), tree.feature_importances_.tolist(), share, _nodes(tree.tree_, order))
 
-    # Where texts of a class are all alike there is no spread to weigh by.
-    least = max(float(spread[order].mean()), LEAST_SPREAD * float(np.square(difference[order]).mean()))
-    weights = difference[order] / (spread[order] + least)
+    weights = _difference_weights(difference, spread, order)
 
-    return _Rule(order.tolist(), weights.tolist(), lambda x: x[:, order] @ weights, None)
+    return _Rule(order.tolist(), weights, lambda x: x[:, order] @ np.array(weights), None)
+
+
+def _difference_weights(difference: np.ndarray, spread: np.ndarray, order: np.ndarray) -> list[float]:
+    """The difference of the classes over the variance within them. Where a class is all alike there is no spread to weigh by."""
+    least = max(float(spread[order].mean()), LEAST_SPREAD * float(np.square(difference[order]).mean()))
+    return (difference[order] / (spread[order] + least)).tolist()
+
+
+class LinearRule(NamedTuple):
+    """Features and their weights."""
+
+    features: list[int]
+    weights: list[float]
+
+
+def linear_rule(
+    positive: Float[np.ndarray, "n columns"], negative: Float[np.ndarray, "m columns"], features: Int[np.ndarray, " columns"],
+    method: Method, k: int,
+) -> LinearRule:  # fmt: skip
+    """The features that tell rows of two classes apart (`difference`: k of them, `top`: the best), and their weights."""
+    if method == "top":
+        return LinearRule([int(features[best_feature(positive, negative)])], [1.0])
+    order = np.argsort(-_strength(positive, negative), kind="stable")[:k]
+    difference, spread = positive.mean(0) - negative.mean(0), positive.var(0) + negative.var(0)
+    return LinearRule(features[order].tolist(), _difference_weights(difference, spread, order))
 
 
 def _nodes(tree: Any, order: np.ndarray) -> list[TreeNode]:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, cast, final, get_args
 from sae.commands.command import Command
 
 if TYPE_CHECKING:
-    from sae.apply.concept import ConceptByExample
-    from sae.text.brought import Texts
+    from collections.abc import Callable
+
+    from sae.apply.concept import ConceptByExample, Method
+    from sae.apply.text_codes import TextReader
+    from sae.text.brought import MarkedText, Texts
 
 FILE_NAME = "concepts_by_example.json"
 
@@ -36,6 +39,10 @@ class Concept(Command):
             "--labelled", type=Path, metavar="FILE", help='instead: JSON lines with "text" and "label" (true or false)'
         )
         add.add_argument(
+            "--marked", type=Path, metavar="FILE",
+            help="instead: texts, one per line, with [[ ]] around what shows the concept; lines without a mark do not have it",
+        )  # fmt: skip
+        add.add_argument(
             "--method", default="difference", help="difference (of means; default), top (one feature) or tree"
         )
         add.add_argument("--k", type=int, default=16, help="largest number of features (default: 16)")
@@ -45,11 +52,16 @@ class Concept(Command):
 
 
 def _add(arguments: Namespace) -> int:
-    from sae.text.brought import texts_of
+    from sae.text.brought import marked_texts, texts_of
 
+    texts = (
+        marked_texts(arguments.marked)
+        if arguments.marked
+        else texts_of(arguments.positive, arguments.negative, arguments.labelled)
+    )
     concept = add_concept(
         arguments.dictionary,
-        texts_of(arguments.positive, arguments.negative, arguments.labelled),
+        texts,
         name=arguments.name,
         method=arguments.method,
         k=arguments.k,
@@ -65,6 +77,9 @@ def _add(arguments: Namespace) -> int:
     ):
         print(f"{title:<18} {interval.value:.3f}  ({interval.low:.3f} to {interval.high:.3f}) on {n_texts}")
 
+    if concept.token_balanced_accuracy is not None:
+        print(f"{'of single tokens':<18} {concept.token_balanced_accuracy:.3f}  balanced accuracy")
+
     for feature, weight in zip(concept.features, concept.weights, strict=True):
         print(f"  feature {feature:>6}  weight {weight:+.3f}")
 
@@ -73,7 +88,7 @@ def _add(arguments: Namespace) -> int:
 
 def add_concept(
     folder: Path,
-    texts: Texts,
+    texts: Texts | list[MarkedText],
     *,
     name: str,
     method: str,
@@ -81,9 +96,9 @@ def add_concept(
     seed: int,
     run_folder: Path | None,
 ) -> ConceptByExample:
-    """Learns a concept and keeps it in concepts_by_example.json under its name."""
-    from sae.apply.concept import Method, learn
-    from sae.errors import ConfigError, DataError
+    """Learns a concept from texts, or from marked tokens, and keeps it in concepts_by_example.json under its name."""
+    from sae.apply.concept import Method
+    from sae.errors import ConfigError
     from sae.foundation.files import owned, read_json, write_json
     from sae.foundation.screen import Screen
     from sae.pipeline.reading import reader_of
@@ -93,6 +108,48 @@ def add_concept(
 
     folder, screen = folder.resolve(), Screen()
 
+    if not isinstance(texts, list):
+        texts = _distinct(texts, name)
+    reader = reader_of(folder, run_folder, screen)
+    with owned(folder), screen.progress("encode", 2, "files") as progress:
+        concept = _learned(reader, texts, name, cast(Method, method), k=k, seed=seed, step=progress.step)
+        path = folder / FILE_NAME
+        stored: dict[str, Any] = read_json(path) if path.exists() else {}
+        write_json(path, stored | {name: concept.as_json()})
+
+    return concept
+
+
+def _learned(
+    reader: TextReader,
+    texts: Texts | list[MarkedText],
+    name: str,
+    method: Method,
+    *,
+    k: int,
+    seed: int,
+    step: Callable[[], None],
+) -> ConceptByExample:
+    from sae.apply.concept import learn
+    from sae.apply.token_concept import learn_at_tokens
+
+    if isinstance(texts, list):
+        concept = learn_at_tokens(name, reader, texts, method, k=k, seed=seed)
+        step()
+        return concept
+
+    maxima = []
+    for part in texts:
+        maxima.append(reader.read_every(part).maxima())
+        step()
+    return learn(name, maxima[0], maxima[1], method=method, k=k, seed=seed)
+
+
+def _distinct(texts: Texts, name: str) -> Texts:
+    """Each text once; raises `DataError` for one that is in both files."""
+    from sae.errors import DataError
+    from sae.text.brought import Texts as Pair
+
     # A text that occurs twice could be chosen on in one half and tested on in the other.
     positive, negative = (list(dict.fromkeys(part)) for part in texts)
     repeated_texts = set(positive) & set(negative)
@@ -100,17 +157,4 @@ def add_concept(
         raise DataError(
             f"concept {name}: {len(repeated_texts)} texts are in both files, such as {sorted(repeated_texts)[0]!r}."
         )
-
-    reader = reader_of(folder, run_folder, screen)
-
-    with owned(folder), screen.progress("encode", 2, "files") as progress:
-        maxima = []
-        for number, part in enumerate((positive, negative)):
-            maxima.append(reader.read_every(part).maxima())
-            progress.update(number + 1)
-        concept = learn(name, maxima[0], maxima[1], method=cast(Method, method), k=k, seed=seed)
-        path = folder / FILE_NAME
-        stored: dict[str, Any] = read_json(path) if path.exists() else {}
-        write_json(path, stored | {name: concept.as_json()})
-
-    return concept
+    return Pair(positive, negative)

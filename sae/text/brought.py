@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import NamedTuple
 from sae.errors import ConfigError, DataError
 from sae.text.corpus import TABLES, documents, source_named
 from sae.text.mixture import well_formed
+
+MARK = re.compile(r"(\[\[.*?\]\])")
 
 
 class Texts(NamedTuple):
@@ -49,6 +52,13 @@ def lines(path: Path) -> list[str]:
                 f"{path}, line {number}: byte {line[error.start]:#x} is not UTF-8. Save the file as UTF-8."
             ) from None
     return [line for line in out if line.strip()]
+
+
+class MarkedText(NamedTuple):
+    """A text, and the spans of letters (first, end) in it that show something."""
+
+    text: str
+    spans: list[tuple[int, int]]
 
 
 class NamedText(NamedTuple):
@@ -143,4 +153,22 @@ def classed_texts(path: Path) -> ClassedTexts:
         out.groups.append(str(group))
     if not out.texts:
         raise DataError(f"{path}: holds no text.")
+    return out
+
+
+def marked_texts(path: Path) -> list[MarkedText]:
+    """The lines of a file, without the double brackets that mark a part of them, as in "She left [[Lyon]]."; raises `DataError`."""
+    out = []
+    for number, line in enumerate(lines(path), 1):
+        text, spans = "", []
+        for part in MARK.split(line):
+            if part.startswith("[[") and part.endswith("]]"):
+                spans.append((len(text), len(text) + len(part) - 4))
+                part = part[2:-2]
+            text += part
+        if "[[" in text or "]]" in text or any(first == end for first, end in spans):
+            raise DataError(
+                f"{path}: line {number}: marks are [[ and ]] around a part of the text, one after the other."
+            )
+        out.append(MarkedText(text, spans))
     return out

@@ -8,7 +8,7 @@ from pathlib import Path
 from feature_store.results.findings import Finding
 from sae.apply.finding import table, write_finding
 from sae.apply.reasoning.rules import Rule, explained
-from sae.apply.reasoning.texts import StoredConcepts, closures, truth_of
+from sae.apply.reasoning.texts import StoredConcepts, Truth, closures, truth_of
 from sae.apply.text_codes import TextReader
 from sae.text.brought import some_texts
 
@@ -35,7 +35,7 @@ def reasoning_finding(
 
     rows = []
     for number, (body, result) in enumerate(zip(bodies, results, strict=True)):
-        seen = ", ".join(sorted(truth.facts(number)))
+        seen = ", ".join(sorted(_seen(reader, truth, number, body)))
         concluded = ", ".join(step.concept for step in result.steps)
         rows.append([body[:LETTERS], seen, concluded, explained(list(result.steps), rules)])
     every = [*truth.names, *dict.fromkeys(rule.then for rule in rules)]
@@ -54,3 +54,15 @@ def reasoning_finding(
             table("Texts", {"text": "text", "has": "text", "concluded": "text", "proof": "text"}, rows),
         ],
     )  # fmt: skip
+
+
+def _seen(reader: TextReader, truth: Truth, number: int, text: str) -> list[str]:
+    """The concepts of a text, those of single tokens with the token."""
+    ids = reader.lm.token_ids(text, reader.ctx_len * reader.n_contexts)
+    said = []
+    for column, name in enumerate(truth.names):
+        position = int(truth.position[number, column])
+        if truth.holds[number, column]:
+            token = reader.lm.tokenizer.decode([ids[position]]).strip() if 0 <= position < len(ids) else ""
+            said.append(f"{name} (“{token}”)" if token else name)
+    return said

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.apply.concept import scores_of
 from sae.apply.edit import DirectionEdit, EditPlan, Sampling, generate
 from sae.apply.reasoning.rules import Closure, Rule, closure, observed
 from sae.apply.text_codes import TextReader
+from sae.apply.token_concept import strongest_tokens
 from sae.errors import ConfigError
 
 STEERED = 10  # features of a concept that its direction is made of
@@ -24,11 +25,14 @@ StoredConcepts = Mapping[str, Mapping[str, Any]]
 
 
 class Truth(NamedTuple):
-    """Which observed concept each text has, and by how much its score is above the concept's threshold."""
+    """Which observed concept each text has, by how much its score is above the concept's threshold, and the position of the
+    token that shows it (-1: the concept was learned from whole texts).
+    """
 
     names: list[str]
     holds: Bool[np.ndarray, "texts concepts"]
     margin: Float[np.ndarray, "texts concepts"]
+    position: Int[np.ndarray, "texts concepts"]
 
     def facts(self, text: int) -> frozenset[str]:
         """The concepts of one text."""
@@ -57,10 +61,19 @@ def truth_of(reader: TextReader, rules: list[Rule], concepts: StoredConcepts, te
     """The observed concepts of every text, by the thresholds that were chosen when the concepts were learned."""
     check_known(rules, concepts)
     names = observed(rules)
-    maxima = reader.read_every(texts).maxima()
-    margins = [scores_of(concepts[name], maxima) - concepts[name]["threshold"] for name in names]
-    margin = np.stack(margins, axis=1) if names else np.zeros((len(texts), 0))
-    return Truth(names, margin > 0, margin)
+    codes = reader.read_every(texts)
+    maxima = codes.maxima()
+    margin = np.zeros((len(texts), len(names)))
+    position = np.full((len(texts), len(names)), -1)
+    for column, name in enumerate(names):
+        stored = concepts[name]
+        if stored.get("scope") == "token":
+            strongest = strongest_tokens(stored, codes)
+            score, position[:, column] = strongest.score, strongest.position
+        else:
+            score = scores_of(stored, maxima)
+        margin[:, column] = score - stored["threshold"]
+    return Truth(names, margin > 0, margin, position)
 
 
 def closures(rules: list[Rule], truth: Truth) -> list[Closure]:

@@ -103,7 +103,8 @@ def _halves(texts: ClassedTexts, seed: int) -> _Halves:
 
 
 def _by_kind(trials: list[Trial], kind: str, number: Callable[[Trial], float]) -> np.ndarray:
-    return np.array([number(one) for one in trials if one.direction.kind == kind])
+    values = np.array([number(one) for one in trials if one.direction.kind == kind])
+    return values[~np.isnan(values)]
 
 
 def _figures(trials: list[Trial], plain: Plain, concepts: list[str]) -> list[Figure]:

@@ -18,7 +18,6 @@ from sae.apply.steering.disturbance import Matched, Prompts, matched, plan_of
 from sae.apply.text_codes import TextReader
 from sae.interpret.intervals import Interval, auc
 
-LEAST = 1e-6  # of a mean cosine, in the logarithm
 LETTERS = 200  # of an example
 
 
@@ -32,7 +31,10 @@ class Plain:
 
 
 class Detection(NamedTuple):
-    """The AUC of the largest cosine in a text, and the paper's score: the log of its mean in texts of the concept over others."""
+    """The AUC of the largest cosine in a text, and the paper's score: the log of its mean in texts of the concept over others.
+
+    The score is NaN where one of both means is not positive.
+    """
 
     auc: Interval
     score: float
@@ -53,8 +55,9 @@ def detection_of(
 ) -> Detection:
     """How well the largest cosine of a direction with the activations of a text tells texts of a concept."""
     cosines = reader.largest_cosines(texts, direction.vector[None])[:, 0]
-    inside, outside = (max(float(cosines[side].mean()), LEAST) for side in (is_concept, ~is_concept))
-    return Detection(auc(cosines[is_concept], cosines[~is_concept]), float(np.log(inside / outside)))
+    inside, outside = (float(cosines[side].mean()) for side in (is_concept, ~is_concept))
+    score = float(np.log(inside / outside)) if min(inside, outside) > 0 else float("nan")
+    return Detection(auc(cosines[is_concept], cosines[~is_concept]), score)
 
 
 def tried(
