@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from contextlib import closing
 
 import numpy as np
@@ -14,9 +15,12 @@ from fixtures import run_here
 from feature_store.results.findings import Finding
 from feature_store.store import Store
 from sae.apply.recommender.interactions import Columns, Item, read_sequences
-from sae.apply.recommender.item_concepts import Firings, concepts_of, item_concepts, strong_from
+from sae.apply.recommender.item_concepts import Firings, coherences, concepts_of, item_concepts, strong_from
+from sae.apply.recommender.judged_concepts import judged_concepts
 from sae.apply.recommender.model import FIRST, PAD, RecommenderSettings, last_logits, model_of, ranking, train, windows
+from sae.apply.recommender.recommendations import Histories
 from sae.errors import ConfigError, DataError
+from sae.interpret.judging.judge import Judge, JudgeConfig
 
 COLUMNS = Columns()
 GENRES = ("Comedy", "Drama", "War", "Noir")
@@ -153,7 +157,60 @@ def test_levels_are_global_deciles_and_scarce_latents_are_left_out():
     assert 2 not in [concept.latent for concept in item_concepts(weak, concepts)]
 
 
-def test_from_a_table_of_ratings_to_audited_latents(tmp_path):
+def test_items_of_one_direction_are_coherent():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 16))
+    vectors[:10] = vectors[0] + 0.01 * rng.normal(size=(10, 16))
+    recommended = np.arange(60)
+    sample, latent = np.concatenate([np.arange(10), np.arange(20, 40), [41]]), np.repeat([0, 2, 3], (10, 20, 1))
+    firings = Firings(sample, latent, rng.exponential(size=31), recommended)
+    alike, mixed, single, absent = coherences(firings, vectors, np.array([0, 2, 3, 4]))
+    assert alike > 0.99 and abs(mixed) < 0.4 and np.isnan([single, absent]).all()
+
+
+def film_judge(knows):
+    """A judge who names the genre that most recommended films share, and tells samples by it; or says 10 to everything."""
+
+    def genre(title):
+        return GENRES[int(re.findall(r"Film (\d+)", title)[0]) % len(GENRES)]
+
+    def reply(_system, data, schema):
+        if "description" in schema["properties"]:
+            found = [genre(sample["recommended"]) for sample in data["samples"]]
+            return json.dumps({"description": max(GENRES, key=found.count)})
+        if not knows:
+            return json.dumps({"levels": [10] * len(data["samples"])})
+        return json.dumps({"levels": [9 * (genre(s["recommended"]) == data["description"]) for s in data["samples"]]})
+
+    return reply
+
+
+def planted_histories():
+    """Eight latents of one genre each, twice; every sample recommends a film of its latent's genre."""
+    rng = np.random.default_rng(1)
+    items = [Item(str(n), f"Film {n}", (GENRES[n % 4],)) for n in range(80)]
+    latent = np.repeat(np.arange(8), 60)
+    recommended = 4 * rng.integers(0, 20, len(latent)) + latent % 4
+    firings = Firings(np.arange(len(latent)), latent, rng.exponential(size=len(latent)) + 1, recommended)
+    histories = [rng.integers(0, 80, 12).tolist() for _ in range(len(latent))]
+    return firings, Histories(items, histories), histories
+
+
+def test_a_judge_that_knows_films_is_sure_and_one_that_always_says_yes_is_at_chance(tmp_path, judges):
+    firings, histories, samples = planted_histories()
+    labelled = item_concepts(firings, concepts_of(histories.items))
+    for knows in (True, False):
+        script = judges(film_judge(knows))
+        with closing(Judge(JudgeConfig(base_url=script.url, model="x"), tmp_path / f"{knows}.sqlite")) as judge:
+            found = judged_concepts(judge, labelled, firings, samples, histories, seed=0)
+        assert [c.latent for c in found] == list(range(8)) and found[0].description == GENRES[0]
+        assert len(script.seen[0]["messages"]) == 2 and "Film" in script.seen[0]["messages"][1]["content"]
+        for concept in found:
+            assert concept.confidence == pytest.approx((concept.recall + concept.silence) / 2)
+            assert concept.confidence > 0.8 if knows else concept.confidence == concept.null == 0.5
+
+
+def test_from_a_table_of_ratings_to_audited_latents(tmp_path, judges):
     """The whole way: recommender, dictionary, store of item sequences, audit."""
     ratings, items = write_tables(tmp_path, n_users=120)
     out = tmp_path / "films"
@@ -179,5 +236,12 @@ def test_from_a_table_of_ratings_to_audited_latents(tmp_path):
     assert line["text"].count(" | ") == len(line["items"]) - 2
     again = run_here("recommend", "train", ratings, "--items", items, "--out", out)
     assert again.returncode != 0 and str(out) in again.stderr
+    assert {"confidence, untrained", "coherence, untrained"} <= set(figures) and "confidence, judged" not in figures
+    judge = judges(film_judge(True))
+    done = run_here("recommend", "audit", folder, "--judge", judge.url, "--judged", 6, "--name", "judged")
+    assert done.returncode == 0, done.stderr
+    judged = Finding.read(folder / "findings/judged")
+    assert len(judged.tables[-1].rows) == 6 and judged.tables[-1].title == "Descriptions by a language model"
+    assert any(figure.name == "confidence, judged" for figure in judged.figures)
     wrong = run_here("recommend", "audit", folder, "--data", tmp_path)
     assert wrong.returncode != 0 and "no recommender of `sae recommend train`" in wrong.stderr

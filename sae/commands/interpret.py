@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from sae.commands.command import Command, plugin_names
+from sae.commands.judge_arguments import add_judge_arguments, judge_settings
 
 if TYPE_CHECKING:
     from feature_store.dictionary_files import LabelSummary
@@ -44,7 +45,7 @@ class Interpret(Command):
             metavar="FILE",
             help="score people's labels as well: the file of `sae serve --people`",
         )
-        _add_judge_arguments(parser)
+        add_judge_arguments(parser)
 
     def run(self, arguments: Namespace) -> int:
         """Labels every dictionary and prints the figures."""
@@ -62,52 +63,8 @@ class Interpret(Command):
         return 0
 
 
-def _add_judge_arguments(parser: ArgumentParser) -> None:
-    judge = parser.add_argument_group("judge", "a language model that reads prompts")
-    judge.add_argument("--judge", metavar="URL", help="an OpenAI-compatible server, such as http://127.0.0.1:8080/v1")
-    judge.add_argument("--judge-model", default="default", metavar="NAME", help="model name, as that server lists it")
-    judge.add_argument(
-        "--judge-concurrency",
-        type=int,
-        default=8,
-        metavar="N",
-        help="requests at once (default: 8; 1 on a slow machine)",
-    )
-    judge.add_argument(
-        "--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="wait for an answer (default: 60)"
-    )
-    judge.add_argument(
-        "--judge-logprobs",
-        action="store_true",
-        help="ask for the probability of every yes and no; adds an AUC if the server tells them",
-    )
-    judge.add_argument(
-        "--judge-prices",
-        nargs=2,
-        type=float,
-        default=(None, None),
-        metavar=("READ", "WRITTEN"),
-        help="price of a million tokens read and written, to see the cost",
-    )
-    judge.add_argument(
-        "--unstructured", action="store_true", help="for servers that cannot force answers into a JSON schema"
-    )
-
-
 def _settings(arguments: Namespace) -> InterpretConfig:
-    judge = None
-    if arguments.judge:
-        judge = {
-            "base_url": arguments.judge,
-            "model": arguments.judge_model,
-            "structured": not arguments.unstructured,
-            "concurrency": arguments.judge_concurrency,
-            "timeout_s": arguments.judge_timeout,
-            "logprobs": arguments.judge_logprobs,
-            **dict(zip(("price_read", "price_written"), arguments.judge_prices, strict=True)),
-        }
-
-    return settings_of(arguments.explainers, arguments.scorers, judge, arguments.people)
+    return settings_of(arguments.explainers, arguments.scorers, judge_settings(arguments), arguments.people)
 
 
 def settings_of(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from sae.commands.command import Command
+from sae.commands.judge_arguments import add_judge_arguments, judge_config, judge_settings
 
 if TYPE_CHECKING:
     from feature_store.results.findings import Finding
@@ -55,6 +56,10 @@ class Recommend(Command):
         audit.add_argument("--data", type=Path, help="the recommender's folder (default: that of the run's model)")
         audit.add_argument("--name", default="recommend", help="name of the finding (default: recommend)")
         audit.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+        audit.add_argument(
+            "--judged", type=int, default=64, metavar="N", help="latents that a judge describes (default: 64)"
+        )
+        add_judge_arguments(audit)
         audit.add_argument("--run", type=Path, help="run whose model to use, for an imported dictionary")
         audit.set_defaults(work=_audit)
 
@@ -80,8 +85,9 @@ def _audit(arguments: Namespace) -> int:
     from sae.apply.finding import as_text
 
     finding = audit_recommender(
-        arguments.dictionary, arguments.data, name=arguments.name, seed=arguments.seed, run_folder=arguments.run
-    )
+        arguments.dictionary, arguments.data, name=arguments.name, seed=arguments.seed, run_folder=arguments.run,
+        judge=judge_settings(arguments), most_judged=arguments.judged,
+    )  # fmt: skip
     print(as_text(finding, arguments.dictionary))
     return 0
 
@@ -114,13 +120,25 @@ def train_recommender(
     write_new_folder(out, fill)
 
 
-def audit_recommender(folder: Path, data: Path | None, *, name: str, seed: int, run_folder: Path | None) -> Finding:
-    """Audits a dictionary of a recommender and writes the finding into its folder; returns it."""
+def audit_recommender(
+    folder: Path, data: Path | None, *, name: str, seed: int, run_folder: Path | None, judge: dict[str, Any] | None = None,
+    most_judged: int = 64,
+) -> Finding:  # fmt: skip
+    """Audits a dictionary of a recommender and writes the finding into its folder; returns it.
+
+    `judge` are settings of `JudgeConfig`; its answers are kept in the folder, so that none is paid for twice.
+    """
+    from contextlib import ExitStack, closing
+
     from sae.apply.recommender.report import recommender_finding
     from sae.errors import ConfigError
+    from sae.interpret.interpret import ANSWERS
+    from sae.interpret.judging.judge import Judge
     from sae.pipeline.config import config_of_run
     from sae.pipeline.reading import reading_for
 
+    if most_judged < 1:
+        raise ConfigError(f"--judged {most_judged}: wanted is 1 or more.")
     folder = folder.resolve()
     if data is None:
         config = config_of_run(run_folder or folder.parent.parent, "Say which run's model to use: --run RUN")
@@ -129,5 +147,16 @@ def audit_recommender(folder: Path, data: Path | None, *, name: str, seed: int, 
         raise ConfigError(
             "this run's model is no folder of `sae recommend train`. Give the recommender's: --data FOLDER."
         )
-    with reading_for(name, folder, run_folder) as reading:
-        return recommender_finding(reading.folder, name, reading.reader, data, seed=seed, screen=reading.screen)
+    config_of_judge = judge_config(judge) if judge else None
+    with reading_for(name, folder, run_folder) as reading, ExitStack() as stack:
+        asked = config_of_judge and stack.enter_context(closing(Judge(config_of_judge, reading.folder / ANSWERS)))
+        return recommender_finding(
+            reading.folder,
+            name,
+            reading.reader,
+            data,
+            seed=seed,
+            judge=asked,
+            most_judged=most_judged,
+            screen=reading.screen,
+        )

@@ -37,6 +37,8 @@ from sae.publish import parquet
 N_DRAWN = 20 * N_NULL_LABELS  # so many draws hold enough different labels, even if many of them are the same
 SHOW_EVERY = 64  # features between two updates of the progress
 
+ANSWERS = "judge_answers.sqlite"  # what judges said, in the dictionary's folder
+
 
 class InterpretConfig(Section):
     """Which explanations are tried and which scores are computed."""
@@ -135,7 +137,7 @@ def interpret(
                 table.places = places_of(store, evidence.alive(), table.concepts, table.seed)
             if config.judge is None:
                 return None
-            with closing(Judge(config.judge, folder / "judge_answers.sqlite")) as judge:
+            with closing(Judge(config.judge, folder / ANSWERS)) as judge:
                 return _judge(
                     table, [cases(feature) for feature in features_to_label], config, judge, progress=progress
                 )

@@ -21,6 +21,7 @@ SAMPLES, LEAST = 20, 5  # tested of a kind; strong samples that a latent must ha
 LEVEL, LEVELS = 5, 10
 LEAST_ITEMS, SHORTEST = 5, 4  # items that must have a word or category; letters of a word
 NULLS = 19
+COHERENT = 5  # items of a latent whose likeness is looked at
 BACKGROUND = 400  # samples without the latent that the choice of a concept looks at
 
 
@@ -44,7 +45,7 @@ class ItemConcept(NamedTuple):
     """A latent's concept (its number), its confidence, that of other latents' concepts on the same samples, and halves of it.
 
     `n_tested` samples of each kind are tested. `recall` is the share of tested samples that have the concept; `silence` that of random ones that do not (the paper calls
-    it precision). `samples` are its strong samples.
+    it precision). `samples` are its strong samples, of which `chosen_on` chose the concept and `tested_on` tested it beside `silent`.
     """
 
     latent: int
@@ -56,6 +57,9 @@ class ItemConcept(NamedTuple):
     silence: float
     n_tested: int
     samples: Int[np.ndarray, " samples"]
+    chosen_on: Int[np.ndarray, " chosen"]
+    tested_on: Int[np.ndarray, " tested"]
+    silent: Int[np.ndarray, " tested"]
 
 
 def concepts_of(items: list[Item]) -> Concepts:
@@ -98,12 +102,12 @@ def item_concepts(firings: Firings, concepts: Concepts, seed: int = 0) -> list[I
         silent = _without(firings.sample[rows], len(firings.recommended), rng, BACKGROUND + half)
         chosen = _best(has[picked[half:]], has[silent[half:]])
         halves.append(
-            (latent, chosen, picked[:half], silent[:half], strong)
+            (latent, chosen, picked[:half], silent[:half], strong, picked[half:])
         )  # as many of a kind: never or always is 0.5
 
     all_chosen = np.array([chosen for _, chosen, *_ in halves])
     out = []
-    for latent, chosen, tested, silent, strong in halves:
+    for latent, chosen, tested, silent, strong, chosen_on in halves:
         recall, silence = float(has[tested, chosen].mean()), float(1 - has[silent, chosen].mean())
         confidence = _confidence(has, tested, silent, np.array([chosen]))[0]
         others = all_chosen[all_chosen != chosen]
@@ -112,6 +116,7 @@ def item_concepts(firings: Firings, concepts: Concepts, seed: int = 0) -> list[I
             ItemConcept(
                 latent, chosen, float(confidence), float(null.mean()), beats_null=bool((null < confidence).all()),
                 recall=recall, silence=silence, n_tested=len(tested), samples=strong,
+                chosen_on=chosen_on, tested_on=tested, silent=silent,
             )
         )  # fmt: skip
     return out
@@ -134,3 +139,24 @@ def _confidence(has: np.ndarray, tested: np.ndarray, silent: np.ndarray, concept
     """Confidence of each of some concepts on the same samples."""
     right = has[tested][:, concepts].sum(0) + (~has[silent][:, concepts]).sum(0)
     return right / (len(tested) + len(silent))
+
+
+def coherences(
+    firings: Firings, vectors: Float[np.ndarray, "items width"], latents: Int[np.ndarray, " latents"]
+) -> Float[np.ndarray, " latents"]:
+    """How alike the five strongest distinct items of some latents are: the mean cosine of their vectors, pair by pair.
+
+    RecSAE's coherence, over items instead of the vectors of two samples; NaN for a latent of one item.
+    """
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    order = np.lexsort((firings.sample, -firings.act, firings.latent))
+    bounds = np.searchsorted(firings.latent[order], [latents, latents + 1])
+    out = np.full(len(latents), np.nan)
+    for number, (start, end) in enumerate(bounds.T):
+        items = firings.recommended[firings.sample[order[start:end]]]
+        distinct = list(dict.fromkeys(items.tolist()))[:COHERENT]
+        n = len(distinct)
+        if n > 1:
+            cosines = unit[distinct] @ unit[distinct].T
+            out[number] = (cosines.sum() - n) / (n * (n - 1))
+    return out

@@ -26,6 +26,7 @@ from sae.apply.recommender.model import (
     windows,
 )
 from sae.apply.text_codes import TextReader
+from sae.architectures import SparseAutoencoder, build
 from sae.errors import ArtefactError
 from sae.interpret.intervals import Interval, mean
 
@@ -79,11 +80,14 @@ def reconstructed(reader: TextReader, histories: Histories) -> tuple[Ranking, Ra
 
 
 @torch.no_grad()
-def firings_of(reader: TextReader, histories: Histories) -> tuple[Firings, list[list[int]]]:
+def firings_of(
+    reader: TextReader, histories: Histories, sae: SparseAutoencoder | None = None
+) -> tuple[Firings, list[list[int]]]:
     """The latents after every position of the training histories and the item recommended there; and each sample's history.
 
-    The item is the likeliest that is not in the history.
+    The item is the likeliest that is not in the history. `sae` codes in place of the reader's dictionary.
     """
+    sae = sae or reader.sae
     rows = windows([user[:-2] for user in histories.users if len(user) > 2], reader.ctx_len)
     place = reader.harvester.places[reader.sae.config.hook]
     parts: list[tuple[np.ndarray, ...]] = []
@@ -102,7 +106,7 @@ def firings_of(reader: TextReader, histories: Histories) -> tuple[Firings, list[
             for position in range(inside):
                 scores[row, position:, history[position]] = -torch.inf
             samples += [history[: position + 1] for position in range(inside)]
-        code = reader.sae.encode(seen[0].reshape(*ids.shape, -1)[mask].float())
+        code = sae.encode(seen[0].reshape(*ids.shape, -1)[mask].float())
         acts = code.top_acts.cpu().numpy()
         sample, column = (acts > 0).nonzero()
         first = sum(map(len, recommended))
@@ -111,6 +115,19 @@ def firings_of(reader: TextReader, histories: Histories) -> tuple[Firings, list[
 
     sample, latent, act = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Firings(sample, latent, act, np.concatenate(recommended)), samples
+
+
+def untrained(reader: TextReader, seed: int) -> SparseAutoencoder:
+    """A dictionary like the reader's as it was before training, on other random numbers."""
+    sae = build(reader.sae.config, reader.sae.d_in)
+    sae.initialise(torch.Generator().manual_seed(seed), reader.sae.b_dec.detach().cpu().float())
+    return sae.to(reader.sae.b_dec.device).eval()
+
+
+def item_vectors(reader: TextReader, n_items: int) -> Float[np.ndarray, "items width"]:
+    """The model's own vectors of the items."""
+    weight = reader.lm.model.get_input_embeddings().weight
+    return weight[FIRST : FIRST + n_items].detach().float().cpu().numpy()
 
 
 def rerank(

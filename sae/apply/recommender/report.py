@@ -10,13 +10,24 @@ import numpy as np
 
 from feature_store.results.findings import Figure, Finding, Table
 from sae.apply.finding import figure, table, write_finding
-from sae.apply.recommender.item_concepts import Concepts, ItemConcept, concepts_of, item_concepts
+from sae.apply.recommender.item_concepts import Concepts, Firings, ItemConcept, coherences, concepts_of, item_concepts
+from sae.apply.recommender.judged_concepts import JudgedConcept, judged_concepts
 from sae.apply.recommender.model import TOP, Ranking
-from sae.apply.recommender.recommendations import Histories, Reranked, firings_of, read_histories, reconstructed, rerank
+from sae.apply.recommender.recommendations import (
+    Histories,
+    Reranked,
+    firings_of,
+    item_vectors,
+    read_histories,
+    reconstructed,
+    rerank,
+    untrained,
+)
 from sae.apply.text_codes import TextReader
 from sae.errors import DataError
 from sae.foundation.screen import Screen
 from sae.interpret.intervals import mean
+from sae.interpret.judging.judge import Judge
 
 CONFIDENT = 0.8
 REMOVED, ROWS = 50, 500
@@ -27,18 +38,34 @@ class _Audit(NamedTuple):
     spliced: Ranking
     labelled: list[ItemConcept]
     reranked: Reranked | None
+    control: _Control
+    judged: list[JudgedConcept]
+
+
+class _Control(NamedTuple):
+    """Coherence of confident latents, and confidence and coherence of an untrained dictionary's."""
+
+    coherence: np.ndarray
+    untrained_confidence: np.ndarray
+    untrained_coherence: np.ndarray
 
 
 def recommender_finding(
-    folder: Path, name: str, reader: TextReader, data: Path, *, seed: int, screen: Screen
-) -> Finding:
-    """Audits the dictionary in `folder` of the recommender whose items and histories lie in `data`."""
+    folder: Path, name: str, reader: TextReader, data: Path, *, seed: int, judge: Judge | None = None, most_judged: int = 64,
+    screen: Screen,
+) -> Finding:  # fmt: skip
+    """Audits the dictionary in `folder` of the recommender whose items and histories lie in `data`.
+
+    A judge describes up to `most_judged` latents, drawn at random, and predicts their levels.
+    """
     histories = read_histories(data)
     concepts = concepts_of(histories.items)
     if not concepts.names:
         raise DataError(f"{data}: no category or word of a title is common to five items; concepts need some.")
-    with screen.progress("audit", 4, "steps") as progress:
-        audit = _audited(reader, histories, concepts, seed=seed, tell=progress.update)
+    with screen.progress("audit", 6 if judge else 5, "steps") as progress:
+        audit = _audited(
+            reader, histories, concepts, seed=seed, tell=progress.update, judge=judge, most_judged=most_judged
+        )
 
     n_labelled, confident = len(audit.labelled), sum(c.confidence >= CONFIDENT for c in audit.labelled)
     return write_finding(
@@ -46,13 +73,15 @@ def recommender_finding(
         summary=f"{n_labelled:,} latents have a concept of the items that they recommend, {confident:,} of them with a confidence of "
         f"{CONFIDENT} or more.",
         settings={"items": len(histories.items), "users": len(histories.users), "concepts": len(concepts.names), "seed": seed},
-        figures=_figures(audit), tables=[_concepts(audit.labelled, concepts), _removals(audit, concepts)],
+        figures=_figures(audit),
+        tables=[_concepts(audit.labelled, concepts), _removals(audit, concepts), *_judged_table(audit.judged)],
     )  # fmt: skip
 
 
 def _audited(
-    reader: TextReader, histories: Histories, concepts: Concepts, *, seed: int, tell: Callable[[int], None]
-) -> _Audit:
+    reader: TextReader, histories: Histories, concepts: Concepts, *, seed: int, tell: Callable[[int], None], judge: Judge | None,
+    most_judged: int,
+) -> _Audit:  # fmt: skip
     clean, spliced = reconstructed(reader, histories)
     tell(1)
     firings, samples = firings_of(reader, histories)
@@ -63,7 +92,36 @@ def _audited(
     picked = [sure[place] for place in np.random.default_rng(seed).permutation(len(sure))[:REMOVED]]
     reranked = rerank(reader, picked, samples, concepts, histories=histories, seed=seed) if picked else None
     tell(4)
-    return _Audit(clean, spliced, labelled, reranked)
+    control = _control(reader, histories, concepts, firings, labelled, seed=seed)
+    tell(5)
+    judged: list[JudgedConcept] = []
+    if judge:
+        drawn = sorted(np.random.default_rng(seed).permutation(len(labelled))[:most_judged].tolist())
+        judged = judged_concepts(judge, [labelled[n] for n in drawn], firings, samples, histories, seed=seed)
+        tell(6)
+    return _Audit(clean, spliced, labelled, reranked, control=control, judged=judged)
+
+
+def _control(
+    reader: TextReader,
+    histories: Histories,
+    concepts: Concepts,
+    firings: Firings,
+    labelled: list[ItemConcept],
+    *,
+    seed: int,
+) -> _Control:
+    """The same dictionary before training, on the same samples, and how alike the items of confident latents are."""
+    vectors = item_vectors(reader, len(histories.items))
+    other, _ = firings_of(reader, histories, untrained(reader, seed + 1))
+    others = item_concepts(other, concepts, seed)
+
+    def alike(firings: Firings, found: list[ItemConcept]) -> np.ndarray:
+        values = coherences(firings, vectors, np.array([c.latent for c in found], np.int64))
+        return values[~np.isnan(values)]
+
+    sure = [c for c in labelled if c.confidence >= CONFIDENT]
+    return _Control(alike(firings, sure), np.array([c.confidence for c in others]), alike(other, others))
 
 
 def _figures(audit: _Audit) -> list[Figure]:
@@ -96,6 +154,24 @@ def _figures(audit: _Audit) -> list[Figure]:
                 "silence", mean(np.array([c.silence for c in audit.labelled])), "share of random samples that do not"
             ),
         ]
+        control = audit.control
+        out += [
+            figure("confidence, untrained", mean(control.untrained_confidence), "of latents of the same dictionary before training"),
+            figure("coherence", mean(control.coherence), f"of latents with a confidence of {CONFIDENT}: mean cosine of the vectors of "
+                   "their five strongest items"),
+            figure("coherence, untrained", mean(control.untrained_coherence), "the same of all latents before training"),
+        ]  # fmt: skip
+    judged = [c for c in audit.judged if not np.isnan(c.confidence + c.null)]
+    if judged:
+        own, other = (np.array([getattr(c, side) for c in judged]) for side in ("confidence", "null"))
+        out += [
+            figure(
+                "confidence, judged",
+                mean(own),
+                f"of {len(judged)} latents, described and predicted by a language model",
+            ),
+            figure("confidence, judged, null", mean(other), "with another latent's description on the same samples"),
+        ]
     if audit.reranked:
         n = audit.reranked.n_latents
         out += [
@@ -118,6 +194,16 @@ def _concepts(labelled: list[ItemConcept], concepts: Concepts) -> Table:
     }  # fmt: skip
     rows = [[c.latent, concepts.names[c.concept], c.confidence, c.null, c.recall, c.silence, c.n_tested] for c in order]
     return table("Concepts of the recommended items", columns, rows)
+
+
+def _judged_table(judged: list[JudgedConcept]) -> list[Table]:
+    if not judged:
+        return []
+    columns = {
+        "feature": "feature", "description": "text", "confidence": "number", "null": "number", "recall": "number", "silence": "number",
+    }  # fmt: skip
+    rows = [[c.latent, c.description, c.confidence, c.null, c.recall, c.silence] for c in judged]
+    return [table("Descriptions by a language model", columns, rows)]
 
 
 def _removals(audit: _Audit, concepts: Concepts) -> Table:
