@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from fixtures import copy_run, run_here
+from preloaded import Stop, exists, run_cli
 from scipy.optimize import nnls
 
 from feature_store.results.findings import Finding
 from sae.apply.factors.dictionary import as_dictionary, parents_of
-from sae.apply.factors.factorisation import factorise, factorise_stream, strongest_only, updated, weights_of
+from sae.apply.factors.factorisation import (
+    StreamingFit,
+    factorise,
+    factorise_stream,
+    strongest_only,
+    updated,
+    weights_of,
+)
 from sae.model.hookpoints import HookPoint
 from sae.publish import dictionary
 
@@ -65,17 +75,17 @@ def test_without_sparsity_the_loss_never_rises_and_with_it_factors_are_sparse():
 def test_the_streamed_way_finds_planted_factors_like_the_plain_one(seed):
     x, true = planted(seed=seed)
     plain = factorise(x, 12, 0.1, iterations=300, seed=seed)
-    stream = factorise_stream(lambda: x.split(500), 12, 0.1, passes=12, seed=seed)
+    stream = factorise_stream(lambda: x.split(500), StreamingFit(12, 0.1, passes=12, seed=seed))
     assert matched(plain.rows, true).median() > 0.95 and matched(stream.rows, true).median() > 0.95
     assert stream.losses[-1] < 1.5 * plain.losses[-1] + 0.02 and stream.losses[-1] < stream.losses[0]
     assert ((stream.rows != 0).sum(1) <= 4).all() and (stream.energy >= 0).all()
-    again = factorise_stream(lambda: x.split(500), 12, 0.1, passes=12, seed=seed)
+    again = factorise_stream(lambda: x.split(500), StreamingFit(12, 0.1, passes=12, seed=seed))
     assert torch.equal(stream.rows, again.rows)
 
 
 def test_a_dictionary_of_factors_reads_most_of_the_weights():
     x, _ = planted()
-    factors = factorise_stream(lambda: x.split(500), 8, 0.1, passes=12)
+    factors = factorise_stream(lambda: x.split(500), StreamingFit(8, 0.1, passes=12))
     sae, unexplained = as_dictionary(factors, lambda: x.split(500), name="f", hook=HookPoint("mlp_hidden", 1))
     assert unexplained < 0.3 and torch.equal(sae.W_dec, factors.rows)
     with torch.no_grad():
@@ -85,6 +95,29 @@ def test_a_dictionary_of_factors_reads_most_of_the_weights():
     guess = (x @ sae.W_enc + sae.b_enc).detach()
     direct = float((guess - g).square().sum() / (g - g.mean(0)).square().sum())
     assert unexplained == pytest.approx(direct, abs=1e-3)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6, 7, 17])
+def test_a_fit_that_was_stopped_ends_in_the_same_bits(stop_after):
+    x, _ = planted()
+    undisturbed = factorise_stream(lambda: x.split(500), StreamingFit(12, 0.1, passes=3))
+    states = []
+
+    class Stopped(Exception):
+        pass
+
+    def keep(fit):
+        if len(states) == stop_after:
+            raise Stopped
+        states.append({name: tensor.clone() for name, tensor in fit.state().items()})
+
+    with pytest.raises(Stopped):
+        factorise_stream(lambda: x.split(500), StreamingFit(12, 0.1, passes=3), tell=keep)
+    fit = StreamingFit(12, 0.1, passes=3)
+    fit.resume(states[-1])
+    again = factorise_stream(lambda: x.split(500), fit)
+    assert torch.equal(again.rows, undisturbed.rows) and torch.equal(again.energy, undisturbed.energy)
+    assert again.losses == undisturbed.losses and len(again.losses) == 3
 
 
 def test_parents_join_factors_that_are_alike():
@@ -134,3 +167,36 @@ def test_factors_of_a_run_are_a_dictionary_that_can_be_indexed(finished, tmp_pat
 def test_one_line_for_bad_settings(finished, tmp_path, more, words):
     done = run_here("factor", finished, "--out", tmp_path / "x", *more)
     assert done.returncode != 0 and words in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_a_killed_fit_goes_on_and_ends_in_the_same_bits(finished, tmp_path):
+    run = copy_run(finished, tmp_path / "tiny")
+    options = (
+        "factor",
+        run,
+        "--hook",
+        "mlp_hidden.1",
+        "--rank",
+        "8",
+        "--share",
+        "0.2",
+        "--tokens",
+        "4000",
+        "--passes",
+        "20",
+    )
+    assert run_here(*options, "--out", tmp_path / "undisturbed").returncode == 0
+
+    keeps = partial(exists, run, ".factor-*.safetensors")
+    assert not keeps()
+    killed = run_cli(*options, "--out", tmp_path / "resumed", stop=Stop(keeps))
+    assert killed.returncode == -signal.SIGKILL and keeps() and not (tmp_path / "resumed").exists()
+    [state] = run.glob(".factor-*.safetensors")
+    damaged = state.read_bytes()
+    state.write_bytes(damaged[:40])
+    refused = run_here(*options, "--out", tmp_path / "resumed")
+    assert refused.returncode != 0 and "damaged" in refused.stderr
+    state.write_bytes(damaged)
+    assert run_here(*options, "--out", tmp_path / "resumed").returncode == 0 and not keeps()
+    one, other = (dictionary.load(tmp_path / name) for name in ("undisturbed", "resumed"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -100,5 +100,6 @@ def factorise_run(run_folder: Path, out: Path, settings: FactorSettings) -> Find
     )
     with prepared_for(run, (Channel(hook),)) as (prepare, _):
         perform([prepare, stage], run)
-    publish(out, stage.fitted[0].sae, stage.provenance(run), write_new_folder)
+        publish(out, stage.fitted[0].sae, stage.provenance(run), write_new_folder)
+        stage.forget(run)
     return stage.write_finding(out)

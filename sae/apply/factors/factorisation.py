@@ -2,12 +2,13 @@
 
 X ~ G F with G >= 0 [tokens, rank] and F of any sign [rank, d], of which each row keeps its largest numbers alone (Shafran,
 Geiger and Geva 2025, arXiv 2506.10920; updates of Ding, Li and Jordan 2010). `factorise` is the paper's algorithm over all rows at
-once; `factorise_stream` sees a batch at a time and keeps sums alone, so that its memory does not grow with the text.
+once; `StreamingFit` sees a batch at a time and keeps sums alone, so that its memory does not grow with the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -82,50 +83,94 @@ def factorise(
     return Factors(rows, g.square().sum(0) / total, losses)
 
 
-def factorise_stream(
-    batches: Callable[[], Iterable[Float[Tensor, "tokens d"]]],
-    rank: int,
-    share: float,
-    *,
-    passes: int = 3,
-    seed: int = 0,
-    tell: Callable[[int, float], None] = lambda _n, _loss: None,
-) -> Factors:
-    """Factors of activations that come in batches; `batches` begins a pass anew.
+class StreamingFit:
+    """Factors of activations that come in batches, with everything that a fit needs to go on after a stop.
 
     After each batch F solves the least squares of all that this and the former pass saw, from the sums of G^T G and G^T X
     alone (as in online dictionary learning, Mairal et al. 2009); sums of a former pass count half. A factor that is hardly used
-    begins anew at the row that is explained worst. `tell` hears of rows seen and the loss so far.
+    begins anew at the row that is explained worst, but in the last pass.
     """
-    rows: Tensor | None = None
-    energy, losses, seen = torch.zeros(rank), [], 0
-    gram, product = torch.zeros(0), torch.zeros(0)
-    for number in range(passes):
-        error = total = 0.0
-        energy = torch.zeros(rank, device=energy.device)
-        for x in batches():
-            if rows is None:
-                rows = strongest_only(_first_rows(x, rank, seed), share)
-                gram, product = (torch.zeros(rank, n, device=x.device) for n in (rank, x.shape[1]))
-                energy = energy.to(x.device)
-            g = weights_of(x, rows)
-            gram, product = gram + g.T @ g, product + g.T @ x
-            rest = (x - g @ rows).square().sum(1)
-            error, total = error + float(rest.sum()), total + float(x.square().sum())
-            energy += g.square().sum(0)
-            rows = _solved(gram, product, rows, share)
-            idle = energy <= IDLE * energy.mean()
-            if number < passes - 1 and idle.any():
-                worst = rest.topk(int(idle.sum())).indices
-                rows[idle] = F.normalize(strongest_only(x[worst], share), dim=1)
-                gram[idle], gram[:, idle], product[idle] = 0, 0, 0
-            seen += len(x)
-            tell(seen, error / max(total, TINY))
-        losses.append(error / max(total, TINY))
-        energy /= max(total, TINY)
-        gram, product = gram / 2, product / 2
-    assert rows is not None
-    return Factors(rows, energy, losses)
+
+    def __init__(self, rank: int, share: float, *, passes: int = 3, seed: int = 0):
+        self.rank, self.share, self.passes, self.seed = rank, share, passes, seed
+        self.n_passes = self.n_batches = self.n_seen = 0  # whole passes; batches of the present one; rows
+        self.error = self.total = 0.0  # of the present pass
+        self.losses: list[float] = []
+        self.rows, self.gram, self.product = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+        self.energy = torch.zeros(rank)
+
+    @property
+    def loss(self) -> float:
+        """||X - G F||^2 / ||X||^2 so far in the present pass."""
+        return self.error / max(self.total, TINY)
+
+    def see(self, x: Float[Tensor, "tokens d"]) -> None:
+        """Takes in one batch."""
+        if not len(self.rows):
+            self.rows = strongest_only(_first_rows(x, self.rank, self.seed), self.share)
+            self.gram, self.product = (torch.zeros(self.rank, n, device=x.device) for n in (self.rank, x.shape[1]))
+        self.energy = self.energy.to(x.device)
+        g = weights_of(x, self.rows)
+        self.gram, self.product = self.gram + g.T @ g, self.product + g.T @ x
+        rest = (x - g @ self.rows).square().sum(1)
+        self.error, self.total = self.error + float(rest.sum()), self.total + float(x.square().sum())
+        self.energy = self.energy + g.square().sum(0)
+        self.rows = _solved(self.gram, self.product, self.rows, self.share)
+
+        idle = self.energy <= IDLE * self.energy.mean()
+        if self.n_passes < self.passes - 1 and idle.any():
+            worst = rest.topk(int(idle.sum())).indices
+            self.rows[idle] = F.normalize(strongest_only(x[worst], self.share), dim=1)
+            self.gram[idle], self.gram[:, idle], self.product[idle] = 0, 0, 0
+        self.n_batches += 1
+        self.n_seen += len(x)
+
+    def end_pass(self) -> None:
+        """Ends a pass: the sums so far count half from now on."""
+        self.losses.append(self.loss)
+        self.energy = self.energy / max(self.total, TINY)
+        self.gram, self.product = self.gram / 2, self.product / 2
+        self.n_passes, self.n_batches = self.n_passes + 1, 0
+        self.error = self.total = 0.0
+        if self.n_passes < self.passes:
+            self.energy = torch.zeros_like(self.energy)
+
+    def factors(self) -> Factors:
+        """What was found."""
+        return Factors(self.rows, self.energy, self.losses)
+
+    def state(self) -> dict[str, Float[Tensor, " ..."]]:
+        """Everything that changes, as tensors."""
+        numbers = [self.n_passes, self.n_batches, self.n_seen, self.error, self.total, *self.losses]
+        return {
+            "rows": self.rows, "gram": self.gram, "product": self.product, "energy": self.energy,
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+        }  # fmt: skip
+
+    def resume(self, state: dict[str, Float[Tensor, " ..."]]) -> None:
+        """Goes on where a fit of the same settings was that gave this `state`."""
+        numbers = state["numbers"].tolist()
+        self.n_passes, self.n_batches, self.n_seen = (int(number) for number in numbers[:3])
+        self.error, self.total, self.losses = numbers[3], numbers[4], numbers[5:]
+        self.rows, self.gram, self.product, self.energy = (state[n] for n in ("rows", "gram", "product", "energy"))
+
+
+def factorise_stream(
+    batches: Callable[[], Iterable[Float[Tensor, "tokens d"]]],
+    fit: StreamingFit,
+    *,
+    tell: Callable[[StreamingFit], None] = lambda _fit: None,
+) -> Factors:
+    """The factors of activations that come in batches; `batches` begins a pass anew. A fit that was resumed goes on.
+
+    `tell` hears of the fit after every batch.
+    """
+    while fit.n_passes < fit.passes:
+        for x in islice(batches(), fit.n_batches, None):
+            fit.see(x)
+            tell(fit)
+        fit.end_pass()
+    return fit.factors()
 
 
 def _first_rows(x: Tensor, rank: int, seed: int) -> Tensor:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from feature_store.dictionary_files import Provenance
 from feature_store.results.findings import Finding
 from sae.apply.factors.dictionary import Fitted, as_dictionary, parents_of
-from sae.apply.factors.factorisation import Factors, factorise_stream
+from sae.apply.factors.factorisation import Factors, StreamingFit, factorise_stream
 from sae.apply.finding import figure, table, write_finding
-from sae.foundation.files import dictionaries_in
+from sae.errors import ArtefactError
+from sae.foundation.files import dictionaries_in, writing
+from sae.foundation.tensor_files import save_tensors
 from sae.model.hookpoints import Channel, HookPoint
 from sae.pipeline.stage import Run, Stage
 from sae.pipeline.stages.prepare import Prepare
 from sae.publish.dictionary import read_card
 
 BATCH, NEURONS = 4096, 8
+KEPT_EVERY = 32_768  # tokens
 
 
 @final
@@ -49,13 +55,33 @@ class Factor(Stage):
     def work(self, run: Run) -> None:
         """See the class."""
         total = min(self.tokens, run.prepared.train.contexts.n_contexts * run.config.text.ctx_len)
+        fit, path = StreamingFit(self.rank, self.share, passes=self.passes, seed=self.seed), self.state_file(run)
+        if path.exists():
+            fit.resume(_read(path, run.prepared.lm.device))
         with run.screen.progress(self.title, total * self.passes) as progress:
-            factors = factorise_stream(
-                lambda: self._batches(run), self.rank, self.share, passes=self.passes, seed=self.seed,
-                tell=lambda n, loss: progress.update(n, fvu=loss),
-            )  # fmt: skip
+            kept = fit.n_seen
+
+            def tell(fit: StreamingFit) -> None:
+                nonlocal kept
+                progress.update(fit.n_seen, fvu=fit.loss)
+                if fit.n_seen >= kept + KEPT_EVERY:
+                    _write(path, fit)
+                    kept = fit.n_seen
+
+            factors = factorise_stream(lambda: self._batches(run), fit, tell=tell)
         self.factors.append(factors)
         self.fitted.append(as_dictionary(factors, lambda: self._batches(run), name=self.name, hook=self.hook))
+
+    def state_file(self, run: Run) -> Path:
+        """Where a fit of these settings keeps how far it is, in the run's folder; it goes when the dictionary is published."""
+        settings = (
+            f"{self.hook} {self.rank} {self.share} {self.tokens} {self.passes} {self.seed} {run.prepared.lm.sha256}"
+        )
+        return run.folder / f".factor-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.safetensors"
+
+    def forget(self, run: Run) -> None:
+        """Removes what a stopped fit would go on from."""
+        self.state_file(run).unlink(missing_ok=True)
 
     def _batches(self, run: Run) -> Iterator[Tensor]:
         """Rows of the training stream in batches, up to `tokens` of them."""
@@ -97,3 +123,17 @@ class Factor(Stage):
                 )
             ],
         )  # fmt: skip
+
+
+def _write(path: Path, fit: StreamingFit) -> None:
+    with writing(path) as temporary:
+        save_tensors(temporary, {name: tensor for name, tensor in fit.state().items()})
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """The state of a fit; raises `ArtefactError` for a damaged file."""
+    try:
+        state = load_file(path)
+        return {name: tensor if name == "numbers" else tensor.to(device) for name, tensor in state.items()}
+    except SafetensorError as error:
+        raise ArtefactError(f"{path}: damaged ({error}). Remove it; the factors are then fit from the start.") from None
