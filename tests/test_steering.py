@@ -106,8 +106,14 @@ def test_the_command_compares_directions(hidden, tmp_path):
     assert finding.summary in done.stdout
     rows_of = finding.tables[0].rows
     assert len(rows_of) == 6 and [row[1] for row in rows_of[:3]] == [FEATURE, CONTROL, MEANS]
-    assert finding.tables[0].columns[-1].name == "in the null space"  # of a hidden layer
-    assert all(0 <= row[-1] <= 1 and 0 <= row[3] <= 1 for row in rows_of)  # pyright: ignore[reportOperatorIssue]
+    assert [c.name for c in finding.tables[0].columns[-4:-1]] == [
+        "in the null space",
+        "KL of the rest",
+        "KL of what is there",
+    ]
+    for row in rows_of:  # of a hidden layer: what is in the null space moves nothing
+        assert 0 <= row[-4] <= 1 and 0 <= row[3] <= 1 and row[-2] < 1e-3  # pyright: ignore[reportOperatorIssue]
+        assert row[-3] == pytest.approx(row[5], rel=0.05) and row[-1] == ""
     figures = {f.name: f.value for f in finding.figures}
     assert figures[f"detects, {FEATURE}"] > 0.9  # pyright: ignore[reportOperatorIssue]
     assert run_here("steer", folder, "--texts", tmp_path / "none.jsonl").returncode != 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,12 +100,10 @@ def output_weight(place: Place) -> Float[Tensor, "d_model d"]:
     return weight if is_linear else weight.T  # Conv1D keeps it the other way round
 
 
-def null_share(reader: TextReader, directions: Sequence[Float[Tensor, " d"]]) -> list[float] | None:
-    """The share of every direction's squared norm in the null space of W_out, where it can do nothing; None at other sites
-    than an MLP's hidden layer or the heads' outputs.
-    """
+def parts_at(reader: TextReader, direction: Float[Tensor, " d"]) -> Parts | None:
+    """Both parts of a direction at an MLP's hidden layer or at the heads' outputs, by what leads from there; None elsewhere."""
     hook = reader.sae.config.writes[0]
     if hook.site not in ("mlp_hidden", "attn_z"):
         return None
-    stacked = torch.stack([direction.float() for direction in directions])
-    return split(stacked, output_weight(reader.harvester.places[hook]).to(stacked)).null_share.tolist()
+    rows = direction.float()[None]
+    return split(rows, output_weight(reader.harvester.places[hook]).to(rows))

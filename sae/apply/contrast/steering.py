@@ -52,4 +52,4 @@ def steering_tables(
     for direction in directions:
         trials.append(tried(plain, A, direction, tested, is_a[1], kl=settings.kl))
         step()
-    return [trial_table(reader, trials), example_table(plain, trials)]
+    return [trial_table(trials), example_table(plain, trials)]

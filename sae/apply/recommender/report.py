@@ -156,6 +156,9 @@ def _figures(audit: _Audit) -> list[Figure]:
         ]
         control = audit.control
         out += [
+            figure(f"{CONFIDENT} or more", float((confidence >= CONFIDENT).mean()), "share of latents with such a confidence"),
+            figure(f"{CONFIDENT} or more, untrained", float((control.untrained_confidence >= CONFIDENT).mean()), "the same before "
+                   "training"),
             figure("confidence, untrained", mean(control.untrained_confidence), "of latents of the same dictionary before training"),
             figure("coherence", mean(control.coherence), f"of latents with a confidence of {CONFIDENT}: mean cosine of the vectors of "
                    "their five strongest items"),

@@ -79,7 +79,7 @@ def steer_finding(folder: Path, name: str, reader: TextReader, settings: SteerSe
         folder, name, system="steer", title=f"Detecting and steering: {source}", summary=_summary(trials, settings),
         settings={"texts": source, "concepts": len(concepts), "kl": settings.kl, "samples": settings.samples,
                   "tokens": settings.tokens, "seed": settings.seed},
-        figures=_figures(trials, plain, concepts), tables=[trial_table(reader, trials), example_table(plain, trials)],
+        figures=_figures(trials, plain, concepts), tables=[trial_table(trials), example_table(plain, trials)],
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from feature_store.results.findings import Table
-from sae.apply.direction import null_share
+from sae.apply.direction import parts_at
 from sae.apply.edit import EditPlan, Sampling
 from sae.apply.finding import table
 from sae.apply.steering.behaviour import PROMPTS, Behaviour, WordJudge, Written, judged, written
@@ -18,6 +18,7 @@ from sae.apply.steering.disturbance import Matched, Prompts, matched, plan_of
 from sae.apply.text_codes import TextReader
 from sae.interpret.intervals import Interval, auc
 
+LEAST = 0.5  # of the whole disturbance; a direction whose row-space part does less is flagged
 LETTERS = 200  # of an example
 
 
@@ -40,14 +41,25 @@ class Detection(NamedTuple):
     score: float
 
 
+class CausalAudit(NamedTuple):
+    """Which part of a direction can do anything: the share of its squared norm in the null space of the output weights, and the
+    disturbance by its part in their row space and by that in the null space alone, in nats.
+    """
+
+    null_share: float
+    row_kl: float
+    null_kl: float
+
+
 class Trial(NamedTuple):
-    """A direction tried for a concept."""
+    """A direction tried for a concept; it is audited at an MLP's hidden layer and at the heads' outputs."""
 
     concept: str
     direction: Direction
     detection: Detection
     length: Matched
     behaviour: Behaviour
+    audit: CausalAudit | None
 
 
 def detection_of(
@@ -74,11 +86,25 @@ def tried(
     length = matched(plain.prompts, direction.vector, kl)
     steered = written(reader, PROMPTS, plan_of(direction.vector, length.amount), plain.sampling)
     behaviour = judged(steered, plain.written, plain.judge, concept)
-    return Trial(concept, direction, detection_of(reader, direction, texts, is_concept), length, behaviour=behaviour)
+    detection = detection_of(reader, direction, texts, is_concept)
+    audit = _audited(plain.prompts, direction, length)
+    return Trial(concept, direction, detection, length, behaviour=behaviour, audit=audit)
 
 
-def trial_table(reader: TextReader, trials: Sequence[Trial]) -> Table:
-    """A row per trial; at an MLP's hidden layer and at heads' outputs also the share of the direction that can do nothing."""
+def _audited(prompts: Prompts, direction: Direction, length: Matched) -> CausalAudit | None:
+    parts = parts_at(prompts.reader, direction.vector)
+    if parts is None:
+        return None
+    share = float(parts.null_share)
+    row, null = (
+        prompts.disturbance(plan_of(part[0], length.amount * max(size, 0.0) ** 0.5))
+        for part, size in ((parts.row, 1 - share), (parts.null, share))
+    )
+    return CausalAudit(share, row, null)
+
+
+def trial_table(trials: Sequence[Trial]) -> Table:
+    """A row per trial; at an MLP's hidden layer and at heads' outputs also which part of the direction does anything."""
     columns = {
         "concept": "text", "direction": "text", "feature": "feature", "AUC": "number", "detection score": "number",
         "KL": "number", "length": "number", "concept's chance": "number", "fluency": "number", "score": "number",
@@ -91,11 +117,21 @@ def trial_table(reader: TextReader, trials: Sequence[Trial]) -> Table:
             one.concept, one.direction.kind, one.direction.feature, one.detection.auc.value, one.detection.score,
             one.length.disturbance, one.length.amount, behaviour.concept.value, behaviour.fluency.value, *behaviour.score,
         ])  # fmt: skip
-    shares = null_share(reader, [one.direction.vector for one in trials])
-    if shares is not None:
-        columns["in the null space"] = "number"
-        rows = [[*row, share] for row, share in zip(rows, shares, strict=True)]
+    if any(one.audit for one in trials):
+        columns |= dict.fromkeys(("in the null space", "KL of the rest", "KL of what is there", "flag"), "number") | {
+            "flag": "text"
+        }
+        rows = [[*row, *_said(one)] for row, one in zip(rows, trials, strict=True)]
     return table("Directions at equal disturbance", columns, rows)
+
+
+def _said(trial: Trial) -> list[object]:
+    """The audit's columns: a direction most of whose effect is not that of its row-space part is flagged."""
+    audit = trial.audit
+    if audit is None:
+        return [None] * 4
+    flagged = audit.row_kl < LEAST * trial.length.disturbance
+    return [*audit, "illusion" if flagged else ""]
 
 
 def example_table(plain: Plain, trials: Sequence[Trial]) -> Table:
