@@ -40,7 +40,7 @@ def quiz(reader):
 def test_margins_are_differences_of_logits(reader, quiz):
     answers = quiz.answers(EditPlan(()))
     lm, question = reader.lm, quiz.questions[7]
-    ids = torch.tensor([lm.token_ids(question.prompt, reader.ctx_len)])
+    ids = torch.tensor([lm.token_ids(question.prompt, reader.ctx_len)], device=lm.device)
     with torch.no_grad():
         logits = lm.model(input_ids=ids).logits[0, -1].double()
     first = {a: lm.tokenizer(f" {a}", add_special_tokens=False).input_ids[0] for a in quiz.choices}
