@@ -180,7 +180,7 @@ class LinearRule(NamedTuple):
 
 def linear_rule(
     positive: Float[np.ndarray, "n columns"], negative: Float[np.ndarray, "m columns"], features: Int[np.ndarray, " columns"],
-    method: Method, k: int,
+    method: Method, *, k: int,
 ) -> LinearRule:  # fmt: skip
     """The features that tell rows of two classes apart (`difference`: k of them, `top`: the best), and their weights."""
     if method == "top":

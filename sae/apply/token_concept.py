@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
-from sae.apply.concept import LEAST_TEXTS, ConceptByExample, Method, linear_rule
+from sae.apply.concept import LEAST_TEXTS, ConceptByExample, LinearRule, Method, linear_rule
 from sae.apply.text_codes import TextCodes, TextReader
 from sae.errors import ConfigError, DataError
 from sae.interpret.intervals import balanced_accuracy, best_threshold, proportion
@@ -78,12 +78,14 @@ def learn_at_tokens(
     if not (tokens.is_marked & inside).any():
         raise DataError(f"concept {name}: the dictionary reads none of the marked tokens; mark later ones.")
 
-    rule = linear_rule(*_classes(tokens, inside), method, k)
-    columns, score = rule.features, tokens.codes @ _weights(reader, rule.features, rule.weights)
+    rule = linear_rule(*_classes(tokens, inside), method, k=k)
+    score = tokens.codes @ _weights(reader, rule.features, rule.weights)
     threshold = best_threshold(score[inside & tokens.is_marked], score[inside & ~tokens.is_marked])
     local = _balanced(score > threshold, tokens.is_marked, ~inside)
-    best = strongest_tokens({"features": columns, "weights": rule.weights}, codes).score
-    return _tested(name, method, columns, rule.weights, threshold, best, has_mark, chooses, seed=seed, local=local)
+    best = strongest_tokens(rule._asdict(), codes).score
+    return _tested(
+        name, method, rule, best, threshold=threshold, has_mark=has_mark, chooses=chooses, seed=seed, local=local
+    )
 
 
 def _tokens(reader: TextReader, codes: TextCodes, texts: list[MarkedText]) -> _Tokens:
@@ -129,8 +131,8 @@ def _balanced(said: np.ndarray, true: np.ndarray, part: np.ndarray) -> float:
 
 
 def _tested(
-    name: str, method: Method, features: list[int], weights: list[float], threshold: float, score: np.ndarray,
-    has_mark: np.ndarray, chooses: np.ndarray, *, seed: int, local: float,
+    name: str, method: Method, rule: LinearRule, score: np.ndarray, *, threshold: float, has_mark: np.ndarray,
+    chooses: np.ndarray, seed: int, local: float,
 ) -> ConceptByExample:  # fmt: skip
     """The concept with what it does on the texts held out."""
     said, test = score > threshold, ~chooses
@@ -138,7 +140,7 @@ def _tested(
     n = [(int((chooses & side).sum()), int((test & side).sum())) for side in (has_mark, ~has_mark)]
     recall, silent = proportion(hits, n[0][1]), proportion(n[1][1] - false, n[1][1])
     return ConceptByExample(
-        name, method, features, weights, threshold=threshold, n_positive=n[0], n_negative=n[1], precision=proportion(hits, hits + false),
+        name, method, rule.features, rule.weights, threshold=threshold, n_positive=n[0], n_negative=n[1], precision=proportion(hits, hits + false),
         recall=recall, balanced_accuracy=balanced_accuracy(recall, silent), chosen_balanced_accuracy=_balanced(said, has_mark, chooses),
         seed=seed, scope="token", token_balanced_accuracy=local,
     )  # fmt: skip

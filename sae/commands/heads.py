@@ -75,4 +75,4 @@ def attribute_heads(
     folders = named_folders(earlier, "--earlier")
     with reading_for(name, folder, run_folder) as reading:
         others = {other: further_reader(reading.reader, path).sae for other, path in folders.items()}
-        return heads_finding(reading.folder, name, reading.reader, others, settings, screen=reading.screen)
+        return heads_finding(reading.folder, name, reading.reader, others, settings=settings, screen=reading.screen)

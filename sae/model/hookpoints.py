@@ -123,7 +123,7 @@ def _replaced(output: Any, new: Tensor | None) -> Any:
     return type(output)((new, *output[1:])) if isinstance(output, tuple | list) else new
 
 
-_FOUND: WeakKeyDictionary[nn.Module, dict[int, dict[str, Place]]] = WeakKeyDictionary()  # by model and layer
+_SITES: WeakKeyDictionary[nn.Module, dict[int, dict[str, Place]]] = WeakKeyDictionary()  # by model and layer
 
 
 def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
@@ -131,10 +131,10 @@ def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
 
     A block is probed once: where its sites are does not change while the model is in memory.
     """
-    found = _FOUND.setdefault(lm.model, {})
-    if layer not in found:
-        found[layer] = _probed(lm, layer)
-    return dict(found[layer])
+    by_layer = _SITES.setdefault(lm.model, {})
+    if layer not in by_layer:
+        by_layer[layer] = _probed(lm, layer)
+    return dict(by_layer[layer])
 
 
 def _probed(lm: LanguageModel, layer: int) -> dict[str, Place]:

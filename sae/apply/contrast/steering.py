@@ -42,14 +42,14 @@ def steering_tables(
     means = next(direction.vector for direction in directions if direction.kind == MEANS)
     parts = decompose(means.cpu().numpy(), rows.cpu().numpy(), PARTS)
     sparse = torch.tensor(parts.weights, device=rows.device, dtype=rows.dtype) @ rows[parts.features]
-    own = evidence.means[is_a[0]]
-    by_loss = weighted_direction(own, reader.losses(halves[0][0]))
+    means_of_a = evidence.means[is_a[0]]
+    by_loss = weighted_direction(means_of_a, reader.losses(halves[0][0]))
     directions += [
         Direction(f"{len(parts.features)} features of it", None, sparse),
         Direction("A weighted by loss", None, torch.from_numpy(by_loss).to(rows)),
     ]
     trials = []
     for direction in directions:
-        trials.append(tried(plain, A, direction, tested, is_a[1], kl=settings.kl))
+        trials.append(tried(plain, A, direction, tested, is_concept=is_a[1], kl=settings.kl))
         step()
     return [trial_table(trials), example_table(plain, trials)]

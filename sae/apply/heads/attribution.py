@@ -206,8 +206,8 @@ def attribute_firings(
             last = torch.tensor([len(firings[number].ids) - 1 for number in numbers], device=lm.device)
             weights = torch.einsum("ksd,nkd->nks", attention.values[row], _directions(sae, attention, latents))
             parts = (attention.pattern[row][:, last].transpose(0, 1) * weights).double().cpu().numpy()
-            for number, own in zip(numbers, parts, strict=True):
-                out[number] = FiringAttribution(own.sum(0)[: len(firings[number].ids)], own.sum(1))
+            for number, part_of in zip(numbers, parts, strict=True):
+                out[number] = FiringAttribution(part_of.sum(0)[: len(firings[number].ids)], part_of.sum(1))
             done += len(numbers)
         tell(done)
     return out

@@ -76,4 +76,4 @@ def strongest_firings(text: StoredText, features: Iterable[int], most: int, *, p
             last = begin + window.place
             ids = text.between(begin if packing == "separate" else context, last + 1).astype(np.int64)
             act = float(window.acts[window.peak])
-            yield StoredFiring(Firing(feature, ids), window.rank, window.document, last - start, act)
+            yield StoredFiring(Firing(feature, ids), window.rank, window.document, last - start, act=act)

@@ -111,8 +111,8 @@ def corruption(
 
 def _copies(row: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length length"]) -> list[tuple[int, int]]:
     """Places (t, s) of strong attention from t to s where the two tokens before s are those up to t."""
-    found = []
+    copies = []
     for target, source in zip(*np.nonzero(attention > STRONG), strict=True):
         if 2 <= source <= target - 2 and (row[source - 2 : source] == row[target - 1 : target + 1]).all():
-            found.append((int(target), int(source)))
-    return found
+            copies.append((int(target), int(source)))
+    return copies

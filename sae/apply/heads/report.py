@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from feature_store import queries
 from feature_store.results.attributions import Attribution, write_attributions
@@ -61,7 +61,7 @@ class _Attributed(NamedTuple):
 
 
 def heads_finding(
-    folder: Path, name: str, reader: TextReader, earlier: Mapping[str, SparseAutoencoder], settings: HeadsSettings, *,
+    folder: Path, name: str, reader: TextReader, earlier: Mapping[str, SparseAutoencoder], *, settings: HeadsSettings,
     screen: Screen,
 ) -> Finding:  # fmt: skip
     """Attributes the strongest firings, tests the layer's heads, and writes the finding `name` with attributions.duckdb."""
@@ -73,31 +73,31 @@ def heads_finding(
     with closing(Store(folder / "store")) as store:
         text = StoredText(store)
         features = most_frequent(store, settings.features)
-        found = _attributed(reader, text, features, settings, screen)
-        edges = _edges(reader, folder.name, earlier, found, settings, screen)
+        attributed = _attributed(reader, text, features, settings, screen=screen)
+        edges = _edges(reader, folder.name, earlier, attributed, settings=settings, screen=screen)
         lengths = _prefixes(reader, hook.layer, settings, screen)
-        tried = _tried_on_text(reader, hook.layer, text, lengths, settings.seed)
+        tried = _tried_on_text(reader, hook.layer, text, lengths, seed=settings.seed)
         shares = head_shares(reader.sae, reader.lm.n_heads)
         concept_of = {f: c.concept for c in queries.concepts(store) if c.parent is None for f in c.features}
         tables = [
-            _by_feature(found, shares), _by_head(reader.sae, shares, features, concept_of), _by_length(lengths),
-            *_corruptions(tried), *_upstream(edges, folder.name, found, store),
+            _by_feature(attributed, shares), _by_head(reader.sae, shares, features, concept_of), _by_length(lengths),
+            *_corruptions(tried), *_upstream(edges, folder.name, attributed, store),
         ]  # fmt: skip
 
-    figures = _figures(reader, found, edges, lengths)
+    figures = _figures(reader, attributed, edges, lengths)
     finding = write_finding(
         folder, name, system="heads", title=f"Where the features of {hook} come from",
-        summary=_summary(found, tables[1], lengths),
+        summary=_summary(attributed, tables[1], lengths),
         settings={"features": len(features), "contexts": settings.contexts, "earlier": ", ".join(earlier) or None,
                   "prefixes": settings.prefixes, "seed": settings.seed},
         figures=figures, tables=tables,
     )  # fmt: skip
-    write_attributions(finding_folder(folder, name), map(_row, found.stored, found.parts))
+    write_attributions(finding_folder(folder, name), map(_row, attributed.stored, attributed.parts))
     return finding
 
 
 def _attributed(
-    reader: TextReader, text: StoredText, features: list[int], settings: HeadsSettings, screen: Screen
+    reader: TextReader, text: StoredText, features: list[int], settings: HeadsSettings, *, screen: Screen
 ) -> _Attributed:
     stored = list(strongest_firings(text, features, settings.contexts, packing=reader.harvester.packing))
     with screen.progress("attribute", len(stored), "firings") as progress:
@@ -106,7 +106,7 @@ def _attributed(
     return _Attributed(stored, parts, kinds)
 
 
-def source_kind(ids: np.ndarray, source: int) -> str:
+def source_kind(ids: Int[np.ndarray, " length"], source: int) -> str:
     """What the source position of a firing at the last of `ids` is to it, one of `KINDS`."""
     last = len(ids) - 1
     if source == last:
@@ -121,17 +121,17 @@ def source_kind(ids: np.ndarray, source: int) -> str:
 
 
 def _edges(
-    reader: TextReader, name: str, earlier: Mapping[str, SparseAutoencoder], found: _Attributed, settings: HeadsSettings,
-    screen: Screen,
+    reader: TextReader, name: str, earlier: Mapping[str, SparseAutoencoder], attributed: _Attributed, *,
+    settings: HeadsSettings, screen: Screen,
 ) -> list[Edge]:  # fmt: skip
     """The way back of the strongest firing of the features that fire most often."""
     if not earlier:
         return []
-    strongest = {s.firing.latent: s.firing for s in reversed(found.stored)}
-    features = list(dict.fromkeys(s.firing.latent for s in found.stored))[: settings.traced_back]
+    strongest = {s.firing.latent: s.firing for s in reversed(attributed.stored)}
+    features = list(dict.fromkeys(s.firing.latent for s in attributed.stored))[: settings.traced_back]
     with screen.progress("trace back", 1 + len(earlier), "layers") as progress:
-        own = (name, reader.sae)
-        return recursive_attribution(reader.lm, own, [strongest[f] for f in features], earlier, step=progress.step)
+        start = (name, reader.sae)
+        return recursive_attribution(reader.lm, start, [strongest[f] for f in features], earlier, step=progress.step)
 
 
 def _prefixes(
@@ -142,7 +142,7 @@ def _prefixes(
 
 
 def _tried_on_text(
-    reader: TextReader, layer: int, text: StoredText, lengths: Float[np.ndarray, "lengths heads"], seed: int
+    reader: TextReader, layer: int, text: StoredText, lengths: Float[np.ndarray, "lengths heads"], *, seed: int
 ) -> list[Corruption]:
     heads = np.flatnonzero(lengths[-1] >= INDUCES).tolist()
     return [corruption(reader.lm, layer, text.contexts(CONTEXTS_READ), head=head, seed=seed) for head in heads]
@@ -152,21 +152,21 @@ def _row(stored: StoredFiring, parts: FiringAttribution) -> Attribution:
     """A row of attributions.duckdb; contributions in units of the activation, to four digits."""
     by_source, by_head = ([float(f"{x:.{DIGITS}g}") for x in column] for column in parts)
     return Attribution(
-        stored.firing.latent, stored.rank, stored.document, stored.position, stored.act,
+        stored.firing.latent, stored.rank, stored.document, stored.position, act=stored.act,
         token_ids=stored.firing.ids.tolist(), by_source=by_source, by_head=by_head,
     )  # fmt: skip
 
 
-def _by_feature(found: _Attributed, shares: torch.Tensor) -> Table:
+def _by_feature(attributed: _Attributed, shares: torch.Tensor) -> Table:
     """What most firings of every feature read, and the heads that carry it."""
     by_feature: dict[int, list[int]] = {}
-    for number, stored in enumerate(found.stored):
+    for number, stored in enumerate(attributed.stored):
         by_feature.setdefault(stored.firing.latent, []).append(number)
     rows = []
     for feature, numbers in by_feature.items():
-        heads = np.mean([found.parts[n].by_head / found.parts[n].by_head.sum() for n in numbers], axis=0)
-        kind, times = Counter(found.kinds[n] for n in numbers).most_common(1)[0]
-        sources = [found.parts[n].by_source for n in numbers]
+        heads = np.mean([attributed.parts[n].by_head / attributed.parts[n].by_head.sum() for n in numbers], axis=0)
+        kind, times = Counter(attributed.kinds[n] for n in numbers).most_common(1)[0]
+        sources = [attributed.parts[n].by_source for n in numbers]
         back = float(np.median([len(x) - 1 - int(x.argmax()) for x in sources]))
         strongest = float(np.mean([x.max() / x.sum() for x in sources]))
         first = int(heads.argmax())
@@ -187,11 +187,11 @@ def _by_head(sae: SparseAutoencoder, shares: torch.Tensor, features: list[int], 
     rows = []
     for head in range(shares.shape[1]):
         top = live[shares[live, head].argsort(descending=True, stable=True)[:TOP]]
-        own, every = (blocks[ids, head] @ blocks[ids, head].T for ids in (top, live[: 10 * TOP]))
+        alike, every = (blocks[ids, head] @ blocks[ids, head].T for ids in (top, live[: 10 * TOP]))
         members = top.tolist()
         groups = {concept_of.get(f, -1 - f) for f in members}
         rows.append(
-            [head, members, float(shares[top, head].mean()), len(groups), _off_diagonal(own), _off_diagonal(every)]
+            [head, members, float(shares[top, head].mean()), len(groups), _off_diagonal(alike), _off_diagonal(every)]
         )
     columns = {
         "head": "number", "features": "features", "share of the head": "number", "groups among them": "number",
@@ -222,7 +222,7 @@ def _corruptions(tried: Sequence[Corruption]) -> list[Table]:
     return [table("The same on real text, where two tokens agree: mean attention", columns, rows)] if rows else []
 
 
-def _upstream(edges: list[Edge], name: str, found: _Attributed, store: Store) -> list[Table]:
+def _upstream(edges: list[Edge], name: str, attributed: _Attributed, store: Store) -> list[Table]:
     """A row for every step back and earlier dictionary: its strongest latent, and others."""
     if not edges:
         return []
@@ -247,19 +247,21 @@ def _upstream(edges: list[Edge], name: str, found: _Attributed, store: Store) ->
 
 
 def _figures(
-    reader: TextReader, found: _Attributed, edges: list[Edge], lengths: Float[np.ndarray, "lengths heads"]
+    reader: TextReader, attributed: _Attributed, edges: list[Edge], lengths: Float[np.ndarray, "lengths heads"]
 ) -> list[Figure]:
-    n = len(found.stored)
-    counts = Counter(found.kinds)
-    strongest = np.array([p.by_source.max() / p.by_source.sum() for p in found.parts])
+    n = len(attributed.stored)
+    counts = Counter(attributed.kinds)
+    strongest = np.array([p.by_source.max() / p.by_source.sum() for p in attributed.parts])
     sae = reader.sae
     bias = (
         (sae.b_enc - sae.b_dec @ sae.W_enc).detach().float().cpu().numpy()
         if sae.centred
         else sae.b_enc.detach().float().cpu().numpy()
     )
-    again = np.array([p.by_head.sum() + bias[s.firing.latent] for s, p in zip(found.stored, found.parts, strict=True)])
-    acts = np.array([s.act for s in found.stored])
+    again = np.array(
+        [p.by_head.sum() + bias[s.firing.latent] for s, p in zip(attributed.stored, attributed.parts, strict=True)]
+    )
+    acts = np.array([s.act for s in attributed.stored])
     out = [
         figure("firings", float(n), "firings that were attributed"),
         figure("off by", float(np.median(np.abs(again - acts) / acts)), "median difference of the attributions' sum, with biases, "
@@ -287,13 +289,13 @@ def _figures(
     return out
 
 
-def _summary(found: _Attributed, heads: Table, lengths: Float[np.ndarray, "lengths heads"]) -> str:
-    counts = Counter(found.kinds)
-    said = ", ".join(f"{kind} in {counts[kind] / len(found.kinds):.0%}" for kind, _ in counts.most_common(3))
+def _summary(attributed: _Attributed, heads: Table, lengths: Float[np.ndarray, "lengths heads"]) -> str:
+    counts = Counter(attributed.kinds)
+    said = ", ".join(f"{kind} in {counts[kind] / len(attributed.kinds):.0%}" for kind, _ in counts.most_common(3))
     several = sum(isinstance(row[3], int) and row[3] > 1 for row in heads.rows)
     head = int(lengths[-1].argmax())
     return (
-        f"The strongest source of a firing is {said} of {len(found.kinds):,} firings. The {TOP} features of a head are of more than one "
+        f"The strongest source of a firing is {said} of {len(attributed.kinds):,} firings. The {TOP} features of a head are of more than one "
         f"group in {several} of {len(heads.rows)} heads. Head {head} attends most to what followed a repeated stretch: "
         f"{lengths[0, head]:.2f} after one token, {lengths[-1, head]:.2f} after {LONGEST}."
     )

@@ -106,7 +106,7 @@ def sources_of(
 
 
 class _LedBack(NamedTuple):
-    """Of a pass: strongest source positions, what they contribute of which totals, the gradients of that with regard to the
+    """Strongest source positions of a pass, what they contribute of which totals, the gradients of that with regard to the
     residual stream there [n, d_model], and the activations at all hook points [n, width] there.
     """
 
@@ -173,7 +173,7 @@ def _parts(sae: SparseAutoencoder, rows: Tensor, seen: _LedBack, hook: HookPoint
 
 def recursive_attribution(
     lm: LanguageModel,
-    own: tuple[str, SparseAutoencoder],
+    start: tuple[str, SparseAutoencoder],
     firings: Sequence[Firing],
     earlier: Mapping[str, SparseAutoencoder],
     *,
@@ -184,7 +184,7 @@ def recursive_attribution(
     `step` is called after each round.
     """
     edges: list[Edge] = []
-    name, sae = own
+    name, sae = start
     rounds: dict[str, list[tuple[int, Firing]]] = {name: [(firing.latent, firing) for firing in firings]}
     dictionaries, depth = {**earlier, name: sae}, 0
     while any(rounds.values()):

@@ -99,7 +99,7 @@ def probe_finding(
 
     steps = 2 + len(others) + bool(settings.positions) + (TRIALS if quiz else 0)
     with screen.progress("probe", steps, "parts") as progress:
-        probes = _all_probes(reader, others, texts, labels, parts, settings=settings, step=progress.step)
+        probes = _all_probes(reader, others, texts, labels, parts=parts, settings=settings, step=progress.step)
         steered: list[Table] = []
         if quiz:
             evidence = TextEvidence(probes.maxima, probes.activations)
@@ -131,7 +131,7 @@ def _brought(settings: ProbeSettings) -> ClassedTexts:
 
 
 def _all_probes(
-    reader: TextReader, others: Mapping[str, TextReader], texts: ClassedTexts, labels: np.ndarray, parts: Parts, *,
+    reader: TextReader, others: Mapping[str, TextReader], texts: ClassedTexts, labels: np.ndarray, *, parts: Parts,
     settings: ProbeSettings, step: Callable[[], None],
 ) -> _Probed:  # fmt: skip
     rng = np.random.default_rng(settings.seed)

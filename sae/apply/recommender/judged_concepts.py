@@ -55,8 +55,8 @@ def judged_concepts(
     labelled: list[ItemConcept],
     firings: Firings,
     samples: list[list[int]],
-    histories: Histories,
     *,
+    histories: Histories,
     seed: int,
 ) -> list[JudgedConcept]:
     """Describes latents and tests the descriptions; latents whose description cannot be read are left out."""
@@ -80,9 +80,11 @@ def judged_concepts(
     out, place = [], 0
     for concept, text in known:
         n = len(shown.predict(concept, text))
-        own, other = (_counted(levels[place + side * n : place + (side + 1) * n], concept) for side in (0, 1))
+        true, other = (_counted(levels[place + side * n : place + (side + 1) * n], concept) for side in (0, 1))
         out.append(
-            JudgedConcept(concept.latent, text, own.confidence, other.confidence, own.recall, silence=own.silence)
+            JudgedConcept(
+                concept.latent, text, true.confidence, other.confidence, recall=true.recall, silence=true.silence
+            )
         )
         place += 2 * n
     return out
@@ -96,8 +98,8 @@ class _Samples:
 
     def describe(self, concept: ItemConcept, edges: Float[np.ndarray, " edges"]) -> Prompt:
         """The prompt that asks for a description, from the samples that chose the latent's concept."""
-        own = self.firings.latent == concept.latent
-        act_of = dict(zip(self.firings.sample[own].tolist(), self.firings.act[own].tolist(), strict=True))
+        fires = self.firings.latent == concept.latent
+        act_of = dict(zip(self.firings.sample[fires].tolist(), self.firings.act[fires].tolist(), strict=True))
         chosen = sorted(concept.chosen_on.tolist(), key=lambda sample: -act_of[sample])[:SHOWN]
         rows = [{**self._sample(s), "level": 1 + int(np.searchsorted(edges, act_of[s], "right"))} for s in chosen]
         return Prompt(DESCRIBE, as_data(samples=rows), schema(description={"type": "string", "maxLength": LONGEST}))

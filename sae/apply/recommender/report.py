@@ -92,12 +92,12 @@ def _audited(
     picked = [sure[place] for place in np.random.default_rng(seed).permutation(len(sure))[:REMOVED]]
     reranked = rerank(reader, picked, samples, concepts, histories=histories, seed=seed) if picked else None
     tell(4)
-    control = _control(reader, histories, concepts, firings, labelled, seed=seed)
+    control = _control(reader, histories, concepts, firings, labelled=labelled, seed=seed)
     tell(5)
     judged: list[JudgedConcept] = []
     if judge:
         drawn = sorted(np.random.default_rng(seed).permutation(len(labelled))[:most_judged].tolist())
-        judged = judged_concepts(judge, [labelled[n] for n in drawn], firings, samples, histories, seed=seed)
+        judged = judged_concepts(judge, [labelled[n] for n in drawn], firings, samples, histories=histories, seed=seed)
         tell(6)
     return _Audit(clean, spliced, labelled, reranked, control=control, judged=judged)
 
@@ -107,8 +107,8 @@ def _control(
     histories: Histories,
     concepts: Concepts,
     firings: Firings,
-    labelled: list[ItemConcept],
     *,
+    labelled: list[ItemConcept],
     seed: int,
 ) -> _Control:
     """The same dictionary before training, on the same samples, and how alike the items of confident latents are."""
@@ -116,8 +116,8 @@ def _control(
     other, _ = firings_of(reader, histories, untrained(reader, seed + 1))
     others = item_concepts(other, concepts, seed)
 
-    def alike(firings: Firings, found: list[ItemConcept]) -> np.ndarray:
-        values = coherences(firings, vectors, np.array([c.latent for c in found], np.int64))
+    def alike(firings: Firings, labelled: list[ItemConcept]) -> np.ndarray:
+        values = coherences(firings, vectors, np.array([c.latent for c in labelled], np.int64))
         return values[~np.isnan(values)]
 
     sure = [c for c in labelled if c.confidence >= CONFIDENT]
@@ -134,47 +134,8 @@ def _figures(audit: _Audit) -> list[Figure]:
         figure(f"{gain}, change", mean(audit.spliced.gain - audit.clean.gain), "reconstruction less model, by user"),
     ]
     if audit.labelled:
-        confidence = np.array([c.confidence for c in audit.labelled])
-        out += [
-            figure("confidence", mean(confidence), "mean over latents with a concept; 0.5 is chance"),
-            figure(
-                "confidence, null", mean(np.array([c.null for c in audit.labelled])), "with other latents' concepts"
-            ),
-            figure(
-                "beat the null",
-                float(np.mean([c.beats_null for c in audit.labelled])),
-                "share of latents that do better than 19 others' concepts",
-            ),
-            figure(
-                "recall",
-                mean(np.array([c.recall for c in audit.labelled])),
-                "share of strong samples that have the concept",
-            ),
-            figure(
-                "silence", mean(np.array([c.silence for c in audit.labelled])), "share of random samples that do not"
-            ),
-        ]
-        control = audit.control
-        out += [
-            figure(f"{CONFIDENT} or more", float((confidence >= CONFIDENT).mean()), "share of latents with such a confidence"),
-            figure(f"{CONFIDENT} or more, untrained", float((control.untrained_confidence >= CONFIDENT).mean()), "the same before "
-                   "training"),
-            figure("confidence, untrained", mean(control.untrained_confidence), "of latents of the same dictionary before training"),
-            figure("coherence", mean(control.coherence), f"of latents with a confidence of {CONFIDENT}: mean cosine of the vectors of "
-                   "their five strongest items"),
-            figure("coherence, untrained", mean(control.untrained_coherence), "the same of all latents before training"),
-        ]  # fmt: skip
-    judged = [c for c in audit.judged if not np.isnan(c.confidence + c.null)]
-    if judged:
-        own, other = (np.array([getattr(c, side) for c in judged]) for side in ("confidence", "null"))
-        out += [
-            figure(
-                "confidence, judged",
-                mean(own),
-                f"of {len(judged)} latents, described and predicted by a language model",
-            ),
-            figure("confidence, judged, null", mean(other), "with another latent's description on the same samples"),
-        ]
+        out += _confidence_figures(audit.labelled, audit.control)
+    out += _judged_figures(audit.judged)
     if audit.reranked:
         n = audit.reranked.n_latents
         out += [
@@ -187,6 +148,39 @@ def _figures(audit: _Audit) -> list[Figure]:
             figure(f"{gain}, latent removed", audit.reranked.gain, "change over all users, mean over the latents"),
         ]
     return out
+
+
+def _confidence_figures(labelled: list[ItemConcept], control: _Control) -> list[Figure]:
+    confidence, null, recall, silence = (
+        np.array([getattr(c, name) for c in labelled]) for name in ("confidence", "null", "recall", "silence")
+    )
+    beats = float(np.mean([c.beats_null for c in labelled]))
+    before = control.untrained_confidence
+    return [
+        figure("confidence", mean(confidence), "mean over latents with a concept; 0.5 is chance"),
+        figure("confidence, null", mean(null), "with other latents' concepts"),
+        figure("confidence, untrained", mean(before), "of latents of the same dictionary before training"),
+        figure("beat the null", beats, "share of latents that do better than 19 others' concepts"),
+        figure("recall", mean(recall), "share of strong samples that have the concept"),
+        figure("silence", mean(silence), "share of random samples that do not"),
+        figure(f"{CONFIDENT} or more", float((confidence >= CONFIDENT).mean()), "share of latents with such a confidence"),
+        figure(f"{CONFIDENT} or more, untrained", float((before >= CONFIDENT).mean()), "the same before training"),
+        figure("coherence", mean(control.coherence), f"of latents with a confidence of {CONFIDENT}: mean cosine of the vectors of "
+               "their five strongest items"),
+        figure("coherence, untrained", mean(control.untrained_coherence), "the same of all latents before training"),
+    ]  # fmt: skip
+
+
+def _judged_figures(judged: list[JudgedConcept]) -> list[Figure]:
+    readable = [c for c in judged if not np.isnan(c.confidence + c.null)]
+    if not readable:
+        return []
+    confidence, null = (np.array([getattr(c, side) for c in readable]) for side in ("confidence", "null"))
+    told = f"of {len(readable)} latents, described and predicted by a language model"
+    return [
+        figure("confidence, judged", mean(confidence), told),
+        figure("confidence, judged, null", mean(null), "with another latent's description on the same samples"),
+    ]
 
 
 def _concepts(labelled: list[ItemConcept], concepts: Concepts) -> Table:

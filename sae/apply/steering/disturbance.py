@@ -86,6 +86,6 @@ def matched(prompts: Prompts, direction: Float[Tensor, " d_out"], wanted: float)
             break
         middle = (low + high) / 2
         reached = prompts.disturbance(plan_of(direction, middle))
-        best = min(best, Matched(middle, reached), key=lambda found: abs(found.disturbance - wanted))
+        best = min(best, Matched(middle, reached), key=lambda one: abs(one.disturbance - wanted))
         low, high = (low, middle) if reached > wanted else (middle, high)
     return best

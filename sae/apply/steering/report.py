@@ -71,7 +71,7 @@ def steer_finding(folder: Path, name: str, reader: TextReader, settings: SteerSe
         for concept in concepts:
             chosen_on, tested_on = (np.array([label == concept for label in half.labels]) for half in halves)
             for direction in directions_of(reader, evidence, chosen_on, rng):
-                trials.append(tried(plain, concept, direction, halves.test.texts, tested_on, kl=settings.kl))
+                trials.append(tried(plain, concept, direction, halves.test.texts, is_concept=tested_on, kl=settings.kl))
                 progress.step()
 
     source = settings.texts.name if settings.texts else "sentences of six concepts"

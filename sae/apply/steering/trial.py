@@ -77,8 +77,8 @@ def tried(
     concept: str,
     direction: Direction,
     texts: list[str],
-    is_concept: Bool[np.ndarray, " texts"],
     *,
+    is_concept: Bool[np.ndarray, " texts"],
     kl: float,
 ) -> Trial:
     """Detects in some texts, and steers by the direction at a disturbance of `kl` nats."""
@@ -118,7 +118,7 @@ def trial_table(trials: Sequence[Trial]) -> Table:
             one.length.disturbance, one.length.amount, behaviour.concept.value, behaviour.fluency.value, *behaviour.score,
         ])  # fmt: skip
     if any(one.audit for one in trials):
-        columns |= dict.fromkeys(("in the null space", "KL of the rest", "KL of what is there", "flag"), "number") | {
+        columns |= dict.fromkeys(("in the null space", "KL of the rest", "KL of what is there"), "number") | {
             "flag": "text"
         }
         rows = [[*row, *_said(one)] for row, one in zip(rows, trials, strict=True)]

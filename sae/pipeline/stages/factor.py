@@ -27,7 +27,7 @@ from sae.pipeline.stages.prepare import Prepare
 from sae.publish.dictionary import read_card
 
 BATCH, NEURONS = 4096, 8
-KEPT_EVERY = 32_768  # tokens
+WRITTEN_EVERY = 32_768  # tokens
 
 
 @final
@@ -59,14 +59,14 @@ class Factor(Stage):
         if path.exists():
             fit.resume(_read(path, run.prepared.lm.device))
         with run.screen.progress(self.title, total * self.passes) as progress:
-            kept = fit.n_seen
+            last_written = fit.n_seen
 
             def tell(fit: StreamingFit) -> None:
-                nonlocal kept
+                nonlocal last_written
                 progress.update(fit.n_seen, fvu=fit.loss)
-                if fit.n_seen >= kept + KEPT_EVERY:
+                if fit.n_seen >= last_written + WRITTEN_EVERY:
                     _write(path, fit)
-                    kept = fit.n_seen
+                    last_written = fit.n_seen
 
             factors = factorise_stream(lambda: self._batches(run), fit, tell=tell)
         self.factors.append(factors)
