@@ -8,6 +8,7 @@ random tokens, `corruption` on real text, where the token before the earlier cop
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -88,25 +89,46 @@ def corruption(
 ) -> Corruption:
     """What the earlier copy's own predecessor is worth to a head on real text: up to `most` places where it attends strongly."""
     rng = np.random.default_rng(seed)
-    columns: list[list[float]] = [[], [], []]
-    for row in (context.astype(np.int64) for context in contexts):
-        if len(columns[0]) >= most:
-            break
-        attention = traced_attention(lm, layer, torch.from_numpy(row)[None]).pattern[0, head].float().cpu().numpy()
-        places = _copies(row, attention)
-        if not places:
-            continue
-        target, source = places[int(rng.integers(len(places)))]
-        others = [p for p in range(1, target - 1) if abs(p - source) > 2]
-        if not others:
-            continue
-        changed = np.stack([row, row])
-        changed[0, source - 2] = rng.choice(row[row != row[source - 2]])
-        changed[1, int(rng.choice(others))] = changed[0, source - 2]
-        patterns = traced_attention(lm, layer, torch.from_numpy(changed)).pattern[:, head, target, source]
-        for column, value in zip(columns, (attention[target, source], *patterns.tolist()), strict=True):
+    places: list[_Place] = []
+    contexts = iter(contexts)
+    while len(places) < most and (rows := [row.astype(np.int64) for row in islice(contexts, PER_PASS)]):
+        pattern = traced_attention(lm, layer, torch.from_numpy(np.stack(rows))).pattern[:, head].float().cpu().numpy()
+        tried = (_tried(row, attention, rng) for row, attention in zip(rows, pattern, strict=True))
+        places += [place for place in tried if place is not None]
+
+    columns: list[list[float]] = [[], []]
+    for place in places[:most]:
+        patterns = traced_attention(lm, layer, torch.from_numpy(place.changed)).pattern
+        for column, value in zip(columns, patterns[:, head, place.target, place.source].tolist(), strict=True):
             column.append(float(value))
-    return Corruption(head, *(np.array(column) for column in columns))
+    text = np.array([place.attention for place in places[:most]])
+    return Corruption(head, text, *(np.array(column) for column in columns))
+
+
+class _Place(NamedTuple):
+    """A place of strong attention from `target` to `source`, and its context with the token before the earlier copy replaced, and
+    with another token replaced, [2, length].
+    """
+
+    target: int
+    source: int
+    attention: float
+    changed: Int[np.ndarray, "2 length"]
+
+
+def _tried(row: Int[np.ndarray, " length"], attention: np.ndarray, rng: np.random.Generator) -> _Place | None:
+    """One place of a context, drawn among those that it has."""
+    places = _copies(row, attention)
+    if not places:
+        return None
+    target, source = places[int(rng.integers(len(places)))]
+    others = [p for p in range(1, target - 1) if abs(p - source) > 2]
+    if not others:
+        return None
+    changed = np.stack([row, row])
+    changed[0, source - 2] = rng.choice(row[row != row[source - 2]])
+    changed[1, int(rng.choice(others))] = changed[0, source - 2]
+    return _Place(target, source, float(attention[target, source]), changed)
 
 
 def _copies(row: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length length"]) -> list[tuple[int, int]]:
