@@ -77,11 +77,12 @@ def test_every_route_is_in_the_list(client):
     elsewhere = [
         r
         for r, methods in routes.items()
-        if "/comparisons" in r or "/findings" in r or "people" in next(iter(methods.values()))["tags"]
+        if any(part in r for part in ("/comparisons", "/findings", "/attributions"))
+        or "people" in next(iter(methods.values()))["tags"]
     ]
     assert (
-        len(elsewhere) == 11
-    )  # tests/test_people.py, tests/test_compare.py and tests/test_contrast_of_texts.py look at those
+        len(elsewhere) == 12
+    )  # tests/test_people.py, test_compare.py, test_contrast_of_texts.py and test_heads.py look at those
     for route in routes.keys() - {*elsewhere, "/api/v1/dictionaries/{dictionary}/search/vector"}:
         pattern = route.format(dictionary="tiny.first", feature=3, document=0, file="dictionary.zip")
         assert any(path.split("?")[0] == pattern for path in PATHS), route
