@@ -202,7 +202,7 @@ def test_a_judge_that_knows_films_is_sure_and_one_that_always_says_yes_is_at_cha
     for knows in (True, False):
         script = judges(film_judge(knows))
         with closing(Judge(JudgeConfig(base_url=script.url, model="x"), tmp_path / f"{knows}.sqlite")) as judge:
-            found = judged_concepts(judge, labelled, firings, samples, histories, seed=0)
+            found = judged_concepts(judge, labelled, firings, samples, histories=histories, seed=0)
         assert [c.latent for c in found] == list(range(8)) and found[0].description == GENRES[0]
         assert len(script.seen[0]["messages"]) == 2 and "Film" in script.seen[0]["messages"][1]["content"]
         for concept in found:
