@@ -29,6 +29,7 @@ from sae.foundation.screen import Screen
 from sae.interpret.intervals import mean, proportion
 
 TOP = 10  # features of a head that are looked at
+NAMED = 3  # heads of a feature
 INDUCES = 0.1  # mean attention after a long prefix from which on real text is tried too
 CONTEXTS_READ = 400  # of real text
 DIGITS = 4
@@ -169,15 +170,21 @@ def _by_feature(attributed: _Attributed, shares: torch.Tensor) -> Table:
         sources = [attributed.parts[n].by_source for n in numbers]
         back = float(np.median([len(x) - 1 - int(x.argmax()) for x in sources]))
         strongest = float(np.mean([x.max() / x.sum() for x in sources]))
-        first = int(heads.argmax())
+        by_weight = shares[feature].double().cpu().numpy()
         rows.append(
-            [feature, kind, times / len(numbers), back, strongest, first, heads[first], int(shares[feature].argmax())]
+            [feature, kind, times / len(numbers), back, strongest, _first_heads(heads), _first_heads(by_weight)]
         )
     columns = {
         "feature": "feature", "reads": "text", "in share of contexts": "number", "tokens back": "number",
-        "share of the strongest token": "number", "first head": "number", "its share": "number", "first head by weight": "number",
+        "share of the strongest token": "number", "heads by activation": "text", "heads by weight": "text",
     }  # fmt: skip
     return table("What features read, in their strongest contexts", columns, rows)
+
+
+def _first_heads(shares: np.ndarray) -> str:
+    """The three heads with the largest shares, in words."""
+    order = np.argsort(-shares, kind="stable")[:NAMED].tolist()
+    return ", ".join(f"{head} ({shares[head]:.0%})" for head in order)
 
 
 def _by_head(sae: SparseAutoencoder, shares: torch.Tensor, features: list[int], concept_of: dict[int, int]) -> Table:
