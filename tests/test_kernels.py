@@ -225,6 +225,23 @@ def test_ties_among_the_largest_go_to_the_smaller_latent():
     assert cpu_proposals.largest(torch.ones(1, 8), table, torch.zeros(100), 3)[0].tolist() == [0, 1, 2]
 
 
+def test_rows_that_hold_no_numbers_still_name_k_latents():
+    rows = torch.tensor([[float("nan")] * 8, [float("inf")] * 8, [0.0] * 8])
+    indices = cpu_proposals.largest(rows, torch.randn(400, 8), torch.zeros(400), 5)
+    assert ((indices >= 0) & (indices < 400)).all() and (indices.diff(dim=1) > 0).all()
+
+
+def test_the_largest_of_many_latents_are_those_of_float32():
+    generator = torch.Generator().manual_seed(0)
+    rows, table = torch.randn(30, 64, generator=generator), torch.randn(5000, 64, generator=generator)
+    rows[:10, 3] += 40  # a column that all products share, as language models have them
+    bias = torch.randn(5000, generator=generator)
+    for k in (1, 32, 150):
+        indices = cpu_proposals.largest(rows, table, bias, k)
+        expected = (rows @ table.T + bias).topk(k).indices.sort(1).values
+        assert (indices != expected).sum() <= 1  # two numbers that differ in their last bit
+
+
 @pytest.mark.parametrize(
     "name", ["jumprelu", "relu", "gated", "batch_topk", "matryoshka", "topk", "transcoder", "crosscoder"]
 )

@@ -173,24 +173,25 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         """What a pre-activation must be above for its latent to be kept; None if another rule decides."""
         return None
 
-    @torch.no_grad()
-    def _selected(self, centred: Tensor, gradient: Tensor | None) -> Tensor:
-        """`select`; in float32 on a CPU without most of the product, where bounds decide or a number for each token."""
-        table, k = self.W_enc.T, self.k_of_token
-        if self.selection_dtype == torch.float32 and gains_by_bfloat16(table):
-            if (bounds := self.selection_bounds()) is not None:
-                return cpu_proposals.above(centred, table, self.b_enc, bounds)
-            if self.selects == "k_per_token" and cpu_proposals.fits(self.d_sae, k):
-                return cpu_proposals.largest(centred, table, self.b_enc, k)
-        return self.select(self.pre_acts(centred), SelectionInput(centred, gradient))
+    def proposed(self, centred: Float[Tensor, "tokens d_in"], k: int) -> Int[Tensor, "tokens width"] | None:
+        """`select` in float32 by a product in bfloat16, on a CPU that gains by it; None if that cannot be done."""
+        table, bounds = self.W_enc.detach().T, self.selection_bounds()
+        if not gains_by_bfloat16(table):
+            return None
+        if bounds is not None and self.selection_dtype == torch.float32:
+            return cpu_proposals.above(centred, table, self.b_enc, bounds)
+        is_top_k = self.selects == "k_per_token" and cpu_proposals.fits(self.d_sae, k)
+        return cpu_proposals.largest(centred, table, self.b_enc, k) if is_top_k else None
 
     def _code(self, x: Tensor, gradient: Tensor | None) -> tuple[Encoding, Tensor]:
-        """(code, pre-activations [tokens, width] of the selected latents) of prepared rows."""
+        """(code, pre-activations [tokens, width] of the selected latents, always in float32) of prepared rows."""
         centred = self.centre(x)
-        indices = self._selected(centred, gradient)
+        with torch.no_grad():
+            indices = self.proposed(centred, self.k_of_token)
+            if indices is None:
+                indices = self.select(self.pre_acts(centred), SelectionInput(centred, gradient))
 
         latents = indices.clamp_min(0) if self.ragged else indices
-        # Selection may run in bfloat16; the selected values are computed again in float32 (cheap, and then exact).
         if self.ragged and not self.training:
             values = ragged_dot(centred, self.W_enc.T, self.b_enc, indices)
         else:
@@ -329,9 +330,8 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         """Turns a dictionary of scale_in * x -> scale_out * y into the same dictionary of x -> y.
 
         Scales are numbers, or one number per column. Activations are divided by c, the mean of scale_out: W_enc' =
-        scale_in W_enc / c, W_dec' = c W_dec / scale_out, b_enc' = b_enc / c, b_dec' = b_dec / scale_out. If all scales
-        are equal, W_enc and W_dec stay as they are. Exact, because every selection commutes with a positive factor of
-        all activations.
+        scale_in W_enc / c, W_dec' = c W_dec / scale_out, b_enc' = b_enc / c, b_dec' = b_dec / scale_out (equal scales leave
+        tables as they are). Exact, because every selection commutes with a positive factor of all activations.
         """
         if self.config.token_norm:
             return  # each token was divided by its own norm, so no scale is left

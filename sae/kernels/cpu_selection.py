@@ -40,7 +40,7 @@ def encode(
 
 
 def values_at(
-    pre_acts: Float[Tensor, "n m"],
+    pre_acts: Float[Tensor, "n m"] | None,
     indices: Int[Tensor, "n k"],
     centred: Float[Tensor, "n d"],
     table: Float[Tensor, "m d"],

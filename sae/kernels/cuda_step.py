@@ -47,7 +47,7 @@ def rounded(table: Float[Tensor, "m d"], selection_dtype: torch.dtype) -> Float[
 
 
 def values_at(
-    pre_acts: Float[Tensor, "n m"],
+    pre_acts: Float[Tensor, "n m"] | None,
     indices: Int[Tensor, "n k"],
     centred: Float[Tensor, "n d"],
     table: Float[Tensor, "m d"],
@@ -55,6 +55,7 @@ def values_at(
     bias: Float[Tensor, " m"],
 ) -> Float[Tensor, "n k"]:
     """Pre-activations [tokens, k] of the selected latents."""
+    assert pre_acts is not None  # on a GPU there always are
     return pre_acts.gather(1, indices).float()
 
 

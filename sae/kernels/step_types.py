@@ -198,7 +198,7 @@ class StepKernels(Protocol):
 
     def values_at(
         self,
-        pre_acts: Float[Tensor, "n m"],
+        pre_acts: Float[Tensor, "n m"] | None,
         indices: Int[Tensor, "n k"],
         centred: Float[Tensor, "n d"],
         table: Float[Tensor, "m d"],

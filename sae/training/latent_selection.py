@@ -68,13 +68,16 @@ class LatentSelection:
         return cuda_proposals.quantised(table) if cuda_proposals.fits(n_latents, width, sae.k_in_loss) else None
 
     def _select_rows(self, centred: Tensor, gradient: Tensor | None, table: Tensor, codes: Any) -> Selection:
-        sae, kernels = self.sae, self.kernels
-        k = sae.k_in_loss
+        sae, kernels, k = self.sae, self.kernels, self.sae.k_in_loss
         if codes is not None:
             from sae.kernels import cuda_proposals
 
             indices, values = cuda_proposals.largest(centred, table, sae.b_enc, k, codes=codes)
             return Selection(*self.exchange.selection(indices, values, values, k))
+
+        # Where latents are kept by bounds, too many may be above them while training begins.
+        if sae.selects == "k_per_token" and (indices := sae.proposed(centred, k)) is not None:
+            return self._with_values(indices, centred, None)
 
         is_top_k = sae.selects == "k_per_token" and kernels.fits_groups(sae.d_sae, k)
         wants_maxima = is_top_k or (self.is_flat_batch and kernels.fits_groups(sae.d_sae, 1))
@@ -93,13 +96,20 @@ class LatentSelection:
             indices = selection_for(pre_acts).top_k_indices(pre_acts, k)
         else:
             indices = sae.select(pre_acts, SelectionInput(centred, gradient))
-        values = kernels.values_at(pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, bias=sae.b_enc.data)
+        return self._with_values(indices, centred, pre_acts)
+
+    def _with_values(self, indices: Tensor, centred: Tensor, pre_acts: Tensor | None) -> Selection:
+        """Selected latents with their pre-activations; -1 is padding. Proposals on a CPU leave no table `pre_acts`."""
+        sae = self.sae
+        values = self.kernels.values_at(
+            pre_acts, indices.clamp_min(0), centred, sae.W_enc.data.T, bias=sae.b_enc.data
+        )  # fmt: skip
         if sae.ragged:
             return Selection(indices.int(), values.masked_fill(indices < 0, PADDED))
 
-        keys = pre_acts.gather(1, indices)
+        keys = values if pre_acts is None else pre_acts.gather(1, indices)
 
-        return Selection(*self.exchange.selection(indices.int(), values, keys, k))
+        return Selection(*self.exchange.selection(indices.int(), values, keys, sae.k_in_loss))
 
     def count(self, centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], is_counted: Float[Tensor, " n"]) -> Any:
         """Which latents are kept, not yet written down (a `CountedLatents`); none in rows that are not counted."""
