@@ -15,8 +15,9 @@ import triton
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.kernels.cuda_pairs import LONG, SortedPairs, sorting_keys
 from sae.kernels.cuda_selection import GROUP
-from sae.kernels.cuda_step import LONG, SortedPairs, encode, encode_with_hits, numbers
+from sae.kernels.cuda_step import encode_with_hits, encode_with_maxima
 from sae.kernels.programs import ragged as programs
 from sae.kernels.step_types import FlatCode
 
@@ -73,8 +74,7 @@ def count_to_norm(
     centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], bias: Float[Tensor, " m"], *, is_counted: Float[Tensor, " n"]
 ) -> CountedLatents:  # fmt: skip
     """The largest latents of every token whose norm is nearest to that of its row; see `reference.norm_crossing`."""
-    pre_acts, maxima = encode(centred, table, bias)
-    assert maxima is not None
+    pre_acts, maxima = encode_with_maxima(centred, table, bias, GROUP)
     (n, n_groups), n_latents = maxima.shape, pre_acts.shape[1]
     groups, n_listed, counts = _lists(n, LISTED_TO_NORM, centred.device)
     lows, spares = torch.empty(2, n, dtype=torch.int32, device=centred.device)
@@ -141,8 +141,9 @@ class ActivePairs(SortedPairs):
     ):
         # Places that only fill the list up are named n_latents; they end the first half.
         keys = torch.where(has_gradient | (latents == n_latents), latents, latents + (n_latents + 1))
+        keys, numbered = sorting_keys(keys, 2 * n_latents + 1)
         ordered, self.order = keys.sort(stable=True)
-        ends = torch.searchsorted(ordered, numbers(2 * n_latents + 2, latents.device), out_int32=True)
+        ends = torch.searchsorted(ordered, numbered, out_int32=True)
         self.offsets, self.rest = ends[: n_latents + 1], ends[n_latents + 1 :]
         self.tokens, self.k = tokens, 0
         self.n_latents, self.n_parts = n_latents, 2 * len(ordered) // LONG

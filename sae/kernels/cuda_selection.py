@@ -16,20 +16,28 @@ from sae.kernels.reference import ragged
 # Latents whose largest pre-activation stands for them while the k largest are looked for. The encoder's program writes
 # these maxima on the way (about 20 us on an H100); read again from its output they cost as much as the product itself.
 GROUP = 64
+FEW_LATENTS = 32_768  # up to which half as many are faster: 1,024 maxima of a token are looked at as quickly as 512
+
+
+def group_of(n_latents: int) -> int:
+    """How many latents a maximum stands for where their k largest are looked for."""
+    return GROUP // 2 if n_latents <= FEW_LATENTS else GROUP
 
 
 def fits_groups(n_latents: int, k: int) -> bool:
     """Whether the k largest can be loaded by the maxima of groups."""
-    n_groups = n_latents // GROUP
-    return n_latents % GROUP == 0 and k <= n_groups <= 32_768 and k * GROUP <= 16_384
+    group = group_of(n_latents)
+    n_groups = n_latents // group
+    return n_latents % group == 0 and k <= n_groups <= 32_768 and k * group <= 16_384
 
 
 def _maxima(pre_acts: Tensor) -> Tensor:
-    n, n_groups = len(pre_acts), pre_acts.shape[1] // GROUP
+    span = group_of(pre_acts.shape[1])
+    n, n_groups = len(pre_acts), pre_acts.shape[1] // span
     maxima = torch.empty(n, n_groups, dtype=pre_acts.dtype, device=pre_acts.device)
     if n:
         programs.maxima_program[(n, triton.cdiv(n_groups, 32))](
-            pre_acts, maxima, n_groups, GROUPS=32, SPAN=GROUP, num_warps=2
+            pre_acts, maxima, n_groups, GROUPS=32, SPAN=span, num_warps=2
         )
     return maxima
 
@@ -41,7 +49,7 @@ def top_k(
 
     Exact: every one of the k largest lies in one of the k groups with the largest maxima. Ties go to the smaller index.
     """
-    n, m = pre_acts.shape
+    (n, m), span = pre_acts.shape, group_of(pre_acts.shape[1])
     pre_acts = pre_acts.contiguous()
     if maxima is None:
         maxima = _maxima(pre_acts)
@@ -55,10 +63,10 @@ def top_k(
         programs.groups_program[(n,)](
             maxima, groups, bounds, maxima.shape[1], K=k, SIZE=size, BITS=bits, num_warps=max(1, size // 2048)
         )
-        size = triton.next_power_of_2(k) * GROUP
+        size = triton.next_power_of_2(k) * span
         programs.pick_program[(n,)](
-            pre_acts, groups, bounds, indices, values, m, K=k, SIZE=size, SPAN=GROUP, BITS=bits,
-            num_warps=min(16, max(1, size // 512)),
+            pre_acts, groups, bounds, indices, values, m, K=k, SIZE=size, SPAN=span, BITS=bits,
+            num_warps=min(16, max(1, size // 1024)),
         )  # fmt: skip
 
     return indices, values
@@ -77,19 +85,19 @@ def batch_top_k(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor
     Ties go to the smaller (token, latent).
     """
     n, m = pre_acts.shape
-    wanted = n * k
-    if m % GROUP or wanted >= n * m // GROUP or pre_acts.dtype not in (torch.bfloat16, torch.float32):
+    wanted, span = n * k, group_of(m)
+    if m % span or wanted >= n * m // span or pre_acts.dtype not in (torch.bfloat16, torch.float32):
         return reference.batch_top_k(pre_acts, k)
 
     pre_acts = pre_acts.contiguous()
     maxima = _maxima(pre_acts).flatten()
     groups = (maxima >= maxima.topk(wanted, sorted=False).values.min()).nonzero()[:, 0]
-    loaded = pre_acts.view(-1, GROUP)[groups]
+    loaded = pre_acts.view(-1, span)[groups]
     least = loaded.flatten().topk(wanted, sorted=False).values.min()
     keep, at = loaded > least.clamp_min(0), (loaded == least) & (least > 0)
     keep |= at & (at.flatten().cumsum(0).view_as(at) <= wanted - keep.sum())
     row, column = keep.nonzero(as_tuple=True)
-    places = groups[row] * GROUP + column
+    places = groups[row] * span + column
 
     return reference.by_token(torch.div(places, m, rounding_mode="floor"), places % m, n)
 
@@ -105,9 +113,10 @@ def batch_pairs(
     n, m = pre_acts.shape
     wanted, flat = min(n * k, n * m), pre_acts.contiguous().view(-1)
     if maxima is not None and wanted < maxima.numel():
+        span = m // maxima.shape[1]
         groups = maxima.flatten().topk(wanted, sorted=False).indices.sort().values
-        loaded = flat.view(-1, GROUP)[groups].flatten().topk(wanted, sorted=False).indices.sort().values
-        places = groups[loaded // GROUP] * GROUP + loaded % GROUP
+        loaded = flat.view(-1, span)[groups].flatten().topk(wanted, sorted=False).indices.sort().values
+        places = groups[loaded // span] * span + loaded % span
     else:
         places = flat.topk(wanted, sorted=False).indices.sort().values
 

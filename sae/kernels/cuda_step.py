@@ -7,7 +7,7 @@ Everything is summed in a fixed order (no atomic additions of floats), so a step
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sae.kernels.cuda_selection import GROUP, batch_pairs, fits_groups, top_k
+from sae.kernels.cuda_pairs import LONG, SortedPairs, numbers
+from sae.kernels.cuda_selection import GROUP, batch_pairs, fits_groups, group_of, top_k
 from sae.kernels.programs import encode as encode_programs
 from sae.kernels.programs import step as programs
 from sae.kernels.step_types import (
@@ -31,9 +32,6 @@ from sae.kernels.step_types import (
 )
 
 DTYPE = torch.bfloat16  # of the stored rows of input and error
-LONG = (
-    256  # pairs of one latent that one program adds up; more are added up in parts, else all wait for a frequent latent
-)
 
 
 def widest(n_latents: int) -> int:
@@ -64,12 +62,6 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-@cache
-def numbers(n: int, device: torch.device) -> Int[Tensor, " n"]:
-    """0 .. n - 1 in int32; kept for ever, because recorded CUDA graphs read it at its address."""
-    return torch.arange(n, dtype=torch.int32, device=device)
-
-
 def prepare(raw: Float[Tensor, "n d"], scale: Float[Tensor, " d"], centre: Float[Tensor, " d"]) -> PreparedRows:
     """(raw * scale in float32, that minus `centre` in bfloat16, squared norms [tokens] of the first)."""
     target = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
@@ -85,20 +77,29 @@ def prepare(raw: Float[Tensor, "n d"], scale: Float[Tensor, " d"], centre: Float
 def encode(
     centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], bias: Float[Tensor, " m"], with_maxima: bool = True
 ) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n groups"] | None]:
-    """(pre-activations [tokens, latents] in bfloat16, the largest of every `GROUP` latents or None).
+    """(pre-activations [tokens, latents] in bfloat16, the largest of every `group_of(latents)` latents or None).
 
     `centred` [tokens, width] and `table` [latents, width] in bfloat16, the width a multiple of 8; sums in float32.
     """
-    maxima = _of_groups(centred, table, torch.bfloat16) if with_maxima else None
-    return _encode(centred, table, bias, of_groups=maxima, bounds=None), maxima
+    if with_maxima:
+        return encode_with_maxima(centred, table, bias, group_of(len(table)))
+    return _encode(centred, table, bias, of_groups=None, bounds=None, span=GROUP), None
+
+
+def encode_with_maxima(
+    centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], bias: Float[Tensor, " m"], span: int
+) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n groups"]]:
+    """As `encode`, with the largest of every `span` latents."""
+    maxima = _of_groups(centred, table, torch.bfloat16, span)
+    return _encode(centred, table, bias, of_groups=maxima, bounds=None, span=span), maxima
 
 
 def encode_with_hits(
     centred: Float[Tensor, "n d"], table: Float[Tensor, "m d"], bias: Float[Tensor, " m"], bounds: Float[Tensor, " m"]
 ) -> tuple[Float[Tensor, "n m"], Int[Tensor, "n groups"]]:
     """As `encode`, with the number of latents over their own bounds among every `GROUP`, in int8."""
-    hits = _of_groups(centred, table, torch.int8)
-    return _encode(centred, table, bias, of_groups=hits, bounds=bounds), hits
+    hits = _of_groups(centred, table, torch.int8, GROUP)
+    return _encode(centred, table, bias, of_groups=hits, bounds=bounds, span=GROUP), hits
 
 
 def encode_quantised(
@@ -108,13 +109,14 @@ def encode_quantised(
 ) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n groups"]]:
     """As `encode`, from rows in 8 bits with their scales (`cuda_proposals.QuantisedRows`)."""
     (centred, row_scales), (table, latent_scales) = rows, latents
-    maxima = _of_groups(centred, table, torch.bfloat16)
+    span = group_of(len(table))
+    maxima = _of_groups(centred, table, torch.bfloat16, span)
     scales = row_scales, latent_scales
-    return _encode(centred, table, bias, of_groups=maxima, bounds=None, scales=scales), maxima
+    return _encode(centred, table, bias, of_groups=maxima, bounds=None, span=span, scales=scales), maxima
 
 
-def _of_groups(centred: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(len(centred), triton.cdiv(len(table), GROUP), dtype=dtype, device=centred.device)
+def _of_groups(centred: Tensor, table: Tensor, dtype: torch.dtype, span: int) -> Tensor:
+    return torch.empty(len(centred), triton.cdiv(len(table), span), dtype=dtype, device=centred.device)
 
 
 def _encode(
@@ -124,6 +126,7 @@ def _encode(
     *,
     of_groups: Tensor | None,
     bounds: Tensor | None,
+    span: int,
     scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     n, m = len(centred), len(table)
@@ -136,8 +139,8 @@ def _encode(
         TensorDescriptor.from_tensor(centred, [rows, step]), TensorDescriptor.from_tensor(table, [latents, step]), bias,
         bias if bounds is None else bounds, *(scales or (bias, bias)), TensorDescriptor.from_tensor(out, [rows, latents]),
         out if of_groups is None else of_groups, n, m, PROGRAMS=n_programs, WIDTH=centred.shape[1], ROWS=rows,
-        LATENTS=latents, STEP=step, GROUPED=8, MAXIMA=of_groups is not None and bounds is None, HITS=bounds is not None,
-        SPAN=GROUP, SCALED=scales is not None, num_warps=8, num_stages=3,
+        LATENTS=latents, STEP=step, GROUPED=32, MAXIMA=of_groups is not None and bounds is None, HITS=bounds is not None,
+        SPAN=span, SCALED=scales is not None, num_warps=8, num_stages=3,
     )  # fmt: skip
     return out
 
@@ -182,19 +185,6 @@ def decode(
     )  # fmt: skip
 
     return Decoded(acts, grad_acts, error, by_token)
-
-
-class SortedPairs:
-    """The (token, latent) pairs of a batch sorted by latent; padding is named `n_latents`.
-
-    Latents are [n, k], or [p] with the `tokens` [p] of a `FlatCode`. Latent i owns order[offsets[i] .. offsets[i + 1]].
-    """
-
-    def __init__(self, latents: Int[Tensor, " ..."], n_latents: int, tokens: Int[Tensor, " p"] | None):
-        ordered, self.order = latents.flatten().sort(stable=True)
-        self.tokens, self.k = (self.order, latents.shape[1]) if tokens is None else (tokens, 0)
-        self.offsets = torch.searchsorted(ordered, numbers(n_latents + 1, latents.device), out_int32=True)
-        self.n_latents, self.n_parts = n_latents, 2 * len(ordered) // LONG
 
 
 def sorted_pairs(latents: Int[Tensor, " ..."], n_latents: int, tokens: Int[Tensor, " p"] | None = None) -> SortedPairs:
@@ -311,7 +301,8 @@ def _launch_rows(
     aux_rows = (aux.slots, aux.w_enc, aux.w_dec) if aux else (pairs.offsets, *parts)
     programs.update_program[(pairs.n_latents,)](
         pairs.offsets, ends, pairs.order, pairs.tokens, *inputs, coefficient, *parts, *aux_rows, *tables[0], *tables[1],
-        *adam, HAS_AUX=aux is not None, PAIRS=1, WRITE=write_gradients, **sizes,
+        *adam, HAS_AUX=aux is not None, PAIRS=2 if max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]) > 2048 else 1,
+        WRITE=write_gradients, **sizes,
     )  # fmt: skip
 
 

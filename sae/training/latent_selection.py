@@ -17,7 +17,7 @@ from sae.training.exchange import Exchange
 TILE = 128  # batch sizes are rounded up to it, so that batches of nearly the same size share a recorded CUDA graph
 # Pre-activations held at a time, if tokens select independently of each other; on a GPU more, if they are those of few
 # rows, because every piece reads the whole encoder: 44 ms an update of a million latents in pieces of 128, 34 of 1,024.
-CHUNK_NUMBERS, FEWEST_ROWS = 1 << 27, 1024
+CHUNK_NUMBERS, FEWEST_ROWS = {"cpu": 1 << 27, "cuda": 1 << 28}, 1024
 LEAST_SPARSE = 4  # times as many latents as a token keeps on average, or autograd takes the update
 MOST_PAIRS = 1 << 27  # of a batch whose tokens keep different numbers of latents; each takes about 60 bytes on a GPU
 
@@ -43,7 +43,7 @@ class LatentSelection:
     def select(self, centred: Float[Tensor, "n d"], batch: Batch, table: Float[Tensor, "m d"]) -> Selection:
         """The latents of every token, by the encoder `table` [m, d]; in chunks of tokens, if memory asks for it."""
         numbers = len(centred) * self.sae.d_sae * self.exchange.latent_processes.world_size
-        n_chunks = -(-numbers // CHUNK_NUMBERS)
+        n_chunks = -(-numbers // CHUNK_NUMBERS[centred.device.type])
         if centred.device.type == "cuda":
             n_chunks = min(n_chunks, -(-len(centred) // FEWEST_ROWS))
         codes = self._codes(table)
