@@ -23,14 +23,20 @@ from sae.training.exchange import LatentShards, Replicas
 from sae.training.optimiser import TrainConfig
 from sae.training.trainer import SaeTrainer
 
-HOOK = HookPoint("resid_post", 0)
+HOOK, OTHER = HookPoint("resid_post", 0), HookPoint("mlp_out", 0)
 WIDTH, STEPS, LR = 32, 12, 2e-3
 LATENTS = {"cpu": 512, "cuda": 4096}
 SETTINGS: dict[str, dict[str, Any]] = {
     "topk": {"k": 8, "dead_after_tokens": 1500, "k_aux": 16},
     "gated": {"l1_coefficient": 0.1},
+    "relu": {"l1_coefficient": 0.1},
+    "jumprelu": {"target_l0": 8.0, "initial_threshold": 0.6},
+    "top_afa": {},
+    "batch_topk": {"k": 8},
+    "matryoshka": {"k": 8},
+    "transcoder": {"k": 8, "target": OTHER, "skip": True},
 }
-CASES = (("topk", "replicas"), ("topk", "latents"), ("gated", "replicas"))
+CASES = (("topk", "latents"), *((name, "replicas") for name in SETTINGS))
 CLOSE = {"cpu": {"rtol": 2e-3, "atol": 2e-5}, "cuda": {"rtol": 5e-2, "atol": 1e-2}}
 
 
@@ -40,7 +46,8 @@ def trainer(
     """A trainer of one process, or this process's among several."""
     settings = SETTINGS[architecture]
     config = ARCHITECTURES[architecture].config_class(name="x", hook=HOOK, d_sae=LATENTS[device], **settings)
-    statistics = {HOOK: ActivationStatistics(WIDTH**0.5, 1.0, [0.1] * WIDTH, [0.1] * WIDTH, 8.0, None)}
+    figures = ActivationStatistics(WIDTH**0.5, 1.0, [0.1] * WIDTH, [0.1] * WIDTH, 8.0, None)
+    statistics = {HOOK: figures, OTHER: figures}
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     options: dict[str, Any] = {}
     if processes is not None:
@@ -58,14 +65,14 @@ def rows(number: int, n: int = 240) -> torch.Tensor:
 
 def update(made: SaeTrainer, number: int, processes: Processes | None, device: str) -> None:
     """One update on batch `number`; replicas get unequal shares of it."""
-    batch, counts = rows(number).to(device), None
+    batch, counts = torch.cat([rows(number), rows(number + 1000)], dim=1).to(device), None
     if processes is not None and not made.is_spread:
         n = len(batch)
         size = processes.world_size
         cuts = [0, *(n * (r + 1) // size + (7 if r + 1 < size else 0) for r in range(size))]
         counts = [b - a for a, b in itertools.pairwise(cuts)]
         batch = batch.split(counts)[processes.rank]
-    made.step({Channel(HOOK): batch}, LR, counts)
+    made.step({Channel(HOOK): batch[:, :WIDTH], Channel(OTHER): batch[:, WIDTH:]}, LR, counts)
 
 
 def check(one: SaeTrainer, many: SaeTrainer, title: str) -> None:
@@ -78,9 +85,10 @@ def check(one: SaeTrainer, many: SaeTrainer, title: str) -> None:
         if isinstance(found, Piece):
             length = found.tensor.shape[found.axis]
             found, expected = found.tensor, expected.narrow(found.axis, found.start, length)
-        torch.testing.assert_close(
-            found.cpu(), expected.cpu(), msg=lambda m, n=name: f"{title} {n}: {m}", **CLOSE[one.sums.device.type]
-        )
+        # top-AFA's running threshold is an estimate from the first rows of a process's share.
+        is_estimate = name == "x/sae.threshold" and one.config.architecture == "top_afa"  # pyright: ignore[reportAttributeAccessIssue]
+        close = {"rtol": 0.1, "atol": 0.0} if is_estimate else CLOSE[one.sums.device.type]
+        torch.testing.assert_close(found.cpu(), expected.cpu(), msg=lambda m, n=name: f"{title} {n}: {m}", **close)
 
 
 def check_updates(processes: Processes, folder: Path, device: str) -> None:
@@ -88,8 +96,7 @@ def check_updates(processes: Processes, folder: Path, device: str) -> None:
     for architecture, parallel in CASES:
         one, many = trainer(architecture, device=device), trainer(architecture, processes, parallel, device)
         exchange = many.fused_step.exchange if many.fused_step else None
-        wanted = {"latents": LatentShards, "replicas": type(None) if architecture == "gated" else Replicas}
-        assert isinstance(exchange, wanted[parallel])
+        assert isinstance(exchange, LatentShards if parallel == "latents" else Replicas)
         for number in range(STEPS):
             update(one, number, None, device)
             update(many, number, processes, device)

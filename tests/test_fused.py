@@ -154,12 +154,14 @@ def test_the_pairs_of_a_batch_are_its_largest_in_order(n, latents, k):
     loud = random.clone()
     loud[::50] *= 30
     for pre_acts in (random, loud, (random * 2).round() / 2, torch.zeros_like(random), -random.abs()):
-        tokens, found = cuda.batch_pairs(pre_acts, k, cuda._maxima(pre_acts) if latents % 64 == 0 else None)
+        tokens, found = cuda.batch_pairs(
+            pre_acts, len(pre_acts) * k, cuda._maxima(pre_acts) if latents % 64 == 0 else None
+        )
         places = tokens * latents + found
         assert len(places) == n * k and (places.diff() > 0).all()
         values = pre_acts.float().flatten()
         assert torch.equal(values[places].sort().values, values.sort(descending=True).values[: n * k].flip(0))
-        again = cuda.batch_pairs(pre_acts, k, cuda._maxima(pre_acts) if latents % 64 == 0 else None)
+        again = cuda.batch_pairs(pre_acts, len(pre_acts) * k, cuda._maxima(pre_acts) if latents % 64 == 0 else None)
         assert torch.equal(again[1], found)
 
 
@@ -500,10 +502,18 @@ def test_an_update_with_moments_in_fewer_bits_is_one_on_what_they_stand_for(kind
         raw = {Channel(HOOK): rows(step, 500, 96, device).bfloat16()}
         full.sae.load_state_dict(few.sae.state_dict())
         full.sae.tokens_since_fired.copy_(few.sae.tokens_since_fired)
-        with few.fused_step.adam.wide_moments():
-            for a, b in zip(few.sae.parameters(), full.sae.parameters(), strict=True):
-                held = few.optimiser.state[a]
-                full.optimiser.state[b] = {n: held[n].float().clone() for n in ("step", "exp_avg", "exp_avg_sq")}
+        few.fused_step.adam.step(0.0, 0, 0)  # creates the moments, if this is the first update
+        for a, b in zip(few.sae.parameters(), full.sae.parameters(), strict=True):
+            stored = few.optimiser.state[a]
+            wide = {n: stored[n].float().clone() for n in ("step", "exp_avg", "exp_avg_sq")}
+            if a is few.sae.W_enc:
+                both = moments.both_widened(few.fused_step.adam.encoder())
+                wide["exp_avg"], wide["exp_avg_sq"] = (t.clone().T for t in both)
+            elif a is few.sae.W_dec:
+                wide["exp_avg"], wide["exp_avg_sq"] = (
+                    t.clone() for t in moments.both_widened(few.fused_step.adam.decoder())
+                )
+            full.optimiser.state[b] = wide
         few.fused_step.reset()
         full.fused_step.reset()
         full.tokens_seen = few.tokens_seen
@@ -559,7 +569,7 @@ def test_an_update_by_autograd_keeps_moments_in_fewer_bits():
     for step in range(10):
         for trainer in (few, full):
             if step == 5:
-                trainer._autograd_step(Batch(*[rows(step, 300, 64, "cpu")] * 2), 300)
+                trainer._autograd_step(Batch(*[rows(step, 300, 64, "cpu")] * 2), LR, 300)
             else:
                 trainer.step({Channel(HOOK): rows(step, 300, 64, "cpu")}, LR)
     assert few.optimiser.state[few.sae.W_enc]["exp_avg"].dtype == torch.bfloat16

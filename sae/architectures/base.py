@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sae.architectures.settings import (
     ArchitectureConfig,
     Batch,
+    BatchMean,
     Encoding,
     Losses,
     PreparedTokens,
@@ -66,7 +67,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     def __init__(self, config: C, d_in: int, d_out: int, selection_dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config: C = config
-        self.selection_dtype = selection_dtype
+        self.selection_dtype, self.mean_over_batch = selection_dtype, BatchMean()
         self.W_enc = nn.Parameter(torch.zeros(config.d_sae, d_in).T)
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(config.d_sae, d_out))
@@ -92,10 +93,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
     def initialise(
         self, generator: torch.Generator, centre: Float[Tensor, " d_out"], first: int = 0, total: int | None = None
     ) -> None:
-        """Random unit decoder rows, encoder tied to them, zero b_enc, b_dec at `centre`.
-
-        If the latents are spread over processes, this module holds those from number `first` on, out of `total`.
-        """
+        """Random unit decoder rows, encoder tied to them, zero b_enc, b_dec at `centre`; latents from `first` of `total`."""
         total = self.d_sae if total is None else total
         _random_rows(self.W_dec.data, first, total, generator)
         if self.centred:

@@ -28,7 +28,8 @@ class FlatPass(NamedTuple):
 
     The pairs have latents and tokens, pre-activations `values`, activations, and the gradients of these by the squared
     error, all [p]; pairs that are only there to fill the list belong to no sum. is_counted [tokens] is 0 for rows that
-    fill the batch, n_tokens the number of the others. n_active [tokens]: how many latents of a token are active.
+    fill the batch, n_tokens the number of the others in all processes. n_active [tokens]: how many latents of a token are
+    active. `sum_over_batch` adds up what all processes have for their tokens.
     `decoded` gives for other activations of the same pairs their term of the loss, as the squared error is one, and its
     gradients, with the decoder left out.
     """
@@ -45,11 +46,13 @@ class FlatPass(NamedTuple):
     tokens_seen: Float[Tensor, ""]
     sum_by_token: Callable[[Float[Tensor, " p"]], Float[Tensor, " tokens"]]
     sum_by_latent: Callable[[Float[Tensor, " p"]], Float[Tensor, " latents"]]
+    sum_over_batch: Callable[[Float[Tensor, " tokens"]], Float[Tensor, ""]]
     decoded: Callable[[Float[Tensor, " p"]], ErrorTerm]
 
 
 class CodeLoss(NamedTuple):
-    """A term of the loss that depends on the code, and what it and `activate` make of the gradients of the activations.
+    """A term of the whole batch's loss that depends on the code, and what it and `activate` make of the gradients of the
+    activations.
 
     grad_values [p] are gradients of the pre-activations; `gradients` those of parameters that only this architecture
     has, by name, and of `b_enc` where `activate` reads it beside the pre-activations.

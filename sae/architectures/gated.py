@@ -73,11 +73,9 @@ class Gated(SparseAutoencoder[GatedConfig], CodeLossByHand):
         """The gate's penalty and its own reconstruction."""
         gate = F.relu(training_pass.values)
         y_hat = gather_sum(gate, self.W_dec.detach(), training_pass.encoding.top_indices) + self.b_dec.detach()
-        reconstruction = (training_pass.batch.y - y_hat).square().sum(1).mean() / training_pass.variance
-        return (
-            self.config.l1_coefficient * self.config.risen(training_pass.tokens_seen) * gate.sum(1).mean()
-            + reconstruction
-        )
+        reconstruction = self.mean_over_batch((training_pass.batch.y - y_hat).square().sum(1)) / training_pass.variance
+        weight = self.config.l1_coefficient * self.config.risen(training_pass.tokens_seen)
+        return weight * self.mean_over_batch(gate.sum(1)) + reconstruction
 
     def code_loss(self, flat_pass: FlatPass) -> CodeLoss:
         """Penalty and own reconstruction of the gate by hand, and what magnitudes give: with g the gradient of an
@@ -102,7 +100,7 @@ class Gated(SparseAutoencoder[GatedConfig], CodeLossByHand):
         }
 
         return CodeLoss(
-            weight * flat_pass.sum_by_token(gate).sum() + error.loss,
+            weight * flat_pass.sum_over_batch(flat_pass.sum_by_token(gate)) + error.loss,
             torch.where(is_open, error.grad_acts + weight, 0.0) + m,
             {name: flat_pass.sum_by_latent(numbers) for name, numbers in sums.items()},
         )

@@ -200,7 +200,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig], CodeLossByHand):
         """The penalty, at the weight to which it has risen."""
         threshold = pick(self.threshold, training_pass.encoding.top_indices)
         fired: Tensor = _Step.apply(training_pass.values, threshold, self.config.bandwidth)  # pyright: ignore[reportAssignmentType]
-        l0 = fired.sum(1).mean()
+        l0 = self.mean_over_batch(fired.sum(1))
         return (
             self.config.l0_coefficient
             * self.config.risen(training_pass.tokens_seen)
@@ -215,7 +215,7 @@ class JumpRelu(SparseAutoencoder[JumpReluConfig], CodeLossByHand):
         config, z, g = self.config, flat_pass.values, flat_pass.grad_acts
         t = self.threshold.detach()[flat_pass.latents]
         weight = config.l0_coefficient * config.risen_on_device(flat_pass.tokens_seen)
-        distance = flat_pass.n_active.sum() / flat_pass.n_tokens / config.target_l0 - 1
+        distance = flat_pass.sum_over_batch(flat_pass.n_active) / flat_pass.n_tokens / config.target_l0 - 1
         p = 2 * weight * distance / (config.target_l0 * flat_pass.n_tokens)
 
         is_near = (z - t).abs() < config.bandwidth / 2

@@ -53,7 +53,7 @@ class Relu(SparseAutoencoder[ReluConfig], CodeLossByHand):
         return (
             self.config.l1_coefficient
             * self.config.risen(training_pass.tokens_seen)
-            * training_pass.encoding.top_acts.sum(1).mean()
+            * self.mean_over_batch(training_pass.encoding.top_acts.sum(1))
         )
 
     def code_loss(self, flat_pass: FlatPass) -> CodeLoss:
@@ -61,4 +61,4 @@ class Relu(SparseAutoencoder[ReluConfig], CodeLossByHand):
         acts, n_tokens = flat_pass.acts, flat_pass.n_tokens
         weight = self.config.l1_coefficient * self.config.risen_on_device(flat_pass.tokens_seen) / n_tokens
         grad_values = torch.where(acts > 0, flat_pass.grad_acts + weight, 0.0)
-        return CodeLoss(weight * flat_pass.sum_by_token(acts).sum(), grad_values, {})
+        return CodeLoss(weight * flat_pass.sum_over_batch(flat_pass.sum_by_token(acts)), grad_values, {})

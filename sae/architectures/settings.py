@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from feature_store.dictionary_files import DictionaryName
+from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.section import Count, Section
 from sae.model.hookpoints import Channel, HookPoint, HookPointField
 
@@ -208,6 +209,25 @@ class TrainingPass(NamedTuple):
     def n_active(self) -> Real[Tensor, " tokens"]:
         """How many latents of every token are active."""
         return (self.encoding.top_acts.detach() > 0).sum(1) if self.counts is None else self.counts
+
+
+class BatchMean:
+    """Means over the tokens of a batch that several processes share, each of which has `share` of them.
+
+    The value is that of the whole batch, the gradient that of this process's own mean; `SaeTrainer` multiplies it by the
+    share and sums over processes.
+    """
+
+    def __init__(self, processes: Processes = ALONE, share: float = 1.0):
+        self.processes, self.share = processes, share
+
+    def __call__(self, numbers: Float[Tensor, " tokens"]) -> Float[Tensor, ""]:
+        """The mean of a number for each token."""
+        mean = numbers.mean()
+        if self.processes.world_size == 1:
+            return mean
+        local_mean = mean.detach()
+        return mean + (self.processes.all_reduce_sum(local_mean * self.share) - local_mean)
 
 
 class Losses(NamedTuple):

@@ -75,7 +75,7 @@ class TopAfa(SparseAutoencoder[TopAfaConfig], CodeLossByHand):
         """afa_coefficient * mean (||a|| - norm)^2."""
         squares = training_pass.encoding.top_acts.square().sum(1)
         difference = squares.clamp_min(TINY).sqrt() - self._aim(training_pass.batch.x)
-        return self.config.afa_coefficient * difference.square().mean()
+        return self.config.afa_coefficient * self.mean_over_batch(difference.square())
 
     def code_loss(self, flat_pass: FlatPass) -> CodeLoss:
         """`extra_loss` by hand: dL/dz_i = (g_i + 2 afa_coefficient (||a|| - norm) a_i / (n ||a||)) 1[z_i > 0]."""
@@ -84,7 +84,7 @@ class TopAfa(SparseAutoencoder[TopAfaConfig], CodeLossByHand):
         difference = (length - self._aim(flat_pass.batch.x)) * flat_pass.is_counted
         push = 2 * weight * difference / (flat_pass.n_tokens * length)
         grad_acts = flat_pass.grad_acts + push[flat_pass.tokens] * acts
-        loss = weight * difference.square().sum() / flat_pass.n_tokens
+        loss = weight * flat_pass.sum_over_batch(difference.square()) / flat_pass.n_tokens
         return CodeLoss(loss, torch.where(acts > 0, grad_acts, 0.0), {})
 
     @torch.no_grad()

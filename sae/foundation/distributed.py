@@ -25,6 +25,20 @@ WAIT_TIMEOUT = timedelta(days=7)
 T = TypeVar("T")
 
 
+class Started:
+    """An exchange that has begun. On a GPU its result is waited for by the GPU, not by Python."""
+
+    def __init__(self, tensor: Tensor, work: Any, *sent: Tensor):
+        self._tensor, self._work, self._sent = tensor, work, sent  # what is sent has to stay until then
+
+    def result(self) -> Shaped[Tensor, " ..."]:
+        """The tensor, once it has arrived."""
+        if self._work is not None:
+            _exchange(self._work.wait)
+            self._work, self._sent = None, ()
+        return self._tensor
+
+
 class Processes:
     """The processes that share a run, seen from one of them (`rank` of `world_size`).
 
@@ -52,25 +66,45 @@ class Processes:
             _exchange(dist.all_reduce, tensor)
         return tensor
 
+    def start_all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Started:
+        """Begins `all_reduce_sum`; other work may go on until its result is asked for."""
+        work = _exchange(dist.all_reduce, tensor, async_op=True) if self.world_size > 1 else None
+        return Started(tensor, work)
+
+    def all_reduce_max(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The element-wise maximum over all processes, in place."""
+        if self.world_size > 1:
+            _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def all_reduce_min(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The element-wise minimum over all processes, in place."""
         if self.world_size > 1:
             _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MIN)
         return tensor
 
-    def reduce_scatter(self, rows: Shaped[Tensor, " n *shape"]) -> Shaped[Tensor, " share *shape"]:
-        """This process's `share` of the sum of `rows` [n, ...] over all processes; n is a multiple of the world size."""
+    def start_reduce_scatter(self, rows: Shaped[Tensor, " n *shape"]) -> Started:
+        """Begins to bring this process's `share` of the sum of `rows` [n, ...] over all processes.
+
+        n is a multiple of the world size.
+        """
         if self.world_size == 1:
-            return rows
+            return Started(rows, None)
         out = rows.new_empty(len(rows) // self.world_size, *rows.shape[1:])
-        _exchange(_collective("reduce_scatter_single", "reduce_scatter_tensor"), out, rows)
-        return out
+        work = _exchange(_collective("reduce_scatter_single", "reduce_scatter_tensor"), out, rows, async_op=True)
+        return Started(out, work, rows)
+
+    def start_all_gather_shares(self, rows: Shaped[Tensor, " n *shape"]) -> Started:
+        """Begins to fill `rows` [n, ...] in place with every process's `share` of it; n is a multiple of the world size."""
+        work = None
+        if self.world_size > 1:
+            gather = _collective("all_gather_single", "all_gather_into_tensor")
+            work = _exchange(gather, rows, rows[self.share(len(rows))], async_op=True)
+        return Started(rows, work)
 
     def all_gather_shares(self, rows: Shaped[Tensor, " n *shape"]) -> Shaped[Tensor, " n *shape"]:
-        """Fills `rows` [n, ...] in place with every process's `share` of it; n is a multiple of the world size."""
-        if self.world_size > 1:
-            _exchange(_collective("all_gather_single", "all_gather_into_tensor"), rows, rows[self.share(len(rows))])
-        return rows
+        """`start_all_gather_shares`, and waits for it."""
+        return self.start_all_gather_shares(rows).result()
 
     def all_gather_columns(self, tensor: Shaped[Tensor, "n k"]) -> Shaped[Tensor, "n columns"]:
         """The tensors [n, k] of all processes side by side, [n, world_size * k]."""
@@ -150,9 +184,9 @@ def _collective(new_name: str, old_name: str) -> Callable[..., Any]:
     return getattr(dist, new_name, None) or getattr(dist, old_name)
 
 
-def _exchange(collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+def _exchange(collective: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
-        collective(*arguments, **options)
+        return collective(*arguments, **options)
     except (RuntimeError, dist.DistError) as error:  # gloo raises the first, NCCL and the store the second
         first_line = str(error).splitlines()[0]
         raise LostProcess(

@@ -23,11 +23,11 @@ def top_k(
 
 
 def batch_pairs(
-    pre_acts: Float[Tensor, "n m"], k: int, maxima: Float[Tensor, "n groups"] | None = None
+    pre_acts: Float[Tensor, "n m"], wanted: int, maxima: Float[Tensor, "n groups"] | None = None
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token."""
+    """(tokens, latents) [wanted] of the largest pre-activations of the whole batch, sorted by token."""
     n, m = pre_acts.shape
-    places = pre_acts.reshape(-1).topk(min(n * k, n * m), sorted=False).indices.sort().values
+    places = pre_acts.reshape(-1).topk(min(wanted, n * m), sorted=False).indices.sort().values
     tokens = places // m
     return tokens, places - tokens * m
 

@@ -316,27 +316,19 @@ def update_rows(
 
 def row_gradients(
     sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = None
-) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
+) -> Iterator[Float[Tensor, "m d"]]:
     """See `cuda_step.row_gradients`."""
-    n_latents = len(sums.pairs.offsets) - 1
-    grad_encoder, grad_decoder = (torch.zeros(n_latents, t.shape[-1]) for t in (sums.centred, sums.decoded.error))
-    for out, arguments in zip((grad_encoder, grad_decoder), _row_sums(sums, aux, prefixes), strict=True):
+    n_latents, sources = len(sums.pairs.offsets) - 1, (sums.centred, sums.decoded.error)
+    for source, arguments in zip(sources, _row_sums(sums, aux, prefixes), strict=True):
+        out = torch.zeros(n_latents, source.shape[-1])
         _gradients(*arguments, out.numpy())
-    return grad_encoder, grad_decoder
+        yield out
 
 
-def apply_rows(
-    grad_encoder: Float[Tensor, "m d"],
-    grad_decoder: Float[Tensor, "m d"],
-    encoder: WeightTable,
-    decoder: WeightTable,
-    *,
-    adam: AdamStep,
-) -> None:
+def apply_rows(gradients: Float[Tensor, "m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool) -> None:
     """See `cuda_step.apply_rows`."""
-    for gradients, table, has_unit_norm in ((grad_encoder, encoder, False), (grad_decoder, decoder, True)):
-        with _as_floats(table, adam) as floats:
-            _apply(gradients.numpy(), *floats, has_unit_norm, _floats(adam))
+    with _as_floats(table, adam) as floats:
+        _apply(gradients.numpy(), *floats, has_unit_norm, _floats(adam))
 
 
 __all__ = [

@@ -31,7 +31,8 @@ class CountedLatents(NamedTuple):
 
     Token t has starts[t + 1] - starts[t] pairs. Kept is what is above `bounds`, [m] or, with `spares` [n], [n]; of the
     latents at its bound a token keeps the first `spares`. groups [n, listed] are those of its groups of latents that may
-    hold a kept one, if their number n_listed [n] is no more than that.
+    hold a kept one, if their number n_listed [n] is no more than that. n_most: the most pairs of any process, if several
+    share the batch.
     """
 
     pre_acts: Float[Tensor, "n m"]
@@ -40,10 +41,11 @@ class CountedLatents(NamedTuple):
     groups: Int[Tensor, "n listed"]
     n_listed: Int[Tensor, " n"]
     starts: Int[Tensor, " starts"]
+    n_most: Int[Tensor, " 1"] | None = None
 
     def n_pairs(self) -> int:
-        """How many pairs there are; waits for the GPU."""
-        return int(self.starts[-1])
+        """How many pairs there are, in the process with most; waits for the GPU."""
+        return int(self.starts[-1] if self.n_most is None else self.n_most)
 
 
 def room_for(n_pairs: int) -> int:

@@ -103,15 +103,15 @@ def batch_top_k(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor
 
 
 def batch_pairs(
-    pre_acts: Float[Tensor, "tokens latents"], k: int, maxima: Float[Tensor, "tokens groups"] | None = None
+    pre_acts: Float[Tensor, "tokens latents"], wanted: int, maxima: Float[Tensor, "tokens groups"] | None = None
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token; Python waits for
+    """(tokens, latents) [wanted] of the largest pre-activations of the whole batch, sorted by token; Python waits for
     nothing.
 
     Pre-activations below 0 are taken if fewer are above. Among equal numbers the choice is arbitrary but repeatable.
     """
     n, m = pre_acts.shape
-    wanted, flat = min(n * k, n * m), pre_acts.contiguous().view(-1)
+    wanted, flat = min(wanted, n * m), pre_acts.contiguous().view(-1)
     if maxima is not None and wanted < maxima.numel():
         span = m // maxima.shape[1]
         groups = maxima.flatten().topk(wanted, sorted=False).indices.sort().values

@@ -7,8 +7,9 @@ Everything is summed in a fixed order (no atomic additions of floats), so a step
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -229,38 +230,44 @@ def update_rows(
     prefixes: Int[Tensor, " l"] | None = None,
 ) -> None:
     """Both weight gradients, Adam and the unit norm of the decoder rows, in place; no gradient is ever written."""
-    _launch_rows(sums, (encoder, decoder), adam, aux=aux, prefixes=prefixes, write_gradients=False)
+    inputs, sizes, parts = _summed_parts(sums, prefixes)
+    aux_rows = (aux.slots, aux.w_enc, aux.w_dec) if aux else (sums.pairs.offsets, *parts)
+    block = max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"])
+    programs.update_program[(sums.pairs.n_latents,)](
+        sums.pairs.offsets, sums.ends, *inputs, sums.coefficient, *parts, *aux_rows, *encoder, *decoder, *adam,
+        HAS_AUX=aux is not None, PAIRS=_pairs_at_once(block), num_warps=_num_warps(block, encoder), **sizes,
+    )  # fmt: skip
 
 
 def row_gradients(
     sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = None
-) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
-    """Both weight gradients [m, d] in float32, for an update that sums them over processes."""
-    grad_encoder, grad_decoder = (
-        torch.empty(sums.pairs.n_latents, t.shape[-1], dtype=torch.float32, device=t.device)
-        for t in (sums.centred, sums.decoded.error)
-    )
-    # The program writes gradients where it would write weights; it reads nothing else of these tables.
-    tables = WeightTable(*[grad_encoder] * 5), WeightTable(*[grad_decoder] * 5)
-    unused = AdamStep(sums.coefficient, 0.0, 0.0, 0.0)
-    _launch_rows(sums, tables, unused, aux=aux, prefixes=prefixes, write_gradients=True)
-    return grad_encoder, grad_decoder
+) -> Iterator[Float[Tensor, "m d"]]:
+    """The encoder's weight gradient [m, d] in float32, then the decoder's; each is added up when it is asked for."""
+    pairs, decoded, centred, coefficient, ends = sums
+    _, sizes, parts = _summed_parts(sums, prefixes)
+    aux_rows = (aux.w_enc, aux.w_dec) if aux else parts
+    weights, sources = (decoded.grad_acts, decoded.acts), (centred, decoded.error)
+    levels = 1, sizes["LEVELS"]
+    for i in range(2):
+        width = sources[i].shape[-1]
+        block = triton.next_power_of_2(width)
+        out = torch.empty(pairs.n_latents, width, dtype=torch.float32, device=centred.device)
+        programs.gradients_program[(pairs.n_latents,)](
+            pairs.offsets, ends, pairs.order, pairs.tokens, weights[i], sources[i],
+            ends if prefixes is None else prefixes, len(centred), coefficient, parts[i],
+            aux.slots if aux else pairs.offsets, aux_rows[i], out, HAS_AUX=aux is not None, SPLIT=LONG, K=pairs.k,
+            PAIRS=_pairs_at_once(block), LEVELS=levels[i], SCALED=i == 1, WIDTH=width, BLOCK=block,
+            num_warps=4 if block <= 4096 else 8,
+        )  # fmt: skip
+        yield out
 
 
-def apply_rows(
-    grad_encoder: Float[Tensor, "m d"],
-    grad_decoder: Float[Tensor, "m d"],
-    encoder: WeightTable,
-    decoder: WeightTable,
-    *,
-    adam: AdamStep,
-) -> None:
-    """Adam and the unit norm of the decoder rows, with gradients that are there already, in place."""
-    width_in, width_out = grad_encoder.shape[1], grad_decoder.shape[1]
-    blocks = triton.next_power_of_2(width_in), triton.next_power_of_2(width_out)
-    programs.apply_program[(len(grad_encoder),)](
-        grad_encoder, grad_decoder, *encoder, *decoder, *adam, WIDTH_IN=width_in, WIDTH_OUT=width_out,
-        BLOCK_IN=blocks[0], BLOCK_OUT=blocks[1], num_warps=_num_warps(max(blocks), encoder),
+def apply_rows(gradients: Float[Tensor, "m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool) -> None:
+    """Adam on the rows of one table, with gradients that are there already, and their unit norm, in place."""
+    n_latents, width = gradients.shape
+    block = triton.next_power_of_2(width)
+    programs.apply_program[(n_latents,)](
+        gradients, *table, *adam, UNIT=has_unit_norm, WIDTH=width, BLOCK=block, num_warps=_num_warps(block, table)
     )  # fmt: skip
 
 
@@ -271,39 +278,40 @@ def _num_warps(block: int, table: WeightTable) -> int:
     return 4 if block <= 4096 else 8
 
 
-def _launch_rows(
-    sums: RowSums,
-    tables: tuple[WeightTable, WeightTable],
-    adam: AdamStep,
-    *,
-    aux: AuxGradients | None,
-    prefixes: Tensor | None,
-    write_gradients: bool,
-) -> None:
-    """One program per latent; a latent with many pairs is first added up in parts, so that no program runs long."""
-    pairs, decoded, centred, coefficient, ends = sums
+def _pairs_at_once(block: int) -> int:
+    """Pairs whose rows a program adds up together; for short rows one at a time is as fast, with fewer registers."""
+    return 2 if block > 2048 else 1
+
+
+class _SummedParts(NamedTuple):
+    """What programs over latents read, their sizes, and sums [parts, d] of the parts of latents with many pairs."""
+
+    inputs: tuple[Any, ...]
+    sizes: dict[str, Any]
+    parts: list[Tensor]
+
+
+def _summed_parts(sums: RowSums, prefixes: Tensor | None) -> _SummedParts:
+    """Adds up latents with many pairs in parts, so that no program over latents runs long."""
+    pairs, decoded, centred, _, ends = sums
     width_in, width_out = centred.shape[1], decoded.error.shape[2]
     sizes: dict[str, Any] = dict(
         K=pairs.k, WIDTH_IN=width_in, WIDTH_OUT=width_out, BLOCK_IN=triton.next_power_of_2(width_in),
         BLOCK_OUT=triton.next_power_of_2(width_out), SPLIT=LONG, LEVELS=len(decoded.error),
     )  # fmt: skip
-    sizes["num_warps"] = _num_warps(max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]), tables[0])
     parts = [torch.empty(pairs.n_parts, w, dtype=torch.float32, device=centred.device) for w in (width_in, width_out)]
     prefix_ends = ends if prefixes is None else prefixes
-    inputs = decoded.acts, decoded.grad_acts, decoded.error, centred, prefix_ends, len(centred)
+    inputs = (
+        pairs.order, pairs.tokens, decoded.acts, decoded.grad_acts, decoded.error, centred, prefix_ends, len(centred)
+    )  # fmt: skip
 
     if pairs.n_parts:
         owners = torch.searchsorted(ends, numbers(pairs.n_parts, centred.device).long(), right=True)
         programs.parts_program[(pairs.n_parts,)](
-            owners, ends, pairs.offsets, pairs.order, pairs.tokens, *inputs, *parts, pairs.n_latents, PAIRS=4, **sizes
-        )
-
-    aux_rows = (aux.slots, aux.w_enc, aux.w_dec) if aux else (pairs.offsets, *parts)
-    programs.update_program[(pairs.n_latents,)](
-        pairs.offsets, ends, pairs.order, pairs.tokens, *inputs, coefficient, *parts, *aux_rows, *tables[0], *tables[1],
-        *adam, HAS_AUX=aux is not None, PAIRS=2 if max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]) > 2048 else 1,
-        WRITE=write_gradients, **sizes,
-    )  # fmt: skip
+            owners, ends, pairs.offsets, *inputs, *parts, pairs.n_latents, PAIRS=4,
+            num_warps=4 if max(sizes["BLOCK_IN"], sizes["BLOCK_OUT"]) <= 4096 else 8, **sizes,
+        )  # fmt: skip
+    return _SummedParts(inputs, sizes, parts)
 
 
 __all__ = [

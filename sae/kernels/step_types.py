@@ -6,6 +6,7 @@ of the dictionary, d numbers per activation, l nested prefixes (1 unless the los
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -191,9 +192,9 @@ class StepKernels(Protocol):
         ...
 
     def batch_pairs(
-        self, pre_acts: Float[Tensor, "n m"], k: int, maxima: Float[Tensor, "n groups"] | None = ...
+        self, pre_acts: Float[Tensor, "n m"], wanted: int, maxima: Float[Tensor, "n groups"] | None = ...
     ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-        """(tokens, latents) [n * k] of the largest pre-activations of the whole batch, sorted by token."""
+        """(tokens, latents) [wanted] of the largest pre-activations of the whole batch, sorted by token."""
         ...
 
     def values_at(
@@ -247,18 +248,12 @@ class StepKernels(Protocol):
 
     def row_gradients(
         self, sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = ...
-    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
-        """Both weight gradients [m, d] in float32, to be summed over processes."""
+    ) -> Iterator[Float[Tensor, "m d"]]:
+        """The encoder's weight gradient [m, d] in float32, then the decoder's, to be summed over processes."""
         ...
 
     def apply_rows(
-        self,
-        grad_encoder: Float[Tensor, "m d"],
-        grad_decoder: Float[Tensor, "m d"],
-        encoder: WeightTable,
-        decoder: WeightTable,
-        *,
-        adam: AdamStep,
+        self, gradients: Float[Tensor, "m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool
     ) -> None:
-        """Adam and the unit norm of the decoder rows, with gradients that are there already."""
+        """Adam on the rows of one table with gradients that are there already, and their unit norm if they have it."""
         ...

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -86,24 +83,6 @@ class AdamState:
         no_scales = first.new_empty(0, 2, dtype=torch.float32)
         scales = self.optimiser.state[parameter].get("scales", no_scales)
         return WeightTable(weights, first, second, scales, rounded=rounded[self.exchange.own_latents(self.sae.d_sae)])
-
-    @contextmanager
-    def wide_moments(self) -> Iterator[None]:
-        """Inside the block the optimiser holds moments in float32, for an update by autograd."""
-        if self.moments_in == "float32":
-            yield
-            return
-
-        self.step(0.0, 0, 0)  # creates the moments, if this is the first update
-        encoder, decoder = self.encoder(), self.decoder()
-        w_enc, w_dec = (self.optimiser.state[p] for p in (self.sae.W_enc, self.sae.W_dec))
-        w_enc["exp_avg"], w_enc["exp_avg_sq"] = (t.T for t in moments.both_widened(encoder))
-        w_dec["exp_avg"], w_dec["exp_avg_sq"] = moments.both_widened(decoder)
-        yield
-        moments.narrow_both(w_enc["exp_avg"].T, w_enc["exp_avg_sq"].T, encoder, int(w_enc["step"]))
-        moments.narrow_both(w_dec["exp_avg"], w_dec["exp_avg_sq"], decoder, int(w_dec["step"]))
-        w_enc["exp_avg"], w_enc["exp_avg_sq"] = encoder.first_moment.T, encoder.second_moment.T
-        w_dec["exp_avg"], w_dec["exp_avg_sq"] = decoder.first_moment, decoder.second_moment
 
     def step(self, lr: float, n_tokens: int, n_own_tokens: int) -> AdamStep:
         """Adam's constants of the next update. The count of updates is kept beside the moments, as torch keeps it."""

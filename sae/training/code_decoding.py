@@ -13,6 +13,7 @@ from sae.architectures.flat_code import CodeLossByHand, ErrorTerm, FlatPass
 from sae.architectures.settings import Batch, Encoding, TrainingPass
 from sae.architectures.topk import MULTI_WEIGHT
 from sae.kernels.step_types import AdamStep, Decoded, DecodeInput, StepKernels
+from sae.training.cuda_graphs import SideStream
 from sae.training.exchange import Exchange
 from sae.training.latent_selection import Selection
 
@@ -36,7 +37,7 @@ class UpdateInput(NamedTuple):
     """What an update reads besides its rows: Adam's constants, room for dead latents, and how far training is.
 
     `variance` is that of the target in the dictionary's units. `tokens_seen` is a number; `tokens_seen_on_device` holds
-    the same where a recorded update finds it.
+    the same where a recorded update finds it. `n_tokens` are those of the batch in all processes.
     """
 
     scales: Scales
@@ -45,6 +46,7 @@ class UpdateInput(NamedTuple):
     n_dead_slots: int
     tokens_seen: int
     tokens_seen_on_device: Float[Tensor, ""]
+    n_tokens: int
 
 
 class PreparedBatch(NamedTuple):
@@ -86,9 +88,15 @@ class CodeDecoding:
     """Decodes what was selected, as `SparseAutoencoder.losses` does."""
 
     def __init__(
-        self, sae: SparseAutoencoder, kernels: StepKernels, exchange: Exchange, *, prefixes: Int[Tensor, " l"] | None
+        self,
+        sae: SparseAutoencoder,
+        kernels: StepKernels,
+        exchange: Exchange,
+        *,
+        prefixes: Int[Tensor, " l"] | None,
+        side: SideStream,
     ):
-        self.sae, self.kernels, self.exchange, self.prefixes = sae, kernels, exchange, prefixes
+        self.sae, self.kernels, self.exchange, self.prefixes, self.side = sae, kernels, exchange, prefixes, side
 
     def decode(
         self,
@@ -113,12 +121,13 @@ class CodeDecoding:
         if self.sae.loss_terms == "wider":
             return self._with_wider_code(selection, decoding)
         if self.sae.loss_terms != "code":
+            with self.side.beside():
+                pairs = self._pairs(selection)
             decoded = self.exchange.decode(self.kernels, selection.values, decoding)
-            return DecodedCode(
-                Encoding(decoded.acts, decoding.latents), decoded, self._pairs(selection), 0.0, extra_gradients={}
-            )
+            self.side.join()
+            return DecodedCode(Encoding(decoded.acts, decoding.latents), decoded, pairs, 0.0, extra_gradients={})
 
-        # Not through `exchange`: neither Replicas nor LatentShards takes a loss of the code, so this process is alone.
+        # Not through `exchange`: LatentShards takes no loss of the code.
         if selection.flat is None:
             return self._with_code_loss_by_autograd(prepared, selection, update, decoding)
         return self._with_code_loss_by_hand(prepared, selection, update, decoding)
@@ -206,6 +215,7 @@ class CodeDecoding:
                 tokens_seen=update.tokens_seen_on_device,
                 sum_by_token=lambda numbers: segment_sums(numbers, flat.starts),
                 sum_by_latent=pairs.sum_by_latent,
+                sum_over_batch=self._sum_over_batch,
                 decoded=lambda acts: self._error_term(acts, prepared, decoding),
             )
         )
@@ -219,9 +229,13 @@ class CodeDecoding:
             counts=n_active,
         )
 
+    def _sum_over_batch(self, numbers: Tensor) -> Tensor:
+        """The sum of a number for each token over the tokens of all processes."""
+        return self.exchange.token_processes.all_reduce_sum(numbers.sum())
+
     def _error_term(self, acts: Tensor, prepared: PreparedBatch, decoding: DecodeInput) -> ErrorTerm:
         decoded = self.kernels.decode(acts, decoding, rectify=False)
-        squares = (decoded.by_token[0] * prepared.is_counted).sum()
+        squares = self._sum_over_batch(decoded.by_token[0] * prepared.is_counted)
         return ErrorTerm(squares * (decoding.coefficient / 2), decoded.grad_acts)
 
     def _with_code_loss_by_autograd(
@@ -245,7 +259,10 @@ class CodeDecoding:
                 )
             )  # fmt: skip
             roots = (acts,) if extra is None else (acts, extra)
-            root_gradients = (decoded.grad_acts,) if extra is None else (decoded.grad_acts, torch.ones_like(extra))
+            share = (
+                update.adam.n_own_tokens / update.adam.n_tokens
+            )  # `extra` has the gradient of this process's own mean
+            root_gradients = (decoded.grad_acts,) if extra is None else (decoded.grad_acts, share.to(extra))
             grad_values, *own_gradients = torch.autograd.grad(
                 roots, (values, *own_parameters.values()), root_gradients, allow_unused=True
             )

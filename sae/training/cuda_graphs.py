@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,3 +59,28 @@ class CudaGraphs:
             result = function()
 
         self._recorded[key] = graph, result
+
+
+class SideStream:
+    """Kernels beside others: what is started in `beside` may run while the main stream goes on, until `join`.
+
+    Whoever uses it keeps every tensor that the work reads until it has joined. Without a GPU everything runs in turn.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside the block kernels are started beside the main stream, after what it was given before."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """The main stream goes on once the work beside it is done."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)

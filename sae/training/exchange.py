@@ -13,6 +13,7 @@ dictionaries` every process is `Alone`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.base import PADDED, SparseAutoencoder
-from sae.foundation.distributed import ALONE, Processes
+from sae.foundation.distributed import ALONE, Processes, Started
 from sae.kernels.step_types import (
     AdamStep,
     AuxGradients,
@@ -32,8 +33,38 @@ from sae.kernels.step_types import (
 )
 
 
+class TokenSums(NamedTuple):
+    """Sums over the tokens of a batch.
+
+    figures [4]: squared error, the same over all prefixes, active latents, squares of the target. Rows [d] of errors
+    x_hat - y: `first_error` over all prefixes together, `last_error` of the whole dictionary. `target`: the target's rows.
+    """
+
+    figures: Float[Tensor, " 4"]
+    first_error: Float[Tensor, " d"]
+    last_error: Float[Tensor, " d"]
+    target: Float[Tensor, " d"]
+
+
+class LatentSums(NamedTuple):
+    """Gradients that are sums over tokens: of b_enc [m], the same through the encoder [d], of an architecture's own
+    parameters by name; and AuxK."""
+
+    grad_b_enc: Float[Tensor, " m"]
+    through_encoder: Float[Tensor, " d"]
+    aux_loss: Float[Tensor, ""]
+    extra_gradients: dict[str, Float[Tensor, " ..."]]
+
+
+class BatchSums(NamedTuple):
+    """All sums of an update."""
+
+    tokens: TokenSums
+    latents: LatentSums
+
+
 class RowUpdate(NamedTuple):
-    """What the update of both weight tables needs. `copies` are the whole weights as matrix products read them."""
+    """What the update of both weight tables needs."""
 
     sums: RowSums
     encoder: WeightTable
@@ -41,17 +72,24 @@ class RowUpdate(NamedTuple):
     adam: AdamStep
     aux: AuxGradients | None
     prefixes: Int[Tensor, " l"] | None
-    copies: list[Float[Tensor, "m d"]]
 
     def apply(self, kernels: StepKernels) -> None:
         """Updates the rows of this process from its own sums."""
         kernels.update_rows(self.sums, self.encoder, self.decoder, adam=self.adam, aux=self.aux, prefixes=self.prefixes)
 
 
+class TableCopies(NamedTuple):
+    """Both weight tables [m, d] as the kernels read them: on a CPU rounded or not, for the selection and for all else."""
+
+    encoder: list[Float[Tensor, "m d"]]
+    decoder: list[Float[Tensor, "m d"]]
+
+
 class Exchange(ABC):
     """How the processes of one update share it."""
 
     latent_processes: Processes = ALONE  # the processes that the latents are spread over
+    token_processes: Processes = ALONE  # the processes that the tokens of a batch are spread over
     pads_selection: bool = False  # whether a token may keep fewer than k latents in this process; -1 fills up
 
     @abstractmethod
@@ -65,24 +103,36 @@ class Exchange(ABC):
         """The decoder's output, with the errors of the whole reconstruction."""
 
     @abstractmethod
-    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
+    def sum_over_tokens(self, local: TokenSums) -> TokenSums:
         """Sums over the tokens of the whole batch, from sums over this process's tokens."""
 
     @abstractmethod
-    def finish_latent_sums(
-        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
-        """(the gradient of b_enc, AuxK) of the whole batch; brings `tokens_since_fired` up to date."""
+    def start_sums(
+        self, local: BatchSums, tokens_since_fired: Int[Tensor, " m"], *, has_token_sums: bool
+    ) -> Callable[[], BatchSums]:
+        """Begins to sum over the batch; the function that is returned ends it, and brings `tokens_since_fired` up to date.
+
+        has_token_sums: `sum_over_tokens` was called before.
+        """
 
     @abstractmethod
-    def update_rows(self, kernels: StepKernels, update: RowUpdate) -> None:
+    def update_rows(self, kernels: StepKernels, update: RowUpdate, copies: TableCopies) -> None:
         """Both weight gradients, Adam and the unit norm."""
+
+    def gather_rows(self, copies: list[Float[Tensor, "m d"]]) -> None:  # noqa: B027 (only replicas have something to bring)
+        """Brings the rows that other processes have updated into the copies of a table."""
+
+    def begin_update(self, copies: TableCopies) -> None:  # noqa: B027
+        """Begins to bring what the last update has left for this one."""
+
+    def before_decoding(self) -> None:  # noqa: B027
+        """Waits until the decoder is there."""
 
     def own_latents(self, n_latents: int) -> slice:
         """The latents whose weights this process updates."""
         return slice(0, n_latents)
 
-    def gather_weights(self, sae: SparseAutoencoder) -> None:  # noqa: B027 (only replicas have something to bring)
+    def gather_weights(self, sae: SparseAutoencoder) -> None:  # noqa: B027
         """Brings the weights that other processes have updated."""
 
 
@@ -100,17 +150,17 @@ class Alone(Exchange):
         """See `Exchange`."""
         return kernels.decode(values, decoding)
 
-    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
+    def sum_over_tokens(self, local: TokenSums) -> TokenSums:
         """The sums as they are."""
-        return sums
+        return local
 
-    def finish_latent_sums(
-        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
-        """Returns both sums unchanged."""
-        return grad_b_enc, aux_loss
+    def start_sums(
+        self, local: BatchSums, tokens_since_fired: Int[Tensor, " m"], *, has_token_sums: bool
+    ) -> Callable[[], BatchSums]:
+        """The sums as they are."""
+        return lambda: local
 
-    def update_rows(self, kernels: StepKernels, update: RowUpdate) -> None:
+    def update_rows(self, kernels: StepKernels, update: RowUpdate, copies: TableCopies) -> None:
         """In one pass over the latents; no gradient is ever written."""
         update.apply(kernels)
 
@@ -123,16 +173,14 @@ class Replicas(Exchange):
     gets the others' new weights (an all-gather). Moments and Adam's work are so divided by the number of processes, as
     in ZeRO's first stage (Rajbhandari et al. 2020, arXiv 1910.02054). Equals one process on the same rows but for the
     order of sums.
+
+    While one table's gradients travel the other's are added up, while one table travels the other is updated; the decoder's
+    new rows travel while the next batch is encoded.
     """
 
     def __init__(self, processes: Processes):
-        self.processes = processes
-
-    @staticmethod
-    def fits(sae: SparseAutoencoder, processes: Processes) -> bool:
-        """Whether every token keeps the same number of latents, the loss is a squared error, and nothing is skipped."""
-        is_plain = not sae.ragged and sae.loss_terms in ("error", "prefixes") and sae.W_skip is None
-        return is_plain and sae.d_sae % processes.world_size == 0
+        self.processes = self.token_processes = processes
+        self._decoder: list[Started] = []
 
     def own_latents(self, n_latents: int) -> slice:
         """This process's share."""
@@ -144,29 +192,65 @@ class Replicas(Exchange):
         """Returns the selection unchanged: every process has all latents of its tokens."""
         return indices, values
 
-    def decode(self, kernels: StepKernels, values: Float[Tensor, "n k"], decoding: DecodeInput) -> Decoded:
-        """See `Exchange`; the rows are this process's own."""
+    def decode(self, kernels: StepKernels, values: Float[Tensor, " ..."], decoding: DecodeInput) -> Decoded:
+        """See `Exchange`; the rows are this process's local."""
         return kernels.decode(values, decoding)
 
-    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
+    def sum_over_tokens(self, local: TokenSums) -> TokenSums:
         """Summed over processes, in one exchange."""
-        return self.processes.all_reduce_sum(torch.cat(sums)).split([len(s) for s in sums])
+        joined = self.processes.all_reduce_sum(torch.cat(local))
+        return TokenSums(*joined.split([len(s) for s in local]))
 
-    def finish_latent_sums(
-        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
-        """Summed over processes; a latent has fired if it fired in any of them, so the minimum of the counts is taken."""
-        self.processes.all_reduce_min(tokens_since_fired)
-        bias_gradient_and_aux = self.processes.all_reduce_sum(torch.cat([grad_b_enc, aux_loss[None]]))
-        return bias_gradient_and_aux[:-1], bias_gradient_and_aux[-1]
+    def start_sums(
+        self, local: BatchSums, tokens_since_fired: Int[Tensor, " m"], *, has_token_sums: bool
+    ) -> Callable[[], BatchSums]:
+        """Summed over processes, all in one exchange; a latent has fired if it fired in any of them."""
+        latents, names = local.latents, list(local.latents.extra_gradients)
+        tensors = [
+            latents.grad_b_enc, latents.through_encoder, latents.aux_loss, *latents.extra_gradients.values(),
+            (tokens_since_fired == 0).float(), *(() if has_token_sums else local.tokens),
+        ]  # fmt: skip
+        started = self.processes.start_all_reduce_sum(torch.cat([t.reshape(-1) for t in tensors]))
 
-    def update_rows(self, kernels: StepKernels, update: RowUpdate) -> None:
+        def end() -> BatchSums:
+            split = started.result().split([t.numel() for t in tensors])
+            sums = [part.view(t.shape) for part, t in zip(split, tensors, strict=True)]
+            last = 3 + len(names)
+            tokens_since_fired.masked_fill_(sums[last] > 0, 0)
+            tokens = local.tokens if has_token_sums else TokenSums(*sums[last + 1 :])
+            grad_b_enc, through_encoder, aux_loss, *extra = sums[:last]
+            extra_gradients = dict(zip(names, extra, strict=True))
+            return BatchSums(tokens, LatentSums(grad_b_enc, through_encoder, aux_loss, extra_gradients))
+
+        return end
+
+    def update_rows(self, kernels: StepKernels, update: RowUpdate, copies: TableCopies) -> None:
         """Gradients are written, summed over processes, and applied to this process's share."""
         gradients = kernels.row_gradients(update.sums, aux=update.aux, prefixes=update.prefixes)
-        grad_encoder, grad_decoder = map(self.processes.reduce_scatter, gradients)
-        kernels.apply_rows(grad_encoder, grad_decoder, update.encoder, update.decoder, adam=update.adam)
-        for table in {t.data_ptr(): t for t in update.copies}.values():  # on a CPU both copies may be one tensor
-            self.processes.all_gather_shares(table)
+        of_encoder, of_decoder = [self.processes.start_reduce_scatter(table) for table in gradients]
+        kernels.apply_rows(of_encoder.result(), update.encoder, adam=update.adam, has_unit_norm=False)
+        encoder = self._gathered(copies.encoder)
+        kernels.apply_rows(of_decoder.result(), update.decoder, adam=update.adam, has_unit_norm=True)
+        for table in encoder:
+            table.result()
+
+    def gather_rows(self, copies: list[Float[Tensor, "m d"]]) -> None:
+        """See `Exchange`."""
+        for table in self._gathered(copies):
+            table.result()
+
+    def _gathered(self, copies: list[Tensor]) -> list[Started]:
+        distinct = {t.data_ptr(): t for t in copies}  # on a CPU both copies may be one tensor
+        return [self.processes.start_all_gather_shares(table) for table in distinct.values()]
+
+    def begin_update(self, copies: TableCopies) -> None:
+        """Begins to gather the decoder's rows."""
+        self._decoder = self._gathered(copies.decoder)
+
+    def before_decoding(self) -> None:
+        """Waits for the decoder's rows."""
+        for table in self._decoder:
+            table.result()
 
     def gather_weights(self, sae: SparseAutoencoder) -> None:
         """Brings the weights that other processes have updated."""
@@ -217,22 +301,26 @@ class LatentShards(Exchange):
         target = own_error.add_(decoding.target).sub_(error)  # against this target the own part has the error of all
         return kernels.decode(values, decoding._replace(target=target))
 
-    def sum_over_tokens(self, *sums: Float[Tensor, " _n"]) -> tuple[Float[Tensor, " _n"], ...]:
+    def sum_over_tokens(self, local: TokenSums) -> TokenSums:
         """The mean over processes, so that all have the same bits; only the number of active latents (figure 2) adds up.
 
         Every process has all tokens, so its sums are those of the others but for the order of additions.
         """
-        figures = sums[0].clone()
+        figures = local.figures.clone()
         figures[2] *= self.processes.world_size
-        joined = torch.cat([figures, *sums[1:]]) / self.processes.world_size
-        return self.processes.all_reduce_sum(joined).split([len(s) for s in sums])
+        joined = torch.cat([figures, *local[1:]]) / self.processes.world_size
+        return TokenSums(*self.processes.all_reduce_sum(joined).split([len(s) for s in local]))
 
-    def finish_latent_sums(
-        self, grad_b_enc: Float[Tensor, " m"], aux_loss: Float[Tensor, ""], tokens_since_fired: Int[Tensor, " m"]
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
-        """The gradient is of this process's own latents; AuxK is the same everywhere but for the order of sums."""
-        return grad_b_enc, self.processes.all_reduce_sum(aux_loss / self.processes.world_size)
+    def start_sums(
+        self, local: BatchSums, tokens_since_fired: Int[Tensor, " m"], *, has_token_sums: bool
+    ) -> Callable[[], BatchSums]:
+        """b_enc's gradient is of this process's own latents; AuxK is the same everywhere but for the order of sums."""
+        tokens = local.tokens if has_token_sums else self.sum_over_tokens(local.tokens)
+        through_encoder = self.processes.all_reduce_sum(local.latents.through_encoder)
+        aux_loss = self.processes.all_reduce_sum(local.latents.aux_loss / self.processes.world_size)
+        latents = local.latents._replace(through_encoder=through_encoder, aux_loss=aux_loss)
+        return lambda: BatchSums(tokens, latents)
 
-    def update_rows(self, kernels: StepKernels, update: RowUpdate) -> None:
+    def update_rows(self, kernels: StepKernels, update: RowUpdate, copies: TableCopies) -> None:
         """As in `Alone`: this process has all rows of the batch."""
         update.apply(kernels)

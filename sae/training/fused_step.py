@@ -17,13 +17,14 @@ from sae.architectures.base import SparseAutoencoder
 from sae.architectures.flat_code import CodeLossByHand
 from sae.architectures.settings import Batch, TrainingPass
 from sae.kernels.sparse import HAS_TRITON
-from sae.kernels.step_types import AdamStep, AuxGradients, ParameterState, RowSums, StepKernels
+from sae.kernels.step_types import Decoded, RowSums, StepKernels
 from sae.training.adam_state import AdamState
 from sae.training.code_decoding import CodeDecoding, DecodedCode, PreparedBatch, Scales, UpdateInput
-from sae.training.cuda_graphs import CudaGraphs
+from sae.training.cuda_graphs import CudaGraphs, SideStream
 from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients, product
-from sae.training.exchange import Alone, Exchange, RowUpdate
+from sae.training.exchange import Alone, BatchSums, Exchange, TokenSums
 from sae.training.latent_selection import TILE, LatentSelection, Selection
+from sae.training.parameter_update import ParameterUpdate
 
 MOST_SIZES = 3  # of batches whose updates in two parts stay recorded; each holds all pre-activations of a batch
 
@@ -88,7 +89,11 @@ class FusedStep:
         self.prefixes: Tensor | None = None
         if sae.loss_terms == "prefixes":
             self.prefixes = torch.tensor(sae.config.prefixes, dtype=torch.int32, device=self.device)
-        self.decoding = CodeDecoding(sae, self.kernels, self.exchange, prefixes=self.prefixes)
+        self.side = SideStream(self.device)
+        self.decoding = CodeDecoding(sae, self.kernels, self.exchange, prefixes=self.prefixes, side=self.side)
+        self.parameters = ParameterUpdate(
+            sae, self.kernels, self.exchange, adam=self.adam, side=self.side, prefixes=self.prefixes
+        )
         self._tokens_seen = torch.zeros((), dtype=torch.float64, device=self.device)
 
         self.reset()
@@ -133,8 +138,9 @@ class FusedStep:
         n_dead_slots = self._dead_count.slots(n_tokens, tokens_seen)
         self._tokens_seen.fill_(tokens_seen)
         update = UpdateInput(
-            scales, variance, adam, n_dead_slots, tokens_seen=tokens_seen, tokens_seen_on_device=self._tokens_seen
-        )
+            scales, variance, adam, n_dead_slots, tokens_seen=tokens_seen, tokens_seen_on_device=self._tokens_seen,
+            n_tokens=n_tokens,
+        )  # fmt: skip
 
         # BatchTopK takes its n * k pairs from all rows, so padding rows would win some: it is recorded only if none are
         # needed.
@@ -156,8 +162,12 @@ class FusedStep:
 
     def _in_one_part(self, batch: Batch, update: UpdateInput) -> StepFigures | None:
         """Selection, then the rest."""
+        self.exchange.begin_update(self.parameters.copies())
         prepared = self._prepared(batch, update)
-        selection = self.selection.select(prepared.centred, prepared.batch, self.adam.rounded[0])
+        selection = self.selection.select(
+            prepared.centred, prepared.batch, self.adam.rounded[0], n_tokens=update.n_tokens
+        )
+        self.exchange.before_decoding()
         return None if self.selection.is_too_wide(selection) else self._finish(prepared, selection, update)
 
     def _in_two_parts(self, static: Batch, update: UpdateInput) -> StepFigures | None:
@@ -168,8 +178,11 @@ class FusedStep:
         graphs = self._ragged_graphs.setdefault(size, _RaggedGraphs(CudaGraphs(), CudaGraphs()))
 
         def count() -> tuple[PreparedBatch, Any]:
+            self.exchange.begin_update(self.parameters.copies())
             prepared = self._prepared(static, update)
-            return prepared, selection.count(prepared.centred, self.adam.rounded[0], prepared.is_counted)
+            counted = selection.count(prepared.centred, self.adam.rounded[0], prepared.is_counted)
+            self.exchange.before_decoding()
+            return prepared, counted
 
         prepared, counted = graphs.counting(size, count)
         room = selection.room(counted)
@@ -183,28 +196,22 @@ class FusedStep:
         """Everything after the selection."""
         sae, kernels, adam = self.sae, self.kernels, update.adam
         n_tokens = adam.n_tokens  # a tensor: a recorded graph must read the size of the batch from the device
-        batch, centred, target_squares, variance, is_counted, _ = prepared
+        centred, variance, is_counted = prepared.centred, prepared.variance, prepared.is_counted
         coefficient = 2 / (n_tokens * variance)
 
         # 1. Decoding: errors, and the gradient of every activation.
         code = self.decoding.decode(prepared, selection, update, table=self.adam.tables[1], coefficient=coefficient)
         decoded = code.decoded
 
-        # 2. Sums over the tokens of all processes. error[0] is x_hat - y summed over all prefixes (for b_dec's gradient),
-        # error[-1] that of the whole dictionary (for AuxK); without prefixes they are one.
-        last_error = kernels.row_times(is_counted, decoded.error[-1])
-        first_error = last_error if len(decoded.error) == 1 else kernels.row_times(is_counted, decoded.error[0])
-        sums, first_error, last_error, target_sum = self.exchange.sum_over_tokens(
-            (torch.stack([*decoded.by_token, target_squares]) * is_counted).sum(1),
-            first_error,
-            last_error,
-            is_counted.float() @ batch.y,
-        )
-        square_error, prefix_error, n_active, target_square = sums
+        # 2. Sums over the tokens of this process.
+        with self.side.beside():
+            tokens = self._token_sums(prepared, decoded)
 
         # 3. AuxK: its loss, and gradients in rows of their own for the dead latents.
         aux_loss, aux = torch.zeros_like(variance), None
         if update.n_dead_slots:
+            self.side.join()
+            tokens = self.exchange.sum_over_tokens(tokens)
             aux_loss, aux = aux_loss_and_gradients(
                 sae,
                 (self.adam.tables[0], self.adam.tables[1]),
@@ -212,7 +219,7 @@ class FusedStep:
                 error=decoded.error[-1],
                 is_counted=is_counted.float(),
                 # ||e - mean e||^2 of the batch, from sums that exist already
-                spread=(square_error - last_error.square().sum() / n_tokens).clamp_min(1e-30),
+                spread=(tokens.figures[0] - tokens.last_error.square().sum() / n_tokens).clamp_min(1e-30),
                 n_slots=update.n_dead_slots,
                 processes=self.exchange.latent_processes,
             )
@@ -221,63 +228,51 @@ class FusedStep:
         pairs, since_fired, summed = code.pairs, sae.tokens_since_fired, code.summed or decoded
         firings = summed if code.fired is None else summed._replace(acts=code.fired)
         grad_b_enc, ends = kernels.bias_gradient_and_firings(pairs, firings, since_fired, adam, aux=aux)
-        grad_b_enc, aux_loss = self.exchange.finish_latent_sums(grad_b_enc, aux_loss, since_fired)
         rows_in = centred if summed is decoded else centred.repeat(summed.error.shape[1] // len(centred), 1)
         row_sums = RowSums(pairs, summed, rows_in, coefficient, ends=ends)
         if sae.W_skip is not None:
             error = (decoded.error[-1] * is_counted[:, None]).to(centred.dtype)
             code.extra_gradients["W_skip"] = product(centred.T, error) * coefficient
-        self._apply(row_sums, adam, aux, grad_b_enc=grad_b_enc, grad_output=first_error * coefficient, code=code)
+        local_sums = BatchSums(tokens, self.parameters.latent_sums(grad_b_enc, aux_loss, code.extra_gradients))
+        sums = self.parameters.apply(
+            row_sums, adam, aux, local_sums=local_sums, coefficient=coefficient, has_token_sums=update.n_dead_slots > 0
+        )
 
         # 5. Figures.
-        self._observe(prepared, selection, code, update.tokens_seen)
+        self._observe(prepared, selection, code, update)
+        square_error, prefix_error, n_active, target_square = sums.tokens.figures
+        aux_loss = sums.latents.aux_loss
         # coefficient is 2 / (n variance), as gradients need it; the loss has 1 / (n variance).
         loss = prefix_error * (coefficient / 2) + sae.config.aux_coefficient * aux_loss + code.extra_loss
         figures = torch.stack([loss, aux_loss, n_active / n_tokens, square_error, target_square])
-        return StepFigures(figures, target_sum)
+        return StepFigures(figures, sums.tokens.target)
 
-    def _observe(self, prepared: PreparedBatch, selection: Selection, code: DecodedCode, tokens_seen: int) -> None:
+    def _token_sums(self, prepared: PreparedBatch, decoded: Decoded) -> TokenSums:
+        """error[0] is x_hat - y summed over all prefixes (for b_dec's gradient), error[-1] that of the whole dictionary (for
+        AuxK); without prefixes they are one."""
+        kernels, is_counted = self.kernels, prepared.is_counted
+        last_error = kernels.row_times(is_counted, decoded.error[-1])
+        first_error = last_error if len(decoded.error) == 1 else kernels.row_times(is_counted, decoded.error[0])
+        figures = (torch.stack([*decoded.by_token, prepared.target_squares]) * is_counted).sum(1)
+        return TokenSums(figures, first_error, last_error, is_counted.float() @ prepared.batch.y)
+
+    def _observe(self, prepared: PreparedBatch, selection: Selection, code: DecodedCode, update: UpdateInput) -> None:
         """Shows the pass to an architecture that learns from it by other means than gradients."""
-        if type(self.sae).observe is not SparseAutoencoder.observe:
-            batch, decoded = prepared.batch, code.decoded
-            self.sae.observe(
-                TrainingPass(
-                    batch, selection.values, code.encoding, batch.y + decoded.error[-1], variance=prepared.variance,
-                    tokens_seen=tokens_seen, counts=code.counts,
-                )
-            )  # fmt: skip
-
-    def _apply(
-        self,
-        sums: RowSums,
-        adam: AdamStep,
-        aux: AuxGradients | None,
-        *,
-        grad_b_enc: Tensor,
-        grad_output: Tensor,
-        code: DecodedCode,
-    ) -> None:
-        """Adam on b_enc, both weight tables, b_dec, and the parameters that only this architecture has."""
-        sae, update_vector = self.sae, self.kernels.update_vector
-        grad_b_dec = grad_output
-        if sae.centred:  # b_dec is also subtracted from the input, so its gradient has a part through the encoder
-            through_encoder = self.kernels.row_times(grad_b_enc, self.adam.tables[0])
-            grad_b_dec = grad_output - self.exchange.latent_processes.all_reduce_sum(through_encoder)
-
-        beside_pre_acts = code.extra_gradients.pop("b_enc", None)
-        update_vector(
-            self.adam.of(sae.b_enc), grad_b_enc if beside_pre_acts is None else grad_b_enc + beside_pre_acts, adam
-        )
-        update = RowUpdate(
-            sums, encoder=self.adam.encoder(), decoder=self.adam.decoder(), adam=adam, aux=aux, prefixes=self.prefixes,
-            copies=[*self.adam.rounded, *self.adam.tables],
+        if type(self.sae).observe is SparseAutoencoder.observe:
+            return
+        batch, decoded = prepared.batch, code.decoded
+        self.sae.observe(
+            TrainingPass(
+                batch, selection.values, code.encoding, batch.y + decoded.error[-1], variance=prepared.variance,
+                tokens_seen=update.tokens_seen, counts=code.counts,
+            )
         )  # fmt: skip
-        self.exchange.update_rows(self.kernels, update)
-        update_vector(self.adam.of(sae.b_dec), grad_b_dec, adam)
-        for name, gradient in code.extra_gradients.items():
-            faster = adam.with_lr_multiple(sae.lr_multiples.get(name, 1.0))
-            state = ParameterState(*(tensor.view(-1) for tensor in self.adam.of(sae.get_parameter(name))))
-            update_vector(state, gradient.view(-1), faster)
+        processes = self.exchange.token_processes
+        if processes.world_size > 1:  # running figures become their mean over processes
+            share = update.adam.n_own_tokens / update.adam.n_tokens
+            for buffer in self.sae.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(processes.all_reduce_sum(buffer * share))
 
     def _static_batch(self, raw: Batch, size: int) -> Batch:
         """The rows copied into tensors that stay where they are (a CUDA graph reads those), made for `size` rows.

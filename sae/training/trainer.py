@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sae.architectures import ArchitectureConfig, Batch, SparseAutoencoder, build
-from sae.architectures.settings import TrainingPass, batch_of
+from sae.architectures.settings import BatchMean, TrainingPass, batch_of
 from sae.errors import ConfigError, NumericError
 from sae.foundation.distributed import ALONE, Processes
 from sae.foundation.metrics import FvuMeter, batch_sums, l0
@@ -113,8 +111,9 @@ class SaeTrainer:
 
         if FusedStep.fits(self.sae):
             raise ConfigError(
-                f"{self.config.name}: train.moments: {moments}: {world_size} replicas train this dictionary by "
-                "autograd, which keeps moments in float32. Use train.parallel: dictionaries, or moments: float32."
+                f"{self.config.name}: train.moments: {moments}: {world_size} replicas cannot share {self.config.d_sae} latents "
+                "equally, so they train by autograd, which keeps moments in float32. Use train.parallel: dictionaries, or "
+                "moments: float32."
             )
 
         raise ConfigError(
@@ -129,7 +128,7 @@ class SaeTrainer:
 
         fits = FusedStep.fits(self.sae)
         if not self.is_spread:
-            return Replicas(self.processes) if fits and Replicas.fits(self.sae, self.processes) else None
+            return Replicas(self.processes) if fits and self.config.d_sae % self.processes.world_size == 0 else None
 
         if not fits or not LatentShards.fits(self.sae) or self.config.d_sae % self.processes.world_size:
             raise ConfigError(
@@ -159,6 +158,8 @@ class SaeTrainer:
         batch = batch_of(self.config, rows, None if self.fused_step else torch.float32)
         counts = counts or [len(batch.x)]
         n_tokens = sum(counts)
+        if not self.is_spread:
+            self.sae.mean_over_batch = BatchMean(self.processes, len(batch.x) / n_tokens)
 
         figures = None
         if self.fused_step:
@@ -171,15 +172,18 @@ class SaeTrainer:
                 counts=counts,
             )
 
-        figures = figures or self._autograd_step(batch, n_tokens)
+        if figures is None:
+            figures = self._autograd_step(batch, lr, n_tokens)
 
         self.fvu.add_sums(figures.figures[3], figures.figures[4], figures.target_sum, n_tokens)
         self.sums += figures.figures[:3]
         self.n_steps += 1
         self.tokens_seen += n_tokens
 
-    def _autograd_step(self, raw: Batch, n_tokens: int) -> StepFigures:
+    def _autograd_step(self, raw: Batch, lr: float, n_tokens: int) -> StepFigures:
         """The definition of an update; `FusedStep` is tested against it."""
+        if self.fused_step:
+            self.fused_step.gather_weights()
         x = raw.x * self.scale_in
         gradient = None if raw.gradient is None else raw.gradient.float()
         batch = Batch(x, x if raw.y is raw.x else raw.y * self.scale_out, gradient)
@@ -194,15 +198,14 @@ class SaeTrainer:
                 # W_enc is stored by latent; NCCL wants contiguous tensors.
                 self.processes.all_reduce_sum(parameter.grad.T if name == "W_enc" else parameter.grad)
 
-        self.sae.project_decoder_gradient()
-        with self.fused_step.adam.wide_moments() if self.fused_step else nullcontext():
-            self.optimiser.step()
-
-        self.sae.normalise_decoder()
-        self._observe(losses.training_pass, n_tokens, share)
         if self.fused_step:
-            self.fused_step.reset()
+            self.fused_step.parameters.apply_gradients(lr=lr, n_tokens=n_tokens, n_own_tokens=len(x))
             self.optimiser.zero_grad(set_to_none=True)
+        else:
+            self.sae.project_decoder_gradient()
+            self.optimiser.step()
+            self.sae.normalise_decoder()
+        self._observe(losses.training_pass, n_tokens, share)
 
         code = losses.training_pass.encoding
         error, square, target_sum = batch_sums(losses.training_pass.batch.y, losses.training_pass.x_hat)

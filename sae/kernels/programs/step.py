@@ -215,48 +215,72 @@ def parts_program(
 
 
 @triton.jit
-def _update_rows(
-    latent, grad_encoder, grad_decoder,
-    encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
-    decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
-    numbers, beta1, beta2, eps,
-    WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+def _update_row(
+    latent, grad, weights, mean, square, scales, rounded, numbers, beta1, beta2, eps,
+    UNIT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Adam on both rows of a latent, the unit norm of its decoder row, and the weights in bfloat16."""
-    into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
-    in_ok, out_ok = into < WIDTH_IN, out < WIDTH_OUT
-    place, scale = latent * WIDTH_IN + into, encoder_scales + 2 * latent
-    new = adam(place, grad_encoder, in_ok, encoder, encoder_mean, encoder_square, scale, numbers, beta1, beta2, eps)
-    tl.store(encoder + place, new, in_ok)
-    tl.store(encoder_rounded + place, new.to(tl.bfloat16), in_ok)
-    place, scale = latent * WIDTH_OUT + out, decoder_scales + 2 * latent
-    row = tl.load(decoder + place, out_ok, 0.0)
-    grad_decoder -= tl.sum(grad_decoder * row, 0) * row
-    new = adam(place, grad_decoder, out_ok, decoder, decoder_mean, decoder_square, scale, numbers, beta1, beta2, eps)
-    new = new / tl.maximum(tl.sqrt(tl.sum(new * new, 0)), 1e-12)
-    tl.store(decoder + place, new, out_ok)
-    tl.store(decoder_rounded + place, new.to(tl.bfloat16), out_ok)
+    """Adam on one row of a table, UNIT: its unit norm; and the weights in bfloat16."""
+    columns = tl.arange(0, BLOCK)
+    ok = columns < WIDTH
+    place, scale = latent * WIDTH + columns, scales + 2 * latent
+    if UNIT:
+        row = tl.load(weights + place, ok, 0.0)
+        grad -= tl.sum(grad * row, 0) * row
+    new = adam(place, grad, ok, weights, mean, square, scale, numbers, beta1, beta2, eps)
+    if UNIT:
+        new = new / tl.maximum(tl.sqrt(tl.sum(new * new, 0)), 1e-12)
+    tl.store(weights + place, new, ok)
+    tl.store(rounded + place, new.to(tl.bfloat16), ok)
 
 
 @triton.jit
 def apply_program(
-    encoder_gradient, decoder_gradient,
-    encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
-    decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
-    numbers, beta1, beta2, eps,
-    WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    gradients, weights, mean, square, scales, rounded, numbers, beta1, beta2, eps,
+    UNIT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One latent: Adam on both of its rows, with gradients that are there already."""
+    """One latent: the update of its row in one table, with a gradient that is there already."""
     latent = tl.program_id(0).to(tl.int64)
-    into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
-    grad_encoder = tl.load(encoder_gradient + latent * WIDTH_IN + into, into < WIDTH_IN, 0.0)
-    grad_decoder = tl.load(decoder_gradient + latent * WIDTH_OUT + out, out < WIDTH_OUT, 0.0)
-    _update_rows(
-        latent, grad_encoder, grad_decoder,
-        encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
-        decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
-        numbers, beta1, beta2, eps, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
+    columns = tl.arange(0, BLOCK)
+    grad = tl.load(gradients + latent * WIDTH + columns, columns < WIDTH, 0.0)
+    _update_row(
+        latent, grad, weights, mean, square, scales, rounded, numbers, beta1, beta2, eps, UNIT, WIDTH, BLOCK
     )  # fmt: skip
+
+
+@triton.jit
+def gradients_program(
+    offsets, ends, order, tokens, weights_of_pairs, source, prefixes, n, coefficient, parts, slots, aux, out,
+    HAS_AUX: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr, LEVELS: tl.constexpr,
+    SCALED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One latent: the gradient of its row in one table, written down; SCALED: times the coefficient."""
+    latent = tl.program_id(0).to(tl.int64)
+    start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
+    columns = tl.arange(0, BLOCK)
+    ok = columns < WIDTH
+    grad = tl.zeros((BLOCK,), tl.float32)
+    if end - start <= SPLIT:
+        rows = source + _level(latent, prefixes, LEVELS).to(tl.int64) * n * WIDTH
+        for first in range(start, end, PAIRS):
+            pair = first + tl.arange(0, PAIRS)
+            is_pair = pair < end
+            place = tl.load(order + pair, is_pair, 0)
+            token = tl.load(tokens + place, is_pair, 0).to(tl.int64) if K == 0 else place // K
+            weight = tl.load(weights_of_pairs + place, is_pair, 0.0)
+            row = tl.load(rows + token[:, None] * WIDTH + columns[None, :], is_pair[:, None] & ok[None, :], 0.0)
+            grad += tl.sum(weight[:, None] * row.to(tl.float32), 0)
+    else:
+        last = tl.load(ends + latent)
+        for part in range(last - tl.cdiv(end - start, SPLIT), last):
+            grad += tl.load(parts + part * WIDTH + columns, ok, 0.0)
+
+    if SCALED:
+        grad *= tl.load(coefficient)
+    if HAS_AUX:
+        slot = tl.load(slots + latent)
+        if slot >= 0:
+            grad += tl.load(aux + slot * WIDTH + columns, ok, 0.0)
+    tl.store(out + latent * WIDTH + columns, grad, ok)
 
 
 @triton.jit
@@ -266,10 +290,10 @@ def update_program(
     encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
     decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
     numbers, beta1, beta2, eps, HAS_AUX: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr,
-    LEVELS: tl.constexpr, WRITE: tl.constexpr,
+    LEVELS: tl.constexpr,
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """One latent: both weight gradients and the update with them; WRITE puts the gradients in the place of the weights."""
+    """One latent: both weight gradients and the update with them."""
     latent = tl.program_id(0).to(tl.int64)
     start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
     into, out = tl.arange(0, BLOCK_IN), tl.arange(0, BLOCK_OUT)
@@ -294,13 +318,11 @@ def update_program(
             grad_encoder += tl.load(encoder_aux + slot * WIDTH_IN + into, in_ok, 0.0)
             grad_decoder += tl.load(decoder_aux + slot * WIDTH_OUT + out, out_ok, 0.0)
 
-    if WRITE:
-        tl.store(encoder + latent * WIDTH_IN + into, grad_encoder, in_ok)
-        tl.store(decoder + latent * WIDTH_OUT + out, grad_decoder, out_ok)
-    else:
-        _update_rows(
-            latent, grad_encoder, grad_decoder,
-            encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
-            decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
-            numbers, beta1, beta2, eps, WIDTH_IN, WIDTH_OUT, BLOCK_IN, BLOCK_OUT,
-        )  # fmt: skip
+    _update_row(
+        latent, grad_encoder, encoder, encoder_mean, encoder_square, encoder_scales, encoder_rounded,
+        numbers, beta1, beta2, eps, False, WIDTH_IN, BLOCK_IN,
+    )  # fmt: skip
+    _update_row(
+        latent, grad_decoder, decoder, decoder_mean, decoder_square, decoder_scales, decoder_rounded,
+        numbers, beta1, beta2, eps, True, WIDTH_OUT, BLOCK_OUT,
+    )  # fmt: skip
