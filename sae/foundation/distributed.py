@@ -217,6 +217,8 @@ def connected() -> Iterator[Processes]:
     if has_gpu:
         check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Else an exchange waits until all of a kernel that was started before it has run, and nothing overlaps.
+        os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
 
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=EXCHANGE_TIMEOUT)

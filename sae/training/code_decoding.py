@@ -196,10 +196,12 @@ class CodeDecoding:
         sae, flat, values = self.sae, selection.flat, selection.values
         assert isinstance(sae, CodeLossByHand) and flat is not None
         acts = sae.activate(values[None], decoding.latents.long()[None])[0]
+        with self.side.beside():
+            has_gradient = (acts > 0) | sae.silent_pairs_have_gradients
+            pairs = ActivePairs(selection.latents, has_gradient, tokens=flat.tokens, n_latents=sae.d_sae)
         decoded = self.kernels.decode(acts, decoding, rectify=False)
+        self.side.join()
         n_active = decoded.by_token[2] * prepared.is_counted
-        has_gradient = (acts > 0) | sae.silent_pairs_have_gradients
-        pairs = ActivePairs(selection.latents, has_gradient, tokens=flat.tokens, n_latents=sae.d_sae)
 
         code_loss = sae.code_loss(
             FlatPass(

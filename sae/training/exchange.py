@@ -122,12 +122,6 @@ class Exchange(ABC):
     def gather_rows(self, copies: list[Float[Tensor, "m d"]]) -> None:  # noqa: B027 (only replicas have something to bring)
         """Brings the rows that other processes have updated into the copies of a table."""
 
-    def begin_update(self, copies: TableCopies) -> None:  # noqa: B027
-        """Begins to bring what the last update has left for this one."""
-
-    def before_decoding(self) -> None:  # noqa: B027
-        """Waits until the decoder is there."""
-
     def own_latents(self, n_latents: int) -> slice:
         """The latents whose weights this process updates."""
         return slice(0, n_latents)
@@ -174,13 +168,11 @@ class Replicas(Exchange):
     in ZeRO's first stage (Rajbhandari et al. 2020, arXiv 1910.02054). Equals one process on the same rows but for the
     order of sums.
 
-    While one table's gradients travel the other's are added up, while one table travels the other is updated; the decoder's
-    new rows travel while the next batch is encoded.
+    While one table's gradients travel the other's are added up, and while one table travels the other is updated.
     """
 
     def __init__(self, processes: Processes):
         self.processes = self.token_processes = processes
-        self._decoder: list[Started] = []
 
     def own_latents(self, n_latents: int) -> slice:
         """This process's share."""
@@ -229,9 +221,10 @@ class Replicas(Exchange):
         gradients = kernels.row_gradients(update.sums, aux=update.aux, prefixes=update.prefixes)
         of_encoder, of_decoder = [self.processes.start_reduce_scatter(table) for table in gradients]
         kernels.apply_rows(of_encoder.result(), update.encoder, adam=update.adam, has_unit_norm=False)
-        encoder = self._gathered(copies.encoder)
+        travelling = self._gathered(copies.encoder)
         kernels.apply_rows(of_decoder.result(), update.decoder, adam=update.adam, has_unit_norm=True)
-        for table in encoder:
+        travelling += self._gathered(copies.decoder)
+        for table in travelling:
             table.result()
 
     def gather_rows(self, copies: list[Float[Tensor, "m d"]]) -> None:
@@ -242,15 +235,6 @@ class Replicas(Exchange):
     def _gathered(self, copies: list[Tensor]) -> list[Started]:
         distinct = {t.data_ptr(): t for t in copies}  # on a CPU both copies may be one tensor
         return [self.processes.start_all_gather_shares(table) for table in distinct.values()]
-
-    def begin_update(self, copies: TableCopies) -> None:
-        """Begins to gather the decoder's rows."""
-        self._decoder = self._gathered(copies.decoder)
-
-    def before_decoding(self) -> None:
-        """Waits for the decoder's rows."""
-        for table in self._decoder:
-            table.result()
 
     def gather_weights(self, sae: SparseAutoencoder) -> None:
         """Brings the weights that other processes have updated."""

@@ -162,12 +162,10 @@ class FusedStep:
 
     def _in_one_part(self, batch: Batch, update: UpdateInput) -> StepFigures | None:
         """Selection, then the rest."""
-        self.exchange.begin_update(self.parameters.copies())
         prepared = self._prepared(batch, update)
         selection = self.selection.select(
             prepared.centred, prepared.batch, self.adam.rounded[0], n_tokens=update.n_tokens
         )
-        self.exchange.before_decoding()
         return None if self.selection.is_too_wide(selection) else self._finish(prepared, selection, update)
 
     def _in_two_parts(self, static: Batch, update: UpdateInput) -> StepFigures | None:
@@ -178,11 +176,8 @@ class FusedStep:
         graphs = self._ragged_graphs.setdefault(size, _RaggedGraphs(CudaGraphs(), CudaGraphs()))
 
         def count() -> tuple[PreparedBatch, Any]:
-            self.exchange.begin_update(self.parameters.copies())
             prepared = self._prepared(static, update)
-            counted = selection.count(prepared.centred, self.adam.rounded[0], prepared.is_counted)
-            self.exchange.before_decoding()
-            return prepared, counted
+            return prepared, selection.count(prepared.centred, self.adam.rounded[0], prepared.is_counted)
 
         prepared, counted = graphs.counting(size, count)
         room = selection.room(counted)
