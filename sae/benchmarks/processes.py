@@ -16,7 +16,11 @@ from sae.foundation.timing import timed
 from sae.training.cuda_graphs import CudaGraphs
 
 REPEATS = 20
-WAYS = ("replicas", "latents")
+WAYS: dict[str, dict[str, str]] = {  # settings of the section train
+    "replicas": {"parallel": "replicas"},
+    "replicas, gradients in bfloat16": {"parallel": "replicas", "exchange_dtype": "bfloat16"},
+    "latents": {"parallel": "latents"},
+}
 
 
 def measure(
@@ -43,24 +47,24 @@ def measure(
 class _Way(NamedTuple):
     name: str
     processes: Processes
-    parallel: str
+    train: dict[str, str]
 
 
 def _ways(processes: Processes) -> list[_Way]:
-    return [_Way("alone", ALONE, "replicas"), *(_Way(way, processes, way) for way in WAYS)]
+    return [_Way("alone", ALONE, {}), *(_Way(name, processes, train) for name, train in WAYS.items())]
 
 
 def _streams(processes: Processes, device: torch.device, size: Size) -> dict[str, float]:
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as own_folder:
         shared = processes.on_first(lambda: own_folder)
-        for name, group, way in _ways(processes):
-            if way == "latents":
+        for name, group, train in _ways(processes):
+            if name == "latents":
                 size = size._replace(batch_tokens=size.batch_tokens // processes.world_size)
             folder = Path(own_folder if group is ALONE else shared) / name
             warmup_size = size._replace(tokens=min(size.tokens, 1 << 21))
-            Stream(warmup_size, device, folder, group, parallel=way).end_to_end()  # compiled by now
-            stream = Stream(size, device, folder, group, parallel=way)
+            Stream(warmup_size, device, folder, group, **train).end_to_end()  # compiled by now
+            stream = Stream(size, device, folder, group, **train)
             processes.barrier()
             seconds[name] = max(processes.all_gather_objects(stream.end_to_end()))
             del stream
@@ -76,10 +80,10 @@ def _steps(processes: Processes, device: torch.device, shape: Shape) -> dict[str
     rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
     figures = {}
 
-    for name, group, way in _ways(processes):
-        own_rows = rows[: len(rows) // processes.world_size].clone() if way == "latents" else rows
+    for name, group, train in _ways(processes):
+        own_rows = rows[: len(rows) // processes.world_size].clone() if name == "latents" else rows
         processes.barrier()
-        timing = timed(saedex(shape, own_rows, dtype, group, parallel=way), device, REPEATS)
+        timing = timed(saedex(shape, own_rows, dtype, group, **train), device, REPEATS)
         figures[name] = {key: max(processes.all_gather_objects(value)) for key, value in timing._asdict().items()}
         _free(device)
 
@@ -106,7 +110,7 @@ def table(measured: dict[str, Any]) -> str:
         alone = step["alone"]
         for way in WAYS:
             figures = step[way]
-            gain = (n if way == "replicas" else 1) * alone["seconds"] / figures["seconds"]
+            gain = (1 if way == "latents" else n) * alone["seconds"] / figures["seconds"]
             share = f"{figures['peak_bytes'] / alone['peak_bytes']:.2f}" if alone["peak_bytes"] else ""
             lines.append(
                 f"| {', '.join(map(str, step['shape'].values()))} | {alone['seconds'] * 1e3:.2f} | {way} | "

@@ -115,8 +115,7 @@ class Stream:
         device: torch.device,
         folder: Path,
         processes: Processes = ALONE,
-        *,
-        parallel: str = "replicas",
+        **train: Any,
     ):
         self.size, self.device, self.folder, self.processes = size, device, folder, processes
         self.lm = random_model(size, device)
@@ -124,9 +123,8 @@ class Stream:
         self.hook = HookPoint("resid_post", size.layer)
         ring = 1_000_000_000 if device.type == "cuda" else 50_000_000
         self.shuffle = ShuffleConfig(buffer_bytes=ring * processes.world_size)  # as much in every process
-        self.train = TrainConfig.model_validate(
-            {"tokens": size.tokens, "batch_tokens": size.batch_tokens * processes.world_size, "parallel": parallel}
-        )
+        batch_tokens = size.batch_tokens * processes.world_size
+        self.train = TrainConfig.model_validate({"tokens": size.tokens, "batch_tokens": batch_tokens, **train})
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def activations(self, config: ArchitectureConfig) -> Activations:

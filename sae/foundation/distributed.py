@@ -83,16 +83,14 @@ class Processes:
             _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MIN)
         return tensor
 
-    def start_reduce_scatter(self, rows: Shaped[Tensor, " n *shape"]) -> Started:
-        """Begins to bring this process's `share` of the sum of `rows` [n, ...] over all processes.
+    def start_all_to_all(self, rows: Shaped[Tensor, " n *shape"]) -> Started:
+        """Begins to bring every process's rows [n, ...] of this process's `share`, [world_size, share, ...] by rank.
 
         n is a multiple of the world size.
         """
-        if self.world_size == 1:
-            return Started(rows, None)
-        out = rows.new_empty(len(rows) // self.world_size, *rows.shape[1:])
-        work = _exchange(_collective("reduce_scatter_single", "reduce_scatter_tensor"), out, rows, async_op=True)
-        return Started(out, work, rows)
+        out = torch.empty_like(rows) if self.world_size > 1 else rows
+        work = _exchange(dist.all_to_all_single, out, rows, async_op=True) if self.world_size > 1 else None
+        return Started(out.unflatten(0, (self.world_size, -1)), work, rows)
 
     def start_all_gather_shares(self, rows: Shaped[Tensor, " n *shape"]) -> Started:
         """Begins to fill `rows` [n, ...] in place with every process's `share` of it; n is a multiple of the world size."""

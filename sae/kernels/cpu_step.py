@@ -315,20 +315,27 @@ def update_rows(
 
 
 def row_gradients(
-    sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = None
+    sums: RowSums,
+    adam: AdamStep,
+    dtype: torch.dtype,
+    *,
+    aux: AuxGradients | None,
+    prefixes: Int[Tensor, " l"] | None = None,
 ) -> Iterator[Float[Tensor, "m d"]]:
     """See `cuda_step.row_gradients`."""
     n_latents, sources = len(sums.pairs.offsets) - 1, (sums.centred, sums.decoded.error)
     for source, arguments in zip(sources, _row_sums(sums, aux, prefixes), strict=True):
         out = torch.zeros(n_latents, source.shape[-1])
         _gradients(*arguments, out.numpy())
-        yield out
+        yield moments.rounded(out, dtype, int(adam.numbers[4]))
 
 
-def apply_rows(gradients: Float[Tensor, "m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool) -> None:
+def apply_rows(
+    gradients: Float[Tensor, "parts m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool
+) -> None:
     """See `cuda_step.apply_rows`."""
     with _as_floats(table, adam) as floats:
-        _apply(gradients.numpy(), *floats, has_unit_norm, _floats(adam))
+        _apply(gradients.float().sum(0).numpy(), *floats, has_unit_norm, _floats(adam))
 
 
 __all__ = [

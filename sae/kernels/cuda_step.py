@@ -240,9 +240,14 @@ def update_rows(
 
 
 def row_gradients(
-    sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = None
+    sums: RowSums,
+    adam: AdamStep,
+    dtype: torch.dtype,
+    *,
+    aux: AuxGradients | None,
+    prefixes: Int[Tensor, " l"] | None = None,
 ) -> Iterator[Float[Tensor, "m d"]]:
-    """The encoder's weight gradient [m, d] in float32, then the decoder's; each is added up when it is asked for."""
+    """The encoder's weight gradient [m, d] in `dtype`, then the decoder's; each is added up when it is asked for."""
     pairs, decoded, centred, coefficient, ends = sums
     _, sizes, parts = _summed_parts(sums, prefixes)
     aux_rows = (aux.w_enc, aux.w_dec) if aux else parts
@@ -251,23 +256,25 @@ def row_gradients(
     for i in range(2):
         width = sources[i].shape[-1]
         block = triton.next_power_of_2(width)
-        out = torch.empty(pairs.n_latents, width, dtype=torch.float32, device=centred.device)
+        out = torch.empty(pairs.n_latents, width, dtype=dtype, device=centred.device)
         programs.gradients_program[(pairs.n_latents,)](
             pairs.offsets, ends, pairs.order, pairs.tokens, weights[i], sources[i],
             ends if prefixes is None else prefixes, len(centred), coefficient, parts[i],
-            aux.slots if aux else pairs.offsets, aux_rows[i], out, HAS_AUX=aux is not None, SPLIT=LONG, K=pairs.k,
+            aux.slots if aux else pairs.offsets, aux_rows[i], out, adam.numbers, HAS_AUX=aux is not None, SPLIT=LONG, K=pairs.k,
             PAIRS=_pairs_at_once(block), LEVELS=levels[i], SCALED=i == 1, WIDTH=width, BLOCK=block,
             num_warps=4 if block <= 4096 else 8,
         )  # fmt: skip
         yield out
 
 
-def apply_rows(gradients: Float[Tensor, "m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool) -> None:
-    """Adam on the rows of one table, with gradients that are there already, and their unit norm, in place."""
-    n_latents, width = gradients.shape
+def apply_rows(
+    gradients: Float[Tensor, "parts m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool
+) -> None:
+    """Adam on the rows of one table, with gradients that are there in parts, and their unit norm, in place."""
+    n_parts, n_latents, width = gradients.shape
     block = triton.next_power_of_2(width)
     programs.apply_program[(n_latents,)](
-        gradients, *table, *adam, UNIT=has_unit_norm, WIDTH=width, BLOCK=block, num_warps=_num_warps(block, table)
+        gradients, *table, *adam, PARTS=n_parts, UNIT=has_unit_norm, WIDTH=width, BLOCK=block, num_warps=_num_warps(block, table)
     )  # fmt: skip
 
 

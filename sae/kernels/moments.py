@@ -75,6 +75,16 @@ def narrow(
         stored.copy_(code.copysign(value))
 
 
+def rounded(value: Float[Tensor, "m d"], dtype: torch.dtype, update: int) -> Float[Tensor, "m d"]:
+    """A table of float32 in `dtype`: itself, or in bfloat16, rounded at random at update number `update`."""
+    if dtype == torch.float32:
+        return value
+    out = torch.empty_like(value, dtype=dtype)
+    draw, _ = noise(value.numel(), update, value.device)
+    narrow(value, out, value.new_empty(len(value)), draw.view_as(value))
+    return out
+
+
 def both_widened(table: WeightTable) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
     """Both moments of a table, in float32; no copy if they are stored so."""
     scales = _scales(table)

@@ -247,13 +247,22 @@ class StepKernels(Protocol):
         ...
 
     def row_gradients(
-        self, sums: RowSums, *, aux: AuxGradients | None, prefixes: Int[Tensor, " l"] | None = ...
+        self,
+        sums: RowSums,
+        adam: AdamStep,
+        dtype: torch.dtype,
+        *,
+        aux: AuxGradients | None,
+        prefixes: Int[Tensor, " l"] | None = ...,
     ) -> Iterator[Float[Tensor, "m d"]]:
-        """The encoder's weight gradient [m, d] in float32, then the decoder's, to be summed over processes."""
+        """The encoder's weight gradient [m, d], then the decoder's, to be summed over processes.
+
+        dtype: float32, or bfloat16 rounded at random (`moments.narrow`).
+        """
         ...
 
     def apply_rows(
-        self, gradients: Float[Tensor, "m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool
+        self, gradients: Float[Tensor, "parts m d"], table: WeightTable, *, adam: AdamStep, has_unit_norm: bool
     ) -> None:
-        """Adam on the rows of one table with gradients that are there already, and their unit norm if they have it."""
+        """Adam on the rows of one table with gradients that are there in parts, and their unit norm if they have it."""
         ...

@@ -163,16 +163,18 @@ class Alone(Exchange):
 class Replicas(Exchange):
     """Every process has the whole dictionary and a share of the rows; gradients are summed over processes.
 
-    Each process sums the gradients of all rows for its own share of the latents (a reduce-scatter), updates these, and
-    gets the others' new weights (an all-gather). Moments and Adam's work are so divided by the number of processes, as
+    Each process gets all processes' gradients for its own share of the latents (an all-to-all), sums them in float32 by rank,
+    updates these latents, and gets the others' new weights (an all-gather). Moments and Adam's work are so divided by the number of processes, as
     in ZeRO's first stage (Rajbhandari et al. 2020, arXiv 1910.02054). Equals one process on the same rows but for the
     order of sums.
 
-    While one table's gradients travel the other's are added up, and while one table travels the other is updated.
+    While one table's gradients travel the other's are added up, and while one table travels the other is updated. Gradients
+    that travel in bfloat16 are rounded at random, so that their means are right.
     """
 
-    def __init__(self, processes: Processes):
+    def __init__(self, processes: Processes, gradients_in: torch.dtype = torch.float32):
         self.processes = self.token_processes = processes
+        self.gradients_in = gradients_in
 
     def own_latents(self, n_latents: int) -> slice:
         """This process's share."""
@@ -218,8 +220,10 @@ class Replicas(Exchange):
 
     def update_rows(self, kernels: StepKernels, update: RowUpdate, copies: TableCopies) -> None:
         """Gradients are written, summed over processes, and applied to this process's share."""
-        gradients = kernels.row_gradients(update.sums, aux=update.aux, prefixes=update.prefixes)
-        of_encoder, of_decoder = [self.processes.start_reduce_scatter(table) for table in gradients]
+        gradients = kernels.row_gradients(
+            update.sums, update.adam, self.gradients_in, aux=update.aux, prefixes=update.prefixes
+        )
+        of_encoder, of_decoder = [self.processes.start_all_to_all(table) for table in gradients]
         kernels.apply_rows(of_encoder.result(), update.encoder, adam=update.adam, has_unit_norm=False)
         travelling = self._gathered(copies.encoder)
         kernels.apply_rows(of_decoder.result(), update.decoder, adam=update.adam, has_unit_norm=True)

@@ -38,6 +38,11 @@ class TrainConfig(Section):
         description="How several processes (torchrun) share training. replicas: each has all dictionaries and a part of "
         "every batch. latents: each has a part of the latents and all rows. dictionaries: each has some dictionaries.",
     )
+    exchange_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Number format in which replicas exchange gradients of weights. bfloat16: half the bytes, rounded at random, "
+        "so that their means are right.",
+    )
     moments: Literal["float32", "bfloat16", "int8"] = Field(
         default="float32",
         description="Number format of Adam's two moments: 8, 4 or 2 bytes a weight beside its own 4. Shorter ones are "

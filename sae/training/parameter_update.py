@@ -97,7 +97,7 @@ class ParameterUpdate:
         for parameter, table, has_unit_norm in tables:
             assert parameter.grad is not None
             by_latent = parameter.grad.T if parameter is sae.W_enc else parameter.grad
-            self.kernels.apply_rows(by_latent[part].contiguous(), table, adam=adam, has_unit_norm=has_unit_norm)
+            self.kernels.apply_rows(by_latent[None, part].contiguous(), table, adam=adam, has_unit_norm=has_unit_norm)
         for name, parameter in sae.named_parameters():
             if name not in ("W_enc", "W_dec") and parameter.grad is not None:
                 self._update_parameter(name, parameter.grad, adam)

@@ -59,7 +59,7 @@ class SaeTrainer:
             for name, parameter in self.sae.named_parameters()
         ]
         self.optimiser = torch.optim.Adam(parameter_groups, lr=0.0, fused=True)
-        self.fused_step = self._create_fused_step(train.moments)
+        self.fused_step = self._create_fused_step(train)
         self.tokens_seen = 0
         self.reset_log()
 
@@ -101,9 +101,9 @@ class SaeTrainer:
         sae.initialise(generator, torch.cat(centres), self.part.start, config.d_sae)
         return sae
 
-    def _create_fused_step(self, moments: str) -> FusedStep | None:
+    def _create_fused_step(self, train: TrainConfig) -> FusedStep | None:
         """The hand-written step, if it fits; raises `ConfigError` if latents or moments need it and it does not."""
-        world_size, exchange = self.processes.world_size, self._exchange()
+        world_size, exchange, moments = self.processes.world_size, self._exchange(train), train.moments
         if exchange is not None or (world_size == 1 and FusedStep.fits(self.sae)):
             return FusedStep(self.sae, self.optimiser, exchange, moments)
         if moments == "float32":
@@ -121,14 +121,15 @@ class SaeTrainer:
             "CPU or in bfloat16 on a GPU of compute capability 9.0, and this one is not. Use float32."
         )
 
-    def _exchange(self) -> Exchange | None:
+    def _exchange(self, train: TrainConfig) -> Exchange | None:
         """What several processes exchange inside the hand-written step; None if there is one process, or no such step."""
         if self.processes.world_size == 1:
             return None
 
         fits = FusedStep.fits(self.sae)
         if not self.is_spread:
-            return Replicas(self.processes) if fits and self.config.d_sae % self.processes.world_size == 0 else None
+            can_share = self.config.d_sae % self.processes.world_size == 0
+            return Replicas(self.processes, getattr(torch, train.exchange_dtype)) if fits and can_share else None
 
         if not fits or not LatentShards.fits(self.sae) or self.config.d_sae % self.processes.world_size:
             raise ConfigError(

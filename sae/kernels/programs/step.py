@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from sae.kernels.programs.adam import adam
+from sae.kernels.programs.adam import adam, draw_of, store_moment
 
 
 @triton.jit
@@ -236,12 +236,15 @@ def _update_row(
 @triton.jit
 def apply_program(
     gradients, weights, mean, square, scales, rounded, numbers, beta1, beta2, eps,
-    UNIT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One latent: the update of its row in one table, with a gradient that is there already."""
+    """One latent: the update of its row in one table, with a gradient that is there in PARTS."""
     latent = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    grad = tl.load(gradients + latent * WIDTH + columns, columns < WIDTH, 0.0)
+    grad = tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(PARTS):
+        place = (part * tl.num_programs(0) + latent) * WIDTH + columns
+        grad += tl.load(gradients + place, columns < WIDTH, 0.0).to(tl.float32)
     _update_row(
         latent, grad, weights, mean, square, scales, rounded, numbers, beta1, beta2, eps, UNIT, WIDTH, BLOCK
     )  # fmt: skip
@@ -249,7 +252,7 @@ def apply_program(
 
 @triton.jit
 def gradients_program(
-    offsets, ends, order, tokens, weights_of_pairs, source, prefixes, n, coefficient, parts, slots, aux, out,
+    offsets, ends, order, tokens, weights_of_pairs, source, prefixes, n, coefficient, parts, slots, aux, out, numbers,
     HAS_AUX: tl.constexpr, SPLIT: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr, LEVELS: tl.constexpr,
     SCALED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -280,7 +283,8 @@ def gradients_program(
         slot = tl.load(slots + latent)
         if slot >= 0:
             grad += tl.load(aux + slot * WIDTH + columns, ok, 0.0)
-    tl.store(out + latent * WIDTH + columns, grad, ok)
+    place = latent * WIDTH + columns
+    store_moment(out, place, ok, grad, draw_of(place, numbers) & 0xFFFF, out)
 
 
 @triton.jit
