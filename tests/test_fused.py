@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from sae.architectures import ARCHITECTURES, Batch
 from sae.errors import ConfigError
+from sae.foundation.distributed import ALONE
 from sae.foundation.screen import Progress
 from sae.kernels import moments
 from sae.kernels.sparse import HAS_TRITON
@@ -17,6 +18,7 @@ from sae.kernels.step_types import WeightTable
 from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activations import ActivationStatistics
 from sae.training import checkpoint, latent_selection
+from sae.training.exchange import Replicas
 from sae.training.fused_step import FusedStep
 from sae.training.optimiser import TrainConfig
 from sae.training.trainer import SaeTrainer
@@ -352,6 +354,33 @@ def test_the_same_bits_every_time_and_after_a_resume(kind, settings, device, tmp
     for other in (again, resumed):
         for name, value in whole.tensors().items():
             assert torch.equal(value, other.tensors()[name]), name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("exchanged", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        ("topk", {"k": 4, "dead_after_tokens": 1500, "k_aux": 32}),
+        ("matryoshka", {"k": 5}),
+        ("jumprelu", {}),
+        ("gated", {}),
+    ],
+)
+def test_gradients_that_are_written_down_give_the_update_that_writes_none(kind, settings, exchanged, device):
+    """`Replicas` of one process: its gradients go through memory, as if others were to add theirs."""
+    alone, replica = (made(kind, 64, 512, device, **settings) for _ in range(2))
+    replica.fused_step = FusedStep(replica.sae, replica.optimiser, Replicas(ALONE, exchanged))
+    for step in range(8):
+        raw = {Channel(HOOK): rows(step, 600, 64, device).bfloat16()}
+        alone.step(raw, LR)
+        replica.step(raw, LR)
+    assert alone.sums[1] > 0 or kind != "topk"
+    for (name, expected), held in zip(alone.sae.state_dict().items(), replica.sae.state_dict().values(), strict=True):
+        is_close = torch.isclose(held, expected, rtol=1e-3, atol=1e-5 if exchanged == torch.float32 else LR)
+        assert is_close.float().mean() > (0.999 if exchanged == torch.float32 else 0.97), name
+    fvu = [trainer.log_line(LR)["fvu"] for trainer in (alone, replica)]
+    assert abs(fvu[1] / fvu[0] - 1) < (1e-3 if exchanged == torch.float32 else 0.01), fvu
 
 
 @on_gpu
