@@ -130,8 +130,6 @@ def measure(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(shape.tokens, shape.width, generator=generator).to(device, dtype)
     makers: dict[str, Callable[[], Step]] = {"saedex": lambda: saedex(shape, rows, dtype)}
-    if device.type == "cpu":  # what `train.dtype: auto` chooses where it is the faster of the two
-        makers["saedex, selection in bfloat16"] = lambda: saedex(shape, rows, torch.bfloat16)
 
     for moments in ("bfloat16", "int8") if device.type == "cuda" else ():  # on a CPU they save no time
         makers[f"saedex, moments in {moments}"] = lambda m=moments: saedex(shape, rows, dtype, moments=m)

@@ -28,7 +28,8 @@ class TrainConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Arithmetic of the selection of latents; auto: the language model's. All else is float32.",
+        description="Arithmetic of the selection of latents; auto: the language model's. All else is float32. On a CPU that "
+        "multiplies bfloat16 numbers itself, the k largest of every token are those of float32 either way.",
     )
     checkpoint_tokens: Count | None = Field(
         default=None, ge=1, description="Activations between two checkpoints; none: two minutes of training."
