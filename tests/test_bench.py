@@ -91,7 +91,7 @@ def test_several_processes_are_wanted_and_compared(capsys):
     assert "torchrun --nproc-per-node 2" in capsys.readouterr().err
     alone, replicas, latents = ({"seconds": s, "peak_bytes": b} for s, b in ((4e-3, 100), (5e-3, 90), (4e-3, 55)))
     step = {"shape": {"width": 8, "latents": 64, "k": 4, "tokens": 32}}
-    steps = [{**step, "alone": alone, "replicas": replicas, "latents": latents}]
+    steps = [{**step, "alone": alone, **dict.fromkeys(processes.WAYS, replicas), "latents": latents}]
     streams = [{"size": {"tokens": 1000, "batch_tokens": 10}, "seconds": {"alone": 2.0, "replicas": 1.0}}]
     said = processes.table({"processes": 2, "steps": steps, "streams": streams})
     assert "| 8, 64, 4, 32 | 4.00 | replicas | 5.00 | 1.60 | 0.90 |" in said  # each brings as many rows as one alone
