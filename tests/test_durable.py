@@ -165,7 +165,7 @@ def test_tokens_outside_the_tables_are_refused_before_compiled_code_reads_them()
 
 
 def test_another_model_is_refused_with_both_hashes(tmp_path, copied, tree, tiny_model):
-    from sae.model.language_model import _folder_sha256
+    from sae.model.model_folder import folder_sha256
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
@@ -174,7 +174,7 @@ def test_another_model_is_refused_with_both_hashes(tmp_path, copied, tree, tiny_
     assert run_here("eval", copied, "--measures", "decoder").returncode == 0
     metrics = (copied / "dictionaries" / "first" / "metrics.json").read_bytes()
 
-    begun_with = _folder_sha256(model)
+    begun_with = folder_sha256(model)
     flip(model / "model.safetensors", -5)
     for command in (
         ["eval", copied, "--measures", "decoder"],
@@ -182,7 +182,7 @@ def test_another_model_is_refused_with_both_hashes(tmp_path, copied, tree, tiny_
         ["concept", "add", copied / "dictionaries" / "first", "--name", "x", "--labelled", labelled(tmp_path)],
     ):
         done = run_here(*command)
-        assert done.returncode == 66 and begun_with in done.stderr and _folder_sha256(model) in done.stderr, done.stderr
+        assert done.returncode == 66 and begun_with in done.stderr and folder_sha256(model) in done.stderr, done.stderr
     (copied / "model.json").unlink()  # a run of an earlier version: the card knows too
     done = run_here("eval", copied, "--measures", "decoder")
     assert done.returncode == 66 and "was trained on" in done.stderr and begun_with in done.stderr
@@ -191,13 +191,13 @@ def test_another_model_is_refused_with_both_hashes(tmp_path, copied, tree, tiny_
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "chat_template.jinja"])
 def test_every_file_that_is_loaded_is_in_the_hash_of_a_model(tmp_path, name):
-    from sae.model.language_model import _folder_sha256
+    from sae.model.model_folder import folder_sha256
 
     folder = save_model(tmp_path / "model")
     (folder / name).write_bytes(b"one")
-    one = _folder_sha256(folder)
+    one = folder_sha256(folder)
     (folder / name).write_bytes(b"two")
-    assert _folder_sha256(folder) != one
+    assert folder_sha256(folder) != one
 
 
 def source(path: Path) -> DatasetText:

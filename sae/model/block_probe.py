@@ -32,14 +32,14 @@ class _Captured(Exception):
     """Stops the forward pass where the probed block begins."""
 
 
-def _as_float(value: Any) -> Any:
-    """`value` with every floating tensor inside it in float32."""
+def _as_float(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor inside it on `device`, and in float32 if it is floating."""
     if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
+        return value.to(device).float() if value.is_floating_point() else value.to(device)
     if isinstance(value, tuple | list):
-        return type(value)(_as_float(v) for v in value)
+        return type(value)(_as_float(v, device) for v in value)
     if isinstance(value, dict):
-        return {key: _as_float(v) for key, v in value.items()}
+        return {key: _as_float(v, device) for key, v in value.items()}
     return value
 
 
@@ -64,7 +64,8 @@ class BlockProbe:
         finally:
             handle.remove()
 
-        args, kwargs = _as_float(captured[0]), _as_float(captured[1])
+        device = next(block.parameters()).device  # of a spread model not that of the block before
+        args, kwargs = _as_float(captured[0], device), _as_float(captured[1], device)
         if args:
             self.before, self.args, self.kwargs = args[0], args[1:], kwargs
         else:

@@ -92,9 +92,18 @@ class Place:
     side: Literal["input", "output"]
     width: int
     predict: Callable[[Float[Tensor, "contexts length d"]], Float[Tensor, "contexts length d"]] | None = None
+    home: torch.device | None = None  # where activations of a spread model are looked at
 
     def watch(self, see: Callable[[Float[Tensor, " ..."]], Float[Tensor, " ..."] | None]) -> Any:
         """Calls `see` with the activations on every forward pass; a returned tensor replaces them."""
+        if (home := self.home) is not None:
+
+            def see_at_home(x: Tensor) -> Tensor | None:
+                new = see(x.to(home))
+                return None if new is None else new.to(x.device)
+
+            return replace(self, home=None).watch(see_at_home)
+
         if (predict := self.predict) is not None:
 
             def look(x: Tensor) -> None:
@@ -133,7 +142,7 @@ def find_places(lm: LanguageModel, layer: int) -> dict[str, Place]:
     """
     by_layer = _SITES.setdefault(lm.model, {})
     if layer not in by_layer:
-        by_layer[layer] = _probed(lm, layer)
+        by_layer[layer] = {site: replace(place, home=lm.home) for site, place in _probed(lm, layer).items()}
     return dict(by_layer[layer])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,20 +19,24 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from sae.errors import ArtefactError, ConfigError, DataError, ReadsAheadError
-from sae.foundation.downloads import PackagePart, Sha256, cache_dir, check_sha256, join_members, sha256_of
+from sae.foundation.downloads import PackagePart, Sha256, cache_dir, check_sha256, join_members
 from sae.foundation.section import Section
 from sae.model.blocks import Blocks, find_blocks, first_tensor, probe_ids
-from sae.model.model_folder import read_folder
+from sae.model.model_folder import folder_sha256, read_folder
+from sae.model.spread import spread
 
 CONVERTER_VERSION = 1
-# Weights, their index, settings, and what tokenizers are made of.
-LOADED = (".safetensors", ".bin", ".json", ".model", ".txt", ".tiktoken", ".bpe", ".jinja")
 
 
 class _Common(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="Arithmetic of the forward pass; auto: bfloat16 on a GPU, and on a CPU that has instructions for it.",
+    )
+    spread: bool = Field(
+        default=False,
+        description="Spread the model's blocks over all GPUs of the machine, for a model that fits none alone. Dictionaries train "
+        "on the first GPU.",
     )
     prepend_bos: Literal["auto"] | bool = Field(
         default="auto",
@@ -97,6 +100,7 @@ class LanguageModel:
     licence: str
     prepend_bos: bool
     predictors: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)  # by hook point
+    home: torch.device | None = None  # of a spread model: where token ids come from and activations go to
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -127,7 +131,7 @@ class LanguageModel:
             self.body(input_ids=ids, use_cache=False, **extra)
         finally:
             handle.remove()
-        return streams[0].reshape(*ids.shape, -1)
+        return streams[0].reshape(*ids.shape, -1).to(self.device)
 
     @torch.no_grad()
     def reads_ahead(self) -> bool:
@@ -164,7 +168,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.home or next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -296,15 +300,23 @@ def _gguf_to_safetensors(raw: Path, target: Path) -> None:
 
 
 def load(config: HubModel | FolderModel | PackageModel, device: torch.device) -> LanguageModel:
-    """The model in evaluation mode on `device`, its parameters frozen."""
+    """The model in evaluation mode on `device`, or spread over all GPUs, its parameters frozen."""
     folder, name, licence = locate(config)
-    model, tokenizer = read_folder(folder)
-    model.eval().requires_grad_(False).to(device)
+    in_bfloat16 = config.spread and config.dtype != "float32"  # half the memory from the start
+    model, tokenizer = read_folder(folder, torch.bfloat16 if in_bfloat16 else torch.float32)
+    model.eval().requires_grad_(False)
+    if config.spread:
+        spread(model, device)
+    else:
+        model.to(device)
     prepend_bos = _adds_bos(tokenizer) if config.prepend_bos == "auto" else config.prepend_bos
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ConfigError("model.prepend_bos: the tokenizer has no beginning-of-sequence token. Set it to false.")
 
-    lm = LanguageModel(model, tokenizer, name, _folder_sha256(folder), licence=licence, prepend_bos=prepend_bos)
+    home = device if config.spread else None
+    lm = LanguageModel(
+        model, tokenizer, name, folder_sha256(folder), licence=licence, prepend_bos=prepend_bos, home=home
+    )  # fmt: skip
     if lm.reads_ahead():
         raise ReadsAheadError(
             f"{folder}: in this model ({type(model).__name__}) the prediction at a token depends on the tokens after it; saedex "
@@ -318,27 +330,6 @@ def load(config: HubModel | FolderModel | PackageModel, device: torch.device) ->
 def _adds_bos(tokenizer: Any) -> bool:
     ids = tokenizer("a").input_ids
     return len(ids) > 0 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-
-
-def _folder_sha256(folder: Path) -> str:
-    """One hash over the names and hashes of all files that transformers may load from the folder."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in LOADED and path.name != "source.json":
-            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """Hash of the tokenizer's files as it saves them."""
-    folder = Path(tempfile.mkdtemp())
-    try:
-        tokenizer.save_pretrained(folder)
-        return _folder_sha256(folder)
-    finally:
-        shutil.rmtree(folder)
 
 
 def set_quiet() -> None:

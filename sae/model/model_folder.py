@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,14 @@ import torch
 from safetensors import SafetensorError
 
 from sae.errors import ArtefactError
+from sae.foundation.downloads import sha256_of
+
+# Weights, their index, settings, and what tokenizers are made of.
+LOADED = (".safetensors", ".bin", ".json", ".model", ".txt", ".tiktoken", ".bpe", ".jinja")
 
 
-def read_folder(folder: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of a folder, in float32; raises `ArtefactError` for what is no causal language model.
+def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder, in `dtype`; raises `ArtefactError` for what is no causal language model.
 
     Attention is the family's fastest: without a word to transformers it is scaled_dot_product_attention, or written out
     in a family that has no other.
@@ -22,7 +28,7 @@ def read_folder(folder: Path) -> tuple[Any, Any]:
     try:
         model_class = _model_class(folder, AutoConfig.from_pretrained(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, report = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ArtefactError(f"{folder}: transformers cannot load it as a causal language model: {error}")
 
@@ -58,3 +64,24 @@ def _model_class(folder: Path, model_config: Any) -> Any:
         f"{folder}: a model of type {model_config.model_type!r} {reason}; saedex reads models that predict the next "
         "token from those before it. Give one of those."
     )
+
+
+def folder_sha256(folder: Path) -> str:
+    """One hash over the names and hashes of all files that transformers may load from the folder."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in LOADED and path.name != "source.json":
+            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash of the tokenizer's files as it saves them."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        tokenizer.save_pretrained(folder)
+        return folder_sha256(folder)
+    finally:
+        shutil.rmtree(folder)

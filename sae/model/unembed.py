@@ -100,9 +100,10 @@ class Unembedding:
                 f"{type(lm.model).__name__}: no unembedding that saedex can find; promoted tokens need one."
             )
         self.lm, self.ids, self.dtype = lm, lm.scored_ids, head.weight.dtype
-        self.weight = head.weight[: len(self.ids)] if self._is_dense() else head.weight[self.ids]
-        self.stream = Place(lm.blocks.last, "last block", "output", lm.d_model)
-        self.head = Place(head, "head", "output", len(head.weight))
+        weight = head.weight[: len(self.ids)] if self._is_dense() else head.weight[self.ids]
+        self.weight = weight.to(lm.device)
+        self.stream = Place(lm.blocks.last, "last block", "output", lm.d_model, home=lm.home)
+        self.head = Place(head, "head", "output", len(head.weight), home=lm.home)
         trial = torch.randn(TRIAL_ROWS, lm.d_model, generator=torch.Generator().manual_seed(0)).to(
             lm.device, self.dtype
         )
@@ -119,7 +120,8 @@ class Unembedding:
 
     def _product(self, norm: nn.Module, directions: Tensor) -> Tensor:
         normed, bias = norm(directions[None])[0], getattr(norm, "bias", None)
-        return nn.functional.linear(normed - bias if isinstance(bias, Tensor) else normed, self.weight)
+        normed = normed - bias if isinstance(bias, Tensor) else normed
+        return nn.functional.linear(normed.to(self.weight.device), self.weight)
 
     def _run(self, directions: Tensor) -> Tensor:
         return _without_constant(self.lm, directions, self.stream, self.head)[:, self.ids]

@@ -10,7 +10,7 @@ from feature_store.dictionary_files import (
     TokenizerFacts,
     TrainingFacts,
 )
-from sae.model import language_model
+from sae.model.model_folder import tokenizer_sha256
 from sae.pipeline.stage import Run
 from sae.text import tokens
 from sae.training.trainer import SaeTrainer
@@ -33,7 +33,7 @@ def provenance_of(run: Run, trainer: SaeTrainer) -> Provenance:
             n_layers=lm.n_layers,
             prepend_bos=lm.prepend_bos,
         ),
-        tokenizer=TokenizerFacts(sha256=language_model.tokenizer_sha256(lm.tokenizer), size=len(lm.tokenizer)),
+        tokenizer=TokenizerFacts(sha256=tokenizer_sha256(lm.tokenizer), size=len(lm.tokenizer)),
         corpus=tokens.manifest(config.text, run.folder / "tokens"),
         text=TextFacts(ctx_len=config.text.ctx_len, packing=config.text.packing),
         filters=FilterFacts(

@@ -101,7 +101,7 @@ class Harvester:
         self.hooks = tuple(run_order(lm, tuple(dict.fromkeys(c.hook for c in self.channels))))
         self.places = resolve_all(lm, self.hooks)
         self.rules = RelevanceRules(lm) if "relp" in self.kinds else None
-        compiled = config.compile is True or (config.compile == "auto" and lm.device.type == "cuda")
+        compiled = config.compile is True or (config.compile == "auto" and lm.device.type == "cuda" and lm.home is None)
         self.compiled = CompiledBlocks(lm, self.places.values()) if compiled and self.rules is None else None
         self._after_pass: Callable[[int], None] | None = None
         self._special = torch.tensor(lm.special_ids, device=lm.device)
