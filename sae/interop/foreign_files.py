@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,7 +25,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16, "torch.bfloat16": torch.bfloat16, "float64": torch.float64,
     "torch.float64": torch.float64,
 }  # fmt: skip
-MOST_JSON_BYTES = 16 << 20
+MOST_JSON_BYTES, MOST_YAML_BYTES = 16 << 20, 1 << 20
 MOST_UNPACKED = 16  # times the size of an archive; numbers of trained weights hardly pack at all
 NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -45,12 +46,29 @@ def parsing(path: Path) -> Iterator[None]:
         raise ArtefactError(f"{path}: cannot be read ({reason}).") from None
 
 
+def _text(path: Path, kind: str, most: int) -> str:
+    with parsing(path):
+        if path.stat().st_size > most:
+            raise ArtefactError(f"{path}: {path.stat().st_size:,} bytes of {kind}; allowed are {most:,}.")
+        return path.read_text("utf-8")
+
+
+def read_yaml(path: Path, holds: str) -> dict[str, Any]:
+    """A YAML mapping in a file, which `holds` what an error then says."""
+    text = _text(path, "YAML", MOST_YAML_BYTES)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ArtefactError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200}).") from None
+
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{path}: expected a mapping with {holds}.")
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file."""
-    with parsing(path):
-        if path.stat().st_size > MOST_JSON_BYTES:
-            raise ArtefactError(f"{path}: {path.stat().st_size:,} bytes of JSON; allowed are {MOST_JSON_BYTES:,}.")
-        text = path.read_text("utf-8")
+    text = _text(path, "JSON", MOST_JSON_BYTES)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -56,6 +56,12 @@ def _measure(rows, near, norms, misses):  # pragma: no cover (compiled)
 
 
 @njit(fastmath=True, cache=True)
+def _margin(product, loose, norm, offset):  # pragma: no cover (compiled)
+    """What product + offset may be off by, summed in float32 after the product alone was rounded."""
+    return abs(product) * LAST_ROUNDING + loose * norm + abs(offset) * SUM_ROUNDING
+
+
+@njit(fastmath=True, cache=True)
 def _ranges(products, loose, norms, offset, lows, highs):  # pragma: no cover (compiled)
     """For every group of latents the largest number that product + offset is at least, and at most."""
     m = len(products)
@@ -63,7 +69,7 @@ def _ranges(products, loose, norms, offset, lows, highs):  # pragma: no cover (c
         low, high = np.float32(-1e30), np.float32(-1e30)
         for i in range(g * GROUP, min((g + 1) * GROUP, m)):
             z = products[i] + offset[i]
-            margin = abs(products[i]) * LAST_ROUNDING + loose * norms[i] + abs(offset[i]) * SUM_ROUNDING
+            margin = _margin(products[i], loose, norms[i], offset[i])
             low, high = max(low, z - margin), max(high, z + margin)
         lows[g], highs[g] = low, high
 
@@ -81,7 +87,7 @@ def _decide(products, slack, norms, offset, rows, table, latents, counts):  # pr
                 continue
             for i in range(g * GROUP, min((g + 1) * GROUP, m)):
                 z = products[n, i]
-                margin = abs(z) * LAST_ROUNDING + loose * norms[i] + abs(offset[i]) * SUM_ROUNDING
+                margin = _margin(z, loose, norms[i], offset[i])
                 if z + margin + offset[i] > 0 and _dot(rows[n], table[i]) > -offset[i]:
                     latents[n, at] = i
                     at += 1

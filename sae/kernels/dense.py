@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -22,4 +23,9 @@ def gather_sum(
     return weights.new_zeros(len(weights), len(table)).scatter_add_(1, indices, weights) @ table
 
 
-__all__ = ["gather_dot", "gather_sum", "scatter_rows"]
+def product(a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
+    """a b, summed and returned in float32."""
+    return a @ b if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32)
+
+
+__all__ = ["gather_dot", "gather_sum", "product", "scatter_rows"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.architectures.base import SparseAutoencoder
 from sae.foundation.distributed import ALONE, Processes
+from sae.kernels.dense import product
 from sae.kernels.step_types import AuxGradients
 
 LAG = 2  # updates between requesting the count of dead latents and reading it
@@ -135,8 +136,3 @@ def _strongest(pre_acts: Tensor, k_aux: int, processes: Processes) -> Tensor:
         strongest = strongest.masked_fill(top.values < least, 0.0)
 
     return torch.zeros_like(pre_acts).scatter_(1, top.indices, strongest)
-
-
-def product(a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
-    """a b, summed and returned in float32."""
-    return a @ b if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32)

@@ -119,8 +119,8 @@ class Exchange(ABC):
     def update_rows(self, kernels: StepKernels, update: RowUpdate, copies: TableCopies) -> None:
         """Both weight gradients, Adam and the unit norm."""
 
-    def gather_rows(self, copies: list[Float[Tensor, "m d"]]) -> None:  # noqa: B027 (only replicas have something to bring)
-        """Brings the rows that other processes have updated into the copies of a table."""
+    def gather_rows(self, copies: TableCopies) -> None:  # noqa: B027 (only replicas have something to bring)
+        """Brings the rows that other processes have updated into the copies of both tables."""
 
     def own_latents(self, n_latents: int) -> slice:
         """The latents whose weights this process updates."""
@@ -163,10 +163,10 @@ class Alone(Exchange):
 class Replicas(Exchange):
     """Every process has the whole dictionary and a share of the rows; gradients are summed over processes.
 
-    Each process gets all processes' gradients for its own share of the latents (an all-to-all), sums them in float32 by rank,
-    updates these latents, and gets the others' new weights (an all-gather). Moments and Adam's work are so divided by the number of processes, as
-    in ZeRO's first stage (Rajbhandari et al. 2020, arXiv 1910.02054). Equals one process on the same rows but for the
-    order of sums.
+    Each process gets all processes' gradients for its own share of the latents (an all-to-all), sums them in float32 by
+    rank, updates these latents, and gets the others' new weights (an all-gather). Moments and Adam's work are so divided by
+    the number of processes, as in ZeRO's first stage (Rajbhandari et al. 2020, arXiv 1910.02054). Equals one process on the
+    same rows but for the order of sums.
 
     While one table's gradients travel the other's are added up, and while one table travels the other is updated. Gradients
     that travel in bfloat16 are rounded at random, so that their means are right.
@@ -187,7 +187,7 @@ class Replicas(Exchange):
         return indices, values
 
     def decode(self, kernels: StepKernels, values: Float[Tensor, " ..."], decoding: DecodeInput) -> Decoded:
-        """See `Exchange`; the rows are this process's local."""
+        """See `Exchange`; the rows are this process's own."""
         return kernels.decode(values, decoding)
 
     def sum_over_tokens(self, local: TokenSums) -> TokenSums:
@@ -231,9 +231,9 @@ class Replicas(Exchange):
         for table in travelling:
             table.result()
 
-    def gather_rows(self, copies: list[Float[Tensor, "m d"]]) -> None:
+    def gather_rows(self, copies: TableCopies) -> None:
         """See `Exchange`."""
-        for table in self._gathered(copies):
+        for table in self._gathered([*copies.encoder, *copies.decoder]):
             table.result()
 
     def _gathered(self, copies: list[Tensor]) -> list[Started]:

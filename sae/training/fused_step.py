@@ -16,12 +16,13 @@ from torch import Tensor
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.flat_code import CodeLossByHand
 from sae.architectures.settings import Batch, TrainingPass
+from sae.kernels.dense import product
 from sae.kernels.sparse import HAS_TRITON
 from sae.kernels.step_types import Decoded, RowSums, StepKernels
 from sae.training.adam_state import AdamState
 from sae.training.code_decoding import CodeDecoding, DecodedCode, PreparedBatch, Scales, UpdateInput
 from sae.training.cuda_graphs import CudaGraphs, SideStream
-from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients, product
+from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients
 from sae.training.exchange import Alone, BatchSums, Exchange, TokenSums
 from sae.training.latent_selection import TILE, LatentSelection, Selection
 from sae.training.parameter_update import ParameterUpdate
@@ -142,13 +143,14 @@ class FusedStep:
             n_tokens=n_tokens,
         )  # fmt: skip
 
+        # Processes must record the same update at the same time, so all round the largest share up.
+        size = -(-max(counts) // TILE) * TILE
         # BatchTopK takes its n * k pairs from all rows, so padding rows would win some: it is recorded only if none are
-        # needed.
-        if not self.is_recorded or (self.selection.is_flat_batch and n_tokens % TILE):
+        # needed in any process.
+        if not self.is_recorded or (self.selection.is_flat_batch and set(counts) != {size}):
             figures = self._in_one_part(raw, update)
         else:
-            # Processes must record the same update at the same time, so all round the largest share up.
-            static = self._static_batch(raw, -(-max(counts) // TILE) * TILE)
+            static = self._static_batch(raw, size)
             if self.selection.is_counted_first:
                 figures = self._in_two_parts(static, update)
             else:

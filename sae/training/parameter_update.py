@@ -103,4 +103,4 @@ class ParameterUpdate:
                 self._update_parameter(name, parameter.grad, adam)
 
         self.adam.count_update()
-        self.exchange.gather_rows(self.copies().encoder)
+        self.exchange.gather_rows(self.copies())

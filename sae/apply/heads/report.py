@@ -82,7 +82,7 @@ def heads_finding(
         concept_of = {f: c.concept for c in queries.concepts(store) if c.parent is None for f in c.features}
         tables = [
             _by_feature(attributed, shares), _by_head(reader.sae, shares, features, concept_of), _by_length(lengths),
-            *_corruptions(tried), *_upstream(edges, folder.name, attributed, store),
+            *_corruptions(tried), *_upstream(edges, store),
         ]  # fmt: skip
 
     figures = _figures(reader, attributed, edges, lengths)
@@ -229,8 +229,8 @@ def _corruptions(tried: Sequence[Corruption]) -> list[Table]:
     return [table("The same on real text, where two tokens agree: mean attention", columns, rows)] if rows else []
 
 
-def _upstream(edges: list[Edge], name: str, attributed: _Attributed, store: Store) -> list[Table]:
-    """A row for every step back and earlier dictionary: its strongest latent, and others."""
+def _upstream(edges: list[Edge], store: Store) -> list[Table]:
+    """A row for every step back and earlier dictionary: its strongest latent."""
     if not edges:
         return []
     rows = []

@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, final
 
-import yaml
-
-from sae.errors import ArtefactError, ConfigError
-from sae.interop.foreign_files import DTYPES, ForeignTensors, read_tensors
+from sae.errors import ConfigError
+from sae.interop.foreign_files import DTYPES, ForeignTensors, read_tensors, read_yaml
 from sae.interop.foreign_weights import ForeignWeights
 from sae.interop.format import Format
 from sae.interop.temporal import TemporalSettings, weights_of_temporal
-
-MOST_BYTES = 1 << 20  # of conf.yaml
 
 
 @final
@@ -29,7 +25,7 @@ class Temporal(Format):
     def read(self, path: Path) -> ForeignWeights:
         """The folder of one dictionary."""
         config = path / "conf.yaml"
-        tree = _settings(config)
+        tree = read_yaml(config, "sae and data")
         sae, data = (_section(tree, name) for name in ("sae", "data"))
         file = path / "latest_ckpt.safetensors"
         tensors = ForeignTensors(read_tensors(file), file, DTYPES.get(str(data.get("dtype", "float32"))))
@@ -47,16 +43,3 @@ class Temporal(Format):
 def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
     section = tree.get(name)
     return section if isinstance(section, dict) else {}
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """conf.yaml; raises `ArtefactError` if it is none."""
-    if not path.is_file() or path.stat().st_size > MOST_BYTES:
-        raise ArtefactError(f"{path}: no such file, or far too large for settings.")
-    try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtefactError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200}).") from None
-    if not isinstance(tree, dict):
-        raise ArtefactError(f"{path}: expected is a mapping with sae and data.")
-    return tree

@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, final
 
-import yaml
-
 from sae.errors import ArtefactError, ConfigError
-from sae.interop.foreign_files import ForeignTensors, read_tensors
+from sae.interop.foreign_files import ForeignTensors, read_tensors, read_yaml
 from sae.interop.foreign_weights import ForeignWeights
 from sae.interop.format import Format
 from sae.interop.hook_names import our_hook
@@ -67,13 +65,8 @@ def _facts(path: Path, layer: str) -> dict[str, Any]:
     config = path.parent / "config.yaml"
     if not config.exists():
         return {"target": "unknown"}
-    try:
-        settings = yaml.safe_load(config.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{config}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(settings, dict):
-        raise ArtefactError(f"{config}: expected is a mapping with model_name and the two hooks.")
 
+    settings = read_yaml(config, "model_name and the two hooks")
     facts: dict[str, Any] = {"model": settings.get("model_name")}
     for key, fact in (("feature_input_hook", "hook"), ("feature_output_hook", "target")):
         point = f"blocks.{layer}.{settings.get(key)}"

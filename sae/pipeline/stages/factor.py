@@ -73,7 +73,7 @@ class Factor(Stage):
         self.fitted.append(as_dictionary(factors, lambda: self._batches(run), name=self.name, hook=self.hook))
 
     def state_file(self, run: Run) -> Path:
-        """Where a fit of these settings keeps how far it is, in the run's folder; it goes when the dictionary is published."""
+        """A file in the run's folder that says how far a fit of these settings is; it goes when the dictionary is published."""
         settings = (
             f"{self.hook} {self.rank} {self.share} {self.tokens} {self.passes} {self.seed} {run.prepared.lm.sha256}"
         )
