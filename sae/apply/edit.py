@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae.architectures import SparseAutoencoder
 from sae.errors import ConfigError, DataError
+from sae.kernels.sparse import rows_of
 from sae.model.hookpoints import HookPoint, resolve_all
 from sae.model.language_model import LanguageModel
 
@@ -141,7 +142,7 @@ class _Editor:
             if edit.change != "project_out":
                 column = place[edit.feature]
                 after[:, column] = _changed(after[:, column], edit)
-        change = (after - before) @ sae.W_dec[latents]
+        change = (after - before) @ rows_of(sae.W_dec, latents)
         if sae.config.token_norm:  # back from the token's normalised space
             deviation = sae.prepared(x).deviation
             assert deviation is not None

@@ -22,14 +22,14 @@ from sae.architectures.settings import (
     TrainingPass,
 )
 from sae.foundation.device import gains_by_bfloat16
-from sae.kernels import cpu_proposals
-from sae.kernels.sparse import gather_dot, gather_sum, pick, ragged_dot
+from sae.kernels import cpu_proposals, reference
+from sae.kernels.sparse import gather_dot, gather_sum, is_elsewhere, pick, ragged_dot
 
 PADDED = -1e30  # the pre-activation of padding in a code: so low that it is never active
 TINY = 1e-30  # a token of zeros stays one
 TOKEN_NORM_EPS = 1e-5
 INITIAL_ROWS = 1 << 16  # drawn at a time; torch draws 16 numbers at once, so blocks are the same as one draw
-PIECE_NUMBERS = 1 << 26  # pre-activations that are in memory at a time outside of training
+PIECE_NUMBERS, ROWS_ELSEWHERE = 1 << 26, 1 << 14  # pre-activations held outside of training; rows, if W_enc is brought
 
 C = TypeVar("C", bound=ArchitectureConfig)
 
@@ -172,8 +172,10 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         return None
 
     def proposed(self, centred: Float[Tensor, "tokens d_in"], k: int) -> Int[Tensor, "tokens width"] | None:
-        """`select` in float32 by a product in bfloat16, on a CPU that gains by it; None if that cannot be done."""
+        """`select` in float32 without most of the product, or the encoder, on this device; None if that cannot be done."""
         table, bounds = self.W_enc.detach().T, self.selection_bounds()
+        if is_elsewhere(table, centred):
+            return reference.in_pieces(centred, table, self.b_enc, bounds=bounds, k=k)
         if not gains_by_bfloat16(table):
             return None
         if bounds is not None and self.selection_dtype == torch.float32:
@@ -206,7 +208,7 @@ class SparseAutoencoder(nn.Module, ABC, Generic[C]):
         Outside of training, rows are taken in pieces, so that no table of all tokens and latents lies in memory.
         """
         x, mean, deviation = self.prepared(x)
-        most = max(1, PIECE_NUMBERS // self.d_sae)
+        most = ROWS_ELSEWHERE if is_elsewhere(self.W_enc.T, x) else max(1, PIECE_NUMBERS // self.d_sae)
         if self.training or len(x) <= most:
             return self._code(x, gradient)[0]._replace(mean=mean, deviation=deviation)
 

@@ -11,6 +11,8 @@ The gradient of each is another of the three.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -61,6 +63,55 @@ def scatter_rows(
 def top_k_indices(pre_acts: Float[Tensor, "tokens latents"], k: int) -> Int[Tensor, "tokens k"]:
     """Indices [tokens, k], ascending, of the k largest pre-activations of every token."""
     return pre_acts.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def in_pieces(
+    rows: Float[Tensor, "tokens width"],
+    table: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    *,
+    bounds: Float[Tensor, " latents"] | None,
+    k: int,
+) -> Int[Tensor, "tokens columns"]:
+    """`above_in_pieces` if there are bounds, else `largest_in_pieces`: for a table in another memory than the rows."""
+    return largest_in_pieces(rows, table, bias, k) if bounds is None else above_in_pieces(rows, table, bias, bounds)
+
+
+def largest_in_pieces(
+    rows: Float[Tensor, "tokens width"], table: Float[Tensor, "latents width"], bias: Float[Tensor, " latents"], k: int
+) -> Int[Tensor, "tokens k"]:
+    """The latents [tokens, k], ascending, with the k largest rows . table + bias; pieces of the table come one by one."""
+    values, latents = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
+    for part, pre_acts in _pieces(rows, table, bias):
+        numbers = torch.arange(part.start, part.stop, device=rows.device).expand_as(pre_acts)
+        values, latents = torch.cat([values, pre_acts], dim=1), torch.cat([latents, numbers], dim=1)
+        top = values.topk(min(k, values.shape[1]), dim=1)
+        values, latents = top.values, latents.gather(1, top.indices)
+    return latents.sort(dim=1).values
+
+
+def above_in_pieces(
+    rows: Float[Tensor, "tokens width"],
+    table: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    bounds: Float[Tensor, " latents"],
+) -> Int[Tensor, "tokens columns"]:
+    """`above` with rows . table + bias and a bound for every latent; pieces of the table come one by one."""
+    pairs = []
+    for part, pre_acts in _pieces(rows, table, bias):
+        tokens, latents = (pre_acts > bounds[part]).nonzero(as_tuple=True)
+        pairs.append(torch.stack([tokens, latents + part.start]))
+    tokens, latents = torch.cat(pairs, dim=1)
+    order = tokens.sort(stable=True).indices
+    return by_token(tokens[order], latents[order], len(rows))
+
+
+def _pieces(rows: Tensor, table: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(which latents, their pre-activations) for one piece of the table after another."""
+    step = max(1, CHUNK_NUMBERS // max(1, len(rows)))
+    for start in range(0, len(table), step):
+        part = slice(start, min(start + step, len(table)))
+        yield part, rows @ table[part].to(rows.device).T + bias[part]
 
 
 def ragged(mask: Bool[Tensor, "tokens latents"]) -> Int[Tensor, "tokens width"]:

@@ -41,6 +41,22 @@ def products_for(table: Float[Tensor, "latents width"], indices: Int[Tensor, "to
     return reference
 
 
+def is_elsewhere(table: Float[Tensor, "latents width"], rows: Float[Tensor, " ..."]) -> bool:
+    """Whether a table stays in the host's memory because the GPU of the rows does not hold it."""
+    return table.device != rows.device
+
+
+def rows_of(table: Float[Tensor, "latents width"], latents: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
+    """table[latents] on the device of `latents`, wherever the table lies."""
+    return table[latents.to(table.device)].to(latents.device)
+
+
+def _brought(table: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """(the rows that are named, on the device of the indices; their numbers among these)."""
+    distinct, numbers = indices.unique(return_inverse=True)
+    return rows_of(table, distinct), numbers
+
+
 class _GatherDot(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -120,7 +136,12 @@ def pick(vector: Float[Tensor, " latents"], indices: Int[Tensor, "tokens k"]) ->
 def gather_dot(
     rows: Float[Tensor, "tokens width"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
 ) -> Float[Tensor, "tokens k"]:
-    """Inner products [tokens, k] of every token's row with the table rows it names; gradients to both."""
+    """Inner products [tokens, k] of every token's row with the table rows it names; gradients to both.
+
+    Of a table elsewhere (`is_elsewhere`) the named rows are brought, here and in `gather_sum`.
+    """
+    if is_elsewhere(table, rows):
+        table, indices = _brought(table, indices)
     return _GatherDot.apply(rows, table, indices)  # pyright: ignore[reportReturnType]
 
 
@@ -151,4 +172,6 @@ def gather_sum(
     weights: Float[Tensor, "tokens k"], table: Float[Tensor, "latents width"], indices: Int[Tensor, "tokens k"]
 ) -> Float[Tensor, "tokens width"]:
     """Weighted sums [tokens, width] of the table rows that every token names; gradients to both."""
+    if is_elsewhere(table, weights):
+        table, indices = _brought(table, indices)
     return _GatherSum.apply(weights, table, indices)  # pyright: ignore[reportReturnType]

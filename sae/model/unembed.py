@@ -15,6 +15,7 @@ from sae.model.hookpoints import HookPoint, Place, find_places
 from sae.model.language_model import LanguageModel
 from sae.model.largest import keep_largest
 
+COLUMNS = 1 << 16  # decoder rows that are compared with others at a time
 ROWS = 256
 TRIAL_ROWS = 8
 OUTER = {"attn_z": "attn_out", "mlp_hidden": "mlp_out"}
@@ -226,7 +227,7 @@ def token_logits(
     parts: list[list[Tensor]] = [[], [], [], []]
 
     for rows in w_dec.split(ROWS):
-        logits = unembed(residual_directions(lm, hook, rows.to(unembed.dtype))).float()
+        logits = unembed(residual_directions(lm, hook, rows.to(lm.device, unembed.dtype))).float()
         logits -= logits.mean(dim=1, keepdim=True)
         if promotion is not None:
             promotion.add(ids, logits)
@@ -238,12 +239,15 @@ def token_logits(
 
 
 @torch.no_grad()
-def nearest(w_dec: Float[Tensor, "d_sae width"], n: int) -> tuple[Int[Tensor, "d_sae n"], Float[Tensor, "d_sae n"]]:
-    """(latents, cosines), [d_sae, n] each: the nearest other decoder rows, blockwise."""
-    rows = torch.nn.functional.normalize(w_dec, dim=1)
+def nearest(
+    w_dec: Float[Tensor, "d_sae width"], n: int, device: torch.device | None = None
+) -> tuple[Int[Tensor, "d_sae n"], Float[Tensor, "d_sae n"]]:
+    """(latents, cosines), [d_sae, n] each: the nearest other decoder rows, blockwise, on `device` (None: where they are)."""
+    rows, device = torch.nn.functional.normalize(w_dec, dim=1), device or w_dec.device
     indices, cosines = [], []
     for start in range(0, len(rows), 1024):
-        cosine = rows[start : start + 1024] @ rows.T
+        block = rows[start : start + 1024].to(device)
+        cosine = torch.cat([block @ part.to(device).T for part in rows.split(COLUMNS)], dim=1)
         cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2
         top = cosine.topk(min(n, len(rows) - 1), dim=1)
         indices.append(top.indices)

@@ -15,6 +15,7 @@ from sae.foundation.screen import Screen
 from sae.pipeline.config import config_of_run
 from sae.pipeline.sources import check_model_of, harvester_of
 from sae.publish import dictionary
+from sae.publish.placement import placed
 from sae.stream.harvest import Harvester
 
 
@@ -30,7 +31,7 @@ def reader_of(folder: Path, run_folder: Path | None, screen: Screen, *, n_contex
     harvester = harvester_of(config, home, sae.config.channels, screen)
     check_model_of(folder, harvester.lm)
 
-    return TextReader(sae.to(harvester.lm.device), harvester, config.text.ctx_len, n_contexts)
+    return TextReader(placed(sae, harvester.lm.device), harvester, config.text.ctx_len, n_contexts)
 
 
 class Reading(NamedTuple):

@@ -23,6 +23,7 @@ from sae.pipeline.config import RunConfig, config_of_run
 from sae.pipeline.run_log import MetricsLog
 from sae.pipeline.sources import Sources, check_model_of, harvester_of
 from sae.publish import dictionary
+from sae.publish.placement import placed
 from sae.stream.harvest import Harvester
 
 
@@ -65,7 +66,7 @@ class Run:
         if self.sources is None:
             return module
         check_model_of(folder, self.sources.lm)
-        return module.to(self.sources.lm.device)
+        return placed(module, self.sources.lm.device)
 
     def live_dictionary(self, folder: Path) -> LiveDictionary:
         """A dictionary with the language model; loads the model if `Prepare` has not done so."""

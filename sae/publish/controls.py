@@ -15,6 +15,7 @@ from feature_store.dictionary_files import Metrics
 from sae.architectures.base import SparseAutoencoder
 from sae.architectures.settings import ArchitectureConfig, SelectionInput
 from sae.kernels.sparse import selection_for
+from sae.publish.placement import placed
 from sae.stream.activations import TYPICAL_NORM_MULTIPLE, Activations
 
 ControlName = Literal["random", "principal"]
@@ -94,13 +95,13 @@ def control_of(
     generator = torch.Generator().manual_seed(seed)
     if thinned and name == "random":
         k, n = _thinned(k, n)
-    rows = _unit_rows(n, sae.d_in, generator).to(x.device) if name == "random" else principal_directions(x)
+    rows = _unit_rows(n, sae.d_in, generator) if name == "random" else principal_directions(x).cpu()
     chosen = torch.randperm(len(rows), generator=generator)[:FEATURES].sort().values
     same = config.reads == config.writes
     w_dec = rows if same else _unit_rows(len(rows), sae.d_out, generator)
-    control = Control(config, rows, x.mean(0), w_dec=w_dec, k=k).to(sae.b_dec.device)
+    control = Control(config, rows, x.mean(0).cpu(), w_dec=w_dec, k=k)
 
-    return ControlSample(control, chosen)
+    return ControlSample(placed(control, sae.b_dec.device), chosen)
 
 
 def _thinned(k: int, n: int) -> tuple[int, int]:

@@ -261,6 +261,6 @@ def _directions(rows: Tensor, width: int, lm: LanguageModel, config: IndexConfig
     """What decoder rows say by themselves; their first `width` numbers are what they write at the hook point."""
     promotion = Promotion(FEATURES_PER_TOKEN)
     logits = token_logits(lm, hook, rows[:, :width], config.tokens_promoted, promotion=promotion)
-    neighbours, cosines = nearest(rows, config.neighbours)
+    neighbours, cosines = nearest(rows, config.neighbours, lm.device)
     promoters = feature_rows.Promotion(*(t.numpy() for t in promotion.found()))
     return Directions(*(t.numpy() for t in (*logits, neighbours, cosines)), promotion=promoters)

@@ -41,7 +41,7 @@ class TrainConfig(Section):
     )
     exchange_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="Number format in which replicas exchange gradients of weights. bfloat16: half the bytes, rounded at random, "
+        description="Number format in which replicas exchange gradients of weights. bfloat16: 2 bytes a number instead of 4, rounded at random, "
         "so that their means are right.",
     )
     moments: Literal["float32", "bfloat16", "int8"] = Field(

@@ -13,6 +13,7 @@ from sae.apply.removal import parts_removed
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import spearman
+from sae.kernels.sparse import rows_of
 from sae.model.hookpoints import Channel, resolve
 from sae.stream.harvest import Harvester
 from sae.stream.packing import attention_inputs
@@ -58,7 +59,7 @@ class Attribution(Measure):
             fires = ((code.top_acts > 0) & harvested.keep[0][:, None]).nonzero()
             sampled_firings = fires[torch.randperm(len(fires), generator=generator)[:PER_CONTEXT].to(fires.device)]
             positions, latents = sampled_firings[:, 0], code.top_indices[sampled_firings[:, 0], sampled_firings[:, 1]]
-            parts = code.top_acts[sampled_firings[:, 0], sampled_firings[:, 1]][:, None] * sae.W_dec[latents]
+            parts = code.top_acts[sampled_firings[:, 0], sampled_firings[:, 1]][:, None] * rows_of(sae.W_dec, latents)
             if code.deviation is not None:  # back from the token's normalised space
                 parts = parts * code.deviation[positions]
             true = self._change(subject, ids, documents, positions, parts=parts)

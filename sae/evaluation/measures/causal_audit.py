@@ -14,6 +14,7 @@ from sae.apply.edit import DirectionEdit, EditPlan, edited
 from sae.apply.finding import table, write_finding
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
+from sae.kernels.sparse import rows_of
 from sae.model.hookpoints import resolve
 
 ROWS, LATENTS, STEERED, CONTEXTS, TOKENS = 16_384, 4096, 16, 16, 48
@@ -67,7 +68,7 @@ class CausalAudit(Measure):
         generator = subject.generator()
         latents = torch.randperm(sae.d_sae, generator=generator)[:LATENTS].sort().values.to(subject.device)
         latents, differences = _differences(subject, latents)
-        rows = sae.W_dec[latents]
+        rows = rows_of(sae.W_dec, latents)
         parts = split(rows, w_out)
         effect = row_effect(rows, parts, differences)
         random = torch.randn(256, sae.d_out, generator=generator).to(rows.device)

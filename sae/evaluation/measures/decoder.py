@@ -33,7 +33,7 @@ class Decoder(Measure):
         if sae.d_sae < 2:
             return {}
 
-        cosines = nearest(sae.W_dec, 1)[1][:, 0]
+        cosines = nearest(sae.W_dec, 1, subject.device)[1][:, 0]
         figures: dict[str, Any] = {
             "max_decoder_cosine": {"mean": float(cosines.mean()), "p95": float(cosines.quantile(0.95))}
         }

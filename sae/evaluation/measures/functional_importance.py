@@ -14,6 +14,7 @@ from sae.apply.removal import parts_removed
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.foundation.metrics import spearman
+from sae.kernels.sparse import rows_of
 from sae.model.hookpoints import HookPoint
 from sae.stream.harvest import Harvester
 
@@ -157,7 +158,7 @@ def _removed(subject: Subject, relative: Tensor, generator: torch.Generator) -> 
         sizes = code.top_acts[sampled[:, 0], sampled[:, 1]]
         if code.deviation is not None:  # back from the token's normalised space
             sizes = sizes * code.deviation[positions, 0]
-        parts, n = sizes[:, None] * sae.W_dec[latents], len(sampled)
+        parts, n = sizes[:, None] * rows_of(sae.W_dec, latents), len(sampled)
 
         with parts_removed(place, positions, parts, row.shape[1]):
             last = lm.last_stream(torch.from_numpy(np.repeat(row, n + 1, axis=0)).to(lm.device)).float()

@@ -12,6 +12,7 @@ from sae.apply.heads.attribution import head_shares
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
 from sae.interpret.intervals import Interval, mean
+from sae.kernels.sparse import rows_of
 
 ROWS, PIECE = 32_768, 8192  # tokens read; firings worked out at a time
 LEAST = 10  # firings of a latent
@@ -79,7 +80,7 @@ class HeadAttribution(Measure):
             row, place = (code.top_acts > 0).nonzero().T
             latents: Int[Tensor, " firings"] = code.top_indices[row, place]
             for rows, ids in zip(row.split(PIECE), latents.split(PIECE), strict=True):
-                sums.index_add_(0, ids, contributions(x[rows], sae.W_enc.T[ids], n_heads))
+                sums.index_add_(0, ids, contributions(x[rows], rows_of(sae.W_enc.T, ids), n_heads))
             counts += torch.bincount(latents, minlength=sae.d_sae)
             n_read += len(batch.x)
             subject.progress.update(min(n_read, ROWS), ROWS)

@@ -56,7 +56,7 @@ class QuasiOrthogonality(Measure):
     def measure(self, subject: Subject) -> dict[str, Any]:
         """See `meanings`."""
         sae = subject.sae
-        row_norms = sae.W_dec.norm(dim=1)
+        row_norms = sae.W_dec.norm(dim=1).to(subject.device)
         parts = []
 
         for batch in subject.batches(ROWS):

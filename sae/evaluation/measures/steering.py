@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.evaluation.measure import Measure
 from sae.evaluation.subject import Subject
+from sae.kernels.sparse import rows_of
 from sae.model.hookpoints import resolve
 from sae.model.unembed import token_logits
 
@@ -61,7 +62,7 @@ class Steering(Measure):
 
         ids = live.nonzero()[:, 0]
         picked = ids[torch.randperm(len(ids), generator=generator)[:LATENTS]]
-        rows = F.normalize(sae.W_dec[picked.to(subject.device)], dim=1)
+        rows = F.normalize(rows_of(sae.W_dec, picked.to(subject.device)), dim=1)
         random = F.normalize(torch.randn(rows.shape, generator=generator), dim=1).to(rows.device)
         results = [self._steer(subject, directions, part) for part, directions in enumerate((rows, random))]
         figures = {

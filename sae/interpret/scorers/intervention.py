@@ -54,8 +54,10 @@ class Intervention(Scorer):
         clamp = torch.zeros_like(acts)
         most = max(e.act for e in case.evidence.events.activating(case.feature))
         clamp[rows, peaks] = most - acts[rows, peaks]
-        direction, other_direction = (F.normalize(live_dictionary.sae.W_dec[f], dim=0) for f in (case.feature, other))
-        size = live_dictionary.sae.W_dec[case.feature].norm()
+        direction, other_direction = (
+            F.normalize(live_dictionary.sae.W_dec[f].to(acts.device), dim=0) for f in (case.feature, other)
+        )
+        size = live_dictionary.sae.W_dec[case.feature].norm().to(acts.device)
         changes = [
             (amount * factor)[..., None] * size * d for amount in (-acts, clamp) for d in (direction, other_direction)
         ]
