@@ -33,7 +33,9 @@ def measure(
     tokens always.
     """
     gpu = device.type == "cuda"
-    usual = tuple(s._replace(tokens=s.tokens * more) for s in (GPU_SHAPES if gpu else CPU_SHAPES) for more in (1, 4))
+    usual = tuple(
+        s._replace(tokens=s.tokens * multiple) for s in (GPU_SHAPES if gpu else CPU_SHAPES) for multiple in (1, 4)
+    )
     steps = [{"shape": shape._asdict(), **_steps(processes, device, shape)} for shape in shapes or usual]
     size = size or (GPU_SIZE._replace(tokens=1 << 25) if gpu else CPU_SIZE)
     streams = [

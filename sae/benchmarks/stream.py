@@ -229,11 +229,11 @@ def table(measured: dict[str, Any]) -> str:
     whole = seconds["end to end"]
     lines = ["| | tokens/s | time against end to end |", "|---|---|---|"]
 
-    for name, taken in seconds.items():
-        if isinstance(taken, str):
-            lines.append(f"| {name} | {taken.splitlines()[0].replace('|', '/')} | |")
+    for name, duration in seconds.items():
+        if isinstance(duration, str):
+            lines.append(f"| {name} | {duration.splitlines()[0].replace('|', '/')} | |")
         else:
-            lines.append(f"| {name} | {tokens / taken:,.0f} | {taken / whole:.2f} |")
+            lines.append(f"| {name} | {tokens / duration:,.0f} | {duration / whole:.2f} |")
 
     floor = (seconds["harvest alone"] + seconds["step alone"]) / whole
     multiple = Size(**measured["size"]).gradient_harvest()

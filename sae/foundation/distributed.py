@@ -62,9 +62,7 @@ class Processes:
 
     def all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The sum over all processes, in place."""
-        if self.world_size > 1:
-            _exchange(dist.all_reduce, tensor)
-        return tensor
+        return self._all_reduce(tensor, dist.ReduceOp.SUM)
 
     def start_all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Started:
         """Begins `all_reduce_sum`; other work may go on until its result is asked for."""
@@ -73,14 +71,15 @@ class Processes:
 
     def all_reduce_max(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The element-wise maximum over all processes, in place."""
-        if self.world_size > 1:
-            _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MAX)
-        return tensor
+        return self._all_reduce(tensor, dist.ReduceOp.MAX)
 
     def all_reduce_min(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The element-wise minimum over all processes, in place."""
+        return self._all_reduce(tensor, dist.ReduceOp.MIN)
+
+    def _all_reduce(self, tensor: Tensor, op: Any) -> Tensor:
         if self.world_size > 1:
-            _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MIN)
+            _exchange(dist.all_reduce, tensor, op=op)
         return tensor
 
     def start_all_to_all(self, rows: Shaped[Tensor, " n *shape"]) -> Started:
@@ -230,7 +229,7 @@ def connected() -> Iterator[Processes]:
 
 
 def open_store(n: int) -> TCPStore:
-    """Where n processes of this machine find one another, at a port that is free."""
+    """A store at a free port of this machine, by which n processes find one another."""
     return TCPStore("127.0.0.1", 0, n, is_master=True, wait_for_workers=False, timeout=EXCHANGE_TIMEOUT)
 
 

@@ -17,9 +17,7 @@ from torch import Tensor
 
 ROUNDING = 2.0**-8  # relative error of a number rounded to bfloat16
 LAST_ROUNDING = np.float32(ROUNDING * 1.01)  # of a sum that is rounded to bfloat16, as a share of what comes out
-TWICE_ROUNDED = np.float32(
-    2 * ROUNDING * 1.01
-)  # of a product with a bias, whether it is rounded once on the way or twice
+TWICE_ROUNDED = np.float32(2 * ROUNDING * 1.01)  # of a product with a bias, rounded once on the way or twice
 SUM_ROUNDING = np.float32(2.0**-20)  # of the sum of a product and a bias in float32, with room to spare
 GROUP = 32  # latents that are passed over together if none of them can be above
 # Groups among whose maxima the k-th largest is looked for; more are a closer bound and more maxima. Counted in 16 bits.
@@ -200,9 +198,8 @@ def above(
     """
     rows, table, offset = rows.detach().contiguous(), table.detach(), (bias - bounds).detach().numpy()
     counts, pieces = np.zeros(len(rows), np.int64), []
-    latents = np.empty(
-        (min(_step(table), len(rows)), len(table)), np.int32
-    )  # memory is taken where something is written
+    # Memory is taken where something is written.
+    latents = np.empty((min(_step(table), len(rows)), len(table)), np.int32)
     for part, (proposed, slack, norms) in _proposals(rows, table):
         products = proposed.float().numpy()
         _decide(products, slack, norms, offset, rows[part].numpy(), table.numpy(), latents, counts[part])

@@ -126,7 +126,7 @@ def _encode_stream(
         latents = [file.latents() for file in files]
 
     ids, documents = contexts.ids[:n_contexts], contexts.documents[:n_contexts]
-    codes = [Codes(ids, documents, *found) for found in latents]
+    codes = [Codes(ids, documents, *columns) for columns in latents]
 
     return codes, is_read.reshape(n_contexts, contexts.ctx_len)
 

@@ -85,6 +85,13 @@ class TableCopies(NamedTuple):
     decoder: list[Float[Tensor, "m d"]]
 
 
+def average_buffers(sae: SparseAutoencoder, processes: Processes, share: Float[Tensor, ""] | float) -> None:
+    """Brings the running figures of an architecture to their mean over processes, each of which has `share` of the tokens."""
+    for buffer in sae.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(processes.all_reduce_sum(buffer * share))
+
+
 class Exchange(ABC):
     """How the processes of one update share it."""
 

@@ -23,7 +23,7 @@ from sae.training.adam_state import AdamState
 from sae.training.code_decoding import CodeDecoding, DecodedCode, PreparedBatch, Scales, UpdateInput
 from sae.training.cuda_graphs import CudaGraphs, SideStream
 from sae.training.dead_latents import DeadLatentCount, aux_loss_and_gradients
-from sae.training.exchange import Alone, BatchSums, Exchange, TokenSums
+from sae.training.exchange import Alone, BatchSums, Exchange, TokenSums, average_buffers
 from sae.training.latent_selection import TILE, LatentSelection, Selection
 from sae.training.parameter_update import ParameterUpdate
 
@@ -264,12 +264,10 @@ class FusedStep:
                 tokens_seen=update.tokens_seen, counts=code.counts,
             )
         )  # fmt: skip
-        processes = self.exchange.token_processes
-        if processes.world_size > 1:  # running figures become their mean over processes
-            share = update.adam.n_own_tokens / update.adam.n_tokens
-            for buffer in self.sae.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(processes.all_reduce_sum(buffer * share))
+        if self.exchange.token_processes.world_size > 1:
+            average_buffers(
+                self.sae, self.exchange.token_processes, update.adam.n_own_tokens / update.adam.n_tokens
+            )  # fmt: skip
 
     def _static_batch(self, raw: Batch, size: int) -> Batch:
         """The rows copied into tensors that stay where they are (a CUDA graph reads those), made for `size` rows.

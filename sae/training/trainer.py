@@ -15,7 +15,7 @@ from sae.foundation.tensor_files import Piece, TensorFiles
 from sae.model.hookpoints import Channel, HookPoint
 from sae.stream.activations import Activations, ActivationStatistics
 from sae.training.code_decoding import Scales
-from sae.training.exchange import Exchange, LatentShards, Replicas
+from sae.training.exchange import Exchange, LatentShards, Replicas, average_buffers
 from sae.training.fused_step import FusedStep, StepFigures
 from sae.training.optimiser import TrainConfig
 
@@ -221,9 +221,7 @@ class SaeTrainer:
         self.sae.count_firings(training_pass.encoding, n_tokens)
         self.processes.all_reduce_min(self.sae.tokens_since_fired)
         self.sae.observe(training_pass)
-        for buffer in self.sae.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(self.processes.all_reduce_sum(buffer * share))
+        average_buffers(self.sae, self.processes, share)
 
     def log_line(self, lr: float) -> dict[str, float | int]:
         """Figures since the last line; raises `NumericError` if the loss is not finite."""

@@ -67,8 +67,10 @@ class Intervention(Scorer):
         shift = [(d[:, promoted].mean(1) - d.mean(1)) for d in (logits - clean for logits in changed[2:])]
 
         return [
-            Figure(metric, _mean(found[0]), 0.0, len(ids), n_neg=0, baseline=float(found[1].mean()) if live else nan)
-            for metric, found in (("ablation_kl", kl), ("promoted_shift", shift))
+            Figure(
+                metric, _mean(effects[0]), 0.0, len(ids), n_neg=0, baseline=float(effects[1].mean()) if live else nan
+            )
+            for metric, effects in (("ablation_kl", kl), ("promoted_shift", shift))
         ]
 
 
